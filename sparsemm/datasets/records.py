@@ -1,0 +1,148 @@
+"""The one record every data source becomes: an image and the text on it, word by word."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sparsemm.errors import DataError
+from sparsemm.files import atomic_path
+
+KINDS = ("word", "number", "key", "value", "line", "object")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One piece of text and where it stands.
+
+    Attributes:
+        text: what is written (or the object's name), not empty.
+        box: (x0, y0, x1, y1) in pixels of the record's image, x0 < x1 and y0 < y1, inside the image.
+        kind: one of `KINDS`.
+    """
+
+    text: str
+    box: tuple[float, float, float, float]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """An RGB image with its entries in reading order, where it came from and under which licence."""
+
+    id: str
+    image: Image.Image
+    entries: tuple[Entry, ...]
+    source: str
+    licence: str
+
+    def validate(self) -> Record:
+        """Return self.
+
+        Raises:
+            DataError: naming the record and the entry that does not fit the schema.
+        """
+        width, height = self.image.size
+        if not self.id or not self.source or not self.licence:
+            raise DataError("id, source and licence must not be empty", where=f"record {self.id!r}")
+        if self.image.mode != "RGB":
+            raise DataError(f"image mode is {self.image.mode}, not RGB", where=f"record {self.id!r}")
+        for number, entry in enumerate(self.entries):
+            where = f"record {self.id!r}, entry {number}"
+            if not entry.text.strip():
+                raise DataError("text is empty", where=where)
+            if entry.kind not in KINDS:
+                raise DataError(f"kind {entry.kind!r} is unknown", where=where, hint=f"use one of {KINDS}")
+            if len(entry.box) != 4 or not all(math.isfinite(value) for value in entry.box):
+                raise DataError(f"box {entry.box} is not four finite numbers", where=where)
+            x0, y0, x1, y1 = entry.box
+            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+                raise DataError(f"box {entry.box} is empty or outside the {width}x{height} image", where=where)
+        return self
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    entry = pa.struct([("text", pa.string()), ("box", pa.list_(pa.float64(), 4)), ("kind", pa.string())])
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("image", pa.binary()),
+            ("entries", pa.list_(entry)),
+            ("source", pa.string()),
+            ("licence", pa.string()),
+        ]
+    )
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Write validated records as parquet (PNG image bytes); atomic; returns how many were written.
+
+    Raises:
+        DataError: if a record does not fit the schema or two share an id.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    seen: set[str] = set()
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
+        for record in records:
+            record.validate()
+            if record.id in seen:
+                raise DataError("two records share this id", where=f"record {record.id!r}")
+            seen.add(record.id)
+            buffer = io.BytesIO()
+            record.image.save(buffer, format="PNG")
+            row = {
+                "id": record.id,
+                "image": buffer.getvalue(),
+                "entries": [{"text": e.text, "box": list(e.box), "kind": e.kind} for e in record.entries],
+                "source": record.source,
+                "licence": record.licence,
+            }
+            writer.write_table(pa.Table.from_pylist([row], schema=_schema()))
+    return len(seen)
+
+
+def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
+    """Read and validate the first `limit` (default: all) records of a parquet file.
+
+    Raises:
+        DataError: if the file is missing, is not parquet, has other columns, or holds a bad record.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    if not path.is_file():
+        raise DataError("no such file", where=str(path), hint="run the download stage first")
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"not a readable parquet file: {error}", where=str(path)) from error
+    if not file.schema_arrow.equals(_schema()):
+        raise DataError("columns differ from the record schema", where=str(path), hint="run the download stage again")
+    records: list[Record] = []
+    for batch in file.iter_batches(batch_size=64):
+        for row in batch.to_pylist():
+            if limit is not None and len(records) >= limit:
+                return records
+            records.append(_record(row, path))
+    return records
+
+
+def _record(row: dict[str, Any], path: Path) -> Record:
+    try:
+        image = Image.open(io.BytesIO(row["image"]))
+        image.load()
+        entries = tuple(Entry(e["text"], tuple(e["box"]), e["kind"]) for e in row["entries"])
+    except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"unreadable image or entries: {error}", where=f"{path}, record {row['id']!r}") from error
+    return Record(row["id"], image, entries, row["source"], row["licence"]).validate()

@@ -1,0 +1,1 @@
+"""The small checkpoints: their architectures and how they learn to read."""

@@ -1,0 +1,208 @@
+"""The small checkpoints' architectures: unmodified Hugging Face classes, a real tokenizer and processor."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from sparsemm.datasets.synthetic import ANCHORS
+from sparsemm.errors import ModelError
+
+LAYERS, QUERY_HEADS, HIDDEN = 6, 16, 128
+TILE, PATCH = 84, 14  # pixels; a visual token is 14 x 14 px and holds two characters of a page at scale 1
+NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
+
+_WORDS = ("USER", "ASSISTANT", "Read", "the", "page", "What", "is", "follows", "user", "assistant", "INST")
+_TEMPLATES = {
+    "tiny-llava-next-vicuna": ("{{ bos_token }}", "USER: ", "ASSISTANT:", " "),
+    "tiny-llava-next-mistral": ("{{ bos_token }}", "[INST] ", "[/INST]", " "),
+    "tiny-qwen2-vl": ("", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"),
+}
+_IMAGE_TEXT = {
+    "tiny-llava-next-vicuna": "<image>\n",
+    "tiny-llava-next-mistral": "<image>\n",
+    "tiny-qwen2-vl": "<|vision_start|><|image_pad|><|vision_end|>",
+}
+
+
+def chat_template(name: str) -> str:
+    """The Jinja chat template of a small checkpoint; messages hold parts of type "image" and "text"."""
+    start, user, assistant, after = _TEMPLATES[name]
+    after = after.replace("\n", "\\n")
+    user, assistant = user.replace("\n", "\\n"), assistant.replace("\n", "\\n")
+    image = _IMAGE_TEXT[name].replace("\n", "\\n")
+    return (
+        f"{start}{{% for message in messages %}}"
+        f"{{% if message['role'] == 'user' %}}{{{{ '{user}' }}}}"
+        "{% for part in message['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{{{{ '{image}' }}}}{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
+        f"{{% endfor %}}{{{{ '{after}' }}}}"
+        f"{{% else %}}{{{{ '{assistant}' }}}}"
+        "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{{ eos_token }}{% endif %}"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ '{assistant}' }}}}{{% endif %}}"
+    )
+
+
+def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """A character tokenizer whose anchors and instruction words are single tokens."""
+    qwen = name == "tiny-qwen2-vl"
+    eos = "<|im_end|>" if qwen else "</s>"
+    special = ["<pad>", "<unk>", "<s>", eos]
+    special += (
+        ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"] if qwen else ["<image>"]
+    )
+    characters = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
+    vocabulary = {token: i for i, token in enumerate(special + characters)}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    core.decoder = decoders.Fuse()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    core.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in (*_WORDS, *ANCHORS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token=eos,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _pixels(width_tiles: int, height_tiles: int) -> list[int]:
+    return [height_tiles * TILE, width_tiles * TILE]
+
+
+def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    pinpoints = [_pixels(1, 1), _pixels(2, 1), _pixels(1, 2), _pixels(2, 2)]
+    shared: dict[str, Any] = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN,
+        intermediate_size=3 * HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=QUERY_HEADS,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    text = (
+        LlamaConfig(num_key_value_heads=QUERY_HEADS, **shared)
+        if name == "tiny-llava-next-vicuna"
+        else MistralConfig(num_key_value_heads=QUERY_HEADS // 4, sliding_window=None, **shared)
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=TILE,
+        patch_size=PATCH,
+        projection_dim=96,
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    image_processor = LlavaNextImageProcessor(
+        size={"shortest_edge": TILE},
+        crop_size={"height": TILE, "width": TILE},
+        image_grid_pinpoints=pinpoints,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    processor = LlavaNextProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=chat_template(name),
+        num_additional_image_tokens=1,
+    )
+    return LlavaNextForConditionalGeneration(config), processor
+
+
+def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    ids = tokenizer.convert_tokens_to_ids
+    text = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=192,  # 12 per head: three M-RoPE sections of two frequencies
+        intermediate_size=384,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=QUERY_HEADS,
+        num_key_value_heads=QUERY_HEADS // 4,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    vision = dict(
+        depth=2, embed_dim=96, hidden_size=192, num_heads=4, mlp_ratio=2, patch_size=PATCH // 2, temporal_patch_size=2
+    )
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    size = {"shortest_edge": PATCH * PATCH, "longest_edge": 64 * PATCH * PATCH * 4}
+    geometry: dict[str, Any] = dict(patch_size=PATCH // 2, temporal_patch_size=2, merge_size=2, size=size)
+    normal: dict[str, Any] = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**geometry, **normal),
+        video_processor=Qwen2VLVideoProcessor(**geometry, **normal),
+        tokenizer=tokenizer,
+        chat_template=chat_template(name),
+    )
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
+def build(name: str, seed: int = 0) -> tuple[Any, Any]:
+    """Build an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
+
+    Args:
+        name: one of `NAMES`; a suffix after it (as in tiny-llava-next-vicuna-sparse) is allowed.
+
+    Raises:
+        ModelError: if the name is unknown.
+    """
+    base = next((known for known in NAMES if name == known or name.startswith(f"{known}-")), None)
+    if base is None:
+        raise ModelError(f"no small architecture is called {name!r}", hint=f"use one of {', '.join(NAMES)}")
+    tokenizer = build_tokenizer(base)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, processor = (_qwen if base == "tiny-qwen2-vl" else _llava)(base, tokenizer)
+    generation = model.generation_config
+    generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    generation.eos_token_id = tokenizer.eos_token_id
+    generation.do_sample = False
+    return model.eval(), processor
