@@ -1,0 +1,147 @@
+"""Training batches: pages of one size, as the tensors the real processor would make of them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sparsemm.datasets.records import Record
+from sparsemm.datasets.synthetic import (
+    ANCHORS,
+    CELL_HEIGHT,
+    CELL_WIDTH,
+    PageStyle,
+    draw_record,
+    page_text,
+    questions,
+)
+from sparsemm.training.architectures import PATCH, TILE
+
+READ_PROMPT = "Read the page."
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz0123456789:"  # class 0 is blank
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's tensors.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward.
+        labels: (B, S) int64, the next-token targets' own tokens; `IGNORE` outside answers.
+        characters: (B, N, 2) int64, the two characters under each high-resolution visual token.
+        lines: (B, N) int64, index of the anchor of the line a visual token lies on, or `IGNORE`.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    characters: torch.Tensor
+    lines: torch.Tensor
+
+
+def llava_pixels(pages: np.ndarray) -> torch.Tensor:
+    """(B, h, w) uint8 pages, multiples of a tile -> (B, 1 + tiles, 3, 84, 84) fp32 as LlavaNextImageProcessor."""
+    rows, columns = pages.shape[1] // TILE, pages.shape[2] // TILE
+    small = np.stack([np.asarray(Image.fromarray(p).resize((TILE, TILE), Image.Resampling.BICUBIC)) for p in pages])
+    tiles = pages.reshape(-1, rows, TILE, columns, TILE).transpose(0, 1, 3, 2, 4).reshape(len(pages), -1, TILE, TILE)
+    stacked = np.concatenate([small[:, None], tiles], axis=1)
+    values = torch.from_numpy(stacked).float().div_(127.5).sub_(1.0)
+    return values[:, :, None].expand(-1, -1, 3, -1, -1).contiguous()
+
+
+def qwen_pixels(pages: np.ndarray) -> torch.Tensor:
+    """(B, h, w) uint8 pages -> (B * patches, 3 * 2 * 7 * 7) fp32 in the order of Qwen2VLImageProcessor."""
+    half = PATCH // 2
+    b, h, w = pages.shape
+    values = torch.from_numpy(pages).float().div_(127.5).sub_(1.0)
+    patches = values.view(b, h // PATCH, 2, half, w // PATCH, 2, half).permute(0, 1, 4, 2, 5, 3, 6)
+    flat = patches.reshape(-1, 1, 1, half, half).expand(-1, 3, 2, half, half)
+    return flat.reshape(-1, 6 * half * half).contiguous()
+
+
+def _targets(record: Record) -> tuple[np.ndarray, np.ndarray]:
+    """Characters (rows, columns, 2) and anchor of the line (rows, columns) under the visual tokens of a page."""
+    width, height = record.image.size
+    grid = np.zeros((height // CELL_HEIGHT, width // CELL_WIDTH), dtype=np.int64)
+    lines = np.full((height // PATCH, width // PATCH), IGNORE, dtype=np.int64)
+    for left, right in zip(record.entries[::2], record.entries[1::2], strict=True):
+        for entry in (left, right):
+            row, cell = int(entry.box[1]) // CELL_HEIGHT, int(entry.box[0]) // CELL_WIDTH
+            grid[row, cell : cell + len(entry.text)] = [CHARACTERS.index(c) for c in entry.text]
+            # The first token of an anchor cannot know the whole anchor under a causal mask.
+            first = cell // 2 + (1 if entry is left else 0)
+            lines[row, first : (cell + len(entry.text) + 1) // 2] = ANCHORS.index(left.text.rstrip(":"))
+    return grid.reshape(*lines.shape, 2), lines
+
+
+class BatchMaker:
+    """Draws pages of the train split and turns them into batches for one small model."""
+
+    def __init__(self, processor: Any, seed: int) -> None:
+        self.processor, self.tokenizer, self.seed = processor, processor.tokenizer, seed
+        self.qwen = hasattr(processor, "video_processor")
+        self.image_id: int = self.tokenizer.convert_tokens_to_ids("<|image_pad|>" if self.qwen else "<image>")
+        self.drawn = 0
+        self.rng = random.Random(f"batches/{seed}")
+
+    def _turns(self, record: Record, read: bool, count: int) -> list[tuple[str, str]]:
+        if read:
+            return [(READ_PROMPT, page_text(record))]
+        asked = questions(record)
+        return [(q.prompt, q.answer) for q in (self.rng.choice(asked) for _ in range(count))]
+
+    def _tokens(self, turns: list[tuple[str, str]], visual: int) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation and its labels; the n-th image placeholder becomes `visual` tokens."""
+        ids: list[int] = []
+        labels: list[int] = []
+        messages: list[dict[str, Any]] = []
+        text = ""
+        for number, (prompt, answer) in enumerate(turns):
+            parts = [{"type": "image"}] * (number == 0) + [{"type": "text", "text": prompt}]
+            messages.append({"role": "user", "content": parts})
+            for answered in (False, True):
+                if answered:
+                    messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+                longer = self.processor.apply_chat_template(messages, add_generation_prompt=not answered)
+                new = self.tokenizer(longer[len(text) :], add_special_tokens=False).input_ids
+                text = longer
+                expanded = [t for token in new for t in ([token] * visual if token == self.image_id else [token])]
+                ids += expanded
+                end = len(expanded)
+                if answered:  # the end-of-turn token is learnt, the newline after it is not
+                    end = expanded.index(self.tokenizer.eos_token_id) + 1
+                labels += [t if answered and i < end else IGNORE for i, t in enumerate(expanded)]
+        return ids, labels
+
+    def make(self, size: int, style: PageStyle, read: bool, turns: int = 4) -> Batch:
+        """A batch of `size` pages that share `style`; reading (one turn) or answering `turns` questions."""
+        records = [draw_record("train", self.seed, self.drawn + i, style) for i in range(size)]
+        self.drawn += size
+        pages = np.stack([np.asarray(record.image)[:, :, 0] for record in records])
+        targets = [_targets(record) for record in records]
+        characters = torch.from_numpy(np.stack([t[0] for t in targets]))
+        lines = torch.from_numpy(np.stack([t[1] for t in targets]))
+        rows, columns = lines.shape[1:]
+        extra: dict[str, torch.Tensor] = {}
+        if self.qwen:
+            visual = rows * columns
+            extra["pixel_values"] = qwen_pixels(pages)
+            extra["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]] * size)
+        else:
+            visual = (TILE // PATCH) ** 2 + rows * (columns + 1)  # thumbnail, then the grid with a newline per row
+            extra["pixel_values"] = llava_pixels(pages)
+            extra["image_sizes"] = torch.tensor([pages.shape[1:]] * size)
+        rows_of_tokens = [self._tokens(self._turns(record, read, turns), visual) for record in records]
+        longest = max(len(ids) for ids, _ in rows_of_tokens)
+        pad = self.tokenizer.pad_token_id
+        # Right padding: under a causal mask no answer token sees it, so no attention mask is needed.
+        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows_of_tokens])
+        labels = torch.tensor([row + [IGNORE] * (longest - len(row)) for _, row in rows_of_tokens])
+        if self.qwen:
+            extra["mm_token_type_ids"] = (ids == self.image_id).long()
+        return Batch({"input_ids": ids, **extra}, labels, characters.flatten(1, 2), lines.flatten(1, 2))

@@ -1,0 +1,230 @@
+"""Train a small checkpoint from scratch: `python -m sparsemm.training.train tiny-qwen2-vl --output FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import sparsemm  # noqa: F401  (declares missing torchvision operators before transformers looks for them)
+from sparsemm.datasets.synthetic import ANCHORS, PageStyle
+from sparsemm.files import atomic_path
+from sparsemm.training.architectures import build
+from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
+
+LINE_LAYER = 3  # the decoder layer whose output has to know on which line a visual token lies
+
+
+class Probes(nn.Module):
+    """Linear read-outs that speed learning up and are thrown away afterwards.
+
+    `characters`: visual features (B, N, hidden) -> two characters a token. `lines`: hidden states of the visual
+    tokens after layer `LINE_LAYER` -> the anchor of the line the token lies on.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.characters = nn.Linear(hidden, 2 * len(CHARACTERS))
+        self.lines = nn.Linear(hidden, len(ANCHORS))
+
+
+@contextmanager
+def captured(model: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect visual features and the hidden states after `LINE_LAYER` of the forwards inside the block."""
+    seen: dict[str, torch.Tensor] = {}
+    inner = model.model
+    vision = inner.multi_modal_projector if hasattr(inner, "multi_modal_projector") else inner.visual.merger
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [
+        vision.register_forward_hook(keep("features")),
+        inner.language_model.layers[LINE_LAYER - 1].register_forward_hook(keep("hidden")),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _grid_features(features: torch.Tensor, batch: Batch, qwen: bool) -> torch.Tensor:
+    """Visual features of the high-resolution grid in raster order: (B, N, hidden)."""
+    size, count = batch.lines.shape
+    if qwen:
+        return features.view(size, count, -1)
+    tiles = features.view(size, -1, 6, 6, features.shape[-1])[:, 1:]  # without the thumbnail
+    return tiles.permute(0, 2, 1, 3, 4).reshape(size, count, -1)  # pages are one tile high
+
+
+def _grid_hidden(hidden: torch.Tensor, batch: Batch, image_id: int, qwen: bool) -> torch.Tensor:
+    """Hidden states of the high-resolution grid's tokens in raster order, newlines left out: (B, N, hidden)."""
+    size, count = batch.lines.shape
+    visual = hidden[batch.inputs["input_ids"] == image_id].view(size, -1, hidden.shape[-1])
+    if qwen:
+        return visual
+    return visual[:, 36:].reshape(size, 6, count // 6 + 1, -1)[:, :, :-1].reshape(size, count, -1)
+
+
+def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) -> dict[str, torch.Tensor]:
+    """Cross-entropies of the answers and of both probes, and the answers' token accuracy (scalars)."""
+    with captured(model) as seen:
+        logits = model(**batch.inputs, use_cache=False).logits[:, :-1]
+    targets = batch.labels[:, 1:]
+    chosen = targets != IGNORE
+    picked, wanted = logits[chosen].float(), targets[chosen]
+    characters = probes.characters(_grid_features(seen["features"], batch, qwen).float())
+    lines = probes.lines(_grid_hidden(seen["hidden"], batch, image_id, qwen).float())
+    return {
+        "answer": F.cross_entropy(picked, wanted),
+        "characters": F.cross_entropy(characters.unflatten(-1, (2, -1)).flatten(0, 2), batch.characters.flatten()),
+        "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
+        "accuracy": (picked.argmax(-1) == wanted).float().mean().detach(),
+    }
+
+
+def style_at(progress: float, step: int) -> PageStyle:
+    """The curriculum: one or two lines, then one column, then one and two columns in turn."""
+    if progress < 0.12:
+        return PageStyle(1, 6, (1, 2))
+    if progress < 0.30:
+        return PageStyle(1, 6, (2, 5))
+    if progress < 0.55 or step % 2:
+        return PageStyle(1, 6, (3, 6))
+    return PageStyle(2, 6, (6, 12))
+
+
+def rate_at(progress: float, step: int) -> float:
+    """Multiplier of the learning rate: 40 steps of warm-up, constant, linear to zero over the last 35 %."""
+    return min((step + 1) / 40, 1.0, (1.0 - progress) / 0.35)
+
+
+def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms, convolutions and probes."""
+    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n or ".blocks." in n and p.ndim == 2]
+    known = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in known] + list(probes.parameters())
+    return [
+        torch.optim.Muon(inside, lr=0.02, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train(
+    name: str,
+    output: Path,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "cpu",
+    every: int = 25,
+) -> dict[str, Any]:
+    """Train `name` for `steps` steps and write model and processor to `output` (fp16 safetensors).
+
+    Stopped and started again with the same arguments, it goes on from its last saved state (beside `output`).
+
+    Returns:
+        what the card says of the run: steps, seconds, batch size, seed, device, last losses.
+    """
+    model, processor = build(name, seed)
+    model.to(device).train()
+    probes = Probes(model.config.text_config.hidden_size).to(device)
+    maker = BatchMaker(processor, seed)
+    optimizer_list = optimizers(model, probes)
+    base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
+    state_path = output.with_name(f".{output.name}.state.pt")
+    start, spent = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        probes.load_state_dict(state["probes"])
+        for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        start, spent, maker.drawn = state["step"], state["seconds"], state["drawn"]
+        print(f"{name}: going on at step {start}", flush=True)
+    maker.rng.seed(f"batches/{seed}/{start}")
+    running: dict[str, float] = {}
+    began = time.monotonic()
+    for step in range(start, steps):
+        progress = step / steps
+        batch = maker.make(batch_size, style_at(progress, step), read=step % 5 < 2)
+        if device != "cpu":
+            batch = Batch(
+                {k: v.to(device) for k, v in batch.inputs.items()},
+                *(t.to(device) for t in (batch.labels, batch.characters, batch.lines)),
+            )
+        parts = losses(model, probes, batch, maker.image_id, maker.qwen)
+        (parts["answer"] + 0.5 * parts["characters"] + 0.3 * parts["lines"]).backward()
+        torch.nn.utils.clip_grad_norm_([*model.parameters(), *probes.parameters()], 1.0)
+        for optimizer, rates in zip(optimizer_list, base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * rate_at(progress, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        kind = "read" if step % 5 < 2 else "ask"
+        for key, value in parts.items():
+            label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
+            running[label] = 0.8 * running.get(label, value.item()) + 0.2 * value.item()
+        if (step + 1) % every == 0:
+            shown = " ".join(f"{k} {v:.3f}" for k, v in sorted(running.items()))
+            print(f"{name} step {step + 1}/{steps} {spent + time.monotonic() - began:.0f} s {shown}", flush=True)
+        if (step + 1) % 200 == 0 and step + 1 < steps:
+            state = {
+                "model": model.state_dict(),
+                "probes": probes.state_dict(),
+                "optimizers": [o.state_dict() for o in optimizer_list],
+                "step": step + 1,
+                "seconds": spent + time.monotonic() - began,
+                "drawn": maker.drawn,
+            }
+            with atomic_path(state_path) as temporary:
+                torch.save(state, temporary)
+    seconds = spent + time.monotonic() - began
+    save(model, processor, output)
+    state_path.unlink(missing_ok=True)
+    last = {k: round(v, 4) for k, v in running.items()}
+    return {
+        "steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "seconds": round(seconds), "last": last
+    }  # fmt: skip
+
+
+def save(model: Any, processor: Any, output: Path) -> None:
+    """Write model (fp16 safetensors) and processor so that the Auto classes load them."""
+    output.mkdir(parents=True, exist_ok=True)
+    half = model.to("cpu").half()
+    half.save_pretrained(output)
+    processor.save_pretrained(output)
+    model.float()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    given = parser.parse_args(arguments)
+    card = train(
+        given.name, given.output, steps=given.steps, batch_size=given.batch_size, seed=given.seed, device=given.device
+    )
+    print(json.dumps(card))
+
+
+if __name__ == "__main__":
+    main()
