@@ -67,7 +67,9 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     eos = "<|im_end|>" if qwen else "</s>"
     special = ["<pad>", "<unk>", "<s>", eos]
     special += (
-        ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"] if qwen else ["<image>"]
+        ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+        if qwen
+        else ["<image>"]
     )
     characters = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
     vocabulary = {token: i for i, token in enumerate(special + characters)}
@@ -162,7 +164,13 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         tie_word_embeddings=True,
     )
     vision = dict(
-        depth=2, embed_dim=96, hidden_size=192, num_heads=4, mlp_ratio=2, patch_size=PATCH // 2, temporal_patch_size=2
+        depth=2,
+        embed_dim=96,
+        hidden_size=192,
+        num_heads=4,
+        mlp_ratio=2,
+        patch_size=PATCH // 2,
+        temporal_patch_size=2,
     )
     config = Qwen2VLConfig(
         text_config=text,

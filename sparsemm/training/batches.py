@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sparsemm.datasets.records import Record
+from sparsemm.datasets.records import Entry, Record
 from sparsemm.datasets.synthetic import (
     ANCHORS,
     CELL_HEIGHT,
@@ -36,12 +36,20 @@ class Batch:
         labels: (B, S) int64, the next-token targets' own tokens; `IGNORE` outside answers.
         characters: (B, N, 2) int64, the two characters under each high-resolution visual token.
         lines: (B, N) int64, index of the anchor of the line a visual token lies on, or `IGNORE`.
+        pointers: (B, S) int64, index of the visual token under the answer token standing there, or `IGNORE`.
     """
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     characters: torch.Tensor
     lines: torch.Tensor
+    pointers: torch.Tensor
+
+    def to(self, device: str) -> Batch:
+        """The same batch on another device."""
+        inputs = {key: value.to(device) for key, value in self.inputs.items()}
+        rest = (self.labels, self.characters, self.lines, self.pointers)
+        return Batch(inputs, *(tensor.to(device) for tensor in rest))
 
 
 def llava_pixels(pages: np.ndarray) -> torch.Tensor:
@@ -79,6 +87,12 @@ def _targets(record: Record) -> tuple[np.ndarray, np.ndarray]:
     return grid.reshape(*lines.shape, 2), lines
 
 
+def _pointers(entry: Entry, columns: int) -> list[int]:
+    """Raster index of the visual token under each character of an entry."""
+    row, cell = int(entry.box[1]) // CELL_HEIGHT, int(entry.box[0]) // CELL_WIDTH
+    return [row * columns + (cell + i) // 2 for i in range(len(entry.text))]
+
+
 class BatchMaker:
     """Draws pages of the train split and turns them into batches for one small model."""
 
@@ -89,19 +103,26 @@ class BatchMaker:
         self.drawn = 0
         self.rng = random.Random(f"batches/{seed}")
 
-    def _turns(self, record: Record, read: bool, count: int) -> list[tuple[str, str]]:
+    def _turns(self, record: Record, read: bool, count: int) -> list[tuple[str, str, list[int]]]:
+        """(prompt, answer, visual token under each character of the answer) of every turn."""
+        columns = record.image.size[0] // PATCH
+        under = [_pointers(entry, columns) for entry in record.entries]
         if read:
-            return [(READ_PROMPT, page_text(record))]
-        asked = questions(record)
-        return [(q.prompt, q.answer) for q in (self.rng.choice(asked) for _ in range(count))]
+            joined = list(under[0])
+            for positions in under[1:]:
+                joined += [positions[0], *positions]  # the blank between two words looks ahead
+            return [(READ_PROMPT, page_text(record), joined)]
+        asked = list(zip(questions(record), under[1::2], strict=True))
+        return [(q.prompt, q.answer, where) for q, where in (self.rng.choice(asked) for _ in range(count))]
 
-    def _tokens(self, turns: list[tuple[str, str]], visual: int) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation and its labels; the n-th image placeholder becomes `visual` tokens."""
+    def _tokens(self, turns: list[tuple[str, str, list[int]]], visual: int) -> tuple[list[int], list[int], list[int]]:
+        """Token ids, labels and pointers of a conversation; the image placeholder becomes `visual` tokens."""
         ids: list[int] = []
         labels: list[int] = []
+        pointers: list[int] = []
         messages: list[dict[str, Any]] = []
         text = ""
-        for number, (prompt, answer) in enumerate(turns):
+        for number, (prompt, answer, under) in enumerate(turns):
             parts = [{"type": "image"}] * (number == 0) + [{"type": "text", "text": prompt}]
             messages.append({"role": "user", "content": parts})
             for answered in (False, True):
@@ -112,11 +133,18 @@ class BatchMaker:
                 text = longer
                 expanded = [t for token in new for t in ([token] * visual if token == self.image_id else [token])]
                 ids += expanded
-                end = len(expanded)
-                if answered:  # the end-of-turn token is learnt, the newline after it is not
-                    end = expanded.index(self.tokenizer.eos_token_id) + 1
-                labels += [t if answered and i < end else IGNORE for i, t in enumerate(expanded)]
-        return ids, labels
+                if not answered:
+                    labels += [IGNORE] * len(expanded)
+                    pointers += [IGNORE] * len(expanded)
+                    continue
+                end = expanded.index(self.tokenizer.eos_token_id)  # learnt; the newline after it is not
+                labels += expanded[: end + 1] + [IGNORE] * (len(expanded) - end - 1)
+                character = 0
+                for token in expanded[:end]:
+                    pointers.append(under[character])
+                    character += len(self.tokenizer.convert_ids_to_tokens(token))
+                pointers += [IGNORE] * (len(expanded) - end)
+        return ids, labels, pointers
 
     def make(self, size: int, style: PageStyle, read: bool, turns: int = 4) -> Batch:
         """A batch of `size` pages that share `style`; reading (one turn) or answering `turns` questions."""
@@ -137,11 +165,13 @@ class BatchMaker:
             extra["pixel_values"] = llava_pixels(pages)
             extra["image_sizes"] = torch.tensor([pages.shape[1:]] * size)
         rows_of_tokens = [self._tokens(self._turns(record, read, turns), visual) for record in records]
-        longest = max(len(ids) for ids, _ in rows_of_tokens)
+        longest = max(len(row[0]) for row in rows_of_tokens)
         pad = self.tokenizer.pad_token_id
         # Right padding: under a causal mask no answer token sees it, so no attention mask is needed.
-        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in rows_of_tokens])
-        labels = torch.tensor([row + [IGNORE] * (longest - len(row)) for _, row in rows_of_tokens])
+        ids, labels, pointers = (
+            torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows_of_tokens])
+            for part, fill in enumerate((pad, IGNORE, IGNORE))
+        )
         if self.qwen:
             extra["mm_token_type_ids"] = (ids == self.image_id).long()
-        return Batch({"input_ids": ids, **extra}, labels, characters.flatten(1, 2), lines.flatten(1, 2))
+        return Batch({"input_ids": ids, **extra}, labels, characters.flatten(1, 2), lines.flatten(1, 2), pointers)

@@ -20,25 +20,29 @@ from sparsemm.files import atomic_path
 from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
 
-LINE_LAYER = 3  # the decoder layer whose output has to know on which line a visual token lies
+LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
+POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
+MOST_VISUAL = 72  # high-resolution visual tokens of the largest page
 
 
 class Probes(nn.Module):
     """Linear read-outs that speed learning up and are thrown away afterwards.
 
     `characters`: visual features (B, N, hidden) -> two characters a token. `lines`: hidden states of the visual
-    tokens after layer `LINE_LAYER` -> the anchor of the line the token lies on.
+    tokens after layer `LINE_LAYER` -> the anchor of the line the token lies on. `pointers`: hidden states of the
+    rows that predict answer tokens, after layer `POINTER_LAYER` -> the visual token to look at.
     """
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.characters = nn.Linear(hidden, 2 * len(CHARACTERS))
         self.lines = nn.Linear(hidden, len(ANCHORS))
+        self.pointers = nn.Linear(hidden, MOST_VISUAL)
 
 
 @contextmanager
 def captured(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect visual features and the hidden states after `LINE_LAYER` of the forwards inside the block."""
+    """Collect visual features and the probed layers' hidden states of the forwards inside the block."""
     seen: dict[str, torch.Tensor] = {}
     inner = model.model
     vision = inner.multi_modal_projector if hasattr(inner, "multi_modal_projector") else inner.visual.merger
@@ -51,7 +55,8 @@ def captured(model: Any) -> Iterator[dict[str, torch.Tensor]]:
 
     handles = [
         vision.register_forward_hook(keep("features")),
-        inner.language_model.layers[LINE_LAYER - 1].register_forward_hook(keep("hidden")),
+        inner.language_model.layers[LINE_LAYER - 1].register_forward_hook(keep("lines")),
+        inner.language_model.layers[POINTER_LAYER - 1].register_forward_hook(keep("pointers")),
     ]
     try:
         yield seen
@@ -86,24 +91,25 @@ def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) 
     chosen = targets != IGNORE
     picked, wanted = logits[chosen].float(), targets[chosen]
     characters = probes.characters(_grid_features(seen["features"], batch, qwen).float())
-    lines = probes.lines(_grid_hidden(seen["hidden"], batch, image_id, qwen).float())
+    pointed = batch.pointers[:, 1:] != IGNORE
+    pointers = probes.pointers(seen["pointers"][:, :-1][pointed].float())
+    lines = probes.lines(_grid_hidden(seen["lines"], batch, image_id, qwen).float())
     return {
         "answer": F.cross_entropy(picked, wanted),
         "characters": F.cross_entropy(characters.unflatten(-1, (2, -1)).flatten(0, 2), batch.characters.flatten()),
         "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
+        "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
         "accuracy": (picked.argmax(-1) == wanted).float().mean().detach(),
     }
 
 
-def style_at(progress: float, step: int) -> PageStyle:
-    """The curriculum: one or two lines, then one column, then one and two columns in turn."""
-    if progress < 0.12:
-        return PageStyle(1, 6, (1, 2))
-    if progress < 0.30:
-        return PageStyle(1, 6, (2, 5))
-    if progress < 0.55 or step % 2:
-        return PageStyle(1, 6, (3, 6))
-    return PageStyle(2, 6, (6, 12))
+# The curriculum: page styles used in turn, and the running accuracies (reading, answering) that end the stage.
+STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
+    ((PageStyle(1, 6, (1, 2)),), 0.93, 0.0),
+    ((PageStyle(1, 6, (2, 4)),), 0.93, 0.0),
+    ((PageStyle(1, 6, (3, 6)),), 0.93, 0.85),
+    ((PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))), 2.0, 2.0),
+)
 
 
 def rate_at(progress: float, step: int) -> float:
@@ -113,7 +119,9 @@ def rate_at(progress: float, step: int) -> float:
 
 def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for embeddings, norms, convolutions and probes."""
-    inside = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n or ".blocks." in n and p.ndim == 2]
+    inside = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n or ".blocks." in n and p.ndim == 2
+    ]
     known = {id(p) for p in inside}
     rest = [p for p in model.parameters() if id(p) not in known] + list(probes.parameters())
     return [
@@ -146,38 +154,39 @@ def train(
     optimizer_list = optimizers(model, probes)
     base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
     state_path = output.with_name(f".{output.name}.state.pt")
-    start, spent = 0, 0.0
+    start, spent, stage = 0, 0.0, 0
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
         probes.load_state_dict(state["probes"])
         for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        start, spent, maker.drawn = state["step"], state["seconds"], state["drawn"]
+        start, spent, maker.drawn, stage = (state[k] for k in ("step", "seconds", "drawn", "stage"))
         print(f"{name}: going on at step {start}", flush=True)
     maker.rng.seed(f"batches/{seed}/{start}")
     running: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
         progress = step / steps
-        batch = maker.make(batch_size, style_at(progress, step), read=step % 5 < 2)
-        if device != "cpu":
-            batch = Batch(
-                {k: v.to(device) for k, v in batch.inputs.items()},
-                *(t.to(device) for t in (batch.labels, batch.characters, batch.lines)),
-            )
+        styles, read_goal, ask_goal = STAGES[stage]
+        read = step % 5 < 3 if stage < 2 else step % 2 == 0
+        batch = maker.make(batch_size, styles[step // 2 % len(styles)], read).to(device)
         parts = losses(model, probes, batch, maker.image_id, maker.qwen)
-        (parts["answer"] + 0.5 * parts["characters"] + 0.3 * parts["lines"]).backward()
+        (parts["answer"] + 0.5 * parts["characters"] + 0.3 * parts["lines"] + 0.3 * parts["pointers"]).backward()
         torch.nn.utils.clip_grad_norm_([*model.parameters(), *probes.parameters()], 1.0)
         for optimizer, rates in zip(optimizer_list, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * rate_at(progress, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        kind = "read" if step % 5 < 2 else "ask"
+        kind = "read" if read else "ask"
         for key, value in parts.items():
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
             running[label] = 0.8 * running.get(label, value.item()) + 0.2 * value.item()
+        if running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) > ask_goal:
+            stage += 1
+            running = {}
+            print(f"{name} step {step + 1}: stage {stage}", flush=True)
         if (step + 1) % every == 0:
             shown = " ".join(f"{k} {v:.3f}" for k, v in sorted(running.items()))
             print(f"{name} step {step + 1}/{steps} {spent + time.monotonic() - began:.0f} s {shown}", flush=True)
@@ -189,6 +198,7 @@ def train(
                 "step": step + 1,
                 "seconds": spent + time.monotonic() - began,
                 "drawn": maker.drawn,
+                "stage": stage,
             }
             with atomic_path(state_path) as temporary:
                 torch.save(state, temporary)
@@ -221,7 +231,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args(arguments)
     card = train(
-        given.name, given.output, steps=given.steps, batch_size=given.batch_size, seed=given.seed, device=given.device
+        given.name,
+        given.output,
+        steps=given.steps,
+        batch_size=given.batch_size,
+        seed=given.seed,
+        device=given.device,
     )
     print(json.dumps(card))
 

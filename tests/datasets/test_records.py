@@ -41,7 +41,15 @@ def test_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "box",
-    [(0, 0, 0, 5), (5, 0, 4, 5), (-1, 0, 5, 5), (0, 0, 21, 5), (0, 0, math.nan, 5), (0, 0, math.inf, 5), (0, 0, 5)],
+    [
+        (0, 0, 0, 5),
+        (5, 0, 4, 5),
+        (-1, 0, 5, 5),
+        (0, 0, 21, 5),
+        (0, 0, math.nan, 5),
+        (0, 0, math.inf, 5),
+        (0, 0, 5),
+    ],
 )
 def test_bad_boxes_are_refused(box: tuple) -> None:
     with pytest.raises(DataError, match="record 'a', entry 0"):
@@ -50,7 +58,12 @@ def test_bad_boxes_are_refused(box: tuple) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"id": ""}, {"licence": ""}, {"image": Image.new("L", (20, 10))}, {"entries": (Entry(" ", (0, 0, 1, 1), "word"),)}],
+    [
+        {"id": ""},
+        {"licence": ""},
+        {"image": Image.new("L", (20, 10))},
+        {"entries": (Entry(" ", (0, 0, 1, 1), "word"),)},
+    ],
 )
 def test_bad_records_are_refused(changes: dict) -> None:
     with pytest.raises(DataError):
