@@ -22,7 +22,9 @@ from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
 
 LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
 POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
+VISION_STEPS = 400  # steps in which the vision tower alone learns its letters
 MOST_VISUAL = 72  # high-resolution visual tokens of the largest page
+WEIGHTS = {"answer": 1.0, "characters": 0.3, "lines": 0.3, "pointers": 0.3}
 
 
 class Probes(nn.Module):
@@ -83,6 +85,28 @@ def _grid_hidden(hidden: torch.Tensor, batch: Batch, image_id: int, qwen: bool) 
     return visual[:, 36:].reshape(size, 6, count // 6 + 1, -1)[:, :, :-1].reshape(size, count, -1)
 
 
+def _character_loss(probes: Probes, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of the character read-out; written and blank halves of tokens weigh the same."""
+    logits = probes.characters(features.float()).unflatten(-1, (2, -1)).flatten(0, 2)
+    targets = batch.characters.flatten()
+    each = F.cross_entropy(logits, targets, reduction="none")
+    written = targets != 0
+    return 0.7 * each[written].mean() + 0.3 * each[~written].mean()
+
+
+def vision_losses(model: Any, probes: Probes, batch: Batch, qwen: bool) -> dict[str, torch.Tensor]:
+    """The character loss alone, through the vision tower and its projector, without the language model."""
+    inner, pixels = model.model, batch.inputs["pixel_values"]
+    if qwen:
+        with captured(model) as seen:
+            inner.visual(pixels, grid_thw=batch.inputs["image_grid_thw"])
+        features = seen["features"]
+    else:
+        states = inner.vision_tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states
+        features = inner.multi_modal_projector(states[model.config.vision_feature_layer][:, 1:])
+    return {"characters": _character_loss(probes, _grid_features(features, batch, qwen), batch)}
+
+
 def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) -> dict[str, torch.Tensor]:
     """Cross-entropies of the answers and of both probes, and the answers' token accuracy (scalars)."""
     with captured(model) as seen:
@@ -90,13 +114,13 @@ def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) 
     targets = batch.labels[:, 1:]
     chosen = targets != IGNORE
     picked, wanted = logits[chosen].float(), targets[chosen]
-    characters = probes.characters(_grid_features(seen["features"], batch, qwen).float())
+    characters = _character_loss(probes, _grid_features(seen["features"], batch, qwen), batch)
     pointed = batch.pointers[:, 1:] != IGNORE
     pointers = probes.pointers(seen["pointers"][:, :-1][pointed].float())
     lines = probes.lines(_grid_hidden(seen["lines"], batch, image_id, qwen).float())
     return {
         "answer": F.cross_entropy(picked, wanted),
-        "characters": F.cross_entropy(characters.unflatten(-1, (2, -1)).flatten(0, 2), batch.characters.flatten()),
+        "characters": characters,
         "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
         "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
         "accuracy": (picked.argmax(-1) == wanted).float().mean().detach(),
@@ -168,11 +192,17 @@ def train(
     began = time.monotonic()
     for step in range(start, steps):
         progress = step / steps
-        styles, read_goal, ask_goal = STAGES[stage]
+        alone = step < VISION_STEPS
+        styles, read_goal, ask_goal = STAGES[-2 if alone else stage]
         read = step % 5 < 3 if stage < 2 else step % 2 == 0
         batch = maker.make(batch_size, styles[step // 2 % len(styles)], read).to(device)
-        parts = losses(model, probes, batch, maker.image_id, maker.qwen)
-        (parts["answer"] + 0.5 * parts["characters"] + 0.3 * parts["lines"] + 0.3 * parts["pointers"]).backward()
+        if alone:
+            parts = vision_losses(model, probes, batch, maker.qwen)
+        else:
+            parts = losses(model, probes, batch, maker.image_id, maker.qwen)
+        sum(
+            (WEIGHTS[key] * value for key, value in parts.items() if key in WEIGHTS), torch.zeros((), device=device)
+        ).backward()
         torch.nn.utils.clip_grad_norm_([*model.parameters(), *probes.parameters()], 1.0)
         for optimizer, rates in zip(optimizer_list, base, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -206,9 +236,8 @@ def train(
     save(model, processor, output)
     state_path.unlink(missing_ok=True)
     last = {k: round(v, 4) for k, v in running.items()}
-    return {
-        "steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "seconds": round(seconds), "last": last
-    }  # fmt: skip
+    run = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device}
+    return run | {"seconds": round(seconds), "last": last}
 
 
 def save(model: Any, processor: Any, output: Path) -> None:
