@@ -1,0 +1,133 @@
+"""Score table -> slots per KV head: three parts (window, uniform, score), exact totals, water-filling."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemm.errors import BudgetError
+
+Scores = NDArray[np.float64]
+Slots = NDArray[np.int64]
+
+
+def _checked(scores: Scores, budget: int, window: int, rho: float) -> Scores:
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.size == 0:
+        raise BudgetError(f"scores have shape {scores.shape}", hint="give a (layers, KV heads) matrix")
+    if not np.isfinite(scores).all() or (scores < 0).any():
+        raise BudgetError("scores must be finite and not negative", hint="chase the model again")
+    if not 1 <= window <= budget:
+        raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
+    if not 0.0 <= rho <= 1.0:
+        raise BudgetError(f"rho is {rho}", hint="choose rho between 0 and 1")
+    total = scores.sum()
+    return scores / total if total > 0 else np.full_like(scores, 1.0 / scores.size)
+
+
+def largest_remainder(shares: NDArray[np.float64], total: int) -> Slots:
+    """Integers that sum to `total`, in proportion to `shares` (any shape, not negative, sum above zero).
+
+    Every entry is its exact share rounded down or up; the largest remainders go up, ties to the lowest index.
+    """
+    exact = shares / shares.sum() * total
+    floors = np.floor(exact).astype(np.int64)
+    missing = total - int(floors.sum())
+    order = np.argsort(-(exact - floors).ravel(), kind="stable")
+    flat = floors.ravel().copy()
+    if missing >= 0:
+        flat[order[:missing]] += 1
+    else:  # floating-point noise lifted a floor: take it back where the remainder is smallest
+        candidates = [i for i in order[::-1] if flat[i] > 0][:-missing]
+        flat[candidates] -= 1
+    return flat.reshape(shares.shape)
+
+
+def fill(shares: NDArray[np.float64], total: int, room: Slots) -> Slots:
+    """Split `total` in proportion to `shares`, at most `room` each; what one cannot take flows to the others.
+
+    Args:
+        shares: weights, not negative, any shape. Where all open weights are zero, the split is even.
+        total: at most `room.sum()`.
+        room: int64, same shape, the most each entry can take.
+
+    Returns:
+        int64, same shape, sum exactly `total`.
+
+    Raises:
+        BudgetError: if `total` does not fit into `room`.
+    """
+    if total > int(room.sum()) or total < 0:
+        raise BudgetError(f"{total} slots do not fit into {int(room.sum())}")
+    taken = np.zeros_like(room)
+    while total > 0:
+        space = room - taken
+        open_entries = space > 0
+        weights = np.where(open_entries, shares, 0.0)
+        if weights.sum() <= 0:
+            weights = open_entries.astype(np.float64)
+        wanted = weights / weights.sum() * total
+        full = open_entries & (wanted >= space)
+        if full.any():  # these fill up; the rest is split again among the others
+            taken[full] = room[full]
+            total -= int(space[full].sum())
+            continue
+        taken += largest_remainder(weights, total)
+        break
+    # Rounding up may step over a cap by one slot; the excess goes through the loop again.
+    over = np.maximum(taken - room, 0)
+    if over.any():
+        taken = taken - over
+        taken += fill(shares, int(over.sum()), room - taken)
+    return taken
+
+
+def allocate(scores: Scores, budget: int, window: int, rho: float, prompt_length: int | None = None) -> Slots:
+    """Slots per KV head, window included (equations of arXiv 2506.05344, section 3.2, made exact).
+
+    b[l,h] = w + r + s[l,h] * (1 - rho) * (B - w) * L * H with r = rho * (B - w) and s normalised to sum 1, as
+    integers by largest remainder. With a prompt of S tokens no head gets more than S; what it cannot use flows
+    to the others in proportion to their scores.
+
+    Args:
+        scores: (L, Hkv) float64, not negative; all zero means uniform.
+        budget: B, mean slots per KV head, window included.
+        window: w, newest tokens every head keeps.
+        rho: share of the slots beyond the window that is split evenly.
+        prompt_length: S in tokens, or None for no cap.
+
+    Returns:
+        (L, Hkv) int64 whose sum is exactly L * Hkv * min(B, S).
+
+    Raises:
+        BudgetError: if the scores or the parameters are impossible.
+    """
+    share = _checked(scores, budget, window, rho)
+    heads = share.size
+    if prompt_length is not None and prompt_length <= budget:
+        return np.full(share.shape, max(prompt_length, 0), dtype=np.int64)
+    beyond = (budget - window) * heads
+    uniform = int(rho * (budget - window))
+    slots = np.full(share.shape, window + uniform, dtype=np.int64)
+    # The fraction of r below one slot is not lost: it is a flat term of the weights that split the remainder.
+    rest = beyond - uniform * heads
+    weights = (rho * (budget - window) - uniform) + (1.0 - rho) * beyond * share
+    most = prompt_length if prompt_length is not None else budget * heads
+    return slots + fill(weights, rest, most - slots)
+
+
+def allocate_paper(scores: Scores, budget: int, window: int, rho: float, prompt_length: int | None = None) -> Slots:
+    """The arithmetic of the public code: per-head rounding, so the total drifts, and overflow is lost.
+
+    base = B - w; min = int(base * rho); cap = round(s * (base - min) * L * H + min); slots = cap + w; a head keeps
+    at most S. Nothing is compressed when base exceeds S - w.
+
+    Args, Returns, Raises: as `allocate`, but for the sum.
+    """
+    share = _checked(scores, budget, window, rho)
+    base = budget - window
+    if prompt_length is not None and base > prompt_length - window:
+        return np.full(share.shape, max(prompt_length, 0), dtype=np.int64)
+    smallest = int(base * rho)
+    slots = np.round(share * ((base - smallest) * share.size) + smallest).astype(np.int64) + window
+    return slots if prompt_length is None else np.minimum(slots, prompt_length)
