@@ -1,0 +1,219 @@
+"""Load a checkpoint, name its exact contents, and keep its entry in params.yaml."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sparsemm.errors import ModelError, ParamsError
+from sparsemm.files import atomic_path, sha256_file
+from sparsemm.params import ModelParams, parse_params
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+NOT_CONTENT = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_attn_implementation_autoset")
+
+
+def content_revision(folder: str | Path) -> str:
+    """16 hex digits over names and bytes of a local checkpoint's files (its card and hidden files left out)."""
+    files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name[0] != "." and p.name != "card.json")
+    lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def fingerprint(config: PretrainedConfig) -> str:
+    """Hex SHA-256 of a config's canonical JSON, without what does not change the model's mathematics."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(k): clean(v) for k, v in value.items() if k not in NOT_CONTENT}
+        if isinstance(value, list | tuple):
+            return [clean(v) for v in value]
+        return value
+
+    text = json.dumps(clean(config.to_dict()), sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]:
+    """Load (model in eval mode, processor) of an entry; CUDA where there is one unless `device` says otherwise.
+
+    A local folder is read offline, and its contents must be what `revision` names.
+
+    Raises:
+        ModelError: if the folder does not hold the revision, or the checkpoint cannot be loaded.
+    """
+    import torch
+
+    from sparsemm.compat import define_missing_torchvision_operators
+
+    define_missing_torchvision_operators()
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    local = Path(entry.checkpoint).is_dir()
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if local:
+        options["local_files_only"] = True
+        found = content_revision(entry.checkpoint)
+        if entry.revision is not None and found != entry.revision:
+            raise ModelError(
+                f"the folder's contents are revision {found}, params.yaml names {entry.revision}",
+                where=entry.checkpoint,
+                hint="run `sparsemm models add` on it again if the change is wanted",
+            )
+    elif entry.revision is not None:
+        options["revision"] = entry.revision
+    try:
+        processor = AutoProcessor.from_pretrained(entry.checkpoint, **options)
+        model = AutoModelForImageTextToText.from_pretrained(
+            entry.checkpoint, dtype=getattr(torch, entry.dtype), **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
+        raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
+    processor.tokenizer.padding_side = "left"
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+
+
+def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a local folder or a hub id, as a dict.
+
+    Raises:
+        ModelError: if there is none, it is not JSON, or the hub cannot be reached.
+    """
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint) / "config.json"
+    else:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(checkpoint, "config.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise ModelError(
+                f"neither a local folder nor a reachable hub checkpoint: {error}",
+                where=checkpoint,
+                hint="check the spelling and the network (HF_ENDPOINT, HF_TOKEN)",
+            ) from error
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"config.json cannot be read: {error}", where=checkpoint) from error
+    if not isinstance(config, dict):
+        raise ModelError("config.json is not an object", where=checkpoint)
+    return config
+
+
+def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = None, note: str = "") -> ModelParams:
+    """The params entry of a checkpoint; family from config.json, revision of a local folder from its contents.
+
+    Raises:
+        LayoutError: if no layout supports the model.
+        ModelError: if config.json cannot be read, or `revision` is not what a local folder holds.
+    """
+    from sparsemm.layouts import family_of
+
+    config = read_config(checkpoint, revision)
+    family = family_of(config)
+    if Path(checkpoint).is_dir():
+        found = content_revision(checkpoint)
+        if revision not in (None, found):
+            raise ModelError(f"the folder's contents are revision {found}, not {revision}", where=checkpoint)
+        revision = found
+    text = config.get("text_config") or {}
+    stated = dtype or config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+    values = {"checkpoint": checkpoint, "revision": revision, "family": family, "dtype": stated, "note": note}
+    return ModelParams.model_validate_json(json.dumps(values))
+
+
+def default_key(checkpoint: str) -> str:
+    """A model key from a checkpoint's last path part: Qwen/Qwen2.5-VL-7B -> qwen2-5-vl-7b."""
+    return re.sub(r"[^a-z0-9_-]+", "-", Path(checkpoint).name.lower()).strip("-_")
+
+
+def _models_node(text: str, where: str) -> tuple[yaml.MappingNode, yaml.Node]:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
+        if key.value == "models":
+            return value, key
+    raise ParamsError("no `models`", where=where)
+
+
+def _save(path: Path, text: str) -> None:
+    parse_params(text, str(path))  # never write what could not be read back
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
+    """Write an entry under `models` of a params file, comments elsewhere untouched; an existing one is replaced.
+
+    Returns:
+        whether anything changed.
+
+    Raises:
+        ParamsError: if the file or the key is not valid.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    params = parse_params(text, str(path))
+    if params.models.get(key) == entry:
+        return False
+    if key in params.models:
+        text = _without(text, key, str(path))
+    node, name = _models_node(text, str(path))
+    values = entry.model_dump(exclude_defaults=False)
+    values = {k: v for k, v in values.items() if v not in (None, "")}
+    body = yaml.safe_dump({key: values}, sort_keys=False, width=1000, allow_unicode=True)
+    lines = text.splitlines(keepends=True)
+    block = ["  " + line for line in body.splitlines(keepends=True)]
+    if not node.value:  # `models: {}`
+        lines[name.start_mark.line : node.end_mark.line + 1] = ["models:\n"]
+        at = name.start_mark.line + 1
+    else:
+        at = _content_end(lines, node.value[0][0].start_mark.line, node.end_mark.line)
+    if at and not lines[at - 1].endswith("\n"):
+        lines[at - 1] += "\n"
+    lines[at:at] = block
+    _save(path, "".join(lines))
+    return True
+
+
+def _content_end(lines: list[str], first: int, end: int) -> int:
+    """Index after the last line of [first, end) that is neither blank nor a comment."""
+    end = min(end, len(lines))
+    while end > first and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
+        end -= 1
+    return end
+
+
+def _without(text: str, key: str, where: str) -> str:
+    node, name = _models_node(text, where)
+    lines = text.splitlines(keepends=True)
+    if node.flow_style:
+        raise ParamsError("`models` is written in flow style", where=where, hint="write one entry per line block")
+    for entry_key, value in node.value:
+        if entry_key.value == key:
+            first = entry_key.start_mark.line
+            last = max(_content_end(lines, first, value.end_mark.line), first + 1)
+            del lines[first:last]
+            if len(node.value) == 1:
+                lines[name.start_mark.line] = "models: {}\n"
+            return "".join(lines)
+    raise ParamsError(f"no model {key!r}", where=f"{where}: models")
+
+
+def remove_entry(path: str | Path, key: str) -> None:
+    """Remove a model's entry from a params file; its artifacts stay.
+
+    Raises:
+        ParamsError: if there is no such entry.
+    """
+    path = Path(path)
+    _save(path, _without(path.read_text(encoding="utf-8"), key, str(path)))

@@ -1,0 +1,202 @@
+"""params.yaml, typed and strict: the only configuration there is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sparsemm.errors import ParamsError
+
+Family = Literal["llava_next", "qwen2_vl"]
+Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelParams(_Strict):
+    """Where a model comes from."""
+
+    checkpoint: str = Field(min_length=1, description="local folder or hub id")
+    revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
+    family: Family = Field(description="layout that knows where the image sits in the prompt")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
+    note: str = Field("", description="shown beside the model in every table")
+
+
+class DatasetParams(_Strict):
+    """A source of records."""
+
+    source: Literal["synthetic"] = Field(description="where the records come from")
+    split: Literal["train", "calibration", "evaluation"] = Field(description="which of the disjoint draws")
+    samples: Count = Field(description="records to keep")
+    seed: int = Field(0, ge=0)
+
+
+class ChaseParams(_Strict):
+    """How heads are scored."""
+
+    dataset: str = Field(description="key of a data set")
+    batch_size: Count = 32
+    prompt: str = Field("Read the page.", min_length=1)
+    answer: Literal["greedy", "ground_truth"] = Field("greedy", description="whose text is aligned with the boxes")
+    align: Literal["ordered", "paper"] = Field("ordered", description="in order, or substring of exactly one chunk")
+    max_new_tokens: Count = 128
+    shard_size: Count = Field(64, description="samples between two points a stopped chase resumes from")
+
+
+class AllocateParams(_Strict):
+    """How a score table becomes budgets."""
+
+    budgets: tuple[Count, ...] = Field(min_length=1, description="mean slots per KV head, window included")
+    window: Count = Field(32, description="newest tokens every head keeps")
+    rho: float = Field(0.1, ge=0.0, le=1.0, description="share beyond the window that is split evenly")
+    mode: Literal["exact", "paper"] = Field("exact", description="exact totals, or the public code's arithmetic")
+
+    @model_validator(mode="after")
+    def _budgets_hold_the_window(self) -> Self:
+        if min(self.budgets) < self.window:
+            raise ValueError(f"budget {min(self.budgets)} is below the window of {self.window}")
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError("budgets must rise and not repeat")
+        return self
+
+
+class EvaluateParams(_Strict):
+    """Which tasks are run, with which methods."""
+
+    dataset: str = Field(description="key of a data set")
+    samples: Count = Field(description="pages, and questions about them")
+    batch_size: Count = 32
+    tasks: tuple[Literal["read", "qa"], ...] = Field(("read", "qa"), min_length=1)
+    methods: tuple[Method, ...] = Field(min_length=1)
+    pooling_kernel: int = Field(5, ge=1, description="average-pool over the observation scores; odd")
+    max_new_tokens: Count = 128
+    bootstrap: Count = Field(2000, description="resamples behind an interval")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("pooling_kernel")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd, so that a position is the middle of its pool")
+        return value
+
+
+class ProfileParams(_Strict):
+    """What is timed."""
+
+    methods: tuple[Method, ...] = Field(min_length=1)
+    budget: Count
+    lengths: tuple[Count, ...] = Field(min_length=1, description="prompt lengths in tokens")
+    new_tokens: int = Field(16, ge=2)
+    repetitions: Count = 3
+    batch_size: Count = 1
+
+
+class Params(_Strict):
+    """The whole of params.yaml."""
+
+    models: dict[str, ModelParams]
+    datasets: dict[str, DatasetParams]
+    chase: ChaseParams
+    allocate: AllocateParams
+    evaluate: EvaluateParams
+    profile: ProfileParams
+
+    @field_validator("models", "datasets")
+    @classmethod
+    def _keys(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
+                raise ValueError(f"key {key!r} may hold only letters, digits, - and _")
+        return value
+
+    @model_validator(mode="after")
+    def _known_datasets(self) -> Self:
+        for stage, name in (("chase", self.chase.dataset), ("evaluate", self.evaluate.dataset)):
+            if name not in self.datasets:
+                raise ValueError(f"{stage}.dataset {name!r} is not under datasets")
+        if self.evaluate.samples > self.datasets[self.evaluate.dataset].samples:
+            raise ValueError(f"evaluate.samples is more than datasets.{self.evaluate.dataset}.samples")
+        same = self.chase.dataset == self.evaluate.dataset
+        splits = self.datasets[self.chase.dataset].split, self.datasets[self.evaluate.dataset].split
+        if same or splits[0] == splits[1]:
+            raise ValueError("chase.dataset and evaluate.dataset draw from the same split")
+        if self.profile.budget < self.allocate.window:
+            raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
+        return self
+
+    def model(self, key: str) -> ModelParams:
+        """The entry of one model.
+
+        Raises:
+            ParamsError: if there is none.
+        """
+        if key not in self.models:
+            known = ", ".join(self.models) or "none yet"
+            raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {known}")
+        return self.models[key]
+
+
+class _NoRepeats(yaml.SafeLoader):
+    """YAML without the rule that of two equal keys the last one silently wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if key in seen:
+                mark = key_node.start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_params(text: str, where: str = "params.yaml") -> Params:
+    """Parse and check the text of a params file.
+
+    Raises:
+        ParamsError: with file, key and reason of everything that is wrong.
+    """
+    try:
+        raw = yaml.load(text, Loader=_NoRepeats)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"not YAML: {error}", where=where) from error
+    if not isinstance(raw, dict):
+        raise ParamsError("not a mapping", where=where, hint="`sparsemm params --schema` prints what belongs there")
+    try:
+        # JSON mode: lists become tuples, everything else stays strict.
+        return Params.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        reasons = []
+        for one in error.errors(include_url=False):
+            key = ".".join(str(part) for part in one["loc"]) or "(top level)"
+            reasons.append(f"{key}: {one['msg'].removeprefix('Value error, ')}")
+        raise ParamsError("; ".join(reasons), where=where) from error
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read, parse and check a params file.
+
+    Raises:
+        ParamsError: with file, key and reason of everything that is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParamsError(f"cannot be read: {error}", where=str(path), hint="run from the repository root") from error
+    return parse_params(text, str(path))
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of params.yaml."""
+    return Params.model_json_schema()
