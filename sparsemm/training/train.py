@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,9 @@ from torch.nn import functional as F
 
 import sparsemm  # noqa: F401  (declares missing torchvision operators before transformers looks for them)
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
-from sparsemm.files import atomic_path
 from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
+from sparsemm.training.state import load_state, save_state
 
 LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
 POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
@@ -177,15 +176,11 @@ def train(
     maker = BatchMaker(processor, seed)
     optimizer_list = optimizers(model, probes)
     base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
-    state_path = output.with_name(f".{output.name}.state.pt")
+    state_path = output.with_name(f".{output.name}.state.safetensors")
     start, spent, stage = 0, 0.0, 0
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        model.load_state_dict(state["model"])
-        probes.load_state_dict(state["probes"])
-        for optimizer, saved in zip(optimizer_list, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        start, spent, maker.drawn, stage = (state[k] for k in ("step", "seconds", "drawn", "stage"))
+        meta = load_state(state_path, {"model": model, "probes": probes}, optimizer_list)
+        start, spent, maker.drawn, stage = (meta[k] for k in ("step", "seconds", "drawn", "stage"))
         print(f"{name}: going on at step {start}", flush=True)
     maker.rng.seed(f"batches/{seed}/{start}")
     running: dict[str, float] = {}
@@ -221,17 +216,9 @@ def train(
             shown = " ".join(f"{k} {v:.3f}" for k, v in sorted(running.items()))
             print(f"{name} step {step + 1}/{steps} {spent + time.monotonic() - began:.0f} s {shown}", flush=True)
         if (step + 1) % 200 == 0 and step + 1 < steps:
-            state = {
-                "model": model.state_dict(),
-                "probes": probes.state_dict(),
-                "optimizers": [o.state_dict() for o in optimizer_list],
-                "step": step + 1,
-                "seconds": spent + time.monotonic() - began,
-                "drawn": maker.drawn,
-                "stage": stage,
-            }
-            with atomic_path(state_path) as temporary:
-                torch.save(state, temporary)
+            seconds = spent + time.monotonic() - began
+            meta = {"step": step + 1, "seconds": seconds, "drawn": maker.drawn, "stage": stage}
+            save_state(state_path, {"model": model, "probes": probes}, optimizer_list, meta)
     seconds = spent + time.monotonic() - began
     save(model, processor, output)
     state_path.unlink(missing_ok=True)

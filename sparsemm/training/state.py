@@ -1,0 +1,56 @@
+"""Training state that can be stopped and resumed, as one safetensors file (no pickle)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from sparsemm.errors import ModelError
+from sparsemm.files import atomic_path
+
+
+def save_state(
+    path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], meta: dict[str, Any]
+) -> None:
+    """Write parameters, optimizer states and `meta` (JSON values); atomic."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, module in modules.items():
+        for key, value in module.named_parameters():
+            tensors[f"{name}/{key}"] = value.detach()
+    for number, optimizer in enumerate(optimizers):
+        for index, entry in optimizer.state_dict()["state"].items():
+            for key, value in entry.items():
+                tensors[f"optimizer{number}/{index}/{key}"] = torch.as_tensor(value)
+    with atomic_path(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
+
+
+def load_state(path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Read what `save_state` wrote into modules and optimizers; returns `meta`.
+
+    Raises:
+        ModelError: if the file belongs to another model.
+    """
+    states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
+    with safe_open(path, "pt") as file, torch.no_grad():
+        keys = set(file.keys())
+        for name, module in modules.items():
+            for key, value in module.named_parameters():
+                if f"{name}/{key}" not in keys:
+                    raise ModelError(f"no {name}/{key}", where=str(path), hint="delete the file to start again")
+                value.copy_(file.get_tensor(f"{name}/{key}"))
+        for full in keys:
+            group, _, rest = full.partition("/")
+            if group.startswith("optimizer"):
+                index, key = rest.split("/")
+                states[int(group.removeprefix("optimizer"))].setdefault(int(index), {})[key] = file.get_tensor(full)
+        meta: dict[str, Any] = json.loads(file.metadata()["meta"])
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return meta
