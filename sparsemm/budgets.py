@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -131,3 +136,32 @@ def allocate_paper(scores: Scores, budget: int, window: int, rho: float, prompt_
     smallest = int(base * rho)
     slots = np.round(share * ((base - smallest) * share.size) + smallest).astype(np.int64) + window
     return slots if prompt_length is None else np.minimum(slots, prompt_length)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the allocate stage wrote: settings (window, rho, mode) and slots per KV head at every budget."""
+
+    settings: dict[str, Any]
+    slots: dict[int, Slots]
+
+    @property
+    def budgets(self) -> list[int]:
+        """Mean slots per KV head, rising."""
+        return sorted(self.slots)
+
+
+def load_budgets(path: str | Path) -> Plan:
+    """Read the allocate stage's JSON.
+
+    Raises:
+        BudgetError: if it is missing or not what the stage writes.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = {key: value[key] for key in ("window", "rho", "mode")}
+        slots = {int(budget): np.array(rows, dtype=np.int64) for budget, rows in value["slots"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        hint = "run the allocate stage first"
+        raise BudgetError(f"cannot be read: {error!r}", where=str(path), hint=hint) from error
+    return Plan(settings, slots)

@@ -1,0 +1,38 @@
+"""The allocate stage: score table -> slots per KV head at every budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sparsemm.budgets import allocate, allocate_paper
+from sparsemm.files import write_json
+from sparsemm.params import Params
+from sparsemm.scores import ScoreTable
+
+
+def run(params: Params, key: str, root: Path = Path(".")) -> None:
+    """Write artifacts/budgets/<key>.json: settings, and (layers, KV heads) slots for prompts longer than any head.
+
+    Raises:
+        ScoreTableError: if the score table is missing or damaged.
+        BudgetError: if a budget cannot be met.
+    """
+    given = params.allocate
+    table = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
+    scores = np.asarray(table.to_kv(table.header["num_kv_heads"]))
+    split = allocate if given.mode == "exact" else allocate_paper
+    slots = {budget: split(scores, budget, given.window, given.rho) for budget in given.budgets}
+    summary = {
+        str(budget): {"largest": int(s.max()), "smallest": int(s.min()), "total": int(s.sum())}
+        for budget, s in slots.items()
+    }
+    value = {
+        "window": given.window,
+        "rho": given.rho,
+        "mode": given.mode,
+        "slots": {str(budget): s.tolist() for budget, s in slots.items()},
+        "summary": summary,
+    }
+    write_json(root / "artifacts" / "budgets" / f"{key}.json", value)
