@@ -1,0 +1,141 @@
+"""The one command: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from sparsemm.errors import SparseMMError
+from sparsemm.params import load_params, schema
+
+MODEL_STAGES = {
+    "align": ("sparsemm.align", "get answers and tie their tokens to the page"),
+    "chase": ("sparsemm.chase.stage", "score the heads of a model"),
+    "allocate": ("sparsemm.allocate", "turn scores into slots per KV head"),
+    "evaluate": ("sparsemm.evaluate.stage", "accuracy of every method at every budget"),
+    "profile": ("sparsemm.profiling.stage", "latency and bytes of every method"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sparsemm", description="Visual heads and KV-cache budgets.")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (params.yaml)")
+    parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds artifacts/ (here)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands.add_parser("download", help="make a data set's records").add_argument("key", help="data set key")
+    for name, (_, text) in MODEL_STAGES.items():
+        commands.add_parser(name, help=text).add_argument("key", help="model key")
+    commands.add_parser("report", help="write the HTML report and its figures")
+
+    models = commands.add_parser("models", help="the models in params.yaml").add_subparsers(dest="action", required=True)
+    add = models.add_parser("add", help="detect the family from config.json and write the entry")
+    add.add_argument("checkpoint", help="local folder or hub id")
+    add.add_argument("--revision", help="hub revision (a local folder's is computed)")
+    add.add_argument("--key", help="name of the entry (from the checkpoint's name)")
+    add.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: what config.json says")
+    add.add_argument("--note", default="", help="shown beside the model in every table")
+    models.add_parser("list", help="key, family, dtype, revision, checkpoint")
+    models.add_parser("remove", help="remove an entry; artifacts stay").add_argument("key")
+
+    params = commands.add_parser("params", help="check params.yaml")
+    params.add_argument("--schema", action="store_true", help="print its JSON schema")
+
+    scores = commands.add_parser("scores", help="score tables").add_subparsers(dest="action", required=True)
+    scores.add_parser("show", help="top heads, shares, reliability").add_argument("table", type=Path)
+    diff = scores.add_parser("diff", help="rank correlation and overlap of two tables")
+    diff.add_argument("table", type=Path)
+    diff.add_argument("other", type=Path)
+    export = scores.add_parser("export", help='write the published JSON form {"layer-head": [..]}')
+    export.add_argument("table", type=Path)
+    export.add_argument("output", type=Path)
+    imported = scores.add_parser("import", help="read the published JSON form as the table of a model in params.yaml")
+    imported.add_argument("source", type=Path)
+    imported.add_argument("key", help="model key")
+    imported.add_argument("output", type=Path)
+    return parser
+
+
+def _models(given: argparse.Namespace) -> None:
+    from sparsemm import models
+
+    if given.action == "list":
+        for key, entry in load_params(given.params).models.items():
+            note = f"  ({entry.note})" if entry.note else ""
+            print(f"{key}  {entry.family}  {entry.dtype}  {entry.revision or '-'}  {entry.checkpoint}{note}")
+    elif given.action == "remove":
+        models.remove_entry(given.params, given.key)
+        print(f"removed {given.key} from {given.params}")
+    else:
+        key = given.key or models.default_key(given.checkpoint)
+        entry = models.new_entry(given.checkpoint, given.revision, given.dtype, given.note)
+        changed = models.add_entry(given.params, key, entry)
+        print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
+        print(f"written to {given.params}; `dvc repro` runs its stages" if changed else "nothing changed")
+
+
+def _scores(given: argparse.Namespace) -> None:
+    from sparsemm import scores
+
+    if given.action == "import":
+        from sparsemm.models import imported_header
+
+        header = imported_header(load_params(given.params).model(given.key))
+        scores.import_published(given.source, header).save(given.output)
+        print(f"wrote {given.output}")
+        return
+    table = scores.ScoreTable.load(given.table)
+    if given.action == "show":
+        print(scores.show(table))
+    elif given.action == "diff":
+        print(scores.diff(table, scores.ScoreTable.load(given.other)))
+    else:
+        scores.export_published(table, given.output)
+        print(f"wrote {given.output}")
+
+
+def _run(given: argparse.Namespace) -> None:
+    import importlib
+
+    if given.command == "models":
+        _models(given)
+    elif given.command == "scores":
+        _scores(given)
+    elif given.command == "params":
+        if given.schema:
+            print(json.dumps(schema(), indent=2))
+        else:
+            load_params(given.params)
+            print(f"{given.params} is valid")
+    elif given.command == "download":
+        from sparsemm.datasets.download import run as download
+
+        download(load_params(given.params), given.key, given.root)
+    elif given.command == "report":
+        from sparsemm.report.stage import run as report
+
+        report(load_params(given.params), given.root)
+    else:
+        stage = importlib.import_module(MODEL_STAGES[given.command][0])
+        stage.run(load_params(given.params), given.key, given.root)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; 0, or 1 after printing what was wrong and what to do."""
+    given = _parser().parse_args(arguments)
+    try:
+        _run(given)
+    except SparseMMError as error:
+        print(f"sparsemm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("sparsemm: stopped; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

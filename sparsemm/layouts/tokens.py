@@ -1,0 +1,85 @@
+"""The visual tokens of one image: where they stand in the prompt and what part of the image each one covers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemm.errors import LayoutError
+
+Positions = NDArray[np.int64]
+Rectangles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Visual tokens of one image in raster order.
+
+    Attributes:
+        positions: (N,) int64, indices into the (padded) row of input_ids.
+        rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the original image; together they tile it.
+        grid: (rows, columns), N = rows * columns.
+        size: (width, height) of the original image in pixels.
+        thumbnail: tokens of a coarser view of the same image, where the family has one.
+    """
+
+    positions: Positions
+    rectangles: Rectangles
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    thumbnail: ImageTokens | None = None
+
+
+def tile(y_edges: NDArray[np.float64], x_edges: NDArray[np.float64]) -> Rectangles:
+    """Rectangles between rising edges, raster order: (rows * columns, 4) float64 of (x0, y0, x1, y1)."""
+    y0, x0 = np.meshgrid(y_edges[:-1], x_edges[:-1], indexing="ij")
+    y1, x1 = np.meshgrid(y_edges[1:], x_edges[1:], indexing="ij")
+    return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
+
+
+def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -> Positions:
+    """Positions of the tokens whose rectangle shares a positive area with the box.
+
+    Args:
+        tokens: of the image the box lies on.
+        box: (x0, y0, x1, y1) in pixels of the original image; it may touch the border.
+
+    Returns:
+        (M,) int64, rising.
+
+    Raises:
+        LayoutError: if the box is empty, not finite, or reaches outside the image.
+    """
+    x0, y0, x1, y1 = box
+    width, height = tokens.size
+    if not np.isfinite(box).all() or not (x0 < x1 and y0 < y1):
+        raise LayoutError(f"box {box} is empty or not finite", hint="boxes are (x0, y0, x1, y1) with x0 < x1, y0 < y1")
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+        raise LayoutError(f"box {box} reaches outside the {width}x{height} image", hint="boxes are in its own pixels")
+    r = tokens.rectangles
+    shared = (np.maximum(r[:, 0], x0) < np.minimum(r[:, 2], x1)) & (np.maximum(r[:, 1], y0) < np.minimum(r[:, 3], y1))
+    return tokens.positions[shared]
+
+
+def image_positions(inputs: Any, row: int, token_id: int) -> Positions:
+    """Positions of a row's visual placeholder tokens, (N,) int64."""
+    ids = np.asarray(inputs["input_ids"][row].cpu())
+    return np.flatnonzero(ids == token_id).astype(np.int64)
+
+
+def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Positions]:
+    """Cut a row's positions into one part per image.
+
+    Raises:
+        LayoutError: if the counts do not add up to the number of positions.
+    """
+    if sum(counts) != len(positions):
+        raise LayoutError(
+            f"the prompt has {len(positions)} visual tokens, the images make {sum(counts)}",
+            where=f"row {row}",
+            hint="give the sizes of exactly the images of this row, in order; was the prompt truncated?",
+        )
+    return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
