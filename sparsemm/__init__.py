@@ -1,7 +1,15 @@
-"""SparseMM: which attention heads look at the image, and how small the KV cache can be when you know."""
+"""SparseMM: which attention heads of a multimodal LLM look at the image, and how small the KV cache can be."""
 
-from sparsemm.compat import define_missing_torchvision_operators
-
-define_missing_torchvision_operators()
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["compressed_cache"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and transformers only when something of them is used."""
+    if name == "compressed_cache":
+        from sparsemm.cache import compressed_cache
+
+        return compressed_cache
+    raise AttributeError(f"module 'sparsemm' has no attribute {name!r}")

@@ -29,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text).add_argument("key", help="model key")
     commands.add_parser("report", help="write the HTML report and its figures")
 
-    models = commands.add_parser("models", help="the models in params.yaml").add_subparsers(dest="action", required=True)
+    models = commands.add_parser("models", help="the models in params.yaml").add_subparsers(
+        dest="action", required=True
+    )
     add = models.add_parser("add", help="detect the family from config.json and write the entry")
     add.add_argument("checkpoint", help="local folder or hub id")
     add.add_argument("--revision", help="hub revision (a local folder's is computed)")

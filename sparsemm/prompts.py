@@ -35,6 +35,4 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
     bos = processor.tokenizer.bos_token
     special = not (bos and prompts[0].startswith(bos))
-    return processor(
-        text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special
-    )
+    return processor(text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special)

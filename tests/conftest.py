@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from sparsemm.compat import define_missing_torchvision_operators
+
+define_missing_torchvision_operators()  # before any test module imports transformers
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
 
 
@@ -17,7 +20,6 @@ def _load(name: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    import sparsemm  # noqa: F401  (declares missing torchvision operators before transformers looks for them)
     from sparsemm.training.architectures import build
 
     folder = CHECKPOINTS / name

@@ -1,1 +1,5 @@
-"""The small checkpoints: their architectures and how they learn to read."""
+"""Train the small checkpoints from scratch."""
+
+from sparsemm.compat import define_missing_torchvision_operators
+
+define_missing_torchvision_operators()

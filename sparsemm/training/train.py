@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import sparsemm  # noqa: F401  (declares missing torchvision operators before transformers looks for them)
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
 from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker

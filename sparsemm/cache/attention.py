@@ -1,0 +1,99 @@
+"""The attention function transformers calls: full attention on a prompt, ragged attention afterwards."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from sparsemm.cache.slab import Slab
+
+if TYPE_CHECKING:
+    from sparsemm.cache.compressed import RaggedLayer
+
+NAME = "sparsemm_ragged"
+
+
+class Pending:
+    """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function."""
+
+    def __init__(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.layer, self.key, self.value = layer, key, value
+
+
+def ragged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: Any,
+    value: Any,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer.
+
+    With plain tensors (no cache, or one of transformers' own) it is sdpa. With a `RaggedLayer` the prompt gets full
+    sdpa attention and is compressed at once; later tokens attend to what is kept and causally to themselves.
+
+    Args:
+        query: (B, Hq, T, D) post-RoPE.
+        key, value: (B, Hkv, S, D), or `Pending`.
+        attention_mask: (B, 1, T, tokens seen + T) bool, or None without padding.
+        scaling: factor of the logits; None means 1 / sqrt(D).
+
+    Returns:
+        (B, T, Hq, D), None.
+    """
+    if not isinstance(key, Pending):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    layer, key, value = key.layer, key.key, key.value
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if layer.slab is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        layer.compress(query, key, value, attention_mask, factor)
+        return output, None
+    new = query.shape[2]
+    valid = None
+    if attention_mask is not None and new > 1:
+        valid = layer.real_tokens(attention_mask[..., -new:])
+    layer.append(key, value, valid)
+    output = attend(query, layer.slab, factor, valid)
+    return output.transpose(1, 2), None
+
+
+def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention of the newest T tokens, already appended, over each head's own rows: the plain PyTorch twin.
+
+    Args:
+        query: (B, Hq, T, D).
+        slab: storage whose last T rows of every stretch are these tokens (fewer where `valid` is false).
+        scaling: factor of the logits.
+        valid: (B, T) bool, which of the new tokens are real; None means all.
+
+    Returns:
+        (B, Hq, T, D); zeros for new tokens that are not real.
+    """
+    keys, values, real = slab.padded()
+    batch, num_heads, new, dim = query.shape
+    group = num_heads // slab.num_kv_heads
+    # The query group becomes rows of its KV head, so that keys are never repeated.
+    rows = query.reshape(batch, slab.num_kv_heads, group * new, dim)
+    mask = real[:, :, None]
+    if new > 1:
+        ahead = valid if valid is not None else query.new_ones(batch, new, dtype=torch.bool)
+        # A new token may see the rows up to its own: all but the real new tokens after it.
+        after = ahead.flip(-1).cumsum(-1).flip(-1) - ahead.long()
+        limit = slab.lengths.view(batch, -1, 1) - after[:, None]
+        at = torch.arange(keys.shape[-2], device=keys.device)
+        mask = (at < limit[..., None]).repeat(1, 1, group, 1)
+    output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
+    output = output.view(batch, num_heads, new, dim)
+    return output if valid is None else output.masked_fill(~valid[:, None, :, None], 0.0)
+
+
+AttentionInterface.register(NAME, ragged_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,73 @@
+"""One file per method, each with one decision in it: how many slots every KV head keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsemm.budgets import Scores
+from sparsemm.errors import BudgetError
+from sparsemm.policies.adakv import AdaKV
+from sparsemm.policies.full import Full
+from sparsemm.policies.policy import Policy
+from sparsemm.policies.pyramidkv import PyramidKV
+from sparsemm.policies.random_heads import random_scores
+from sparsemm.policies.snapkv import SnapKV
+from sparsemm.policies.sparsemm import SparseMM
+
+__all__ = ["METHODS", "Policy", "get_policy"]
+
+METHODS = ("full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random")
+
+
+def get_policy(
+    method: str,
+    num_layers: int,
+    num_kv_heads: int,
+    budget: int,
+    window: int,
+    *,
+    scores: Scores | None = None,
+    rho: float = 0.1,
+    mode: str = "exact",
+    seed: int = 0,
+) -> Policy:
+    """The policy of a method.
+
+    Args:
+        method: one of `METHODS`.
+        num_layers, num_kv_heads: shape of the model.
+        budget: B, mean slots per KV head, window included; ignored by "full".
+        window: w, newest tokens every head keeps.
+        scores: (L, Hkv) float64 for "sparsemm".
+        rho: share beyond the window that "sparsemm" and "random" split evenly.
+        mode: "exact" or "paper", for "sparsemm" and "random".
+        seed: of "random".
+
+    Raises:
+        BudgetError: if the method is unknown, a parameter is impossible, or scores are missing or misshapen.
+    """
+    if method not in METHODS:
+        raise BudgetError(f"method {method!r} is unknown", hint=f"use one of {', '.join(METHODS)}")
+    if method == "full":
+        return Full(num_layers, num_kv_heads, budget, max(window, 1))
+    if not 1 <= window <= budget:
+        raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
+    if mode not in ("exact", "paper"):
+        raise BudgetError(f"mode {mode!r} is unknown", hint="use exact or paper")
+    shape = (num_layers, num_kv_heads, budget, window)
+    if method == "snapkv":
+        return SnapKV(*shape)
+    if method == "pyramidkv":
+        return PyramidKV(*shape)
+    if method == "adakv":
+        return AdaKV(*shape)
+    if method == "random":
+        return SparseMM(*shape, scores=random_scores(num_layers, num_kv_heads, seed), rho=rho, mode=mode)
+    if scores is None:
+        raise BudgetError("sparsemm needs head scores", hint="pass scores=ScoreTable.load(...)")
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.shape != (num_layers, num_kv_heads):
+        raise BudgetError(f"scores have shape {scores.shape}, the model has {(num_layers, num_kv_heads)} KV heads")
+    policy = SparseMM(*shape, scores=scores, rho=rho, mode=mode)
+    policy.matrix(budget + 1)  # impossible scores or rho are refused now, not in the middle of a prefill
+    return policy

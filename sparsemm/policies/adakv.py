@@ -1,0 +1,41 @@
+"""AdaKV: within a layer, slots go where the prompt's attention is concentrated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsemm.budgets import Slots, fill
+from sparsemm.policies.policy import Policy
+
+
+@dataclass(frozen=True)
+class AdaKV(Policy):
+    """Per layer B * Hkv slots by the layer's joint top scores (arXiv 2407.11550).
+
+    With base = B - w, the (base * Hkv) best observed positions of all heads together are counted per head; a head
+    gets w + floor * base + (1 - floor) * count, as integers with an exact total per layer.
+    """
+
+    floor: float = 0.2
+
+    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+        """(B, Hkv) int64."""
+        result = self.everything(lengths)
+        base = self.budget - self.window
+        for row, length in enumerate(lengths):
+            if length <= self.budget:
+                continue
+            if base == 0:
+                result[row] = self.window
+                continue
+            assert observed is not None
+            scores = observed[row]
+            flat = torch.sort(scores.flatten(), descending=True, stable=True).indices[: base * self.num_kv_heads]
+            count = torch.bincount(flat // scores.shape[-1], minlength=self.num_kv_heads).cpu().numpy()
+            shares = self.floor * base + (1.0 - self.floor) * count.astype(np.float64)
+            room = np.full(self.num_kv_heads, length - self.window, dtype=np.int64)
+            result[row] = self.window + fill(shares, base * self.num_kv_heads, room)
+        return result

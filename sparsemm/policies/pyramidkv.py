@@ -1,0 +1,38 @@
+"""PyramidKV: more slots for early layers, fewer for late ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsemm.budgets import Slots, fill
+from sparsemm.policies.policy import Policy
+
+
+@dataclass(frozen=True)
+class PyramidKV(Policy):
+    """A linear fall over the layers with mean B (arXiv 2406.02069, beta 20).
+
+    Beyond the window, with base = B - w, layer l gets top - (top - bottom) * l / (L - 1) where bottom = base / beta
+    and top = 2 * base - bottom. Totals are exact: largest remainder over the layers, and what a short prompt
+    cannot use flows to the other layers.
+    """
+
+    beta: float = 20.0
+
+    def schedule(self, length: int) -> Slots:
+        """(L,) int64 slots per head of each layer for a prompt of `length` tokens; sum L * min(B, length)."""
+        if length <= self.budget:
+            return np.full(self.num_layers, length, dtype=np.int64)
+        base = self.budget - self.window
+        bottom = base / self.beta
+        shares = np.linspace(2 * base - bottom, bottom, self.num_layers)
+        room = np.full(self.num_layers, length - self.window, dtype=np.int64)
+        return self.window + fill(shares, base * self.num_layers, room)
+
+    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+        """(B, Hkv) int64: the layer's share of the schedule."""
+        mine = np.array([self.schedule(length)[layer] for length in lengths], dtype=np.int64)
+        return np.repeat(mine[:, None], self.num_kv_heads, axis=1)

@@ -1,0 +1,12 @@
+"""Random: the SparseMM allocation from random head scores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparsemm.budgets import Scores
+
+
+def random_scores(num_layers: int, num_heads: int, seed: int) -> Scores:
+    """(L, H) float64 uniform in [0, 1): one matrix for the whole model, so that the total budget is conserved."""
+    return np.random.default_rng(seed).random((num_layers, num_heads))

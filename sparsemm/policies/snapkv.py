@@ -1,0 +1,17 @@
+"""SnapKV: the same number of slots for every head."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sparsemm.budgets import Slots
+from sparsemm.policies.policy import Policy
+
+
+class SnapKV(Policy):
+    """Uniform B (arXiv 2404.14469)."""
+
+    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+        """(B, Hkv) int64: min(B, length)."""
+        return np.minimum(self.everything(lengths), self.budget)

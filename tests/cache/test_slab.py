@@ -1,0 +1,100 @@
+"""Ragged storage against plain lists of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsemm.cache.slab import SLACK, Slab
+from sparsemm.errors import CacheError
+
+
+def lists(slab):
+    keys, values, valid = slab.padded()
+    return [
+        [(keys[b, h][valid[b, h]].clone(), values[b, h][valid[b, h]].clone()) for h in range(slab.num_kv_heads)]
+        for b in range(slab.batch)
+    ]
+
+
+def same(slab, want):
+    for row, wanted_row in zip(lists(slab), want, strict=True):
+        for (k, v), (wanted_k, wanted_v) in zip(row, wanted_row, strict=True):
+            assert torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
+
+
+def random_slab(seed=0, slack=SLACK):
+    torch.manual_seed(seed)
+    keys, values = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
+    keep = torch.rand(3, 2, 9) < 0.5
+    keep[1, 0] = False  # a head of length zero
+    want = [[(keys[b, h][keep[b, h]], values[b, h][keep[b, h]]) for h in range(2)] for b in range(3)]
+    return Slab(keys, values, keep, slack), want
+
+
+def test_selected_rows_are_kept_in_order():
+    slab, want = random_slab()
+    same(slab, want)
+
+
+@pytest.mark.parametrize("slack", [0, 1, 7])
+def test_append_grows_in_blocks_and_loses_nothing(slack):
+    slab, want = random_slab(slack=slack)
+    for step in range(SLACK + 5):
+        new_k, new_v = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
+        slab.append(new_k, new_v)
+        want = [
+            [(torch.cat([k, new_k[b, h]]), torch.cat([v, new_v[b, h]])) for h, (k, v) in enumerate(row)]
+            for b, row in enumerate(want)
+        ]
+        if step % 6 == 0:
+            same(slab, want)
+    same(slab, want)
+
+
+def test_append_in_place_does_not_move_the_buffer():
+    slab, _ = random_slab()
+    where = slab.keys.data_ptr()
+    slab.append(torch.randn(3, 2, SLACK, 4), torch.randn(3, 2, SLACK, 4))
+    assert slab.keys.data_ptr() == where
+    slab.append(torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4))
+    assert slab.keys.data_ptr() != where
+
+
+def test_append_skips_padding():
+    slab, want = random_slab()
+    new = torch.randn(3, 2, 3, 4)
+    valid = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
+    slab.append(new, new, valid)
+    want = [
+        [(torch.cat([k, new[b, h][valid[b]]]), torch.cat([v, new[b, h][valid[b]]])) for h, (k, v) in enumerate(row)]
+        for b, row in enumerate(want)
+    ]
+    same(slab, want)
+    slab.append(new, new, valid)  # and again, behind ragged ends
+    want = [
+        [(torch.cat([k, new[b, h][valid[b]]]), torch.cat([v, new[b, h][valid[b]]])) for h, (k, v) in enumerate(row)]
+        for b, row in enumerate(want)
+    ]
+    same(slab, want)
+
+
+def test_rows_can_be_reordered_repeated_and_dropped():
+    slab, want = random_slab()
+    slab.select_rows(torch.tensor([2, 0, 0]))
+    same(slab, [want[2], want[0], want[0]])
+
+
+def test_newest_rows_can_be_dropped():
+    slab, want = random_slab()
+    slab.append(torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4))
+    slab.drop_newest(4)
+    same(slab, want)
+
+
+def test_misshapen_input_is_refused():
+    keys = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(CacheError, match="fit"):
+        Slab(keys, keys, torch.ones(1, 2, 4, dtype=torch.bool))
+    with pytest.raises(CacheError, match="fit"):
+        Slab(keys, keys, torch.ones(1, 2, 3))

@@ -1,0 +1,107 @@
+"""Slots of every method: totals, shapes, and what each one is about."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparsemm.errors import BudgetError
+from sparsemm.policies import METHODS, get_policy
+
+L, H, B, W = 4, 3, 10, 3
+
+
+def make(method, budget=B, window=W, **options):
+    scores = np.arange(L * H, dtype=float).reshape(L, H) if method == "sparsemm" else None
+    return get_policy(method, L, H, budget, window, scores=scores, **options)
+
+
+def slots_of(policy, lengths, seed=0):
+    torch.manual_seed(seed)
+    longest = max(lengths)
+    observed = torch.rand(len(lengths), H, longest)
+    at = torch.arange(longest)
+    for row, length in enumerate(lengths):
+        observed[row, :, (at < longest - length) | (at >= longest - W)] = float("-inf")
+    return np.stack([policy.slots(layer, lengths, observed) for layer in range(L)])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+@pytest.mark.parametrize("lengths", [[40, 11], [11, 400]])
+def test_totals_are_exact(method, lengths):
+    slots = slots_of(make(method), lengths)
+    assert slots.shape == (L, 2, H) and slots.dtype == np.int64
+    assert (slots.sum(axis=(0, 2)) == L * H * B).all()
+    assert (slots >= W).all() and (slots <= np.array(lengths)[None, :, None]).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("length", [1, 2, 3, 10])
+def test_short_prompts_are_kept_whole(method, length):
+    assert (slots_of(make(method), [length]) == length).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_budget_equal_to_the_window_keeps_the_window(method):
+    slots = slots_of(make(method, budget=W), [30])
+    assert (slots == (30 if method == "full" else W)).all()
+
+
+def test_pyramid_falls_linearly_with_beta_20():
+    policy = make("pyramidkv", budget=203)
+    slots = policy.schedule(100_000)
+    np.testing.assert_allclose(slots - W, np.linspace(390, 10, L), atol=1)
+    assert (np.diff(slots) < 0).all()
+
+
+def test_pyramid_overflow_flows_to_later_layers():
+    slots = make("pyramidkv", budget=20).schedule(24)
+    assert slots.sum() == 20 * L and slots.max() == 24
+
+
+def test_ada_follows_the_concentration_of_scores():
+    observed = torch.rand(1, H, 50)
+    observed[0, 1] += 5.0
+    observed[..., -W:] = float("-inf")
+    got = make("adakv", budget=W + 5).slots(0, [50], observed)[0]
+    # All 15 best positions are the middle head's: 0.2 * 5 for everyone, and 0.8 * 15 for it.
+    assert got.tolist() == [W + 1, W + 13, W + 1]
+
+
+def test_sparsemm_follows_the_scores_and_random_follows_the_seed():
+    slots = slots_of(make("sparsemm"), [400])[:, 0].ravel()
+    assert (np.diff(slots) >= 0).all() and slots[-1] > 2 * slots[0]
+    one, other, again = (slots_of(make("random", seed=s), [400]) for s in (0, 1, 0))
+    assert (one == again).all() and (one != other).any()
+
+
+def test_paper_mode_loses_what_a_short_prompt_cannot_hold():
+    scores = np.zeros((L, H))
+    scores[0, 0] = 1.0
+    exact, paper = (get_policy("sparsemm", L, H, B, W, scores=scores, mode=m) for m in ("exact", "paper"))
+    assert exact.matrix(20).sum() == L * H * B
+    assert paper.matrix(20).sum() < L * H * B
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("best", L, H, B, W), "unknown"),
+        (("snapkv", L, H, 2, 3), "window"),
+        (("snapkv", L, H, 2, 0), "window"),
+        (("sparsemm", L, H, B, W), "scores"),
+    ],
+)
+def test_impossible_requests_are_refused(arguments, reason):
+    with pytest.raises(BudgetError, match=reason):
+        get_policy(*arguments)
+
+
+def test_impossible_scores_are_refused_before_any_prompt():
+    with pytest.raises(BudgetError, match="finite"):
+        get_policy("sparsemm", L, H, B, W, scores=np.full((L, H), np.nan))
+    with pytest.raises(BudgetError, match="shape"):
+        get_policy("sparsemm", L, H, B, W, scores=np.ones((H, L)))
+    with pytest.raises(BudgetError, match="rho"):
+        get_policy("sparsemm", L, H, B, W, scores=np.ones((L, H)), rho=2.0)
