@@ -1,0 +1,153 @@
+"""One batch -> hits: forward once over prompt and answer, compare each head's argmax with the word's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsemm.chase.attention import recording
+from sparsemm.errors import AlignError
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Forced:
+    """A batch with its answers appended.
+
+    Attributes:
+        inputs: what the model takes; row b of input_ids is [pads, prompt, answer].
+        first_rows: first_rows[b] + i is the row that predicts answer token i of sample b.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    first_rows: list[int]
+
+
+def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequence[int]], pad_id: int) -> Forced:
+    """Append an answer to every prompt and pad on the left again.
+
+    Args:
+        inputs: prompts from `sparsemm.prompts.build_inputs`: input_ids, attention_mask (B, S), pixel tensors.
+        answers: token ids of each row's answer; may be empty.
+        pad_id: token that fills the left.
+
+    Raises:
+        AlignError: if there is not one answer per prompt.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if len(answers) != len(ids):
+        raise AlignError(f"{len(answers)} answers for {len(ids)} prompts")
+    lengths = mask.sum(dim=1).tolist()
+    total = max(n + len(a) for n, a in zip(lengths, answers, strict=True))
+    result = {key: value for key, value in inputs.items()}
+    result["input_ids"] = ids.new_full((len(ids), total), pad_id)
+    result["attention_mask"] = mask.new_zeros((len(ids), total))
+    types = inputs.get("mm_token_type_ids")  # Qwen2-VL: 1 at image tokens; text and pads are 0
+    if types is not None:
+        result["mm_token_type_ids"] = types.new_zeros((len(ids), total))
+    first_rows = []
+    for b, answer in enumerate(answers):
+        prompt_end = total - len(answer)
+        prompt = slice(prompt_end - lengths[b], prompt_end)
+        real = mask[b].bool()
+        result["input_ids"][b, prompt] = ids[b, real]
+        result["input_ids"][b, prompt_end:] = ids.new_tensor(list(answer))
+        result["attention_mask"][b, prompt.start :] = 1
+        if types is not None:
+            result["mm_token_type_ids"][b, prompt] = types[b, real]
+        first_rows.append(prompt_end - 1)
+    return Forced(result, first_rows)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the rows of one sample look at and predict.
+
+    Attributes:
+        indices: (L, Hq, T) int64 on the CPU, key position in the padded row that each head attends to most.
+        predicted: (T,) int64 on the CPU, the model's own greedy next token at each row.
+    """
+
+    indices: torch.Tensor
+    predicted: torch.Tensor
+
+
+@torch.inference_mode()
+def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> list[Looked]:
+    """One forward pass: where every head looks from the given rows, and what the model would say there.
+
+    The language-model head runs over the given rows alone, one sample at a time.
+
+    Args:
+        model: a Hugging Face image-text-to-text model in eval mode.
+        inputs: prompts with answers, padded on the left, on any device.
+        rows: rows[b], positions in the padded row b whose attention is looked at; may be empty.
+
+    Raises:
+        AlignError: if there is not one list of rows per sample, or a row is outside the sequence or on padding.
+    """
+    mask = inputs["attention_mask"]
+    if len(rows) != len(mask):
+        raise AlignError(f"{len(rows)} lists of rows for {len(mask)} samples")
+    for b, one in enumerate(rows):
+        if any(not 0 <= row < mask.shape[1] or not mask[b, row] for row in one):
+            raise AlignError("a row is outside the sequence or on padding", where=f"sample {b}")
+    moved = {k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
+    base = getattr(model, model.base_model_prefix)
+    # M-RoPE models work out positions from attention_mask; the others would count the pads in.
+    if not hasattr(base, "get_rope_index"):
+        moved["position_ids"] = (moved["attention_mask"].long().cumsum(dim=-1) - 1).clamp(min=0)
+    deltas = getattr(base, "rope_deltas", None)
+    try:
+        with recording(model, rows) as recorder:
+            hidden = base(**moved, use_cache=False).last_hidden_state
+    finally:
+        if hasattr(base, "rope_deltas"):
+            base.rope_deltas = deltas  # a generation under way keeps its own
+    layers = [recorder.found[i] for i in sorted(recorder.found)]
+    head = model.get_output_embeddings()
+    return [
+        Looked(torch.stack([layer[b] for layer in layers]).cpu(), head(hidden[b, list(one)]).argmax(dim=-1).cpu())
+        for b, one in enumerate(rows)
+    ]
+
+
+def collect(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """The `indices` of `look` alone: one (L, Hq, T_b) int64 tensor per sample."""
+    return [one.indices for one in look(model, inputs, rows)]
+
+
+def score_sample(
+    indices: torch.Tensor | Positions, targets: Sequence[Positions]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Hits of one sample: an argmax inside R_t counts 1, and 1 / |R_t| in the visual score.
+
+    Args:
+        indices: (L, Hq, T) int64 argmax positions.
+        targets: R_t of each of the T answer tokens, positions on the same axis, no repeats, not empty.
+
+    Returns:
+        hits: (L, Hq) int64.
+        weighted: (L, Hq) float64.
+
+    Raises:
+        AlignError: if there is not one target per row, or one is empty.
+    """
+    found = np.asarray(indices)
+    if found.ndim != 3 or found.shape[2] != len(targets):
+        raise AlignError(f"{len(targets)} targets for indices of shape {found.shape}")
+    hits = np.zeros(found.shape[:2], dtype=np.int64)
+    weighted = np.zeros(found.shape[:2], dtype=np.float64)
+    for t, target in enumerate(targets):
+        if len(target) == 0:
+            raise AlignError("no visual token belongs to the answer token", where=f"token {t}")
+        inside = np.isin(found[:, :, t], target)
+        hits += inside
+        weighted += inside / len(target)
+    return hits, weighted

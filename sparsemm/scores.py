@@ -1,0 +1,322 @@
+"""ScoreTable: how often each attention head looked at what it was reading."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sparsemm.errors import ScoreTableError
+from sparsemm.files import atomic_path, write_json
+
+Scores = NDArray[np.float64]
+FORMAT = 1
+REQUIRED = ("model", "revision", "fingerprint", "num_kv_heads")  # without these a table fits no model
+SHARES = (0.01, 0.02, 0.05, 0.10)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """Visual scores of one model's heads (section 1 of the paper) and where they come from.
+
+    Attributes:
+        scores: (L, Hq) float64, sum over samples of the weighted hits.
+        hits: (L, Hq) int64, answer tokens whose argmax lay on their own word; zeros where unknown (imported).
+        per_sample: (N, L, Hq) float64, weighted hits of every sample: the sum of 1 / |R_t| over its hits.
+        header: plain JSON values; `REQUIRED` keys, and dataset, samples, tokens, prompt, mode, params where known.
+    """
+
+    scores: Scores
+    hits: NDArray[np.int64]
+    per_sample: Scores
+    header: dict[str, Any]
+
+    @classmethod
+    def from_samples(cls, per_sample: Scores, hits: NDArray[np.int64], header: Mapping[str, Any]) -> ScoreTable:
+        """Sum (N, L, Hq) weighted hits of samples into a checked table.
+
+        Raises:
+            ScoreTableError: if shapes, values or header do not fit.
+        """
+        per_sample = np.array(per_sample, dtype=np.float64)
+        return cls(per_sample.sum(axis=0), np.array(hits, dtype=np.int64), per_sample, dict(header)).validate()
+
+    def validate(self, where: str | None = None) -> ScoreTable:
+        """Return self.
+
+        Raises:
+            ScoreTableError: naming what does not fit.
+        """
+        missing = [key for key in REQUIRED if key not in self.header]
+        if missing:
+            raise ScoreTableError(f"the header lacks {', '.join(missing)}", where=where)
+        dtypes = (self.scores.dtype, self.hits.dtype, self.per_sample.dtype)
+        if dtypes != (np.float64, np.int64, np.float64):
+            raise ScoreTableError(f"dtypes are {[str(d) for d in dtypes]}", where=where)
+        shape = self.scores.shape
+        if len(shape) != 2 or 0 in shape or self.hits.shape != shape or self.per_sample.shape[1:] != shape:
+            shapes = f"scores {shape}, hits {self.hits.shape}, per_sample {self.per_sample.shape}"
+            raise ScoreTableError(f"shapes do not fit: {shapes}", where=where)
+        for name, values in (("scores", self.scores), ("hits", self.hits), ("per_sample", self.per_sample)):
+            if not np.isfinite(values).all() or (values < 0).any():
+                raise ScoreTableError(f"{name} holds negative values or NaN", where=where)
+        if not np.allclose(self.per_sample.sum(axis=0), self.scores, rtol=1e-9, atol=1e-12):
+            raise ScoreTableError("scores are not the sum over samples", where=where)
+        kv = self.header["num_kv_heads"]
+        if type(kv) is not int or kv < 1 or shape[1] % kv:
+            raise ScoreTableError(f"{shape[1]} query heads cannot share {kv!r} KV heads", where=where)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors with a JSON header, atomically; byte-identical for equal tables."""
+        self.validate(str(path))
+        tensors = self._tensors()
+        header = {"content": _digest(tensors), "format": FORMAT, "header": self.header}
+        try:
+            text = json.dumps(header, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ScoreTableError(f"the header is not plain JSON: {error}", where=str(path)) from error
+        with atomic_path(path) as temporary:
+            # A single metadata key: the order of several is not fixed.
+            save_file(tensors, temporary, metadata={"sparsemm": text})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ScoreTable:
+        """Read and check a table.
+
+        Raises:
+            ScoreTableError: if the file is missing, foreign, of another format version, or damaged.
+        """
+        where = str(path)
+        if not Path(path).is_file():
+            raise ScoreTableError("no such file", where=where, hint="run the chase stage first")
+        try:
+            with safe_open(where, framework="np") as file:
+                text = (file.metadata() or {}).get("sparsemm")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            value = json.loads(text) if text is not None else None
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
+            raise ScoreTableError(f"damaged or not safetensors: {error}", where=where) from error
+        if not isinstance(value, dict) or set(tensors) != {"scores", "hits", "per_sample"}:
+            raise ScoreTableError("not a score table", where=where)
+        if value.get("format") != FORMAT or not isinstance(value.get("header"), dict):
+            raise ScoreTableError(f"format version {value.get('format')!r}, {FORMAT} is read here", where=where)
+        if value.get("content") != _digest(tensors):
+            raise ScoreTableError("the values are not those that were written", where=where, hint="make it again")
+        return cls(tensors["scores"], tensors["hits"], tensors["per_sample"], value["header"]).validate(where)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        named = {"scores": self.scores, "hits": self.hits, "per_sample": self.per_sample}
+        return {name: np.ascontiguousarray(values) for name, values in named.items()}
+
+    def check_model(self, model: Any) -> None:
+        """Refuse another model's table.
+
+        Args:
+            model: its config, or the config's fingerprint (`sparsemm.models.fingerprint`).
+
+        Raises:
+            ScoreTableError: if the fingerprints differ.
+        """
+        if not isinstance(model, str):
+            from sparsemm.models import fingerprint
+
+            model = fingerprint(model)
+        if model != self.header["fingerprint"]:
+            raise ScoreTableError(
+                f"the table belongs to a model with another config ({self.header['model']})",
+                hint="chase this model, or load its own table",
+            )
+
+    def normalised(self) -> Scores:
+        """(L, Hq) float64 whose sum is 1.
+
+        Raises:
+            ScoreTableError: if no head has any score.
+        """
+        total = float(self.scores.sum())
+        if total <= 0:
+            raise ScoreTableError("every score is zero", hint="did the model read anything in the calibration set?")
+        return self.scores / total
+
+    def to_kv(self, num_kv_heads: int) -> Scores:
+        """(L, Hkv) float64: the score of a KV head is the sum over its query group.
+
+        Raises:
+            ScoreTableError: if the query heads cannot be split evenly.
+        """
+        layers, heads = self.scores.shape
+        if num_kv_heads < 1 or heads % num_kv_heads:
+            raise ScoreTableError(f"{heads} query heads cannot share {num_kv_heads} KV heads")
+        return self.scores.reshape(layers, num_kv_heads, heads // num_kv_heads).sum(axis=2)
+
+    def top_heads(self, count: int) -> list[tuple[int, int, float]]:
+        """(layer, query head, share of the total score) of the `count` best heads; ties in order of layer and head."""
+        share = self.normalised().ravel()
+        best = np.argsort(-share, kind="stable")[: max(count, 0)]
+        heads = self.scores.shape[1]
+        return [(int(i) // heads, int(i) % heads, float(share[i])) for i in best]
+
+    def top_share(self, fraction: float) -> float:
+        """Share of the score that the best `fraction` (0 to 1) of the heads hold; at least one head."""
+        share = np.sort(self.normalised().ravel())[::-1]
+        return min(float(share[: top_count(share.size, fraction)].sum()), 1.0)
+
+    def split_half(self) -> float:
+        """Pearson correlation of the scores from even and from odd samples; NaN if a half is empty or constant."""
+        return _pearson(self.per_sample[0::2].sum(axis=0).ravel(), self.per_sample[1::2].sum(axis=0).ravel())
+
+    def rank_correlation(self, other: ScoreTable) -> float:
+        """Spearman correlation over heads, tied heads sharing their mean rank; NaN if one table is constant.
+
+        Raises:
+            ScoreTableError: if the tables are of different shapes.
+        """
+        self._same_shape(other)
+        return _pearson(_ranks(self.scores.ravel()), _ranks(other.scores.ravel()))
+
+    def top_overlap(self, other: ScoreTable, fraction: float = 0.05) -> float:
+        """Share of the best `fraction` of heads that both tables name.
+
+        Raises:
+            ScoreTableError: if the tables are of different shapes or hold no score.
+        """
+        self._same_shape(other)
+        count = top_count(self.scores.size, fraction)
+        mine, theirs = ({head[:2] for head in table.top_heads(count)} for table in (self, other))
+        return len(mine & theirs) / count
+
+    def _same_shape(self, other: ScoreTable) -> None:
+        if self.scores.shape != other.scores.shape:
+            raise ScoreTableError(f"tables of {self.scores.shape} and {other.scores.shape} heads cannot be compared")
+
+
+def top_count(heads: int, fraction: float) -> int:
+    """How many of `heads` are the top `fraction`: rounded half up, at least 1.
+
+    Raises:
+        ScoreTableError: if the fraction is outside 0..1.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise ScoreTableError(f"fraction {fraction} is outside 0..1")
+    return max(1, int(np.floor(fraction * heads + 0.5)))
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
+def _pearson(a: Scores, b: Scores) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(np.clip((a @ b) / norm, -1.0, 1.0)) if norm > 0 else float("nan")
+
+
+def _ranks(values: Scores) -> Scores:
+    """Ranks from 0, ties at the mean of the ranks they cover."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    first = np.cumsum(counts) - counts
+    return (first + (counts - 1) / 2.0)[group]
+
+
+def export_published(table: ScoreTable, path: str | Path) -> None:
+    """Write the published JSON form {"layer-head": [weighted hits of every image]}."""
+    layers, heads = table.scores.shape
+    write_json(path, {f"{i}-{h}": table.per_sample[:, i, h].tolist() for i in range(layers) for h in range(heads)})
+
+
+def import_published(path: str | Path, header: Mapping[str, Any]) -> ScoreTable:
+    """Read the published JSON form.
+
+    Args:
+        path: a file {"layer-head": [one float per image]}.
+        header: the `REQUIRED` keys of the model it is said to belong to; where it has num_layers and num_heads, they
+            are the shape the file must have.
+
+    Raises:
+        ScoreTableError: if a key or value is malformed, a head is missing, or lists differ in length.
+    """
+    where = str(path)
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_no_repeats)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ScoreTableError(f"cannot be read: {error}", where=where) from error
+    if not isinstance(value, dict) or not value:
+        raise ScoreTableError('not an object of {"layer-head": [..]}', where=where)
+    lists: dict[tuple[int, int], list[float]] = {}
+    for key, numbers in value.items():
+        # Bounded digits: an index of a thousand digits is not a head.
+        found = re.fullmatch(r"(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,5})", key)
+        if not found:
+            raise ScoreTableError(f"key {key!r} is not layer-head", where=where)
+        if not isinstance(numbers, list) or not all(type(n) in (int, float) and 0 <= n < 1e300 for n in numbers):
+            raise ScoreTableError("not a list of numbers from 0 up", where=f"{where}: {key}")
+        lists[int(found[1]), int(found[2])] = numbers
+    layers = header.get("num_layers", 1 + max(layer for layer, _ in lists))
+    heads = header.get("num_heads", 1 + max(head for _, head in lists))
+    if len(lists) != layers * heads or any(layer >= layers or head >= heads for layer, head in lists):
+        raise ScoreTableError(f"{len(lists)} heads do not fill {layers} layers x {heads}", where=where)
+    lengths = {len(numbers) for numbers in lists.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ScoreTableError(f"lists of {sorted(lengths)} images, all must be as long", where=where)
+    images = lengths.pop()
+    flat = np.array([lists[i, h] for i in range(layers) for h in range(heads)], dtype=np.float64)
+    per_sample = np.ascontiguousarray(flat.T.reshape(images, layers, heads))
+    known = {"source": "published JSON", "samples": images, "tokens": None}
+    return ScoreTable.from_samples(per_sample, np.zeros((layers, heads), np.int64), {**known, **header})
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key appears twice")
+    return value
+
+
+def show(table: ScoreTable) -> str:
+    """The table in words: where it is from, how concentrated and reliable it is, its best heads."""
+    layers, heads = table.scores.shape
+    kv = table.header["num_kv_heads"]
+    lines = [f"{key}: {table.header[key]}" for key in sorted(table.header) if key != "params"]
+    lines.append(f"heads: {layers} layers x {heads} query heads, {kv} KV heads each")
+    lines.append(f"split-half correlation: {table.split_half():.4f}")
+    if not table.scores.any():
+        return "\n".join([*lines, "every score is zero"])
+    for fraction in SHARES:
+        count = top_count(table.scores.size, fraction)
+        lines.append(f"top {fraction:.0%} ({count} of {layers * heads} heads): {table.top_share(fraction):.1%} of the score")
+    lines.append("layer  head   share   hits")
+    for layer, head, share in table.top_heads(10):
+        lines.append(f"{layer:5d} {head:5d}  {share:6.2%} {table.hits[layer, head]:6d}")
+    return "\n".join(lines)
+
+
+def diff(a: ScoreTable, b: ScoreTable) -> str:
+    """Two tables compared: header keys that differ, rank correlation, overlap of the best heads.
+
+    Raises:
+        ScoreTableError: if the tables are of different shapes or hold no score.
+    """
+    lines = []
+    for key in sorted(set(a.header) | set(b.header)):
+        mine, theirs = a.header.get(key), b.header.get(key)
+        if mine != theirs:
+            lines.append(f"{key}: {mine} | {theirs}")
+    lines.append(f"rank correlation: {a.rank_correlation(b):.4f}")
+    lines += [f"overlap of the top {f:.0%}: {a.top_overlap(b, f):.1%}" for f in (0.05, 0.10)]
+    lines.append(f"largest difference of a head's share: {np.abs(a.normalised() - b.normalised()).max():.2%}")
+    return "\n".join(lines)
