@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 from torch import nn
 from torch.nn import functional as F
 
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
 from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
+from sparsemm.training.card import write_card
 from sparsemm.training.state import load_state, save_state
 
 LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
@@ -108,7 +111,8 @@ def vision_losses(model: Any, probes: Probes, batch: Batch, qwen: bool) -> dict[
 def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) -> dict[str, torch.Tensor]:
     """Cross-entropies of the answers and of both probes, and the answers' token accuracy (scalars)."""
     with captured(model) as seen:
-        logits = model(**batch.inputs, use_cache=False).logits[:, :-1]
+        output = model(**batch.inputs, use_cache=False, output_attentions=model_penalised(model))
+    logits = output.logits[:, :-1]
     targets = batch.labels[:, 1:]
     chosen = targets != IGNORE
     picked, wanted = logits[chosen].float(), targets[chosen]
@@ -116,13 +120,41 @@ def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) 
     pointed = batch.pointers[:, 1:] != IGNORE
     pointers = probes.pointers(seen["pointers"][:, :-1][pointed].float())
     lines = probes.lines(_grid_hidden(seen["lines"], batch, image_id, qwen).float())
-    return {
+    visual = batch.inputs["input_ids"] == image_id
+    penalty = (
+        {"visual_mass": visual_mass(output.attentions, visual, batch.labels != IGNORE)} if output.attentions else {}
+    )
+    return penalty | {
         "answer": F.cross_entropy(picked, wanted),
         "characters": characters,
         "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
         "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
         "accuracy": (picked.argmax(-1) == wanted).float().mean().detach(),
     }
+
+
+def model_penalised(model: Any) -> bool:
+    """Whether the text model returns its attention, which only its eager implementation does."""
+    return bool(model.config.get_text_config()._attn_implementation == "eager")
+
+
+def visual_mass(attentions: tuple[torch.Tensor, ...], visual: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """Mean over layers and heads of the square root of the attention that answer rows put on visual tokens.
+
+    The square root makes one head that looks cheaper than many that glance, so that looking concentrates in few.
+
+    Args:
+        attentions: per layer (B, Hq, S, S).
+        visual: (B, S) bool, visual tokens.
+        answer: (B, S) bool, answer tokens; the rows before them predict them.
+
+    Returns:
+        scalar in 0..1.
+    """
+    rows = torch.nn.functional.pad(answer[:, 1:], (0, 1)).to(attentions[0].dtype)
+    mass = torch.stack([(a * visual[:, None, None]).sum(-1) for a in attentions])  # (L, B, Hq, S)
+    mean = (mass * rows[:, None]).sum(dim=(1, 3)) / rows.sum()
+    return (mean + 1e-6).sqrt().mean()
 
 
 # The curriculum: page styles used in turn, and the running accuracies (reading, answering) that end the stage.
@@ -161,22 +193,40 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     every: int = 25,
+    initial: Path | None = None,
+    rate: float = 1.0,
+    sparsity: float = 0.0,
 ) -> dict[str, Any]:
     """Train `name` for `steps` steps and write model and processor to `output` (fp16 safetensors).
 
     Stopped and started again with the same arguments, it goes on from its last saved state (beside `output`).
 
+    Args:
+        name: of the architecture.
+        output: folder to write.
+        steps, batch_size, seed, device: of the run.
+        every: steps between two lines of progress.
+        initial: a trained checkpoint to go on from: no warm-up, no probes, the curriculum's last stage.
+        rate: multiplier of the learning rates.
+        sparsity: weight of `visual_mass` in the loss.
+
     Returns:
         what the card says of the run: steps, seconds, batch size, seed, device, last losses.
     """
     model, processor = build(name, seed)
+    if initial is not None:
+        load_model(model, str(initial / "model.safetensors"), strict=False)  # tied weights are stored once
+        model.tie_weights()
+    if sparsity:
+        model.set_attn_implementation({"text_config": "eager"})
+    weights = {"answer": 1.0, "visual_mass": sparsity} if initial else WEIGHTS
     model.to(device).train()
     probes = Probes(model.config.text_config.hidden_size).to(device)
     maker = BatchMaker(processor, seed)
     optimizer_list = optimizers(model, probes)
     base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
     state_path = output.with_name(f".{output.name}.state.safetensors")
-    start, spent, stage = 0, 0.0, 0
+    start, spent, stage = 0, 0.0, len(STAGES) - 1 if initial else 0
     if state_path.exists():
         meta = load_state(state_path, {"model": model, "probes": probes}, optimizer_list)
         start, spent, maker.drawn, stage = (meta[k] for k in ("step", "seconds", "drawn", "stage"))
@@ -186,7 +236,7 @@ def train(
     began = time.monotonic()
     for step in range(start, steps):
         progress = step / steps
-        alone = step < VISION_STEPS
+        alone = step < VISION_STEPS and initial is None
         styles, read_goal, ask_goal = STAGES[-2 if alone else stage]
         read = step % 5 < 3 if stage < 2 else step % 2 == 0
         batch = maker.make(batch_size, styles[step // 2 % len(styles)], read).to(device)
@@ -195,12 +245,12 @@ def train(
         else:
             parts = losses(model, probes, batch, maker.image_id, maker.qwen)
         sum(
-            (WEIGHTS[key] * value for key, value in parts.items() if key in WEIGHTS), torch.zeros((), device=device)
+            (weights[key] * value for key, value in parts.items() if key in weights), torch.zeros((), device=device)
         ).backward()
         torch.nn.utils.clip_grad_norm_([*model.parameters(), *probes.parameters()], 1.0)
         for optimizer, rates in zip(optimizer_list, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * rate_at(progress, step)
+            for group, base_rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = base_rate * rate * rate_at(progress, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         kind = "read" if read else "ask"
@@ -222,7 +272,10 @@ def train(
     save(model, processor, output)
     state_path.unlink(missing_ok=True)
     last = {k: round(v, 4) for k, v in running.items()}
-    run = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device}
+    run: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "rate": rate}
+    if initial is not None:
+        run["sparsity"] = sparsity
+        run["after"] = json.loads((initial / "card.json").read_text(encoding="utf-8"))["training"]
     return run | {"seconds": round(seconds), "last": last}
 
 
@@ -230,6 +283,7 @@ def save(model: Any, processor: Any, output: Path) -> None:
     """Write model (fp16 safetensors) and processor so that the Auto classes load them."""
     output.mkdir(parents=True, exist_ok=True)
     half = model.to("cpu").half()
+    half.config.dtype = torch.float32  # stored in half precision, meant to run in single
     half.save_pretrained(output)
     processor.save_pretrained(output)
     model.float()
@@ -244,16 +298,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--initial", type=Path, help="trained checkpoint to go on from")
+    parser.add_argument("--rate", type=float, default=1.0, help="multiplier of the learning rates")
+    parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the penalty on visual attention")
+    parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
     given = parser.parse_args(arguments)
-    card = train(
+    run = train(
         given.name,
         given.output,
         steps=given.steps,
         batch_size=given.batch_size,
         seed=given.seed,
         device=given.device,
+        initial=given.initial,
+        rate=given.rate,
+        sparsity=given.sparsity,
     )
-    print(json.dumps(card))
+    family = "qwen2_vl" if "qwen2-vl" in given.name else "llava_next"
+    print(json.dumps(write_card(given.output, family, run, given.note)["held_out"]))
 
 
 if __name__ == "__main__":
