@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model
 from torch import nn
 from torch.nn import functional as F
 
@@ -215,8 +214,7 @@ def train(
     """
     model, processor = build(name, seed)
     if initial is not None:
-        load_model(model, str(initial / "model.safetensors"), strict=False)  # tied weights are stored once
-        model.tie_weights()
+        model = type(model).from_pretrained(initial, dtype=torch.float32, local_files_only=True)
     if sparsity:
         model.set_attn_implementation({"text_config": "eager"})
     weights = {"answer": 1.0, "visual_mass": sparsity} if initial else WEIGHTS
