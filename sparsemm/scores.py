@@ -298,7 +298,9 @@ def show(table: ScoreTable) -> str:
         return "\n".join([*lines, "every score is zero"])
     for fraction in SHARES:
         count = top_count(table.scores.size, fraction)
-        lines.append(f"top {fraction:.0%} ({count} of {layers * heads} heads): {table.top_share(fraction):.1%} of the score")
+        lines.append(
+            f"top {fraction:.0%} ({count} of {layers * heads} heads): {table.top_share(fraction):.1%} of the score"
+        )
     lines.append("layer  head   share   hits")
     for layer, head, share in table.top_heads(10):
         lines.append(f"{layer:5d} {head:5d}  {share:6.2%} {table.hits[layer, head]:6d}")

@@ -1,1 +1,5 @@
-"""Chase: which heads look at the word that is being read, from one forward pass per batch."""
+"""Chase the heads that look at the image: one forward pass, argmax of q.k, hits per head."""
+
+from sparsemm.compat import define_missing_torchvision_operators
+
+define_missing_torchvision_operators()

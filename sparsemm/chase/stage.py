@@ -1,147 +1,263 @@
-"""The chase stage: every aligned answer through one forward, shard by shard, into a score table."""
+"""The chase stage: aligned answers of one model -> its score table; resumable per shard."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import math
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from sparsemm.chase.hits import collect, score
+from sparsemm.chase.hits import append_answers, look, score_sample
 from sparsemm.datasets.records import Record, read_records
-from sparsemm.errors import AlignError
+from sparsemm.errors import AlignError, ScoreTableError
 from sparsemm.files import atomic_path, sha256_file, write_json
-from sparsemm.layouts import box_positions, get_layout
-from sparsemm.models import fingerprint, load_model
-from sparsemm.params import ModelParams, Params
+from sparsemm.layouts import Layout, box_positions, get_layout
+from sparsemm.models import content_revision, fingerprint, load_model
+from sparsemm.params import Params
 from sparsemm.progress import progress
 from sparsemm.prompts import build_inputs
-from sparsemm.scores import ScoreTable, summary
+from sparsemm.scores import SHARES, ScoreTable
 
-Row = dict[str, Any]  # of the align stage: sample_id, answer_ids, token_index, entry_index
+WORK_FORMAT = 1  # raise it when what a shard holds changes meaning
 
 
-def chase_batch(
-    model: Any, processor: Any, records: list[Record], rows: list[Row], params: Params, family: str
-) -> dict[str, np.ndarray]:
-    """Hits of one batch: per_sample (N, L, Hq) float64, hits (L, Hq) int64, tokens and refused (1,) int64.
+@dataclass(frozen=True)
+class Answer:
+    """A row of the align stage: answer token token_index[i] belongs to record entry entry_index[i]."""
 
-    With ground-truth answers only tokens the model would have said itself are scored; the others are `refused`.
+    sample_id: str
+    answer_ids: list[int]
+    token_index: list[int]
+    entry_index: list[int]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What some samples gave.
+
+    Attributes:
+        hits: (N, L, Hq) int64.
+        weighted: (N, L, Hq) float64.
+        counts: (N, 3) int64: answer tokens on the page, those of them the model itself would have said, and scored.
     """
-    given = params.chase
-    inputs = build_inputs(processor, [[r.image] for r in records], [given.prompt] * len(records)).to(model.device)
-    inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    layout = get_layout(family)
-    answers = [row["answer_ids"] for row in rows]
-    seen = collect(model, inputs, answers, [row["token_index"] for row in rows], processor.tokenizer.pad_token_id)
-    per_sample, hits, tokens, refused = [], 0, 0, 0
-    for number, (record, row, looked) in enumerate(zip(records, rows, seen, strict=True)):
-        (image,) = layout.image_tokens(model.config, inputs, number, [record.image.size])
-        padding = int((inputs["attention_mask"][number] == 0).sum())
-        boxes = {i: box_positions(image, record.entries[i].box) - padding for i in set(row["entry_index"])}
-        targets = [boxes[i] for i in row["entry_index"]]
-        if given.answer == "ground_truth":
-            refused += int((~looked.predicted).sum())
-            targets = [r if said else r[:0] for r, said in zip(targets, looked.predicted, strict=True)]
-        one_hits, weighted = score(looked, targets)
-        hits = hits + one_hits
-        tokens += sum(len(region) > 0 for region in targets)
-        per_sample.append(weighted)
-    counts = {"tokens": np.array([tokens]), "refused": np.array([refused])}
-    return {"per_sample": np.stack(per_sample), "hits": np.asarray(hits), **counts}
+
+    hits: NDArray[np.int64]
+    weighted: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The arrays by name."""
+        return {"hits": self.hits, "weighted": self.weighted, "counts": self.counts}
 
 
-def _merge(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    merged = {key: sum(part[key] for part in parts) for key in ("hits", "tokens", "refused")}
-    return {"per_sample": np.concatenate([part["per_sample"] for part in parts]), **merged}
-
-
-def read_alignments(path: Path, records: list[Record]) -> list[Row]:
-    """Rows of the align stage, one per record, in the same order.
+def read_answers(path: str | Path, records: list[Record]) -> list[Answer]:
+    """Rows of artifacts/align/<model>.parquet, in the order of the records.
 
     Raises:
-        AlignError: if the file is missing or of other records.
+        AlignError: if the file is missing or damaged, or does not belong to these records.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    hint = "run the align stage first"
+    where = str(path)
+    hint = "run the align stage again"
+    if not Path(path).is_file():
+        raise AlignError("no such file", where=where, hint="run the align stage first")
     try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise AlignError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    if [row.get("sample_id") for row in rows] != [record.id for record in records]:
-        raise AlignError("its samples are not the data set's", where=str(path), hint=hint)
-    return rows
+        rows = pq.read_table(path, columns=list(Answer.__annotations__)).to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise AlignError(f"not what the align stage writes: {error}", where=where, hint=hint) from error
+    answers = {row["sample_id"]: Answer(**row) for row in rows}
+    if len(rows) != len(records) or set(answers) != {record.id for record in records}:
+        raise AlignError("its samples are not those of the data set", where=where, hint=hint)
+    for record in records:
+        one = answers[record.id]
+        fits = (
+            len(one.token_index) == len(one.entry_index)
+            and all(0 <= i < len(one.answer_ids) for i in one.token_index)
+            and all(0 <= j < len(record.entries) for j in one.entry_index)
+        )
+        if not fits:
+            raise AlignError(f"indices of sample {record.id!r} are out of range", where=where, hint=hint)
+    return [answers[record.id] for record in records]
+
+
+def chase_batch(
+    model: Any, processor: Any, layout: Layout, records: list[Record], answers: list[Answer], prompt: str, forced: bool
+) -> Shard:
+    """Hits of one batch of samples, from one forward pass.
+
+    Args:
+        forced: the answers are the ground truth: only rows whose own argmax is the target count.
+    """
+    inputs = build_inputs(processor, [[record.image] for record in records], [prompt] * len(records))
+    batch = append_answers(inputs, [one.answer_ids for one in answers], processor.tokenizer.pad_token_id)
+    targets: list[list[NDArray[np.int64]]] = []
+    for b, (record, one) in enumerate(zip(records, answers, strict=True)):
+        (tokens,) = layout.image_tokens(model.config, batch.inputs, b, [record.image.size])
+        boxes = {j: box_positions(tokens, record.entries[j].box) for j in set(one.entry_index)}
+        targets.append([boxes[j] for j in one.entry_index])
+    rows = [[first + t for t in one.token_index] for first, one in zip(batch.first_rows, answers, strict=True)]
+    looked = look(model, batch.inputs, rows)
+    hits, weighted, counts = [], [], []
+    for one, target, seen in zip(answers, targets, looked, strict=True):
+        wanted = np.array([one.answer_ids[t] for t in one.token_index], dtype=np.int64)
+        said = seen.predicted.numpy() == wanted
+        # A page so narrow that unpadding leaves no grid has no R_t to hit.
+        usable = np.array([len(positions) > 0 for positions in target], dtype=bool)
+        keep = np.flatnonzero(usable & said if forced else usable)
+        found = score_sample(seen.indices.numpy()[:, :, keep], [target[i] for i in keep])
+        hits.append(found[0])
+        weighted.append(found[1])
+        counts.append([len(wanted), int(said.sum()), len(keep)])
+    return Shard(np.stack(hits), np.stack(weighted), np.array(counts, dtype=np.int64))
+
+
+def save_shard(path: Path, shard: Shard, ids: list[str]) -> None:
+    """Write a shard atomically."""
+    with atomic_path(path) as temporary:
+        save_file(shard.tensors(), temporary, metadata={"sparsemm": json.dumps(ids)})
+
+
+def load_shard(path: Path, ids: list[str], shape: tuple[int, int]) -> Shard | None:
+    """A finished shard, or None if it is missing, damaged, of other samples, or of another (L, Hq)."""
+    try:
+        with safe_open(str(path), framework="np") as file:
+            known = json.loads((file.metadata() or {})["sparsemm"])
+            shard = Shard(*(file.get_tensor(name) for name in ("hits", "weighted", "counts")))
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    n = len(ids)
+    wanted = {"hits": (n, *shape), "weighted": (n, *shape), "counts": (n, 3)}
+    fits = known == ids and {name: values.shape for name, values in shard.tensors().items()} == wanted
+    return shard if fits else None
+
+
+def metrics(table: ScoreTable, counts: NDArray[np.int64]) -> dict[str, Any]:
+    """What the stage reports, plain JSON: counts, hit rates, concentration and reliability.
+
+    Args:
+        counts: (N, 3) int64, see `Shard`.
+    """
+    aligned, said, scored = (int(v) for v in counts.sum(axis=0))
+    rates = table.hits / scored
+    layer, head, _ = table.top_heads(1)[0]
+    half = table.split_half()
+    return {
+        "samples": len(counts),
+        "tokens_aligned": aligned,
+        "tokens_scored": scored,
+        "share_own_argmax": round(said / aligned, 6),
+        "hit_rate_mean": round(float(rates.mean()), 6),
+        "hit_rate_max": round(float(rates.max()), 6),
+        "top_head": f"{layer}-{head}",
+        "top_head_hit_rate": round(float(rates[layer, head]), 6),
+        "top_share": {f"{fraction:.0%}": round(table.top_share(fraction), 6) for fraction in SHARES},
+        "split_half": None if math.isnan(half) else round(half, 6),
+    }
+
+
+def write_curve(path: Path, table: ScoreTable) -> None:
+    """CSV for plots: heads by falling score, with rank (from 1), share and cumulative share."""
+    heads = table.top_heads(table.scores.size)
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["rank", "share", "cumulative", "layer", "head"])
+        total = 0.0
+        for rank, (layer, head, share) in enumerate(heads, start=1):
+            total += share
+            writer.writerow([rank, f"{share:.8f}", f"{min(total, 1.0):.8f}", layer, head])
+
+
+def _identity(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/scores/<key>.safetensors, .json (metrics) and .csv (sorted shares).
+    """Score the heads of one model; write artifacts/scores/<key>.safetensors, .json (metrics) and .csv (curve).
 
-    Stopped and run again, it goes on after the last whole shard.
+    Shards of `chase.shard_size` samples are kept until the end: a stopped run goes on where it was.
 
     Raises:
-        AlignError: if the align stage has not run.
-        ScoreTableError: if no head scored at all.
+        AlignError: if the align stage's file is missing or does not fit the data set.
+        ScoreTableError: if no token could be scored, or no head ever hit.
     """
     given, entry = params.chase, params.model(key)
     source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
     aligned = root / "artifacts" / "align" / f"{key}.parquet"
     records = read_records(source)
-    rows = read_alignments(aligned, records)
-    work = root / "artifacts" / "work" / "chase" / key / _identity(entry, params, source, aligned)
-    starts = range(0, len(records), given.shard_size)
-    paths = [work / f"{number:05d}.safetensors" for number in range(len(starts))]
-    todo = [(path, start) for path, start in zip(paths, starts, strict=True) if not path.is_file()]
-    header_path = work / "header.json"
-    if todo or not header_path.is_file():
-        model, processor = load_model(entry)
-        config = model.config.get_text_config()
-        head = {"fingerprint": fingerprint(model.config), "num_kv_heads": config.num_key_value_heads}
-        write_json(header_path, head)
-        for path, start in progress(todo, len(todo), f"chase {key} (shards of {given.shard_size})"):
-            end = min(start + given.shard_size, len(records))
-            parts = []
-            for at in range(start, end, given.batch_size):
-                batch = slice(at, min(at + given.batch_size, end))
-                parts.append(chase_batch(model, processor, records[batch], rows[batch], params, entry.family))
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(save(_merge(parts)))
-    merged = _merge([load_file(path) for path in paths])
-    header = json.loads(header_path.read_text(encoding="utf-8")) | {
+    answers = read_answers(aligned, records)
+    model, processor = load_model(entry)
+    text = model.config.get_text_config()
+    shape = (int(text.num_hidden_layers), int(text.num_attention_heads))
+    local = Path(entry.checkpoint).is_dir()
+    header = {
         "model": entry.checkpoint,
-        "revision": entry.revision,
+        "revision": content_revision(entry.checkpoint)
+        if local
+        else entry.revision or getattr(model.config, "_commit_hash", None),
+        "fingerprint": fingerprint(model.config),
+        "family": entry.family,
         "dtype": entry.dtype,
-        "note": entry.note,
+        "num_layers": shape[0],
+        "num_heads": shape[1],
+        "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or shape[1]),
         "dataset": given.dataset,
-        "source": params.datasets[given.dataset].model_dump(),
-        "samples": len(records),
-        "tokens": int(merged["tokens"][0]),
-        "tokens_refused": int(merged["refused"][0]),
+        "dataset_sha256": sha256_file(source),
+        "align_sha256": sha256_file(aligned),
         "prompt": given.prompt,
-        "answer": given.answer,
-        "align": given.align,
+        "mode": given.answer,
+        "params": given.model_dump(mode="json"),
     }
-    table = ScoreTable(merged["per_sample"], merged["hits"], header)
-    metrics = summary(table)
-    folder = root / "artifacts" / "scores"
+    work = root / "artifacts" / "work" / "chase" / key
+    folder = work / _identity({"work_format": WORK_FORMAT, **header})
+    layout = get_layout(entry.family)
+    starts = range(0, len(records), given.shard_size)
+    shards = []
+    for number, start in progress(enumerate(starts), len(starts), f"chase {key} (shards of {given.shard_size})"):
+        ids = [record.id for record in records[start : start + given.shard_size]]
+        path = folder / f"{number:04d}.safetensors"
+        shard = load_shard(path, ids, shape)
+        if shard is None:
+            parts = []
+            for first in range(start, start + len(ids), given.batch_size):
+                part = slice(first, min(first + given.batch_size, start + len(ids)))
+                forced = given.answer == "ground_truth"
+                parts.append(chase_batch(model, processor, layout, records[part], answers[part], given.prompt, forced))
+            shard = Shard(
+                *(np.concatenate(arrays) for arrays in zip(*(p.tensors().values() for p in parts), strict=True))
+            )
+            save_shard(path, shard, ids)
+        shards.append(shard)
+    _write(root / "artifacts" / "scores", key, shards, header)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(folder: Path, key: str, shards: list[Shard], header: dict[str, Any]) -> None:
+    counts = np.concatenate([shard.counts for shard in shards]) if shards else np.zeros((0, 3), np.int64)
+    scored = int(counts[:, 2].sum())
+    if scored == 0:
+        raise ScoreTableError(
+            "no answer token could be scored",
+            where=f"model {key}",
+            hint="see artifacts/align: does the model read these pages with this prompt?",
+        )
+    table = ScoreTable.from_samples(
+        np.concatenate([shard.weighted for shard in shards]),
+        np.sum([shard.hits.sum(axis=0) for shard in shards], axis=0),
+        {**header, "samples": len(counts), "tokens": scored},
+    )
+    table.normalised()  # refuses a table without a single hit before anything is written
     table.save(folder / f"{key}.safetensors")
-    write_json(folder / f"{key}.json", metrics)
-    with atomic_path(folder / f"{key}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["rank", "layer", "head", "share", "cumulative"])
-        total = 0.0
-        for rank, (layer, head_index, share) in enumerate(table.ranked(), start=1):
-            total += share
-            writer.writerow([rank, layer, head_index, round(share, 8), round(total, 8)])
-    shutil.rmtree(work.parent, ignore_errors=True)
-
-
-def _identity(entry: ModelParams, params: Params, *files: Path) -> str:
-    parts = [entry.model_dump(exclude={"note"}), params.chase.model_dump(), *(sha256_file(file) for file in files)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    write_json(folder / f"{key}.json", metrics(table, counts))
+    write_curve(folder / f"{key}.csv", table)

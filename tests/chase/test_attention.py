@@ -1,56 +1,101 @@
-"""argmax of q.k for chosen rows against the whole attention matrix."""
+"""The chase's attention function: the same outputs as sdpa, the argmax as computed the slow way."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparsemm.chase import attention
-from sparsemm.chase.attention import argmax_rows
+from sparsemm.chase.attention import argmax_positions, chase_attention, recording
+from sparsemm.errors import ModelError
 
 
-def slow(query, key, rows, valid):
-    batch, num_heads, length, _ = query.shape
-    keys = key.repeat_interleave(num_heads // key.shape[1], 1)
-    logits = query @ keys.transpose(-1, -2)
-    seen = torch.ones(length, length).tril().bool() & valid[:, None]
-    attn = logits.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
-    out = torch.zeros(batch, num_heads, rows.shape[1], dtype=torch.int64)
-    for b in range(batch):
-        for h in range(num_heads):
-            for t in range(rows.shape[1]):
-                out[b, h, t] = int(attn[b, h, rows[b, t]].argmax())
-    return out
+def slow(query: torch.Tensor, key: torch.Tensor, rows: list[int], mask: torch.Tensor | None) -> torch.Tensor:
+    """Head by head, row by row, softmax included."""
+    group = query.shape[0] // key.shape[0]
+    found = torch.empty(query.shape[0], len(rows), dtype=torch.int64)
+    for h in range(query.shape[0]):
+        for t, row in enumerate(rows):
+            best, best_at = -1.0, -1
+            logits = key[h // group].double() @ query[h, row].double()
+            seen = [j for j in range(key.shape[1]) if (j <= row if mask is None else bool(mask[row, j]))]
+            weights = torch.softmax(logits[seen], dim=0)
+            for j, weight in zip(seen, weights.tolist(), strict=True):
+                if weight > best:
+                    best, best_at = weight, j
+            found[h, t] = best_at
+    return found
 
 
-@pytest.mark.parametrize("chunk", [1, 1 << 24])
-@pytest.mark.parametrize("kv", [1, 2, 4])
-def test_argmax_rows_equals_the_whole_matrix(monkeypatch, chunk, kv):
-    monkeypatch.setattr(attention, "CHUNK", chunk)
-    torch.manual_seed(kv)
-    query, key = torch.randn(2, 4, 11, 8), torch.randn(2, kv, 11, 8)
-    valid = torch.arange(11) >= torch.tensor([[0], [3]])
-    rows = torch.tensor([[10, 4, 0], [10, 3, 7]])
-    assert torch.equal(argmax_rows(query, key, rows, valid), slow(query, key, rows, valid))
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 12), st.integers(0, 4), st.booleans(), st.integers(0, 999))
+def test_argmax_is_that_of_the_slow_loop(kv: int, group: int, length: int, pads: int, masked: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    pads = min(pads, length - 1)
+    query = torch.randn(kv * group, length, 6, generator=generator)
+    key = torch.randn(kv, length, 6, generator=generator)
+    mask = torch.ones(length, length, dtype=torch.bool).tril() if masked else None
+    if mask is not None:
+        mask[:, :pads] = False
+    rows = list(range(pads if masked else 0, length))
+    assert torch.equal(argmax_positions(query, key, torch.tensor(rows), mask), slow(query, key, rows, mask))
 
 
-def test_ties_go_to_the_lowest_position():
-    query, key = torch.ones(1, 1, 6, 4), torch.ones(1, 1, 6, 4)
-    valid = torch.tensor([[False, True, True, True, True, True]])
-    assert argmax_rows(query, key, torch.tensor([[5, 2]]), valid).flatten().tolist() == [1, 1]
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, rows = torch.randn(8, 30, 4), torch.randn(2, 30, 4), torch.arange(3, 30)
+    whole = argmax_positions(query, key, rows, None)
+    seen = []
+    matmul = torch.matmul
+
+    def spy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        out = matmul(a, b)
+        seen.append(out.numel())
+        return out
+
+    monkeypatch.setattr(attention, "MOST_LOGITS", 8 * 30 * 4)
+    monkeypatch.setattr(torch, "matmul", spy)
+    assert torch.equal(argmax_positions(query, key, rows, None), whole)
+    assert len(seen) == 7 and max(seen) <= 8 * 30 * 4
 
 
-def test_logits_of_at_most_one_chunk_are_held(monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", 2 * 4 * 50 * 3)
-    shapes = []
-    real = torch.Tensor.masked_fill_
+def test_half_precision_products_are_in_fp32() -> None:
+    # In bf16 the two logits, 256 and 256 + 1, round to the same number.
+    query = torch.tensor([[[16.0, 1.0]] * 3], dtype=torch.bfloat16)
+    key = torch.tensor([[[16.0, 0.0], [16.0, 1.0], [0.0, 0.0]]], dtype=torch.bfloat16)
+    assert argmax_positions(query, key, torch.tensor([2]), None).tolist() == [[1]]
 
-    def spy(self, *arguments):
-        shapes.append(tuple(self.shape))
-        return real(self, *arguments)
 
-    monkeypatch.setattr(torch.Tensor, "masked_fill_", spy)
-    rows = torch.arange(50).repeat(2, 1)
-    valid = torch.ones(2, 50, dtype=torch.bool)
-    argmax_rows(torch.randn(2, 4, 50, 8), torch.randn(2, 4, 50, 8), rows, valid)
-    assert len(shapes) == 17 and all(shape[2] <= 3 for shape in shapes)
+def test_no_rows_give_an_empty_result() -> None:
+    found = argmax_positions(torch.randn(4, 5, 2), torch.randn(2, 5, 2), torch.empty(0, dtype=torch.int64), None)
+    assert found.shape == (4, 0) and found.dtype == torch.int64
+
+
+def test_a_longer_key_than_query_is_refused() -> None:
+    module = torch.nn.Module()
+    module.layer_idx = 0  # type: ignore[assignment]
+    query, key = torch.randn(1, 2, 1, 4), torch.randn(1, 2, 5, 4)
+    token = attention._recorder.set(attention.Recorder([[0]]))
+    try:
+        with pytest.raises(ModelError, match="without a cache"):
+            chase_attention(module, query, key, key, None)
+    finally:
+        attention._recorder.reset(token)
+    out, _ = chase_attention(module, query, key, key, None)  # not recording: plain sdpa
+    assert out.shape == (1, 1, 2, 4)
+
+
+@pytest.mark.parametrize("name", ["tiny-llava-next-mistral", "tiny-qwen2-vl"])
+def test_recording_switches_the_language_model_alone_and_restores_it(tiny, name: str) -> None:  # type: ignore[no-untyped-def]
+    model, _ = tiny(name)
+    config = model.config
+    before = config._attn_implementation, config.text_config._attn_implementation
+    vision = config.vision_config._attn_implementation
+    with pytest.raises(RuntimeError, match="stop"), recording(model, [[0]]) as recorder:
+        assert config.text_config._attn_implementation == attention.NAME
+        assert config.vision_config._attn_implementation == vision
+        assert attention._recorder.get() is recorder
+        raise RuntimeError("stop")
+    assert (config._attn_implementation, config.text_config._attn_implementation) == before
+    assert attention._recorder.get() is None

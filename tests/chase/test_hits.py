@@ -1,115 +1,215 @@
-"""Where heads look: one forward against the slow oracle, token by token with output_attentions."""
+"""Hits of one forward pass against generate's decode loop with output_attentions."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
+from PIL import Image
 
-from sparsemm.align import align_answer, greedy_answers
-from sparsemm.chase.hits import Looked, collect, score
-from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import AlignError
-from sparsemm.layouts import box_positions, get_layout
-from sparsemm.prompts import build_inputs
 
-NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
-PROMPT = "Read the page."
+NAMES = ["tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl"]
+ANSWERS = [[20, 31, 42, 25, 33, 60, 21], [50, 22], [24, 26, 28, 33, 35]]
 
 
-@lru_cache
-def pages():
-    styles = (PageStyle(1, 6), PageStyle(2, 6), PageStyle(1, 6, (1, 2)))
-    return [draw_record("calibration", 5, i, style) for i, style in enumerate(styles)]
-
-
-def slow_looks(model, processor, record, answer):
-    """Decode the given answer token by token, eager attention returned: (L, Hq, T) most-attended positions."""
-    before = model.config.get_text_config()._attn_implementation
-    model.set_attn_implementation({"text_config": "eager"})
-    inputs = build_inputs(processor, [[record.image]], [PROMPT])
-    positions = {}
-    looked = []
+@contextmanager
+def sharpened(model: Any, factor: float = 6.0) -> Iterator[None]:
+    """Scale the queries: an untrained model attends almost evenly, and rounding would decide the argmax."""
+    weights = [m.weight for n, m in model.named_modules() if n.endswith("q_proj") and "language_model" in n]
+    assert len(weights) == model.config.text_config.num_hidden_layers
+    untrained = [weight for weight in weights if weight.std() < 0.03]
+    before = [weight.detach().clone() for weight in untrained]
+    with torch.no_grad():
+        for weight in untrained:
+            weight.mul_(factor)
     try:
+        yield
+    finally:
         with torch.no_grad():
-            cache = DynamicCache()
-            out = model(**inputs, past_key_values=cache, use_cache=True, output_attentions=True)
-            for step, token in enumerate(answer):
-                looked.append(torch.stack([a[0, :, -1].argmax(-1) for a in out.attentions]))
-                if "image_grid_thw" in inputs:
-                    at = inputs["input_ids"].shape[1] + step + model.model.rope_deltas[0, 0]
-                    positions["position_ids"] = at.view(1, 1, 1).expand(3, 1, 1)
-                out = model(
-                    input_ids=torch.tensor([[token]]),
-                    past_key_values=cache,
-                    use_cache=True,
-                    output_attentions=True,
-                    **positions,
-                )
+            for weight, old in zip(untrained, before, strict=True):
+                weight.copy_(old)
+
+
+def batch(processor: Any, count: int = 3) -> Any:
+    from sparsemm.prompts import build_inputs
+
+    generator = np.random.default_rng(3)
+    sizes = [(84, 84), (168, 84), (70, 126)][:count]
+    images = [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    texts = ["Read the page.", "What is name? Read the page.", "Read"][:count]
+    return build_inputs(processor, [[image] for image in images], texts), images, texts
+
+
+def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int]) -> tuple[torch.Tensor, list[int]]:
+    """(L, Hq, T) argmax positions in the unpadded prompt + answer and the T predictions: one token at a time."""
+    from sparsemm.prompts import build_inputs
+
+    inputs = build_inputs(processor, [[image]], [text])
+    length = inputs["input_ids"].shape[1]
+
+    def force(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(logits, -torch.inf)
+        forced[:, answer[ids.shape[1] - length]] = 0.0
+        return forced
+
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": "eager"})
+    try:
+        out = model.generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=len(answer),
+            eos_token_id=None,
+            logits_processor=[force],
+            output_attentions=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     finally:
         model.set_attn_implementation({"text_config": before})
-    return torch.stack(looked, dim=-1).numpy()
-
-
-def answers_for(processor):
-    texts = [" ".join(entry.text for entry in record.entries) for record in pages()]
-    return [processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_padded_forward_finds_what_token_by_token_decoding_finds(tiny, name):
-    model, processor = tiny(name)
-    answers = answers_for(processor)
-    inputs = build_inputs(processor, [[r.image] for r in pages()], [PROMPT] * 3)
-    got = collect(model, inputs, answers, [range(len(a)) for a in answers], processor.tokenizer.pad_token_id)
-    layout = get_layout(model.config.model_type)
-    for row, (record, answer) in enumerate(zip(pages(), answers, strict=True)):
-        want = slow_looks(model, processor, record, answer)
-        alone = build_inputs(processor, [[record.image]], [PROMPT])
-        (image,) = layout.image_tokens(model.config, alone, 0, [record.image.size])
-        alignment = align_answer(record.id, answer, processor.tokenizer, record.entries, "ordered", "llava_next")
-        targets = [np.zeros(0, dtype=np.int64)] * len(answer)
-        for token, entry in zip(alignment.token_index, alignment.entry_index, strict=True):
-            targets[token] = box_positions(image, record.entries[entry].box)
-        expected = score(Looked(want, np.ones(len(answer), dtype=bool)), targets)
-        found = score(got[row], targets)
-        assert np.array_equal(found[0], expected[0])  # hits, cell by cell
-        np.testing.assert_array_equal(found[1], expected[1])
-        assert np.array_equal(got[row].positions, want)
+    assert out.sequences[0, length:].tolist() == answer
+    assert out.attentions[-1][0].shape[-1] == length + len(answer) - 1
+    found = [torch.stack([layer[0, :, -1].argmax(dim=-1) for layer in step]) for step in out.attentions]
+    return torch.stack(found, dim=-1), [int(logits[0].argmax()) for logits in out.logits]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rows_say_whether_they_predicted_the_token(tiny, name):
+def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) -> None:
+    from sparsemm.chase.hits import append_answers, look, score_sample
+
     model, processor = tiny(name)
-    (answer,) = greedy_answers(model, processor, pages()[:1], PROMPT, 12)
-    if not answer:
-        pytest.skip("this untrained model says nothing")
-    wrong = [(token + 1) % 50 for token in answer]
-    inputs = build_inputs(processor, [[pages()[0].image]], [PROMPT])
-    (own,) = collect(model, inputs, [answer], [range(len(answer))], 0)
-    (other,) = collect(model, inputs, [wrong], [range(1)], 0)
-    assert own.predicted.all() and not other.predicted.any()
+    inputs, images, texts = batch(processor)
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    assert len(set(lengths)) == 3
+    forced = append_answers(inputs, ANSWERS, processor.tokenizer.pad_token_id)
+    rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
+    with sharpened(model):
+        looked = look(model, forced.inputs, rows)
+        for b, answer in enumerate(ANSWERS):
+            wanted, said = oracle(model, processor, images[b], texts[b], answer)
+            pads = forced.inputs["input_ids"].shape[1] - lengths[b] - len(answer)
+            assert torch.equal(looked[b].indices - pads, wanted)
+            assert looked[b].predicted.tolist() == said
+            assert len(wanted.unique()) > 5  # not one sink for all: the test can fail
+            seen = np.flatnonzero((forced.inputs["input_ids"][b] == model.config.image_token_id).numpy())
+            targets = [seen[t : t + 9] for t in range(len(answer))]
+            hits, weighted = score_sample(looked[b].indices, targets)
+            slow_hits, slow_weighted = np.zeros_like(hits), np.zeros_like(weighted)
+            for (layer, head, t), position in np.ndenumerate(wanted.numpy()):
+                if position + pads in targets[t].tolist():
+                    slow_hits[layer, head] += 1
+                    slow_weighted[layer, head] += 1 / len(targets[t])
+            assert np.array_equal(hits, slow_hits)
+            np.testing.assert_allclose(weighted, slow_weighted, rtol=1e-12)
 
 
-def test_only_the_asked_tokens_are_looked_at_and_the_model_gets_its_attention_back(tiny):
-    model, processor = tiny(NAMES[0])
-    answers = answers_for(processor)[:2]
-    inputs = build_inputs(processor, [[r.image] for r in pages()[:2]], [PROMPT] * 2)
-    before = model.config.get_text_config()._attn_implementation
-    every = collect(model, inputs, answers, [range(len(a)) for a in answers], 0)
-    some = collect(model, inputs, answers, [[3, 1], []], 0)
-    assert np.array_equal(some[0].positions, every[0].positions[:, :, [3, 1]])
-    assert some[1].positions.shape[-1] == 0
-    assert model.config.get_text_config()._attn_implementation == before
-    with pytest.raises(AlignError, match="row 1"):
-        collect(model, inputs, answers, [[0], [len(answers[1])]], 0)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_padded_batch_looks_where_its_samples_look_alone(tiny: Any, name: str) -> None:
+    from sparsemm.chase.hits import append_answers, collect
+    from sparsemm.prompts import build_inputs
+
+    model, processor = tiny(name)
+    inputs, images, texts = batch(processor)
+    pad = processor.tokenizer.pad_token_id
+
+    def indices(inputs: Any, answers: list[list[int]]) -> list[torch.Tensor]:
+        forced = append_answers(inputs, answers, pad)
+        rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, answers, strict=True)]
+        starts = forced.inputs["attention_mask"].argmax(dim=1).tolist()
+        return [x - n for x, n in zip(collect(model, forced.inputs, rows), starts, strict=True)]
+
+    with sharpened(model):
+        together = indices(inputs, ANSWERS)
+        for b, answer in enumerate(ANSWERS):
+            alone = indices(build_inputs(processor, [[images[b]]], [texts[b]]), [answer])
+            assert torch.equal(together[b], alone[0])
 
 
-def test_score_counts_hits_and_weighs_them_by_the_region():
-    positions = np.array([[[4, 5, 9], [0, 5, 5]]])
-    regions = [np.array([4]), np.array([5, 6]), np.zeros(0, dtype=np.int64)]
-    hits, weighted = score(Looked(positions, np.ones(3, dtype=bool)), regions)
-    assert hits.tolist() == [[2, 1]] and weighted.tolist() == [[1.5, 0.5]]
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_answers_are_what_the_rows_predict(tiny: Any, name: str) -> None:
+    from sparsemm.chase.hits import append_answers, look
+
+    model, processor = tiny(name)
+    inputs, _, _ = batch(processor)
+    with sharpened(model):
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=None)
+        answers = out[:, inputs["input_ids"].shape[1] :].tolist()
+        forced = append_answers(inputs, answers, processor.tokenizer.pad_token_id)
+        rows = [[first + i for i in range(6)] for first in forced.first_rows]
+        assert [one.predicted.tolist() for one in look(model, forced.inputs, rows)] == answers
+
+
+def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:
+    from sparsemm.chase.hits import append_answers, collect
+
+    model, processor = tiny("tiny-qwen2-vl")
+    inputs, _, _ = batch(processor)
+    deltas = torch.tensor([[-7]])
+    model.model.rope_deltas = deltas
+    try:
+        forced = append_answers(inputs, ANSWERS, 0)
+        collect(model, forced.inputs, [[row] for row in forced.first_rows])
+        assert model.model.rope_deltas is deltas
+        assert model.config.text_config._attn_implementation == "sdpa"
+    finally:
+        model.model.rope_deltas = None
+
+
+def test_answers_are_appended_and_padded_on_the_left() -> None:
+    from sparsemm.chase.hits import append_answers
+
+    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    types = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0]])
+    given = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "pixel_values": torch.ones(2)}
+    forced = append_answers(given, [[1, 2, 3], []], 99)
+    assert forced.inputs["input_ids"].tolist() == [[5, 6, 1, 2, 3], [99, 7, 8, 9, 10]]
+    assert forced.inputs["attention_mask"].tolist() == [[1] * 5, [0, 1, 1, 1, 1]]
+    assert forced.inputs["mm_token_type_ids"].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
+    assert forced.first_rows == [1, 4]
+    assert forced.inputs["pixel_values"] is given["pixel_values"]
+    with pytest.raises(AlignError, match="1 answers for 2"):
+        append_answers(given, [[1]], 99)
+
+
+def test_bad_rows_are_refused(tiny: Any) -> None:
+    from sparsemm.chase.hits import collect
+
+    model, processor = tiny("tiny-llava-next-mistral")
+    inputs, _, _ = batch(processor, 2)
+    assert inputs["attention_mask"][0, 0] == 0
+    for rows, reason in [
+        ([[0], [5]], "on padding"),
+        ([[-1], []], "outside"),
+        ([[10**6], []], "outside"),
+        ([[]], "1 lists"),
+    ]:
+        with pytest.raises(AlignError, match=reason):
+            collect(model, inputs, rows)
+    assert [x.shape[2] for x in collect(model, inputs, [[], []])] == [0, 0]
+
+
+def test_score_sample_counts_and_weighs() -> None:
+    from sparsemm.chase.hits import score_sample
+
+    indices = torch.tensor([[[3, 7, 9], [4, 7, 0]]])  # 1 layer, 2 heads, 3 tokens
+    hits, weighted = score_sample(indices, [np.array([3, 4]), np.array([7]), np.array([5, 6, 8, 9])])
+    assert hits.tolist() == [[3, 2]] and hits.dtype == np.int64
+    assert weighted.tolist() == [[1.75, 1.5]] and weighted.dtype == np.float64
+    empty = score_sample(torch.zeros((2, 3, 0), dtype=torch.int64), [])
+    assert empty[0].shape == (2, 3) and not empty[0].any() and not empty[1].any()
+
+
+def test_score_sample_refuses_what_does_not_fit() -> None:
+    from sparsemm.chase.hits import score_sample
+
+    indices = torch.zeros((1, 2, 1), dtype=torch.int64)
+    with pytest.raises(AlignError, match="0 targets"):
+        score_sample(indices, [])
+    with pytest.raises(AlignError, match="token 0: no visual token"):
+        score_sample(indices, [np.array([], dtype=np.int64)])

@@ -1,0 +1,223 @@
+"""The chase stage: what it writes, that it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sparsemm.datasets.records import read_records, write_records
+from sparsemm.datasets.synthetic import PageStyle, draw_record
+from sparsemm.errors import AlignError, ScoreTableError
+from sparsemm.params import ChaseParams, ModelParams, Params, load_params
+
+NAME = "tiny-qwen2-vl"
+STYLE = PageStyle(columns=1, rows=4, filled=(2, 4))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model, processor = tiny(NAME)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def params(checkpoint: Path, **chase: Any) -> Params:
+    base = load_params(Path(__file__).parent.parent.parent / "params.yaml")
+    values = {"dataset": "calibration", "batch_size": 2, "shard_size": 3, **chase}
+    entry = ModelParams(checkpoint=str(checkpoint), revision=None, family="qwen2_vl", dtype="float32")
+    return base.model_copy(update={"models": {"m": entry}, "chase": ChaseParams(**values)})
+
+
+def write_align(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lists = pa.list_(pa.int64())
+    schema = pa.schema(
+        [("sample_id", pa.string()), *((n, lists) for n in ("answer_ids", "token_index", "entry_index"))]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+
+
+def inputs(root: Path, processor: Any, count: int = 7) -> list[dict[str, Any]]:
+    """A data set and a made-up alignment: every entry spelled out, one sample with no aligned token."""
+    records = [draw_record("calibration", 0, i, STYLE) for i in range(count)]
+    write_records(root / "artifacts" / "datasets" / "calibration.parquet", records)
+    rows = []
+    for number, record in enumerate(records):
+        ids: list[int] = []
+        tokens: list[int] = []
+        owners: list[int] = []
+        for j, entry in enumerate(record.entries if number != 2 else ()):
+            piece = processor.tokenizer(entry.text, add_special_tokens=False).input_ids
+            tokens += range(len(ids), len(ids) + len(piece))
+            owners += [j] * len(piece)
+            ids += [*piece, processor.tokenizer.convert_tokens_to_ids(" ")]
+        rows.append({"sample_id": record.id, "answer_ids": ids, "token_index": tokens, "entry_index": owners})
+    write_align(root / "artifacts" / "align" / "m.parquet", rows)
+    return rows
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((root / "artifacts" / "scores").iterdir())}
+
+
+def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from sparsemm.chase.hits import append_answers, collect
+    from sparsemm.chase.stage import run
+    from sparsemm.layouts import box_positions, get_layout
+    from sparsemm.prompts import build_inputs
+    from sparsemm.scores import ScoreTable
+
+    model, processor = tiny(NAME)
+    rows = inputs(tmp_path, processor)
+    given = params(checkpoint)
+    run(given, "m", tmp_path)
+    table = ScoreTable.load(tmp_path / "artifacts" / "scores" / "m.safetensors")
+    table.check_model(model.config)
+    records = read_records(tmp_path / "artifacts" / "datasets" / "calibration.parquet")
+    wanted = np.zeros_like(table.per_sample)
+    hits, tokens = np.zeros_like(table.hits), 0
+    for n, (record, row) in enumerate(zip(records, rows, strict=True)):
+        prompt = build_inputs(processor, [[record.image]], [given.chase.prompt])
+        forced = append_answers(prompt, [row["answer_ids"]], 0)
+        (grid,) = get_layout("qwen2_vl").image_tokens(model.config, prompt, 0, [record.image.size])
+        looked = [[prompt["input_ids"].shape[1] + t - 1 for t in row["token_index"]]]
+        (found,) = collect(model, forced.inputs, looked)
+        for t, entry in enumerate(row["entry_index"]):
+            inside = np.isin(found[:, :, t], box_positions(grid, record.entries[entry].box))
+            wanted[n] += inside / len(box_positions(grid, record.entries[entry].box))
+            hits += inside
+            tokens += 1
+    # Untrained heads attend almost evenly: rounding may move a rare argmax between batch sizes.
+    assert hits.sum() > 100
+    assert np.abs(table.hits - hits).sum() <= 0.01 * hits.sum()
+    assert (np.abs(table.per_sample - wanted) > 1e-9).mean() < 0.01
+    assert not table.per_sample[2].any()
+    header = table.header
+    assert (header["samples"], header["tokens"], header["num_kv_heads"]) == (7, tokens, 4)
+    assert header["model"] == str(checkpoint) and header["prompt"] == "Read the page." and header["mode"] == "greedy"
+    summary = json.loads((tmp_path / "artifacts" / "scores" / "m.json").read_text())
+    assert summary["tokens_scored"] == summary["tokens_aligned"] == tokens and summary["samples"] == 7
+    assert summary["hit_rate_max"] == pytest.approx(table.hits.max() / tokens, abs=1e-6)
+    assert summary["top_share"]["5%"] == pytest.approx(table.top_share(0.05), abs=1e-6)
+    lines = (tmp_path / "artifacts" / "scores" / "m.csv").read_text().splitlines()
+    assert lines[0].startswith("rank,share,cumulative") and len(lines) == 97
+    assert lines[-1].split(",")[2] == "1.00000000"
+    assert not (tmp_path / "artifacts" / "work" / "chase" / "m").exists()
+
+
+def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
+    tiny: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsemm.chase import stage
+
+    given = params(checkpoint)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for root in (whole, stopped):
+        inputs(root, tiny(NAME)[1])
+    stage.run(given, "m", whole)
+    original, calls = stage.chase_batch, []
+
+    def batch(*args: Any) -> Any:
+        calls.append(len(args[3]))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(stage, "chase_batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(given, "m", stopped)
+    shards = sorted((stopped / "artifacts" / "work" / "chase" / "m").rglob("*"))
+    assert [p.name for p in shards if p.is_file()] == ["0000.safetensors"]
+    assert not (stopped / "artifacts" / "scores").exists()
+    calls.clear()
+    calls += [0] * 10
+    stage.run(given, "m", stopped)
+    assert calls[10:] == [2, 1, 1]  # the first shard of three was not made again
+    assert outputs(stopped) == outputs(whole)
+
+
+def test_a_damaged_or_foreign_shard_is_made_again(tmp_path: Path) -> None:
+    from sparsemm.chase.stage import Shard, load_shard, save_shard
+
+    shard = Shard(np.ones((2, 3, 4), np.int64), np.ones((2, 3, 4)), np.ones((2, 3), np.int64))
+    path = tmp_path / "0000.safetensors"
+    assert load_shard(path, ["a", "b"], (3, 4)) is None
+    save_shard(path, shard, ["a", "b"])
+    found = load_shard(path, ["a", "b"], (3, 4))
+    assert found is not None and np.array_equal(found.weighted, shard.weighted)
+    assert load_shard(path, ["a", "c"], (3, 4)) is None
+    assert load_shard(path, ["a", "b"], (3, 5)) is None
+    path.write_bytes(path.read_bytes()[:-8])
+    assert load_shard(path, ["a", "b"], (3, 4)) is None
+    path.write_bytes(b"")
+    assert load_shard(path, ["a", "b"], (3, 4)) is None
+
+
+def test_ground_truth_counts_only_rows_that_say_the_target(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from sparsemm.chase.hits import append_answers, look
+    from sparsemm.chase.stage import Answer, chase_batch
+    from sparsemm.layouts import get_layout
+    from sparsemm.prompts import build_inputs
+
+    model, processor = tiny(NAME)
+    record = draw_record("calibration", 0, 0, STYLE)
+    prompt = build_inputs(processor, [[record.image]], ["Read"])
+    ids = [30, 31, 32, 33]
+    forced = append_answers(prompt, [ids], 0)
+    (seen,) = look(model, forced.inputs, [[forced.first_rows[0]]])
+    ids[0] = int(seen.predicted[0])  # said by the model itself
+    forced = append_answers(prompt, [ids], 0)
+    (seen,) = look(model, forced.inputs, [[forced.first_rows[0] + i for i in range(4)]])
+    said = [int(p) == i for p, i in zip(seen.predicted, ids, strict=True)]
+    assert said[0] and not all(said)
+    answer = Answer(record.id, ids, [0, 1, 2, 3], [0, 0, 1, 1])
+    for mode, count in ((True, sum(said)), (False, 4)):
+        shard = chase_batch(model, processor, get_layout("qwen2_vl"), [record], [answer], "Read", mode)
+        assert shard.counts.tolist() == [[4, sum(said), count]]
+        assert shard.hits.max() <= count
+
+
+def test_alignments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    from sparsemm.chase.stage import read_answers
+
+    records = [draw_record("calibration", 0, i, STYLE) for i in range(2)]
+    good = [{"sample_id": r.id, "answer_ids": [5, 6], "token_index": [1], "entry_index": [0]} for r in records]
+    path = tmp_path / "m.parquet"
+    with pytest.raises(AlignError, match="run the align stage first"):
+        read_answers(path, records)
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(AlignError, match="not what the align stage writes"):
+        read_answers(path, records)
+    write_align(path, good[::-1])
+    assert [one.sample_id for one in read_answers(path, records)] == [r.id for r in records]
+    for rows, reason in [
+        (good[:1], "not those of the data set"),
+        ([good[0], good[0]], "not those of the data set"),
+        ([good[0], {**good[1], "token_index": [2]}], "out of range"),
+        ([good[0], {**good[1], "token_index": [-1]}], "out of range"),
+        ([good[0], {**good[1], "entry_index": [99]}], "out of range"),
+        ([good[0], {**good[1], "entry_index": []}], "out of range"),
+    ]:
+        write_align(path, rows)
+        with pytest.raises(AlignError, match=reason):
+            read_answers(path, records)
+
+
+def test_nothing_to_score_is_an_error_and_writes_nothing(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from sparsemm.chase.stage import run
+
+    rows = inputs(tmp_path, tiny(NAME)[1], count=2)
+    empty = [{**row, "token_index": [], "entry_index": []} for row in rows]
+    write_align(tmp_path / "artifacts" / "align" / "m.parquet", empty)
+    with pytest.raises(ScoreTableError, match="no answer token could be scored"):
+        run(params(checkpoint), "m", tmp_path)
+    assert not (tmp_path / "artifacts" / "scores").exists()
