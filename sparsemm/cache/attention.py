@@ -11,9 +11,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsemm.cache.slab import Slab
+from sparsemm.errors import CacheError
 
 if TYPE_CHECKING:
-    from sparsemm.cache.compressed import RaggedLayer
+    from sparsemm.cache.layer import RaggedLayer
 
 NAME = "sparsemm_ragged"
 
@@ -23,6 +24,13 @@ class Pending:
 
     def __init__(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         self.layer, self.key, self.value = layer, key, value
+
+    def __getattr__(self, name: str) -> Any:
+        """Any other attention function takes this for a tensor, and ends here."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        hint = "make the cache after set_attn_implementation, not before"
+        raise CacheError("the model's attention was changed after this cache was made", hint=hint)
 
 
 def ragged_attention(
@@ -47,6 +55,9 @@ def ragged_attention(
 
     Returns:
         (B, T, Hq, D), None.
+
+    Raises:
+        CacheError: if a prompt is padded on the right, or a later batch is not the prompt's.
     """
     if not isinstance(key, Pending):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -57,9 +68,7 @@ def ragged_attention(
         layer.compress(query, key, value, attention_mask, factor)
         return output, None
     new = query.shape[2]
-    valid = None
-    if attention_mask is not None and new > 1:
-        valid = layer.real_tokens(attention_mask[..., -new:])
+    valid = None if attention_mask is None else layer.real_tokens(attention_mask, new)
     layer.append(key, value, valid)
     output = attend(query, layer.slab, factor, valid)
     return output.transpose(1, 2), None

@@ -46,7 +46,8 @@ class Slab:
         ends = capacity.cumsum(0)
         self.starts = ends - capacity
         total = int(ends[-1]) if len(ends) else 0
-        self.keys, self.values = like.new_zeros(total, dim), like.new_zeros(total, dim)
+        with torch.inference_mode(False):  # or nothing could be appended outside of the inference mode of a prefill
+            self.keys, self.values = like.new_zeros(total, dim), like.new_zeros(total, dim)
         self.slack = slack  # known on the host, so that appending needs no device sync
         self.longest = int(self.lengths.max()) if len(self.lengths) else 0
 
@@ -58,18 +59,14 @@ class Slab:
         offset = torch.arange(new, device=keys.device).expand(self.batch, new)
         count: torch.Tensor | int = new
         if valid is not None:
-            offset = valid.cumsum(-1) - 1
-            count = valid.sum(-1).repeat_interleave(self.num_kv_heads)
+            # Padding is written behind the real rows, into slack that the next token overwrites: no device sync.
+            real = valid.cumsum(-1)
+            offset = torch.where(valid, real - 1, real[:, -1:] + (~valid).cumsum(-1) - 1)
+            count = real[:, -1].repeat_interleave(self.num_kv_heads)
         offset = offset.repeat_interleave(self.num_kv_heads, dim=0)
         rows = (self.starts + self.lengths)[:, None] + offset
-        flat_keys, flat_values = (t.reshape(-1, new, t.shape[-1]) for t in (keys, values))
-        if valid is None:
-            self.keys[rows.flatten()] = flat_keys.flatten(0, 1)
-            self.values[rows.flatten()] = flat_values.flatten(0, 1)
-        else:
-            chosen = valid.repeat_interleave(self.num_kv_heads, dim=0)
-            self.keys[rows[chosen]] = flat_keys[chosen]
-            self.values[rows[chosen]] = flat_values[chosen]
+        self.keys[rows.flatten()] = keys.reshape(-1, keys.shape[-1])
+        self.values[rows.flatten()] = values.reshape(-1, values.shape[-1])
         self.lengths = self.lengths + count
         self.slack -= new
         self.longest += new

@@ -185,6 +185,15 @@ def test_a_second_turn_keeps_every_new_token(tiny):
     assert cache.get_seq_length() == ids.shape[1] + 1
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_vision_tower_keeps_its_attention(tiny, name):
+    model, _ = tiny(name)
+    model.set_attn_implementation("sdpa")
+    cache_for(model, "full", 1)
+    assert model.config.text_config._attn_implementation == NAME
+    assert model.config.vision_config._attn_implementation == "sdpa"
+
+
 def test_beams_follow_transformers(tiny):
     model, processor = tiny(NAMES[2])
     inputs = inputs_for(processor, (0, 1))

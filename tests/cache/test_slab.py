@@ -79,6 +79,24 @@ def test_append_skips_padding():
     same(slab, want)
 
 
+@pytest.mark.parametrize("slack", [0, 2, SLACK])
+def test_padding_never_reaches_a_neighbour(slack):
+    slab, want = random_slab(slack=slack)
+    for step in range(2 * SLACK // 3):
+        new_k, new_v, valid = torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4), torch.rand(3, 3) < 0.4
+        slab.append(new_k, new_v, valid)
+        want = [
+            [
+                (torch.cat([k, new_k[b, h][valid[b]]]), torch.cat([v, new_v[b, h][valid[b]]]))
+                for h, (k, v) in enumerate(row)
+            ]
+            for b, row in enumerate(want)
+        ]
+        if step % 5 == 0:
+            same(slab, want)
+    same(slab, want)
+
+
 def test_rows_can_be_reordered_repeated_and_dropped():
     slab, want = random_slab()
     slab.select_rows(torch.tensor([2, 0, 0]))

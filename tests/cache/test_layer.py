@@ -1,0 +1,269 @@
+"""One layer of the cache: what every method keeps, and what turns, crops and copies do to it."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+import sparsemm
+from sparsemm.budgets import allocate, allocate_paper
+from sparsemm.cache.attention import NAME
+from sparsemm.cache.layer import RaggedLayer
+from sparsemm.errors import CacheError
+from sparsemm.policies import METHODS, get_policy
+from sparsemm.policies.random_heads import random_scores
+
+L, HQ, H, S, W, B, KERNEL = 4, 6, 3, 26, 4, 9, 5
+COMPRESSED = [method for method in METHODS if method != "full"]
+SCORES = np.random.default_rng(5).random((L, H)) ** 3
+SIZES = dict(
+    vocab_size=48,
+    hidden_size=48,
+    intermediate_size=32,
+    num_hidden_layers=L,
+    num_attention_heads=HQ,
+    num_key_value_heads=H,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=None,
+    initializer_range=0.3,  # attention that differs between positions
+)
+
+
+@lru_cache
+def text_model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+
+
+@pytest.fixture
+def model():
+    text_model().set_attn_implementation("sdpa")
+    return text_model()
+
+
+def ids(batch=2, length=30, seed=1):
+    return torch.randint(2, 48, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def cache_for(model, method="snapkv", budget=B, **options):
+    return sparsemm.compressed_cache(model, method, budget, SCORES, **({"window": W} | options))
+
+
+@torch.no_grad()
+def run(model, cache, tokens, mask=None):
+    return model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+
+
+# What is kept: everything below is written with loops over rows, heads and positions.
+
+
+def slow_scores(q, k, real):
+    """(H, S) pooled scores of one row by loops; `real` is the first position that is not padding."""
+    out = np.zeros((H, S))
+    for kv in range(H):
+        for head in range(kv * HQ // H, (kv + 1) * HQ // H):
+            mean = np.zeros(S)
+            for row in range(S - W, S):
+                logits = (k[kv, real : row + 1] @ q[head, row] / np.sqrt(q.shape[-1])).astype(np.float64)
+                weights = np.exp(logits - logits.max())
+                mean[real : row + 1] += weights / weights.sum() / W
+            for j in range(real, S - W):
+                near = [mean[i] for i in range(max(j - KERNEL // 2, 0), min(j + KERNEL // 2 + 1, S - W))]
+                out[kv, j] += sum(near) / KERNEL / (HQ // H)
+    return out
+
+
+def whole(shares, total):
+    """Largest remainder, ties to the lowest index."""
+    exact = [share / sum(shares) * total for share in shares]
+    out = [int(value) for value in exact]
+    order = sorted(range(len(out)), key=lambda i: (-(exact[i] - out[i]), i))
+    for i in order[: total - sum(out)]:
+        out[i] += 1
+    return out
+
+
+def slow_slots(method, layer, scores, length):
+    """Slots of every KV head of a layer, for prompts so long that nothing overflows."""
+    base = B - W
+    if method == "snapkv":
+        return [B] * H
+    if method == "pyramidkv":
+        top, bottom = 2 * base - base / 20, base / 20
+        return [W + whole([top + (bottom - top) * i / (L - 1) for i in range(L)], base * L)[layer]] * H
+    if method == "adakv":
+        best = sorted((-scores[h, j], h) for h in range(H) for j in range(S - length, S - W))[: base * H]
+        return [W + n for n in whole([0.2 * base + 0.8 * sum(h == i for _, h in best) for i in range(H)], base * H)]
+    table = SCORES if method == "sparsemm" else random_scores(L, H, 7)
+    return allocate(table, B, W, 0.1, length)[layer].tolist()
+
+
+@pytest.mark.parametrize("method", COMPRESSED)
+@pytest.mark.parametrize("layer", [0, 3])
+def test_kept_positions_equal_the_slow_way(method, layer):
+    torch.manual_seed(layer)
+    query, key = 2 * torch.randn(2, HQ, S, 8), torch.randn(2, H, S, 8)
+    value = torch.arange(S, dtype=torch.float32)[None, None, :, None].expand(2, H, S, 8)  # says where it came from
+    pads = [0, 5]
+    real = torch.arange(S) >= torch.tensor(pads)[:, None]
+    mask = (torch.ones(S, S, dtype=torch.bool).tril() & real[:, None])[:, None]
+    ragged = RaggedLayer(layer, get_policy(method, L, H, B, W, scores=SCORES, seed=7), KERNEL)
+    ragged.update(key, value)
+    ragged.compress(query, key, value, mask, 8**-0.5)
+    _, kept, valid = ragged.slab.padded()
+    for row, pad in enumerate(pads):
+        scores = slow_scores(query[row].numpy(), key[row].numpy(), pad)
+        slots = slow_slots(method, layer, scores, S - pad)
+        assert ragged.slots[row].tolist() == slots
+        for head in range(H):
+            best = sorted(range(pad, S - W), key=lambda j: (-scores[head, j], j))[: slots[head] - W]  # noqa: B023
+            assert kept[row, head][valid[row, head]][:, 0].tolist() == sorted(best) + list(range(S - W, S))
+
+
+# Turns, batches, crops, copies.
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_padded_row_decodes_like_the_row_alone(model, method):
+    tokens = ids()
+    tokens[0, :7] = 0
+    cache, mask = cache_for(model, method), (tokens > 0).long()
+    together = [run(model, cache, tokens, mask)[:, -1]]
+    for step in range(3):
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+        together.append(run(model, cache, tokens[:, 10 + step : 11 + step], mask)[:, -1])
+    alone = cache_for(model, method)
+    want = [run(model, alone, tokens[:1, 7:])[:, -1]]
+    want += [run(model, alone, tokens[:1, 10 + step : 11 + step])[:, -1] for step in range(3)]
+    torch.testing.assert_close(torch.stack(together)[:, :1], torch.stack(want), rtol=1e-4, atol=1e-4)
+    assert [int(b[0].sum()) for b in cache.budgets()] == [int(b[0].sum()) for b in alone.budgets()]
+
+
+@pytest.mark.parametrize("turn", [[[0, 0, 5, 6], [7, 8, 9, 10]], [[0], [9]]])
+def test_padding_of_a_later_turn_is_not_kept(model, turn):
+    prompt, turn = ids(), torch.tensor(turn)
+    mask = torch.cat([torch.ones_like(prompt), (turn > 0).long()], dim=1)
+    cache = cache_for(model, "full")
+    run(model, cache, prompt)
+    got = run(model, cache, turn, mask)[:, -1]
+    assert cache.kept_slots().tolist() == [L * H * (30 + int((row > 0).sum())) for row in turn]
+    assert cache.get_seq_length() == 30 + turn.shape[1]
+    own = DynamicCache()
+    run(model, own, prompt)
+    torch.testing.assert_close(got[1], run(model, own, turn, mask)[1, -1], rtol=1e-4, atol=1e-4)
+    with pytest.raises(CacheError, match="padding"):
+        cache.crop(-1)
+
+
+def test_a_later_turn_padded_on_the_right_is_refused(model):
+    prompt = ids()
+    cache = cache_for(model)
+    run(model, cache, prompt)
+    mask = torch.ones(2, 33, dtype=torch.long)
+    mask[0, -1] = 0
+    with pytest.raises(CacheError, match="left"):
+        run(model, cache, prompt[:, :3], mask)
+
+
+def test_another_batch_is_refused(model):
+    cache = cache_for(model)
+    run(model, cache, ids())
+    with pytest.raises(CacheError, match="batch of 1 rows after a prompt of 2"):
+        run(model, cache, ids()[:1, :1])
+
+
+def test_crop_undoes_turns_exactly_and_refuses_sizes(model):
+    cache, tokens = cache_for(model), ids()
+    run(model, cache, tokens)
+    want = run(model, copy.deepcopy(cache), tokens[:, :2])
+    run(model, cache, tokens[:, 5:10])
+    cache.crop(0)
+    assert cache.get_seq_length() == 35
+    cache.crop(-5)
+    assert torch.equal(run(model, cache, tokens[:, :2]), want)
+    with pytest.raises(CacheError, match="negative"):
+        cache.crop(4)
+
+
+def test_a_copy_goes_its_own_way(model):
+    cache, tokens = cache_for(model), ids()
+    run(model, cache, tokens)
+    other = copy.deepcopy(cache)
+    run(model, other, tokens[:, :1])
+    assert cache.kept_slots().tolist() == [L * H * B] * 2
+    assert other.kept_slots().tolist() == [L * H * (B + 1)] * 2
+
+
+def test_reset_forgets_the_prompt(model):
+    cache, tokens = cache_for(model), ids()
+    want = run(model, cache, tokens)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    with pytest.raises(CacheError, match="nothing is kept"):
+        cache.kept_slots()
+    assert torch.equal(run(model, cache, tokens), want)
+
+
+def test_rows_are_repeated_and_selected_with_their_budgets(model):
+    cache, tokens = cache_for(model, "adakv"), ids()
+    run(model, cache, tokens)
+    rows, budgets = [0, 0, 1, 1], [b.clone() for b in cache.budgets()]
+    want = run(model, copy.deepcopy(cache), tokens[:, :1])
+    cache.batch_repeat_interleave(2)
+    assert all(torch.equal(new, old[rows]) for new, old in zip(cache.budgets(), budgets, strict=True))
+    cache.batch_select_indices(torch.tensor([False, True, True, False]))
+    torch.testing.assert_close(run(model, cache, tokens[:, :1]), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_read_in_inference_mode_can_be_continued_outside(model):
+    cache, tokens = cache_for(model), ids()
+    with torch.inference_mode():
+        run(model, cache, tokens)
+    run(model, cache, tokens[:, :1])
+    assert cache.kept_slots().tolist() == [L * H * (B + 1)] * 2
+
+
+def test_paper_mode_reports_what_it_keeps_of_a_prompt_of_exactly_the_budget(model):
+    cache = cache_for(model, "sparsemm", 30, mode="paper")
+    run(model, cache, ids())
+    want = allocate_paper(SCORES, 30, W, 0.1, 30)
+    assert want.sum() < L * H * 30
+    assert np.array_equal(torch.stack(cache.budgets())[:, 0].numpy(), want)
+    assert cache.kept_slots().tolist() == [want.sum()] * 2
+
+
+def test_half_precision_is_held_in_half_precision(model):
+    half = copy.deepcopy(model).bfloat16()
+    cache = cache_for(half, "adakv")
+    assert run(half, cache, ids()).dtype == torch.bfloat16
+    assert cache.kept_bytes() == 2 * L * H * B * 2 * 8 * 2
+
+
+# Models and settings.
+
+
+def test_a_text_model_is_served_too(model):
+    cache = cache_for(model)
+    assert model.config._attn_implementation == NAME
+    run(model, cache, ids())
+    assert cache.kept_slots().tolist() == [L * H * B] * 2
+
+
+def test_another_attention_chosen_later_is_refused(model):
+    cache = cache_for(model)
+    model.set_attn_implementation("eager")
+    with pytest.raises(CacheError, match="attention was changed"):
+        run(model, cache, ids())
+
+
+def test_sliding_windows_are_refused():
+    sliding = MistralForCausalLM(MistralConfig(sliding_window=8, **SIZES))
+    with pytest.raises(CacheError, match="full-attention"):
+        cache_for(sliding)
