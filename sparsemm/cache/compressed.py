@@ -112,6 +112,7 @@ def compressed_cache(
 
     Raises:
         BudgetError: if method, budget, window or scores are impossible.
+        ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
         CacheError: if the model has layers this cache cannot serve.
     """
     config = model.config.get_text_config()
@@ -124,6 +125,8 @@ def compressed_cache(
     if method in METHODS and method != "sparsemm":
         scores = None
     num_kv_heads = config.num_key_value_heads
+    if scores is not None and hasattr(scores, "check_model"):
+        scores.check_model(model.config)
     matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, num_kv_heads)
     policy = get_policy(
         method,

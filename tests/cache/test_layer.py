@@ -14,9 +14,11 @@ import sparsemm
 from sparsemm.budgets import allocate, allocate_paper
 from sparsemm.cache.attention import NAME
 from sparsemm.cache.layer import RaggedLayer
-from sparsemm.errors import CacheError
+from sparsemm.errors import CacheError, ScoreTableError
+from sparsemm.models import fingerprint
 from sparsemm.policies import METHODS, get_policy
 from sparsemm.policies.random_heads import random_scores
+from sparsemm.scores import ScoreTable
 
 L, HQ, H, S, W, B, KERNEL = 4, 6, 3, 26, 4, 9, 5
 COMPRESSED = [method for method in METHODS if method != "full"]
@@ -52,8 +54,8 @@ def ids(batch=2, length=30, seed=1):
     return torch.randint(2, 48, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def cache_for(model, method="snapkv", budget=B, **options):
-    return sparsemm.compressed_cache(model, method, budget, SCORES, **({"window": W} | options))
+def cache_for(model, method="snapkv", budget=B, scores=SCORES, **options):
+    return sparsemm.compressed_cache(model, method, budget, scores, **({"window": W} | options))
 
 
 @torch.no_grad()
@@ -254,6 +256,19 @@ def test_a_text_model_is_served_too(model):
     assert model.config._attn_implementation == NAME
     run(model, cache, ids())
     assert cache.kept_slots().tolist() == [L * H * B] * 2
+
+
+def test_a_score_table_serves_its_own_model_only(model):
+    per_sample = np.random.default_rng(0).random((2, L, HQ))
+    header = {"model": "m", "revision": "r", "fingerprint": fingerprint(model.config), "num_kv_heads": H}
+    table = ScoreTable.from_samples(per_sample, np.zeros((L, HQ), np.int64), header)
+    cache, same = (cache_for(model, "sparsemm", scores=s) for s in (table, table.to_kv(H)))
+    run(model, cache, ids())
+    run(model, same, ids())  # the fingerprint does not change with the attention
+    assert torch.equal(torch.stack(cache.budgets()), torch.stack(same.budgets()))
+    table.header["fingerprint"] = "another"
+    with pytest.raises(ScoreTableError, match="another config"):
+        cache_for(model, "sparsemm", scores=table)
 
 
 def test_another_attention_chosen_later_is_refused(model):
