@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sparsemm.errors import ScoreTableError
 from sparsemm.files import atomic_path, write_json
@@ -87,7 +87,7 @@ class ScoreTable:
             raise ScoreTableError(f"the header is not plain JSON: {error}", where=str(path)) from error
         with atomic_path(path) as temporary:
             # A single metadata key: the order of several is not fixed.
-            save_file(tensors, temporary, metadata={"sparsemm": text})
+            temporary.write_bytes(save(tensors, metadata={"sparsemm": text}))
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:

@@ -114,6 +114,8 @@ def test_shares_and_top_heads() -> None:
     assert one.normalised().sum() == pytest.approx(1)
     assert one.top_heads(3) == [(0, 1, 0.25), (1, 0, 0.25), (1, 2, 0.2)]
     assert one.top_heads(0) == [] and len(one.top_heads(99)) == 8
+    tied = of(np.tile([1.0, 2.0], (40, 8))).top_heads(640)
+    assert [head[:2] for head in tied] == sorted((head[:2] for head in tied), key=lambda h: (-(h[1] % 2), h))
     assert one.top_share(0.0) == one.top_share(0.01) == 0.25  # at least one head
     assert one.top_share(0.1875) == 0.5  # 1.5 heads round up
     assert one.top_share(1.0) == pytest.approx(1)

@@ -160,6 +160,30 @@ def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:
         model.model.rope_deltas = None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_pads_do_not_shift_positions(tiny: Any, name: str) -> None:
+    from sparsemm.chase.hits import append_answers, collect
+
+    model, processor = tiny(name)
+    inputs, _, _ = batch(processor)
+    forced = append_answers(inputs, ANSWERS, processor.tokenizer.pad_token_id)
+    seen: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, given: dict[str, Any]) -> None:
+        seen.append(given["position_ids"])
+
+    hook = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        collect(model, forced.inputs, [[], [], []])
+    finally:
+        hook.remove()
+    (positions,) = seen
+    for b, mask in enumerate(forced.inputs["attention_mask"].bool()):
+        assert (positions[..., b, mask][..., 0] == 0).all()
+        if not name.startswith("tiny-qwen"):
+            assert positions[b, mask].tolist() == list(range(int(mask.sum())))
+
+
 def test_answers_are_appended_and_padded_on_the_left() -> None:
     from sparsemm.chase.hits import append_answers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,19 +18,21 @@ NAME = "tiny-qwen2-vl"
 STYLE = PageStyle(columns=1, rows=4, filled=(2, 4))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model, processor = tiny(NAME)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+def saved(tiny: Any, name: str, folder: Path) -> Path:
+    for part in tiny(name):
+        part.save_pretrained(folder)
     return folder
 
 
-def params(checkpoint: Path, **chase: Any) -> Params:
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tiny, NAME, tmp_path_factory.mktemp("checkpoint"))
+
+
+def params(checkpoint: Path, family: Literal["llava_next", "qwen2_vl"] = "qwen2_vl", **chase: Any) -> Params:
     base = load_params(Path(__file__).parent.parent.parent / "params.yaml")
     values = {"dataset": "calibration", "batch_size": 2, "shard_size": 3, **chase}
-    entry = ModelParams(checkpoint=str(checkpoint), revision=None, family="qwen2_vl", dtype="float32")
+    entry = ModelParams(checkpoint=str(checkpoint), revision=None, family=family, dtype="float32")
     return base.model_copy(update={"models": {"m": entry}, "chase": ChaseParams(**values)})
 
 
@@ -69,16 +71,18 @@ def outputs(root: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted((root / "artifacts" / "scores").iterdir())}
 
 
-def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "family"), [(NAME, "qwen2_vl"), ("tiny-llava-next-mistral", "llava_next")])
+def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, tmp_path: Path, name: str, family: Any) -> None:
     from sparsemm.chase.hits import append_answers, collect
     from sparsemm.chase.stage import run
     from sparsemm.layouts import box_positions, get_layout
     from sparsemm.prompts import build_inputs
     from sparsemm.scores import ScoreTable
 
-    model, processor = tiny(NAME)
+    model, processor = tiny(name)
+    checkpoint = saved(tiny, name, tmp_path / "checkpoint")
     rows = inputs(tmp_path, processor)
-    given = params(checkpoint)
+    given = params(checkpoint, family)
     run(given, "m", tmp_path)
     table = ScoreTable.load(tmp_path / "artifacts" / "scores" / "m.safetensors")
     table.check_model(model.config)
@@ -88,7 +92,7 @@ def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, checkpoint: Pa
     for n, (record, row) in enumerate(zip(records, rows, strict=True)):
         prompt = build_inputs(processor, [[record.image]], [given.chase.prompt])
         forced = append_answers(prompt, [row["answer_ids"]], 0)
-        (grid,) = get_layout("qwen2_vl").image_tokens(model.config, prompt, 0, [record.image.size])
+        (grid,) = get_layout(family).image_tokens(model.config, prompt, 0, [record.image.size])
         looked = [[prompt["input_ids"].shape[1] + t - 1 for t in row["token_index"]]]
         (found,) = collect(model, forced.inputs, looked)
         for t, entry in enumerate(row["entry_index"]):
