@@ -82,8 +82,8 @@ class Looked:
 def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> list[Looked]:
     """One forward pass: where every head looks from the given rows, and what the model would say there.
 
-    The language-model head runs over the given rows alone, one sample at a time. Two keys whose weights differ by
-    less than the model's rounding (about 1e-6 in fp32) may swap between batch sizes; about one cell in 100,000 does.
+    The language-model head runs over the given rows alone, one sample at a time. Where the weights of two keys differ
+    by less than the model's rounding (about 1e-6 in fp32), batching or decoding step by step may name the other one.
 
     Args:
         model: a Hugging Face image-text-to-text model in eval mode.
