@@ -1,22 +1,35 @@
+# demo: everything from a fresh clone to the report. test, lint: what they say. Running one twice does no work twice.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(CURDIR)/$(VENV)/bin
 FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
+export PATH := $(BIN):$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: test lint setup
+.PHONY: demo smoke test lint setup
+
+demo: setup
+	dvc repro
+	@echo "The report is in artifacts/report/index.html"
+
+# The same pipeline on its smallest settings, in a copy of the last commit.
+smoke: setup
+	rm -rf build/smoke && mkdir -p build/smoke
+	git archive HEAD | tar -x -C build/smoke
+	cd build/smoke && python .ci/smoke.py && git init -q && dvc init -q && dvc repro
+	test -s build/smoke/artifacts/report/index.html
 
 setup: $(VENV)/.stamp
 
 $(VENV)/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) -r requirements.txt
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
+	uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) -r requirements.txt
+	uv pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
 
 test: setup
-	$(BIN)/python -m pytest
+	python -m pytest
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	ruff check . && ruff format --check . && mypy

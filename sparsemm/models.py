@@ -71,7 +71,7 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
         options["revision"] = entry.revision
     try:
         processor = AutoProcessor.from_pretrained(entry.checkpoint, **options)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             entry.checkpoint, dtype=getattr(torch, entry.dtype), **options
         )
     except (OSError, ValueError, KeyError) as error:
@@ -217,3 +217,26 @@ def remove_entry(path: str | Path, key: str) -> None:
     """
     path = Path(path)
     _save(path, _without(path.read_text(encoding="utf-8"), key, str(path)))
+
+
+def imported_header(entry: ModelParams) -> dict[str, Any]:
+    """Header of a score table that comes from elsewhere: what can be known of the model without loading it.
+
+    Raises:
+        ModelError: if its config cannot be read.
+    """
+    from sparsemm.compat import define_missing_torchvision_operators
+
+    define_missing_torchvision_operators()
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(entry.checkpoint, revision=entry.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"config cannot be read: {error}", where=entry.checkpoint) from error
+    return {
+        "model": entry.checkpoint,
+        "revision": entry.revision,
+        "fingerprint": fingerprint(config),
+        "num_kv_heads": config.get_text_config().num_key_value_heads,
+    }

@@ -71,6 +71,9 @@ class CompressedModel(lmms):
         self.kept = kept
         return answers
 
+    def clean(self) -> None:
+        """Keep the model: lmms-eval calls this after every run, and many runs share it."""
+
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """Refused: no local task asks for it.
 

@@ -110,6 +110,7 @@ def _measure(
         task: load_task(task, documents(task, records, params.chase.prompt, given.seed), work)
         for task in sorted({task for task, _, _ in missing})
     }
+    lm.task_dict = {f"sparsemm_{task}": loaded.dataset for task, loaded in tasks.items()}
     for task, method, budget in progress(missing, len(missing), f"evaluate {key}"):
         lm.use(method, budget or 0)
         results = evaluate(lm, {f"sparsemm_{task}": tasks[task]}, bootstrap_iters=0, process_docs_parallel=1)

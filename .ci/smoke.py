@@ -1,0 +1,15 @@
+"""Shrink params.yaml of the current folder to the smallest settings that still go through every stage."""
+
+from pathlib import Path
+
+import yaml
+
+path = Path("params.yaml")
+params = yaml.safe_load(path.read_text(encoding="utf-8"))
+params["models"] = dict(list(params["models"].items())[-1:])
+params["datasets"]["calibration"]["samples"] = params["datasets"]["evaluation"]["samples"] = 12
+params["chase"] |= {"batch_size": 4, "shard_size": 8}
+params["allocate"]["budgets"] = params["allocate"]["budgets"][-1:]
+params["evaluate"] |= {"samples": 12, "methods": ["full", "sparsemm", "snapkv"], "bootstrap": 200}
+params["profile"] |= {"lengths": [160], "new_tokens": 4, "repetitions": 1}
+path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
