@@ -16,7 +16,7 @@ demo: setup
 smoke: setup
 	rm -rf build/smoke && mkdir -p build/smoke
 	git archive HEAD | tar -x -C build/smoke
-	cd build/smoke && python .ci/smoke.py && git init -q && dvc init -q && dvc repro
+	cd build/smoke && python .ci/smoke.py && git init -q && dvc repro
 	test -s build/smoke/artifacts/report/index.html
 
 setup: $(VENV)/.stamp

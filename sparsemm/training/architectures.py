@@ -123,7 +123,7 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     config = LlavaNextConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         image_grid_pinpoints=pinpoints,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
@@ -148,7 +148,7 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
 
 
 def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    ids = tokenizer.convert_tokens_to_ids
+    ids = tokenizer.get_vocab()
     text = dict(
         vocab_size=len(tokenizer),
         hidden_size=192,  # 12 per head: three M-RoPE sections of two frequencies
@@ -175,10 +175,10 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     config = Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
     size = {"shortest_edge": PATCH * PATCH, "longest_edge": 64 * PATCH * PATCH * 4}

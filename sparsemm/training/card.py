@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pages", type=int, default=128)
     given = parser.parse_args()
-    entry = ModelParams(checkpoint=str(given.folder), revision=None, family="llava_next", dtype="float32")
+    entry = ModelParams(checkpoint=str(given.folder), revision=None, family="llava_next", dtype="float32", note="")
     print(held_out(*load_model(entry), pages=given.pages))
 
 

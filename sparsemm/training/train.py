@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
+from sparsemm.files import write_json
 from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
 from sparsemm.training.card import write_card
@@ -278,13 +279,14 @@ def train(
 
 
 def save(model: Any, processor: Any, output: Path) -> None:
-    """Write model (fp16 safetensors) and processor so that the Auto classes load them."""
+    """Write model and processor so that the Auto classes load them: weights in fp16, to be run in fp32."""
     output.mkdir(parents=True, exist_ok=True)
-    half = model.to("cpu").half()
-    half.config.dtype = torch.float32  # stored in half precision, meant to run in single
-    half.save_pretrained(output)
+    model.to("cpu").half().save_pretrained(output)
     processor.save_pretrained(output)
     model.float()
+    # save_pretrained writes down the dtype of the weights; transformers takes it for the dtype to run in.
+    config = (output / "config.json").read_text(encoding="utf-8")
+    write_json(output / "config.json", json.loads(config.replace('"float16"', '"float32"')))
 
 
 def main(arguments: list[str] | None = None) -> None:

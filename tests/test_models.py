@@ -1,0 +1,159 @@
+"""Entries in params.yaml, content revisions, loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparsemm.errors import LayoutError, ModelError, ParamsError
+from sparsemm.models import (
+    add_entry,
+    content_revision,
+    default_key,
+    fingerprint,
+    load_model,
+    new_entry,
+    read_config,
+    remove_entry,
+)
+from sparsemm.params import ModelParams, load_params
+from sparsemm.training.architectures import build
+
+OWN = Path(__file__).parent.parent / "params.yaml"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    from sparsemm.training.train import save
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-qwen2-vl"
+    save(*build("tiny-qwen2-vl", 4), folder)
+    return folder
+
+
+@pytest.fixture
+def params_file(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(OWN.read_text(encoding="utf-8"), encoding="utf-8")
+    return path
+
+
+def test_add_list_and_remove_leave_the_rest_of_the_file_alone(params_file, checkpoint):
+    before = params_file.read_text()
+    entry = new_entry(str(checkpoint))
+    assert entry.family == "qwen2_vl" and entry.dtype == "float32"
+    assert entry.revision == content_revision(checkpoint)
+    assert add_entry(params_file, "second-seed", entry)
+    assert load_params(params_file).models["second-seed"] == entry
+    assert not add_entry(params_file, "second-seed", entry)  # nothing changed
+    remove_entry(params_file, "second-seed")
+    assert params_file.read_text() == before
+
+
+def test_adding_again_replaces_the_entry(params_file, checkpoint):
+    entry = new_entry(str(checkpoint))
+    first = next(iter(load_params(params_file).models))
+    count = len(load_params(params_file).models)
+    assert add_entry(params_file, first, entry)
+    params = load_params(params_file)
+    assert params.models[first] == entry and len(params.models) == count
+    assert "# The only configuration" in params_file.read_text()
+
+
+def test_the_last_model_can_be_removed_and_one_added_to_none(params_file, checkpoint):
+    for key in load_params(params_file).models:
+        remove_entry(params_file, key)
+    assert load_params(params_file).models == {}
+    add_entry(params_file, "one", new_entry(str(checkpoint)))
+    assert list(load_params(params_file).models) == ["one"]
+
+
+def test_bad_keys_and_unknown_entries_change_nothing(params_file, checkpoint):
+    before = params_file.read_text()
+    with pytest.raises(ParamsError, match="key 'a.b'"):
+        add_entry(params_file, "a.b", new_entry(str(checkpoint)))
+    with pytest.raises(ParamsError, match="no model"):
+        remove_entry(params_file, "nobody")
+    assert params_file.read_text() == before
+    assert sorted(path.name for path in params_file.parent.iterdir()) == ["params.yaml"]
+
+
+def test_unsupported_and_broken_checkpoints_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(LayoutError, match="llava_next, qwen2_vl"):
+        new_entry(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="config.json"):
+        new_entry(str(tmp_path))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="not an object"):
+        read_config(str(tmp_path))
+
+
+def test_the_hub_is_asked_with_the_revision(monkeypatch, checkpoint):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo, name, revision=None):
+        asked.append((repo, name, revision))
+        return str(checkpoint / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    entry = new_entry("Qwen/Qwen2-VL-7B-Instruct", revision="abc", dtype="bfloat16")
+    assert asked == [("Qwen/Qwen2-VL-7B-Instruct", "config.json", "abc")]
+    assert entry.revision == "abc" and entry.dtype == "bfloat16"
+
+
+def test_an_unreachable_hub_is_said_so(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(*_, **__):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(ModelError, match="HF_ENDPOINT"):
+        new_entry("Qwen/Qwen2-VL-7B-Instruct")
+
+
+def test_default_keys():
+    assert default_key("Qwen/Qwen2.5-VL-7B-Instruct") == "qwen2-5-vl-7b-instruct"
+    assert default_key("some/folder/My_Model/") == "my_model"
+
+
+def test_changed_contents_are_noticed(checkpoint, tmp_path):
+    entry = new_entry(str(checkpoint))
+    with pytest.raises(ModelError, match="models add"):
+        load_model(entry.model_copy(update={"revision": "0" * 16}))
+    with pytest.raises(ModelError, match="revision"):
+        new_entry(str(checkpoint), revision="0" * 16)
+    before = content_revision(checkpoint)
+    (checkpoint / "card.json").write_text("{}")  # the card is not content
+    assert content_revision(checkpoint) == before
+
+
+def test_load_model_gives_what_was_saved(checkpoint):
+    model, processor = load_model(new_entry(str(checkpoint)), device="cpu")
+    want, _ = build("tiny-qwen2-vl", 4)
+    assert not model.training and model.dtype == torch.float32 and processor.tokenizer.padding_side == "left"
+    for (name, got), (_, one) in zip(model.named_parameters(), want.named_parameters(), strict=True):
+        assert torch.equal(got, one.half().float()), name
+
+
+def test_a_folder_without_weights_is_refused(tmp_path, checkpoint):
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    with pytest.raises(ModelError, match="complete checkpoint"):
+        load_model(ModelParams(checkpoint=str(tmp_path), family="qwen2_vl"))
+
+
+def test_fingerprint_ignores_where_a_config_lies_but_not_what_it_says():
+    one, other = build("tiny-qwen2-vl", 0)[0].config, build("tiny-qwen2-vl", 1)[0].config
+    assert fingerprint(one) == fingerprint(other)
+    other._name_or_path = "elsewhere"
+    assert fingerprint(one) == fingerprint(other)
+    other.text_config.num_hidden_layers = 5
+    assert fingerprint(one) != fingerprint(other)
