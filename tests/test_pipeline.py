@@ -166,6 +166,27 @@ def test_a_missing_input_names_the_stage_that_makes_it(place, capsys, missing, s
     assert hint in capsys.readouterr().err
 
 
+def test_the_report_is_one_file_and_does_not_change(place):
+    assert run(place, "report") == 0
+    folder = place / "artifacts" / "report"
+    first = {path.name: sha256_file(path) for path in folder.iterdir()}
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    assert f"accuracy-{KEY}-read.png" in first and f"looking-{KEY}.png" in first
+    assert "http" not in text.replace("http-equiv", "") and "sparsemm against snapkv" in text
+    assert run(place, "report") == 0
+    assert {path.name: sha256_file(path) for path in folder.iterdir()} == first
+
+
+def test_a_report_without_scores_names_the_stage(place, capsys):
+    path = place / "artifacts" / "scores" / f"{KEY}.safetensors"
+    path.rename(path.with_name("away"))
+    try:
+        assert run(place, "report") == 1
+    finally:
+        path.with_name("away").rename(path)
+    assert "chase stage" in capsys.readouterr().err
+
+
 def test_scores_commands(place, capsys, tmp_path):
     table = str(place / "artifacts/scores" / f"{KEY}.safetensors")
     assert run(place, "scores", "show", table) == 0

@@ -1,0 +1,142 @@
+"""The figures, as PNG bytes that are the same for the same numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from sparsemm.report.results import Results
+
+matplotlib.use("Agg")
+from matplotlib.figure import Figure  # noqa: E402
+
+# Okabe and Ito's palette: told apart by colour-blind readers.
+COLOURS = {
+    "sparsemm": "#D55E00",
+    "snapkv": "#0072B2",
+    "pyramidkv": "#009E73",
+    "adakv": "#CC79A7",
+    "random": "#999999",
+    "full": "#000000",
+    "transformers": "#56B4E9",
+}
+MARKERS = {"sparsemm": "o", "snapkv": "s", "pyramidkv": "^", "adakv": "D", "random": "x"}
+
+
+def png(figure: Figure) -> bytes:
+    """PNG bytes without a date or a program name in them."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def heat_map(result: Results) -> bytes:
+    """Share of the visual score of every head: layers down, heads across."""
+    share = 100 * result.table.normalised()
+    figure = Figure(figsize=(7, 0.9 + 0.33 * len(share)))
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="magma", aspect="auto", vmin=0)
+    axes.set(xlabel="query head", ylabel="layer")
+    axes.set_xticks(range(0, share.shape[1], max(1, share.shape[1] // 16)))
+    axes.set_yticks(range(0, share.shape[0], max(1, share.shape[0] // 16)))
+    figure.colorbar(image, ax=axes, label="share of the score, %")
+    return png(figure)
+
+
+def share_curve(results: Sequence[Results]) -> bytes:
+    """Cumulative share of the score over the heads, best first, one line per model."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    styles = ("-", "--", "-.", ":")
+    for number, result in enumerate(results):
+        share = np.sort(result.table.normalised().ravel())[::-1].cumsum()
+        heads = 100 * np.arange(1, len(share) + 1) / len(share)
+        axes.plot(heads, 100 * share, styles[number % 4], color=f"C{number}", label=result.name)
+    axes.plot([0, 100], [0, 100], color="#999999", linewidth=1, label="even spread")
+    axes.set(xlabel="heads, best first, %", ylabel="share of the score, %", xlim=(0, 100), ylim=(0, 101))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return png(figure)
+
+
+def accuracy(result: Results, task: str) -> bytes:
+    """Accuracy against budget with 95 % intervals; the full cache as a band."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    full = result.row(task, "full", "")
+    if full is not None:
+        axes.axhline(float(full["value"]), color=COLOURS["full"], linewidth=1, label="full cache")
+        axes.axhspan(float(full["ci_low"]), float(full["ci_high"]), color=COLOURS["full"], alpha=0.08)
+    metric = ""
+    for number, method in enumerate(m for m in result.methods() if m != "full"):
+        rows = [row for b in result.budgets() if (row := result.row(task, method, b)) is not None]
+        if not rows:
+            continue
+        metric = rows[0]["metric"].replace("_", " ")
+        value = np.array([float(row["value"]) for row in rows])
+        low, high = (np.array([float(row[c]) for row in rows]) for c in ("ci_low", "ci_high"))
+        # Side by side, so that intervals at one budget do not hide each other.
+        at = np.array([float(row["kept_slots"]) for row in rows]) * (1 + 0.012 * (number - 2))
+        error = np.clip(np.stack([value - low, high - value]), 0, None)
+        colour = COLOURS.get(method, f"C{number}")
+        axes.errorbar(at, value, error, marker=MARKERS.get(method, "o"), color=colour, label=method, capsize=2)
+    axes.set_xscale("log", base=2)
+    ticks = [int(b) for b in result.budgets()]
+    axes.set_xticks(ticks, [str(b) for b in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="slots kept per KV head (mean, measured)", ylabel=metric, ylim=(-0.02, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return png(figure)
+
+
+def latency(result: Results) -> bytes:
+    """Milliseconds a token and bytes held against prompt length."""
+    figure = Figure(figsize=(8, 3.4))
+    time, size = figure.subplots(1, 2)
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in result.profile)):
+        rows = sorted((r for r in result.profile if r["method"] == method), key=lambda r: int(r["prompt_length"]))
+        lengths = [int(row["prompt_length"]) for row in rows]
+        style: dict[str, Any] = {"color": COLOURS.get(method, f"C{number}"), "marker": MARKERS.get(method, ".")}
+        time.plot(lengths, [float(row["decode_ms_per_token"]) for row in rows], label=method, **style)
+        size.plot(lengths, [int(row["kept_bytes"]) / 2**20 for row in rows], label=method, **style)
+    time.set(xlabel="prompt, tokens", ylabel="ms a token", ylim=(0, None))
+    size.set(xlabel="prompt, tokens", ylabel="keys and values held, MiB", ylim=(0, None))
+    for axes in (time, size):
+        axes.grid(alpha=0.3)
+    time.legend(fontsize=8)
+    figure.tight_layout()
+    return png(figure)
+
+
+def overlay(page: Any, box: Sequence[float], views: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
+    """Attention of some heads drawn over a page, the word about to be said outlined.
+
+    Args:
+        page: RGB image.
+        box: (x0, y0, x1, y1) of that word.
+        views: (title, rectangles (N, 4), attention (N,)) per head.
+    """
+    from matplotlib.patches import Rectangle
+
+    width, height = page.size
+    figure = Figure(figsize=(2.6 * len(views), 2.6 * height / width + 0.5))
+    for axes, (title, rectangles, attention) in zip(
+        figure.subplots(1, len(views), squeeze=False)[0], views, strict=True
+    ):
+        axes.imshow(np.asarray(page.convert("L")), cmap="gray", vmin=0, vmax=255)
+        strongest = max(float(attention.max()), 1e-12)
+        for (x0, y0, x1, y1), weight in zip(rectangles - 0.5, attention, strict=True):
+            alpha = 0.75 * float(weight) / strongest
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color="#D55E00", alpha=alpha, linewidth=0))
+        x0, y0, x1, y1 = box
+        outline = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#0072B2", linewidth=2)
+        axes.add_patch(outline)
+        axes.set_title(title, fontsize=9)
+        axes.set_axis_off()
+    figure.tight_layout()
+    return png(figure)

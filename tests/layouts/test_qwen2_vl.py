@@ -1,0 +1,70 @@
+"""Qwen2-VL's geometry against its processor, at many sizes."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsemm.errors import LayoutError
+from sparsemm.layouts import box_positions, get_layout
+from sparsemm.prompts import build_inputs
+
+NAME = "tiny-qwen2-vl"
+LAYOUT = get_layout("qwen2_vl")
+
+
+def test_counts_and_tiling_on_hundreds_of_sizes_in_batches(tiny):
+    model, processor = tiny(NAME)
+    rng = random.Random(0)
+    seen = 0
+    while seen < 240:
+        batch = [[(rng.randint(8, 260), rng.randint(8, 260)) for _ in range(rng.randint(0, 3))] for _ in range(4)]
+        images = [[Image.new("RGB", size) for size in row] for row in batch]
+        if not any(images):
+            continue
+        inputs = build_inputs(processor, images, ["Read the page."] * 4)
+        for row, image_sizes in enumerate(batch):
+            found = LAYOUT.image_tokens(model.config, inputs, row, image_sizes)
+            marks = np.flatnonzero((inputs["input_ids"][row] == model.config.image_token_id).numpy())
+            positions = [t.positions for t in found]
+            assert (np.concatenate(positions) if positions else np.zeros(0)).tolist() == marks.tolist()
+            for tokens, size in zip(found, image_sizes, strict=True):
+                r = tokens.rectangles
+                assert len(r) == tokens.grid[0] * tokens.grid[1] == len(tokens.positions)
+                area = (r[:, 2] - r[:, 0]) * (r[:, 3] - r[:, 1])
+                assert area.min() > 0 and area.sum() == pytest.approx(size[0] * size[1])
+                assert (r[:, :2] >= 0).all() and r[:, 2].max() == size[0] and r[:, 3].max() == size[1]
+                seen += 1
+
+
+def test_pixels_that_change_lie_under_the_tokens_of_their_box(tiny):
+    """A bright square changes the merged patches whose rectangle it touches, but for the blur of resizing."""
+    model, processor = tiny(NAME)
+    rng = random.Random(5)
+    for _ in range(10):
+        size = (rng.randint(60, 250), rng.randint(60, 250))
+        x, y = rng.randint(0, size[0] - 30), rng.randint(0, size[1] - 30)
+        box = (x, y, x + rng.randint(10, 30), y + rng.randint(10, 30))
+        blank, marked = Image.new("RGB", size), Image.new("RGB", size)
+        marked.paste((255, 255, 255), box)
+        both = [build_inputs(processor, [[image]], ["Read"]) for image in (blank, marked)]
+        change = (both[0]["pixel_values"] - both[1]["pixel_values"]).abs().amax(1)
+        merged = change.view(-1, 4).amax(1).numpy()  # four patches of 7 px become one token, in the processor's order
+        (tokens,) = LAYOUT.image_tokens(model.config, both[0], 0, [size])
+        strong = set(tokens.positions[merged > 1.0].tolist())
+        wide = (max(0, x - 9), max(0, y - 9), min(size[0], box[2] + 9), min(size[1], box[3] + 9))
+        under = set(box_positions(tokens, box).tolist())
+        assert strong and strong <= under
+        assert set(tokens.positions[merged > 0.1].tolist()) <= set(box_positions(tokens, wide).tolist())
+
+
+def test_images_that_do_not_fit_the_prompt_are_refused(tiny):
+    model, processor = tiny(NAME)
+    inputs = build_inputs(processor, [[Image.new("RGB", (100, 80))], []], ["Read"] * 2)
+    for row, wrong in ((0, []), (0, [(100, 80)] * 2), (1, [(100, 80)])):
+        with pytest.raises(LayoutError):
+            LAYOUT.image_tokens(model.config, inputs, row, wrong)
+    assert LAYOUT.image_tokens(model.config, inputs, 1, []) == []

@@ -1,0 +1,56 @@
+"""Boxes on tokens, and the registry of families."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsemm.errors import LayoutError
+from sparsemm.layouts import ImageTokens, box_positions, families, family_of, get_layout
+from sparsemm.layouts.tokens import tile
+
+
+def tokens(columns, rows, width, height):
+    rectangles = tile(np.linspace(0, height, rows + 1), np.linspace(0, width, columns + 1))
+    return ImageTokens(np.arange(rows * columns) + 7, rectangles, (rows, columns), (width, height))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300), st.integers(1, 300), st.data())
+def test_a_box_covers_the_rectangles_it_intersects(columns, rows, width, height, data):
+    image = tokens(columns, rows, width, height)
+    x = sorted(data.draw(st.tuples(st.floats(0, width), st.floats(0, width)).filter(lambda p: p[0] != p[1])))
+    y = sorted(data.draw(st.tuples(st.floats(0, height), st.floats(0, height)).filter(lambda p: p[0] != p[1])))
+    want = [
+        int(position)
+        for position, (x0, y0, x1, y1) in zip(image.positions, image.rectangles, strict=True)
+        if max(x0, x[0]) < min(x1, x[1]) and max(y0, y[0]) < min(y1, y[1])
+    ]
+    got = box_positions(image, (x[0], y[0], x[1], y[1]))
+    assert got.tolist() == want and len(want) >= 1
+
+
+def test_a_box_on_a_border_takes_one_side_only():
+    image = tokens(4, 2, 40, 20)
+    assert box_positions(image, (10.0, 0.0, 20.0, 10.0)).tolist() == [8]
+    assert box_positions(image, (0.0, 0.0, 40.0, 20.0)).tolist() == list(range(7, 15))
+    assert box_positions(image, (9.999, 0.0, 20.0, 10.0)).tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    "box", [(5, 5, 5, 9), (9, 5, 5, 9), (-1, 0, 5, 5), (0, 0, 41, 5), (0, 0, 5, 20.5), (0, 0, float("nan"), 5)]
+)
+def test_empty_boxes_and_boxes_outside_are_refused(box):
+    with pytest.raises(LayoutError, match="box"):
+        box_positions(tokens(4, 2, 40, 20), box)
+
+
+def test_families_are_found_by_model_type_and_others_refused():
+    assert family_of({"model_type": "llava_next"}) == "llava_next" == get_layout("llava_next").family
+    assert family_of({"model_type": "qwen2_vl"}) == "qwen2_vl" and len(families()) == 2
+    for config in ({"model_type": "bert"}, {}):
+        with pytest.raises(LayoutError, match="llava_next, qwen2_vl"):
+            family_of(config)
+    with pytest.raises(LayoutError, match="supported"):
+        get_layout("bert")
