@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from sparsemm.params import ModelParams
 
 ROOT = Path(__file__).parent.parent
 STAND_IN = """#!{python}
-import pathlib, sys
+import os, pathlib, sys, time, yaml
 command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
 with open("calls.txt", "a") as log:
     log.write(command + " " + key + "\\n")
@@ -33,8 +35,13 @@ outputs = {{
 for name in outputs:
     path = pathlib.Path("artifacts") / name.format(key)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("HANG") == (command + " " + key).strip():
+        path.write_text("half")
+        pathlib.Path("hanging").touch()
+        time.sleep(300)
     value = "rank,value\\n1,2\\n" if name.endswith("csv") else '{{"value": 1}}' if name.endswith("json") else ""
-    path.write_text(value or command + key + pathlib.Path("params.yaml").read_text())
+    params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    path.write_text(value or command + key + str(params["models"].get(key)))
 """
 
 
@@ -60,11 +67,14 @@ def clone(tmp_path_factory):
     return folder
 
 
-def dvc(folder, *arguments):
+def environment(folder):
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "DVC_SITE_CACHE_DIR": str(folder / ".site"), "SHELL": "/bin/sh"}
+    return os.environ | {"PATH": path, "DVC_SITE_CACHE_DIR": str(folder / ".site"), "SHELL": "/bin/sh"}
+
+
+def dvc(folder, *arguments):
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -119,3 +129,35 @@ def test_metrics_plots_and_params_can_be_looked_at(clone):
     out = dvc(clone, "plots", "show", "-o", "plots")
     assert "index.html" in out and (clone / "plots" / "index.html").stat().st_size > 1000
     dvc(clone, "params", "diff")
+
+
+def outputs(folder):
+    """Hash of every output in dvc.lock."""
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+
+def test_killed_at_any_stage_it_ends_in_the_same_hashes(clone):
+    called(clone)
+    wanted = outputs(clone)
+    for left in ("artifacts", ".dvc/cache", ".dvc/tmp"):
+        shutil.rmtree(clone / left)
+    (clone / "dvc.lock").unlink()
+    for stage in ("download evaluation", "chase two", "report"):
+        mark = clone / "hanging"
+        mark.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "dvc", "repro", "-q"]
+        started = subprocess.Popen(command, cwd=clone, env=environment(clone) | {"HANG": stage}, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while not mark.exists() and time.monotonic() < deadline and started.poll() is None:
+            time.sleep(0.1)
+        assert mark.exists(), f"never came to {stage}"
+        for line in subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout.splitlines()[1:]:
+            pid, parent = map(int, line.split())
+            if parent == started.pid:  # dvc gives its commands a session of their own
+                os.killpg(os.getpgid(pid), signal.SIGKILL)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    called(clone)
+    # The old lock also remembers a model that was removed.
+    assert outputs(clone) == {path: md5 for path, md5 in wanted.items() if "three" not in path}
