@@ -30,7 +30,7 @@ outputs = {{
     "allocate": ["budgets/{{}}.json"],
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
-    "report": ["report/index.html"],
+    "report": ["report/index.html", "report/figures/a.png"],
 }}[command]
 for name in outputs:
     path = pathlib.Path("artifacts") / name.format(key)
@@ -127,6 +127,7 @@ def test_an_edit_in_one_module_runs_only_who_uses_it(clone):
 def test_metrics_plots_and_params_can_be_looked_at(clone):
     assert "value" in dvc(clone, "metrics", "show")
     out = dvc(clone, "plots", "show", "-o", "plots")
+    assert (clone / "artifacts/report/figures/a.png").exists()
     assert "index.html" in out and (clone / "plots" / "index.html").stat().st_size > 1000
     dvc(clone, "params", "diff")
 

@@ -169,12 +169,12 @@ def test_a_missing_input_names_the_stage_that_makes_it(place, capsys, missing, s
 def test_the_report_is_one_file_and_does_not_change(place):
     assert run(place, "report") == 0
     folder = place / "artifacts" / "report"
-    first = {path.name: sha256_file(path) for path in folder.iterdir()}
+    first = {path.name: sha256_file(path) for path in folder.rglob("*.*")}
     text = (folder / "index.html").read_text(encoding="utf-8")
     assert f"accuracy-{KEY}-read.png" in first and f"looking-{KEY}.png" in first
     assert "http" not in text.replace("http-equiv", "") and "sparsemm against snapkv" in text
     assert run(place, "report") == 0
-    assert {path.name: sha256_file(path) for path in folder.iterdir()} == first
+    assert {path.name: sha256_file(path) for path in folder.rglob("*.*")} == first
 
 
 def test_a_report_without_scores_names_the_stage(place, capsys):

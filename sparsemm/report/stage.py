@@ -26,7 +26,7 @@ QUESTION = "Which attention heads look at the image, and how small can the KV ca
 
 
 def run(params: Params, root: Path = Path(".")) -> None:
-    """Write artifacts/report/index.html and its figures as PNG files.
+    """Write artifacts/report/index.html, and its figures as PNG under artifacts/report/figures.
 
     Raises:
         DataError: if there is no model.
@@ -45,7 +45,7 @@ def run(params: Params, root: Path = Path(".")) -> None:
     contents = [("found", "What was found"), ("heads", "Heads"), *((r.key, r.key) for r in results), ("how", "How")]
     folder = root / "artifacts" / "report"
     for name, image in images.items():
-        with atomic_path(folder / f"{name}.png") as temporary:
+        with atomic_path(folder / "figures" / f"{name}.png") as temporary:
             temporary.write_bytes(image)
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page("SparseMM: visual heads and KV-cache budgets", contents, *parts), encoding="utf-8")

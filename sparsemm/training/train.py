@@ -206,9 +206,9 @@ def train(
         output: folder to write.
         steps, batch_size, seed, device: of the run.
         every: steps between two lines of progress.
-        initial: a trained checkpoint to go on from: no warm-up, no probes, the curriculum's last stage.
+        initial: a trained checkpoint to go on from: no warm-up, the curriculum's last stage.
         rate: multiplier of the learning rates.
-        sparsity: weight of `visual_mass` in the loss.
+        sparsity: weight of `visual_mass` in the loss; the probes are left out then.
 
     Returns:
         what the card says of the run: steps, seconds, batch size, seed, device, last losses.
@@ -218,7 +218,7 @@ def train(
         model = type(model).from_pretrained(initial, dtype=torch.float32, local_files_only=True)
     if sparsity:
         model.set_attn_implementation({"text_config": "eager"})
-    weights = {"answer": 1.0, "visual_mass": sparsity} if initial else WEIGHTS
+    weights = {"answer": 1.0, "visual_mass": sparsity} if sparsity else WEIGHTS
     model.to(device).train()
     probes = Probes(model.config.text_config.hidden_size).to(device)
     maker = BatchMaker(processor, seed)
