@@ -11,13 +11,16 @@ from sparsemm.errors import ParamsError
 from sparsemm.params import DatasetParams, Params
 from sparsemm.progress import progress
 
-STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns in turn
+STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns, two pages of each in turn
 
 
 def records(given: DatasetParams) -> Iterator[Record]:
-    """The records of a data set, in order; the same for the same params."""
+    """The records of a data set, in order; the same for the same params.
+
+    Even and odd records have the same mix of styles, so that halves of a score table can be compared.
+    """
     for index in range(given.samples):
-        yield draw_record(given.split, given.seed, index, STYLES[index % len(STYLES)])
+        yield draw_record(given.split, given.seed, index, STYLES[index // 2 % len(STYLES)])
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
