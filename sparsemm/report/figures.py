@@ -24,23 +24,25 @@ COLOURS = {
     "full": "#000000",
     "transformers": "#56B4E9",
 }
-MARKERS = {"sparsemm": "o", "snapkv": "s", "pyramidkv": "^", "adakv": "D", "random": "x"}
+MARKERS = {"sparsemm": "o", "snapkv": "s", "pyramidkv": "^", "adakv": "D", "random": "x", "transformers": "v"}
+DASHES = {"sparsemm": "-", "snapkv": "--", "pyramidkv": "-.", "adakv": ":", "random": (0, (6, 2)), "transformers": "--"}
+WIDTH = 5.4  # inches: text of 10 points stays readable where the picture is as wide as a phone
 
 
 def png(figure: Figure) -> bytes:
     """PNG bytes without a date or a program name in them."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def heat_map(result: Results) -> bytes:
     """Share of the visual score of every head: layers down, heads across."""
     share = 100 * result.table.normalised()
-    figure = Figure(figsize=(7, 0.9 + 0.33 * len(share)))
+    figure = Figure(figsize=(WIDTH, 1.1 + min(0.3 * len(share), 8)))
     axes = figure.subplots()
     image = axes.imshow(share, cmap="magma", aspect="auto", vmin=0)
-    axes.set(xlabel="query head", ylabel="layer")
+    axes.set(xlabel="query head", ylabel="layer", title=result.name)
     axes.set_xticks(range(0, share.shape[1], max(1, share.shape[1] // 16)))
     axes.set_yticks(range(0, share.shape[0], max(1, share.shape[0] // 16)))
     figure.colorbar(image, ax=axes, label="share of the score, %")
@@ -49,7 +51,7 @@ def heat_map(result: Results) -> bytes:
 
 def share_curve(results: Sequence[Results]) -> bytes:
     """Cumulative share of the score over the heads, best first, one line per model."""
-    figure = Figure(figsize=(7, 4))
+    figure = Figure(figsize=(WIDTH, 3.8))
     axes = figure.subplots()
     styles = ("-", "--", "-.", ":")
     for number, result in enumerate(results):
@@ -64,53 +66,71 @@ def share_curve(results: Sequence[Results]) -> bytes:
 
 
 def accuracy(result: Results, task: str) -> bytes:
-    """Accuracy against budget with 95 % intervals; the full cache as a band."""
-    figure = Figure(figsize=(7, 4))
+    """Accuracy against slots and bytes kept, with 95 % intervals; the full cache as a line in a band."""
+    figure = Figure(figsize=(WIDTH, 4.4))
     axes = figure.subplots()
     full = result.row(task, "full", "")
     if full is not None:
         axes.axhline(float(full["value"]), color=COLOURS["full"], linewidth=1, label="full cache")
         axes.axhspan(float(full["ci_low"]), float(full["ci_high"]), color=COLOURS["full"], alpha=0.08)
-    metric = ""
+    metric, slot_bytes = "", 0.0
     for number, method in enumerate(m for m in result.methods() if m != "full"):
         rows = [row for b in result.budgets() if (row := result.row(task, method, b)) is not None]
         if not rows:
             continue
         metric = rows[0]["metric"].replace("_", " ")
+        slot_bytes = float(rows[0]["bytes"]) / float(rows[0]["kept_slots"])
         value = np.array([float(row["value"]) for row in rows])
         low, high = (np.array([float(row[c]) for row in rows]) for c in ("ci_low", "ci_high"))
         # Side by side, so that intervals at one budget do not hide each other.
         at = np.array([float(row["kept_slots"]) for row in rows]) * (1 + 0.012 * (number - 2))
         error = np.clip(np.stack([value - low, high - value]), 0, None)
-        colour = COLOURS.get(method, f"C{number}")
-        axes.errorbar(at, value, error, marker=MARKERS.get(method, "o"), color=colour, label=method, capsize=2)
+        axes.errorbar(at, value, error, label=method, capsize=2, **_style(method, number))
     axes.set_xscale("log", base=2)
     ticks = [int(b) for b in result.budgets()]
     axes.set_xticks(ticks, [str(b) for b in ticks])
     axes.minorticks_off()
     axes.set(xlabel="slots kept per KV head (mean, measured)", ylabel=metric, ylim=(-0.02, 1.02))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if ticks:
+        axes.set_xlim(0.9 * ticks[0], 1.12 * ticks[-1])  # also where one budget was run
+    if slot_bytes and ticks:
+        size = axes.twiny()
+        size.set(xscale=axes.get_xscale(), xlim=axes.get_xlim(), xlabel="keys and values held, KiB")
+        size.set_xticks(ticks, [f"{b * slot_bytes / 2**10:.3g}" for b in ticks])
+        size.minorticks_off()
+    axes.set_title(f"{result.name}, {task}", pad=10)
+    axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     return png(figure)
 
 
 def latency(result: Results) -> bytes:
-    """Milliseconds a token and bytes held against prompt length."""
-    figure = Figure(figsize=(8, 3.4))
-    time, size = figure.subplots(1, 2)
+    """Milliseconds a token, and below it bytes held, against prompt length."""
+    figure = Figure(figsize=(WIDTH, 6.2))
+    time, size = figure.subplots(2, 1, sharex=True)
     for number, method in enumerate(dict.fromkeys(row["method"] for row in result.profile)):
         rows = sorted((r for r in result.profile if r["method"] == method), key=lambda r: int(r["prompt_length"]))
         lengths = [int(row["prompt_length"]) for row in rows]
-        style: dict[str, Any] = {"color": COLOURS.get(method, f"C{number}"), "marker": MARKERS.get(method, ".")}
+        style = _style(method, number) | {"markersize": 9 - 1.5 * (number % 4)}  # rings where methods coincide
         time.plot(lengths, [float(row["decode_ms_per_token"]) for row in rows], label=method, **style)
         size.plot(lengths, [int(row["kept_bytes"]) / 2**20 for row in rows], label=method, **style)
-    time.set(xlabel="prompt, tokens", ylabel="ms a token", ylim=(0, None))
+    time.set(ylabel="ms a token (median)", ylim=(0, None), title=result.name)
     size.set(xlabel="prompt, tokens", ylabel="keys and values held, MiB", ylim=(0, None))
+    size.set_xticks(sorted({int(row["prompt_length"]) for row in result.profile}))
     for axes in (time, size):
         axes.grid(alpha=0.3)
-    time.legend(fontsize=8)
+    size.legend(fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     figure.tight_layout()
     return png(figure)
+
+
+def _style(method: str, number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS.get(method, f"C{number}"),
+        "marker": MARKERS.get(method, "."),
+        "linestyle": DASHES.get(method, "-"),
+        "fillstyle": "none" if method not in ("sparsemm", "random") else "full",
+    }
 
 
 def overlay(page: Any, box: Sequence[float], views: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
@@ -124,12 +144,14 @@ def overlay(page: Any, box: Sequence[float], views: Sequence[tuple[str, np.ndarr
     from matplotlib.patches import Rectangle
 
     width, height = page.size
-    figure = Figure(figsize=(2.6 * len(views), 2.6 * height / width + 0.5))
-    for axes, (title, rectangles, attention) in zip(
-        figure.subplots(1, len(views), squeeze=False)[0], views, strict=True
-    ):
+    rows = (len(views) + 1) // 2  # two across: four across cannot be read on a phone
+    figure = Figure(figsize=(WIDTH, rows * (WIDTH / 2 * height / width + 0.7)))
+    grid = figure.subplots(rows, 2, squeeze=False).ravel()
+    for axes in grid[len(views) :]:
+        axes.set_axis_off()
+    strongest = max([1e-12, *(float(attention.max()) for _, _, attention in views)])  # one scale: heads compare
+    for axes, (title, rectangles, attention) in zip(grid, views, strict=False):
         axes.imshow(np.asarray(page.convert("L")), cmap="gray", vmin=0, vmax=255)
-        strongest = max(float(attention.max()), 1e-12)
         for (x0, y0, x1, y1), weight in zip(rectangles - 0.5, attention, strict=True):
             alpha = 0.75 * float(weight) / strongest
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color="#D55E00", alpha=alpha, linewidth=0))

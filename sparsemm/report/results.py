@@ -1,19 +1,32 @@
-"""What the stages wrote about one model, and the sentences that follow from it."""
+"""What the stages wrote about one model, checked."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparsemm.errors import DataError
 from sparsemm.params import Params
-from sparsemm.scores import ScoreTable, top_count
+from sparsemm.scores import ScoreTable
 
 Row = dict[str, str]
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
+INTERVALS = (("ci_low", "ci_high"), ("diff_ci_low", "diff_ci_high"), ("diff_full_ci_low", "diff_full_ci_high"))
+DIFFERENCES = ("diff_vs_sparsemm", *INTERVALS[1], "diff_vs_full", *INTERVALS[2])
+# Columns of a table: numbers that every row has, numbers that may be empty, words.
+EVALUATION = (("kept_slots", "bytes", "value", "n", *INTERVALS[0]), ("budget", *DIFFERENCES))
+EVALUATION_WORDS = ("model", "task", "method", "metric")
+PROFILE = (
+    ("prompt_length", "prefill_ms", "decode_ms_per_token", "decode_ratio_to_full", "kept_bytes", "full_bytes"),
+    ("budget",),
+)
+PROFILE_WORDS = ("model", "method")
+WHOLE = ("budget", "bytes", "n", "prompt_length", "kept_bytes", "full_bytes")
+POSITIVE = ("n", "prompt_length", "decode_ms_per_token", "full_bytes", "kept_slots")
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,11 @@ class Results:
         """The key, marked if the model is a declared test model."""
         return f"{self.key} *" if self.note else self.key
 
+    @property
+    def label(self) -> str:
+        """The key with its note, as every table shows it."""
+        return f"{self.key} ({self.note})" if self.note else self.key
+
     def tasks(self) -> list[str]:
         """Tasks in the order they were run."""
         return list(dict.fromkeys(row["task"] for row in self.evaluation))
@@ -70,15 +88,41 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _rows(path: Path, needed: tuple[str, ...]) -> list[Row]:
+def _rows(path: Path, key: str, numbers: tuple[tuple[str, ...], tuple[str, ...]], words: tuple[str, ...]) -> list[Row]:
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        reader = csv.DictReader(handle)
-        missing = set(needed) - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"columns {sorted(missing)} are missing", where=str(path), hint="run its stage again")
-        return list(reader)
+    always, sometimes = numbers
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            missing = {*always, *sometimes, *words} - set(reader.fieldnames or ())
+            rows = list(reader)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"not CSV: {error}", where=str(path), hint="run its stage again") from error
+    if missing:
+        raise DataError(f"columns {sorted(missing)} are missing", where=str(path), hint="run its stage again")
+    for number, row in enumerate(rows, start=2):
+        where = f"{path}, line {number}"
+        if row["model"] != key:
+            raise DataError(f"a row of {row['model']!r}", where=where, hint="run its stage again")
+        for column in (*always, *sometimes):
+            if not _is_number(column, row[column]) and not (column in sometimes and row[column] == ""):
+                raise DataError(f"{column} is {row[column]!r}", where=where, hint="run its stage again")
+        for low, high in INTERVALS:
+            ends = row.get(low, ""), row.get(high, "")
+            if any(ends) != all(ends) or (all(ends) and float(ends[0]) > float(ends[1])):
+                raise DataError(f"{low} is {ends[0]!r}, {high} {ends[1]!r}", where=where, hint="run its stage again")
+    return rows
+
+
+def _is_number(column: str, text: str | None) -> bool:
+    """Whether a cell (None where the line is too short) is a finite number of its column's kind."""
+    try:
+        value = float(text or "")
+        whole = column not in WHOLE or (text or "").isdecimal()
+    except ValueError:
+        return False
+    return math.isfinite(value) and whole and (value > 0 or column not in POSITIVE)
 
 
 def read_results(params: Params, key: str, root: Path) -> Results:
@@ -97,94 +141,7 @@ def read_results(params: Params, key: str, root: Path) -> Results:
         card=_json(root / params.models[key].checkpoint / "card.json"),
         align=_json(folder / "align" / f"{key}.json"),
         table=ScoreTable.load(folder / "scores" / f"{key}.safetensors"),
-        evaluation=_rows(evaluation, ("task", "method", "budget", "value", "ci_low", "ci_high", "diff_ci_low")),
-        profile=_rows(profile, ("method", "prompt_length", "decode_ms_per_token", "decode_ratio_to_full")),
+        evaluation=_rows(evaluation, key, EVALUATION, EVALUATION_WORDS),
+        profile=_rows(profile, key, PROFILE, PROFILE_WORDS),
         machine=_json(folder / "profile" / f"{key}.json"),
     )
-
-
-def verdict(row: Row) -> str:
-    """Whether sparsemm is "better", "worse" or "no difference shown" against the method of a row, same budget.
-
-    The row's paired difference is method minus sparsemm; its 95 % interval decides.
-    """
-    if float(row["diff_ci_high"]) < 0:
-        return "better"
-    if float(row["diff_ci_low"]) > 0:
-        return "worse"
-    return "no difference shown"
-
-
-def concentration(result: Results) -> str:
-    """How few heads hold the score, and how stable the ranking is."""
-    table = result.table
-    heads = table.scores.size
-    five = table.top_share(0.05)
-    layer, head, share = table.top_heads(1)[0]
-    tokens = table.header.get("tokens")
-    looked = f" and looks at the right word for {table.hits[layer, head] / tokens:.0%} of tokens" if tokens else ""
-    return (
-        f"The top 5 % of heads ({top_count(heads, 0.05)} of {heads}) hold {five:.0%} of the visual score; "
-        f"an even spread would give them 5 %. The best head (layer {layer}, head {head}) alone holds "
-        f"{share:.0%}{looked}. "
-        f"Scores from one half of the samples agree with the other half at r = {table.split_half():.3f}."
-    )
-
-
-def comparison(result: Results, task: str, method: str) -> str | None:
-    """Where sparsemm is better or worse than a method on a task, budget by budget; None if not both were run."""
-    found: dict[str, list[str]] = {}
-    for budget in result.budgets():
-        row = result.row(task, method, budget)
-        if row is not None and row["diff_ci_low"]:
-            found.setdefault(verdict(row), []).append(budget)
-    if not found:
-        return None
-    parts = [
-        f"{word} at {_listed(found[word])}" for word in ("better", "worse", "no difference shown") if word in found
-    ]
-    return f"sparsemm against {method}: {'; '.join(parts)}."
-
-
-def smallest_lossless(result: Results, task: str) -> str | None:
-    """The smallest budget from which on sparsemm is not shown to be worse than the full cache."""
-    full = result.row(task, "full", "")
-    if full is None or "sparsemm" not in result.methods():
-        return None
-    kept = float(full["kept_slots"])
-    best = None
-    for budget in reversed(result.budgets()):
-        row = result.row(task, "sparsemm", budget)
-        if row is None or not row.get("diff_full_ci_high") or float(row["diff_full_ci_high"]) < 0:
-            break
-        best = budget
-    if best is None:
-        return f"At every budget tried sparsemm loses accuracy against the full cache ({float(full['value']):.3f})."
-    row = result.row(task, "sparsemm", best)
-    assert row is not None
-    low, high = float(row["diff_full_ci_low"]), float(row["diff_full_ci_high"])
-    return (
-        f"From B = {best} on ({int(best) / kept:.0%} of the full cache's {kept:.0f} slots a head) sparsemm is not "
-        f"shown to lose: {float(row['value']):.3f} against {float(full['value']):.3f}, difference "
-        f"{float(row['diff_vs_full']):+.3f} [{low:+.3f}, {high:+.3f}]."
-    )
-
-
-def speed(result: Results) -> str | None:
-    """What a token costs under sparsemm at the longest prompt, against transformers' own full cache."""
-    rows = [row for row in result.profile if row["method"] == "sparsemm"]
-    if not rows:
-        return None
-    row = max(rows, key=lambda r: int(r["prompt_length"]))
-    ratio = float(row["decode_ratio_to_full"])
-    word = "faster" if ratio < 0.95 else "slower" if ratio > 1.05 else "neither faster nor slower"
-    times = "" if word.startswith("neither") else f" ({ratio:.2f} times the time a token)"
-    share = int(row["kept_bytes"]) / int(row["full_bytes"])
-    return (
-        f"At a prompt of {row['prompt_length']} tokens it holds {share:.1%} of "
-        f"the full cache's bytes and decodes {word}{times} on {result.machine.get('device', 'an unknown device')}."
-    )
-
-
-def _listed(budgets: list[str]) -> str:
-    return "B = " + ", ".join(budgets)

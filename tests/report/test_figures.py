@@ -2,48 +2,71 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
-from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from sparsemm.report import figures
 
-SPEC = importlib.util.spec_from_file_location("report_rows", Path(__file__).with_name("test_results.py"))
-rows = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(rows)
+
+def result(crafted, share=0.5):
+    evaluation = [crafted.row("full", "", 0.9)]
+    for method in ("sparsemm", "snapkv"):
+        evaluation += [crafted.row(method, b, share * v, (-0.2, 0.1)) for b, v in (("8", 0.3), ("16", 0.6))]
+    return crafted.results(evaluation, [crafted.timing(kept=2048, ms=share)], share)
 
 
-def result(share=0.5):
-    evaluation = [rows.row("full", "", 0.9)]
-    evaluation += [rows.row(m, b, v, (-0.2, 0.1)) for m in ("sparsemm", "snapkv") for b, v in (("8", 0.3), ("16", 0.6))]
-    one = {"method": "sparsemm", "prompt_length": "128", "decode_ms_per_token": "2.0", "kept_bytes": "2048"}
-    return rows.results(evaluation, [one], share)
-
-
-def pictures(share):
+def pictures(crafted, share):
     page, box = Image.new("RGB", (30, 20), "white"), (2, 2, 12, 8)
     view = ("head", np.array([[0.0, 0.0, 15.0, 20.0], [15.0, 0.0, 30.0, 20.0]]), np.array([share, 1 - share]))
     return {
-        "heat": figures.heat_map(result(share)),
-        "curve": figures.share_curve([result(share), result(0.1)]),
-        "accuracy": figures.accuracy(result(), "read"),
-        "latency": figures.latency(result()),
+        "heat": figures.heat_map(result(crafted, share)),
+        "curve": figures.share_curve([result(crafted, share), result(crafted, 0.1)]),
+        "accuracy": figures.accuracy(result(crafted, share), "read"),
+        "latency": figures.latency(result(crafted, share)),
         "overlay": figures.overlay(page, box, [view]),
     }
 
 
-@pytest.mark.parametrize("name", ["heat", "curve", "accuracy", "latency", "overlay"])
-def test_pictures_are_not_blank_and_do_not_change(name):
-    one, again = pictures(0.3)[name], pictures(0.3)[name]
-    assert one == again
-    pixels = np.asarray(Image.open(io.BytesIO(one)).convert("L"))
-    assert pixels.shape[0] > 100 and pixels.std() > 5
+def test_pictures_are_not_blank_and_follow_their_numbers(crafted):
+    one, again, other = pictures(crafted, 0.3), pictures(crafted, 0.3), pictures(crafted, 0.8)
+    for name, png in one.items():
+        pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
+        assert pixels.shape[0] > 100 and pixels.std() > 5, name
+        assert png == again[name] and png != other[name], name
+        assert b"Software" not in png and b"tIME" not in png, name
 
 
-@pytest.mark.parametrize("name", ["heat", "curve", "overlay"])
-def test_other_numbers_give_another_picture(name):
-    assert pictures(0.3)[name] != pictures(0.8)[name]
+def test_a_task_that_was_not_run_with_budgets_still_draws(crafted):
+    only_full = crafted.results([crafted.row("full", "", 0.9)])
+    assert Image.open(io.BytesIO(figures.accuracy(only_full, "read"))).size[0] > 100
+
+
+def test_pictures_are_as_wide_as_a_phone_can_show(crafted):
+    """Text of 10 points in a picture scaled to 360 pixels is still 8 pixels high."""
+    for name, png in pictures(crafted, 0.3).items():
+        width = Image.open(io.BytesIO(png)).width
+        assert 10 / 72 * 150 * 360 / width > 8, name
+
+
+def test_heads_share_one_scale(crafted):
+    """The same weak head is drawn fainter beside a strong one than alone."""
+    page, box = Image.new("RGB", (20, 20), "white"), (1, 1, 2, 2)
+    where = np.array([[0.0, 0.0, 20.0, 20.0]])
+    weak, strong = ("a", where, np.array([0.1])), ("a", where, np.array([0.9]))
+    means = []
+    for views in ([weak, weak], [weak, strong]):
+        pixels = np.asarray(Image.open(io.BytesIO(figures.overlay(page, box, views))).convert("L"))
+        means.append(pixels[:, : pixels.shape[1] // 2].mean())
+    assert means[1] > means[0] + 10
+
+
+def test_one_budget_is_drawn_in_the_middle(crafted):
+    rows = [crafted.row("sparsemm", "32", 0.5)]
+    pixels = np.asarray(Image.open(io.BytesIO(figures.accuracy(crafted.results(rows), "read"))).convert("RGB")).astype(
+        int
+    )
+    orange = (np.abs(pixels - (0xD5, 0x5E, 0x00)).sum(axis=2) < 30)[: pixels.shape[0] * 3 // 4]
+    at = np.flatnonzero(orange.any(axis=0))
+    assert at.size and 0.3 < at.mean() / pixels.shape[1] < 0.7

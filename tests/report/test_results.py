@@ -1,87 +1,123 @@
-"""Sentences follow from the tables, in every direction."""
+"""Tables are checked when they are read."""
 
 from __future__ import annotations
 
-import numpy as np
+import csv
+import json
+
 import pytest
 
-from sparsemm.report.results import Results, comparison, concentration, smallest_lossless, speed, verdict
-from sparsemm.scores import ScoreTable
+from sparsemm.errors import DataError, ScoreTableError
+from sparsemm.params import load_params
+from sparsemm.report.results import read_results
 
-HEADER = {"model": "m", "revision": None, "fingerprint": "f", "num_kv_heads": 4, "tokens": 10}
-
-
-def table(share_of_first):
-    per_sample = np.full((4, 5, 4), (1 - share_of_first) / 19)
-    per_sample[:, 0, 0] = share_of_first
-    hits = np.zeros((5, 4), dtype=np.int64)
-    hits[0, 0] = 9
-    return ScoreTable.from_samples(per_sample, hits, HEADER)
-
-
-def row(method, budget, value, against=(0.0, 0.0), full=(0.0, 0.0)):
-    return {
-        "task": "read",
-        "method": method,
-        "budget": budget,
-        "kept_slots": budget or "80",
-        "bytes": "1",
-        "metric": "word_accuracy",
-        "value": str(value),
-        "n": "9",
-        "ci_low": str(value - 0.1),
-        "ci_high": str(value + 0.1),
-        "diff_vs_sparsemm": "" if method == "sparsemm" else str(sum(against) / 2),
-        "diff_ci_low": "" if method == "sparsemm" else str(against[0]),
-        "diff_ci_high": "" if method == "sparsemm" else str(against[1]),
-        "diff_vs_full": str(sum(full) / 2),
-        "diff_full_ci_low": str(full[0]),
-        "diff_full_ci_high": str(full[1]),
-    }
+PARAMS = """
+models: {m: {checkpoint: ckpt, family: qwen2_vl, note: a note}}
+datasets:
+  c: {source: synthetic, split: calibration, samples: 4}
+  e: {source: synthetic, split: evaluation, samples: 4}
+chase: {dataset: c}
+allocate: {budgets: [8], window: 4}
+evaluate: {dataset: e, samples: 4, methods: [full, sparsemm]}
+profile: {methods: [full], budget: 8, lengths: [128]}
+"""
 
 
-def results(rows, profile=(), share=0.5):
-    return Results("m", "", {}, {}, table(share), list(rows), list(profile), {"device": "d"})
+@pytest.fixture
+def place(tmp_path, crafted):
+    """A folder with the tables of one model, and a function that writes and reads them."""
+    (tmp_path / "params.yaml").write_text(PARAMS, encoding="utf-8")
+    crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
+
+    def read(evaluation=None, profile=None):
+        for name, rows in (("evaluate", evaluation), ("profile", profile)):
+            if rows is not None:
+                path = tmp_path / "artifacts" / name / "m.csv"
+                path.parent.mkdir(exist_ok=True)
+                with open(path, "w", newline="", encoding="utf-8") as handle:
+                    writer = csv.DictWriter(handle, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+        return read_results(load_params(tmp_path / "params.yaml"), "m", tmp_path)
+
+    return tmp_path, read
+
+
+def test_all_is_read(place, crafted):
+    folder, read = place
+    (folder / "ckpt").mkdir()
+    (folder / "ckpt/card.json").write_text(json.dumps({"held_out": {}}), encoding="utf-8")
+    result = read([crafted.row("full", "", 0.9), crafted.row("sparsemm", "8", 0.5)], [crafted.timing()])
+    assert result.methods() == ["full", "sparsemm"] and result.budgets() == ["8"] and result.tasks() == ["read"]
+    assert result.label == "m (a note)" and result.name == "m *" and result.card == {"held_out": {}}
+    assert len(result.profile) == 1
+
+
+def test_no_evaluation_yet_is_fine_but_no_scores_is_not(place):
+    folder, read = place
+    result = read()
+    assert result.evaluation == [] and result.profile == [] and result.card == {}
+    (folder / "artifacts/scores/m.safetensors").unlink()
+    with pytest.raises(ScoreTableError, match="chase stage"):
+        read()
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "word"),
+    ("column", "value"),
     [
-        (-0.2, -0.1, "better"),
-        (0.1, 0.2, "worse"),
-        (-0.1, 0.1, "no difference shown"),
-        (-0.1, 0.0, "no difference shown"),
+        ("value", ""),
+        ("value", "nan"),
+        ("value", "inf"),
+        ("value", "much"),
+        ("bytes", "1.5"),
+        ("n", "0"),
+        ("kept_slots", "-1"),
+        ("budget", "8.5"),
+        ("diff_full_ci_low", "x"),
+        ("diff_full_ci_low", ""),
+        ("diff_full_ci_low", "0.5"),
+        ("ci_low", "0.99"),
+        ("model", "another"),
     ],
 )
-def test_verdicts_follow_the_interval(low, high, word):
-    assert verdict(row("snapkv", "8", 0.5, (low, high))) == word
+def test_a_bad_cell_is_refused_with_its_line(place, crafted, column, value):
+    rows = [crafted.row("full", "", 0.9), crafted.row("sparsemm", "8", 0.5) | {column: value}]
+    with pytest.raises(DataError, match="m.csv, line 3: .*run its stage again"):
+        place[1](rows)
 
 
-def test_comparison_lists_budgets_by_verdict():
-    rows = [row("snapkv", b, 0.5, i) for b, i in (("8", (-0.2, -0.1)), ("16", (-0.1, 0.1)), ("24", (0.1, 0.2)))]
-    said = comparison(results(rows), "read", "snapkv")
-    assert said == ("sparsemm against snapkv: better at B = 8; worse at B = 24; no difference shown at B = 16.")
-    assert comparison(results(rows), "read", "adakv") is None
+@pytest.mark.parametrize(("column", "value"), [("decode_ms_per_token", "0"), ("full_bytes", "0"), ("kept_bytes", "-1")])
+def test_a_bad_timing_is_refused(place, crafted, column, value):
+    with pytest.raises(DataError, match=f"line 2: {column}"):
+        place[1](profile=[crafted.timing() | {column: value}])
 
 
-def test_the_smallest_budget_that_is_not_shown_to_lose():
-    rows = [row("full", "", 0.9)]
-    rows += [row("sparsemm", "8", 0.2, full=(-0.8, -0.6)), row("sparsemm", "16", 0.85, full=(-0.1, 0.02))]
-    said = smallest_lossless(results([*rows, row("sparsemm", "24", 0.9, full=(-0.02, 0.02))]), "read")
-    assert "From B = 16 on (20% of the full cache's 80 slots" in said
-    # A larger budget that loses breaks the chain.
-    said = smallest_lossless(results([*rows, row("sparsemm", "24", 0.6, full=(-0.4, -0.2))]), "read")
-    assert said.startswith("At every budget tried sparsemm loses")
-    assert smallest_lossless(results([]), "read") is None
+def test_a_missing_column_and_a_short_line_are_refused(place, crafted):
+    folder, read = place
+    row = crafted.row("full", "", 0.9)
+    del row["diff_full_ci_high"]
+    with pytest.raises(DataError, match="diff_full_ci_high"):
+        read([row])
+    read([crafted.row("full", "", 0.9)])
+    path = folder / "artifacts/evaluate/m.csv"
+    path.write_text(path.read_text() + "m,read\n")
+    with pytest.raises(DataError, match="line 3"):
+        read()
 
 
-def test_concentration_states_the_share_of_the_top_heads():
-    said = concentration(results([], share=0.62))
-    assert "(1 of 20) hold 62%" in said and "for 90% of tokens" in said
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"\x00"])
+def test_what_is_not_csv_is_refused(place, content):
+    folder, read = place
+    path = folder / "artifacts/evaluate/m.csv"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="m.csv"):
+        read()
 
 
-@pytest.mark.parametrize(("ratio", "word"), [("0.5", "faster (0.50"), ("2.0", "slower (2.00"), ("1.01", "neither")])
-def test_speed_is_said_as_measured(ratio, word):
-    one = {"method": "sparsemm", "prompt_length": "128", "decode_ratio_to_full": ratio, "kept_bytes": "25"}
-    said = speed(results([], [one | {"full_bytes": "100"}]))
-    assert word in said and "25.0%" in said
+def test_what_is_not_json_is_refused(place):
+    folder, read = place
+    (folder / "ckpt").mkdir()
+    (folder / "ckpt/card.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match="card.json"):
+        read()
