@@ -196,6 +196,7 @@ def train(
     initial: Path | None = None,
     rate: float = 1.0,
     sparsity: float = 0.0,
+    stage: int | None = None,
 ) -> dict[str, Any]:
     """Train `name` for `steps` steps and write model and processor to `output` (fp16 safetensors).
 
@@ -209,6 +210,7 @@ def train(
         initial: a trained checkpoint to go on from: no warm-up, the curriculum's last stage.
         rate: multiplier of the learning rates.
         sparsity: weight of `visual_mass` in the loss; the probes are left out then.
+        stage: of the curriculum, to stay in; None starts with the first (the last after `initial`) and moves on.
 
     Returns:
         what the card says of the run: steps, seconds, batch size, seed, device, last losses.
@@ -225,7 +227,10 @@ def train(
     optimizer_list = optimizers(model, probes)
     base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
     state_path = output.with_name(f".{output.name}.state.safetensors")
-    start, spent, stage = 0, 0.0, len(STAGES) - 1 if initial else 0
+    stays = stage is not None
+    if stage is None:
+        stage = len(STAGES) - 1 if initial else 0
+    start, spent = 0, 0.0
     if state_path.exists():
         meta = load_state(state_path, {"model": model, "probes": probes}, optimizer_list)
         start, spent, maker.drawn, stage = (meta[k] for k in ("step", "seconds", "drawn", "stage"))
@@ -256,7 +261,7 @@ def train(
         for key, value in parts.items():
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
             running[label] = 0.8 * running.get(label, value.item()) + 0.2 * value.item()
-        if running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) > ask_goal:
+        if not stays and running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) > ask_goal:
             stage += 1
             running = {}
             print(f"{name} step {step + 1}: stage {stage}", flush=True)
@@ -272,6 +277,7 @@ def train(
     state_path.unlink(missing_ok=True)
     last = {k: round(v, 4) for k, v in running.items()}
     run: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "rate": rate}
+    run["stage"] = stage
     if initial is not None:
         run["sparsity"] = sparsity
         run["after"] = json.loads((initial / "card.json").read_text(encoding="utf-8"))["training"]
@@ -301,6 +307,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--initial", type=Path, help="trained checkpoint to go on from")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplier of the learning rates")
     parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the penalty on visual attention")
+    parser.add_argument("--stage", type=int, choices=range(len(STAGES)), help="stay in this stage of the curriculum")
     parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
     given = parser.parse_args(arguments)
     run = train(
@@ -313,6 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         initial=given.initial,
         rate=given.rate,
         sparsity=given.sparsity,
+        stage=given.stage,
     )
     family = "qwen2_vl" if "qwen2-vl" in given.name else "llava_next"
     print(json.dumps(write_card(given.output, family, run, given.note)["held_out"]))
