@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -133,13 +134,30 @@ def _style(method: str, number: int) -> dict[str, Any]:
     }
 
 
-def overlay(page: Any, box: Sequence[float], views: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> bytes:
+@dataclass(frozen=True)
+class View:
+    """Where one head looks.
+
+    Attributes:
+        title: of the picture.
+        rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page, of every visual token.
+        attention: (N,) attention on each of them.
+        coarse: (N,) bool, tokens of the thumbnail, where the family has one.
+    """
+
+    title: str
+    rectangles: np.ndarray
+    attention: np.ndarray
+    coarse: np.ndarray
+
+
+def overlay(page: Any, box: Sequence[float], views: Sequence[View]) -> bytes:
     """Attention of some heads drawn over a page, the word about to be said outlined.
 
     Args:
         page: RGB image.
         box: (x0, y0, x1, y1) of that word.
-        views: (title, rectangles (N, 4), attention (N,)) per head.
+        views: one per head; the grid's tokens are drawn orange, the thumbnail's green.
     """
     from matplotlib.patches import Rectangle
 
@@ -149,16 +167,16 @@ def overlay(page: Any, box: Sequence[float], views: Sequence[tuple[str, np.ndarr
     grid = figure.subplots(rows, 2, squeeze=False).ravel()
     for axes in grid[len(views) :]:
         axes.set_axis_off()
-    strongest = max([1e-12, *(float(attention.max()) for _, _, attention in views)])  # one scale: heads compare
-    for axes, (title, rectangles, attention) in zip(grid, views, strict=False):
+    strongest = max([1e-12, *(float(view.attention.max()) for view in views)])  # one scale: heads compare
+    for axes, view in zip(grid, views, strict=False):
         axes.imshow(np.asarray(page.convert("L")), cmap="gray", vmin=0, vmax=255)
-        for (x0, y0, x1, y1), weight in zip(rectangles - 0.5, attention, strict=True):
-            alpha = 0.75 * float(weight) / strongest
-            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color="#D55E00", alpha=alpha, linewidth=0))
+        for (x0, y0, x1, y1), weight, coarse in zip(view.rectangles - 0.5, view.attention, view.coarse, strict=True):
+            colour, alpha = "#009E73" if coarse else "#D55E00", 0.75 * float(weight) / strongest
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=colour, alpha=alpha, linewidth=0))
         x0, y0, x1, y1 = box
         outline = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#0072B2", linewidth=2)
         axes.add_patch(outline)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(view.title, fontsize=9)
         axes.set_axis_off()
     figure.tight_layout()
     return png(figure)

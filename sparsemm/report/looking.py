@@ -16,6 +16,7 @@ from sparsemm.layouts.tokens import ImageTokens
 from sparsemm.models import load_model
 from sparsemm.params import ModelParams, Params
 from sparsemm.prompts import build_inputs
+from sparsemm.report.figures import View
 from sparsemm.scores import ScoreTable
 
 MOST_IMAGE_TOKENS = 512  # the attention of all layers and heads at once still fits in memory
@@ -30,13 +31,13 @@ class Looking:
         record: the page.
         entry: index of the word among the record's entries.
         said: what the model answers to the whole page.
-        views: (title, rectangles (N, 4) in pixels, attention (N,)) per head; the attention on each visual token.
+        views: one per head, titled with its attention on the page as a whole.
     """
 
     record: Record
     entry: int
     said: str
-    views: list[tuple[str, np.ndarray, np.ndarray]]
+    views: list[View]
 
 
 def too_much_to_load(entry: ModelParams) -> str | None:
@@ -92,8 +93,19 @@ def looking(params: Params, key: str, table: ScoreTable, root: Path = Path("."),
     chosen = [(f"#{n + 1}", head) for n, head in enumerate(ranked[:heads])] + [("last", ranked[-1])]
     views = []
     for title, (layer, head, share) in chosen:
-        weights = attentions[layer][0, head, row].float().cpu().numpy()[image.positions]
-        # The whole row sums to 1; what spreads too thinly to be seen still counts here.
-        said = f"{title}: layer {layer}, head {head}\n{share:.1%} of the score\nattention drawn: {weights.sum():.0%}"
-        views.append((said, image.rectangles, weights))
+        attention = attentions[layer][0, head, row].float().cpu().numpy()
+        views.append(view(f"{title}: layer {layer}, head {head}\n{share:.1%} of the score", image, attention))
     return Looking(record, middle, processor.tokenizer.decode(answer), views)
+
+
+def view(title: str, image: ImageTokens, attention: np.ndarray) -> View:
+    """A head's attention (S,) over a prompt, cut to the visual tokens; the title says how much of it that is."""
+    parts = [image, *([image.thumbnail] if image.thumbnail is not None else [])]
+    weights = [attention[part.positions] for part in parts]
+    # The whole row sums to 1; what spreads too thinly to be seen still counts here.
+    said = "attention: " + ", ".join(
+        f"{w.sum():.0%} {name}" for w, name in zip(weights, ("page", "thumbnail"), strict=False)
+    )
+    coarse = np.concatenate([np.full(len(w), n > 0) for n, w in enumerate(weights)])
+    rectangles = np.concatenate([part.rectangles for part in parts])
+    return View(f"{title}\n{said}", rectangles, np.concatenate(weights), coarse)

@@ -174,14 +174,20 @@ def _picture(result: Results, picture: Looking | str, images: dict[str, bytes]) 
         return paragraph(f"No picture of its heads at work: {picture}.", "note")
     entry = picture.record.entries[picture.entry]
     image = images[f"looking-{result.key}"] = figures.overlay(picture.record.image, entry.box, picture.views)
-    which = "; ".join(" ".join(title.split("\n")) for title, _, _ in picture.views)
+    which = "; ".join(", ".join(view.title.split("\n")) for view in picture.views)
+    thumbnail = ""
+    if any(view.coarse.any() for view in picture.views):
+        thumbnail = (
+            "Orange is attention on the page in full resolution, green on the thumbnail, a coarser second view of the "
+            "page that never scores. "
+        )
     return figure(
         image,
         f"Attention of {len(picture.views)} heads of {result.key} over a page, as the model is about to say "
         f"{entry.text!r}. {which}.",
         f"Where the heads with the highest scores and the one with the lowest look just before the model says "
-        f"{entry.text!r} (blue outline): the darker the orange, the more attention, on one scale for all. "
-        "Attention drawn is the part of a head's attention that falls on these visual tokens. One word of one page "
+        f"{entry.text!r} (blue outline): the darker, the more attention, on one scale for all. "
+        f"{thumbnail}A head with a high score looks at the word for many tokens, not for all. One word of one page "
         "illustrates, it is no evidence. "
         f"The page reads {page_text(picture.record)!r}, the model says {picture.said!r}.",
     )

@@ -19,7 +19,8 @@ def result(crafted, share=0.5):
 
 def pictures(crafted, share):
     page, box = Image.new("RGB", (30, 20), "white"), (2, 2, 12, 8)
-    view = ("head", np.array([[0.0, 0.0, 15.0, 20.0], [15.0, 0.0, 30.0, 20.0]]), np.array([share, 1 - share]))
+    rectangles = np.array([[0.0, 0.0, 15.0, 20.0], [15.0, 0.0, 30.0, 20.0]])
+    view = figures.View("head", rectangles, np.array([share, 1 - share]), np.array([False, False]))
     return {
         "heat": figures.heat_map(result(crafted, share)),
         "curve": figures.share_curve([result(crafted, share), result(crafted, 0.1)]),
@@ -54,7 +55,7 @@ def test_heads_share_one_scale(crafted):
     """The same weak head is drawn fainter beside a strong one than alone."""
     page, box = Image.new("RGB", (20, 20), "white"), (1, 1, 2, 2)
     where = np.array([[0.0, 0.0, 20.0, 20.0]])
-    weak, strong = ("a", where, np.array([0.1])), ("a", where, np.array([0.9]))
+    weak, strong = (figures.View("a", where, np.array([a]), np.array([False])) for a in (0.1, 0.9))
     means = []
     for views in ([weak, weak], [weak, strong]):
         pixels = np.asarray(Image.open(io.BytesIO(figures.overlay(page, box, views))).convert("L"))
@@ -70,3 +71,12 @@ def test_one_budget_is_drawn_in_the_middle(crafted):
     orange = (np.abs(pixels - (0xD5, 0x5E, 0x00)).sum(axis=2) < 30)[: pixels.shape[0] * 3 // 4]
     at = np.flatnonzero(orange.any(axis=0))
     assert at.size and 0.3 < at.mean() / pixels.shape[1] < 0.7
+
+
+def test_a_thumbnail_has_its_own_colour(crafted):
+    page, where = Image.new("RGB", (20, 20), "white"), np.array([[0.0, 0.0, 20.0, 20.0]])
+    views = [figures.View("a", where, np.array([0.9]), np.array([coarse])) for coarse in (False, True)]
+    pixels = np.asarray(Image.open(io.BytesIO(figures.overlay(page, (1, 1, 2, 2), views))).convert("RGB")).astype(int)
+    middle, width = pixels.shape[0] * 2 // 3, pixels.shape[1]
+    grid, thumbnail = pixels[middle, width // 4], pixels[middle, width * 3 // 4]
+    assert grid[0] > grid[1] + 50 and thumbnail[1] > thumbnail[0] + 50  # orange, green

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.params import parse_params
 from sparsemm.report import sections
+from sparsemm.report.figures import View
 from sparsemm.report.looking import Looking
 from sparsemm.report.page import page
 
@@ -63,12 +65,13 @@ def test_the_page_says_what_the_table_says(crafted, build, against, word, counts
         assert f"sparsemm against snapkv: {other}" not in found.text
 
 
-def test_every_picture_is_in_the_page_and_has_words(crafted, build):
+@pytest.mark.parametrize("coarse", [False, True])
+def test_every_picture_is_in_the_page_and_has_words(crafted, build, coarse):
     record = Record("r", Image.new("RGB", (40, 20), "white"), (Entry("zip", (2, 2, 20, 9), "word"),), "s", "l")
-    import numpy as np
-
-    views = [("#1", np.array([[0.0, 0.0, 20.0, 20.0], [20.0, 0.0, 40.0, 20.0]]), np.array([0.9, 0.1]))]
-    found, images = build([evaluated(crafted, (-0.2, -0.1))], Looking(record, 0, "zap", views))
+    rectangles, attention = np.array([[0.0, 0.0, 20.0, 20.0], [20.0, 0.0, 40.0, 20.0]]), np.array([0.9, 0.1])
+    view = View("#1", rectangles, attention, np.array([False, coarse]))
+    found, images = build([evaluated(crafted, (-0.2, -0.1))], Looking(record, 0, "zap", [view]))
+    assert ("green on the thumbnail" in found.text) == coarse
     assert set(images) == {"score-curve", "heads-m", "looking-m", "accuracy-m-read", "latency-m"}
     inside = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in found.all("img")]
     assert sorted(inside) == sorted(images.values())
