@@ -55,8 +55,11 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
 
     define_missing_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
 
     local = Path(entry.checkpoint).is_dir()
+    if local:
+        logging.disable_progress_bar()  # a bar that is over before it can be read
     options: dict[str, Any] = {"trust_remote_code": False}
     if local:
         options["local_files_only"] = True

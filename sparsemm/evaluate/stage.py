@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import os
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,7 @@ def _measure(
     work: Path,
 ) -> None:
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    import datasets
     from lmms_eval.evaluator import evaluate
     from loguru import logger
 
@@ -91,6 +94,7 @@ def _measure(
 
     logger.remove()  # lmms-eval logs a dozen lines per call; progress is ours
     logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     given = params.evaluate
     model, processor = load_model(params.model(key))
     scores.check_model(model.config)
@@ -113,7 +117,8 @@ def _measure(
     lm.task_dict = {f"sparsemm_{task}": loaded.dataset for task, loaded in tasks.items()}
     for task, method, budget in progress(missing, len(missing), f"evaluate {key}"):
         lm.use(method, budget or 0)
-        results = evaluate(lm, {f"sparsemm_{task}": tasks[task]}, bootstrap_iters=0, process_docs_parallel=1)
+        with redirect_stderr(io.StringIO()):  # three bars of lmms-eval per combination; progress is ours
+            results = evaluate(lm, {f"sparsemm_{task}": tasks[task]}, bootstrap_iters=0, process_docs_parallel=1)
         samples = sorted(results["samples"][f"sparsemm_{task}"], key=lambda sample: sample["doc_id"])
         outcome: Outcome = {
             "ids": [records[s["doc_id"]].id for s in samples],
