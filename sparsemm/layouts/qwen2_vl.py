@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from sparsemm.errors import LayoutError
-from sparsemm.layouts.tokens import ImageTokens, image_positions, split_by_count, tile
+from sparsemm.layouts.tokens import ImageTokens, even_edges, first_image, image_positions, split_by_count, tile
 
 MODEL_TYPES = ("qwen2_vl",)
+
+
+def fits(width: int, height: int, rows: int, columns: int) -> bool:
+    """Whether some resize of a `width` x `height` image rounds to this grid.
+
+    Smart resize scales both sides by one factor and rounds each by less than one merged patch.
+    """
+    return (rows - 1) * width <= (columns + 1) * height and (columns - 1) * height <= (rows + 1) * width
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
@@ -28,27 +34,27 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         one ImageTokens per image.
 
     Raises:
-        LayoutError: if the number of visual tokens does not fit the images.
+        LayoutError: if the number of visual tokens or the shape of a grid does not fit the images.
     """
     merge = config.vision_config.spatial_merge_size
     thw = inputs.get("image_grid_thw")
     grids = [] if thw is None else [tuple(int(v) for v in one) for one in thw]
     counts = [t * (h // merge) * (w // merge) for t, h, w in grids]
-    at = 0
-    for earlier in range(row):  # images are listed flat over the batch: skip those of the rows before
-        left = len(image_positions(inputs, earlier, config.image_token_id))
-        while left > 0 and at < len(counts):
-            left -= counts[at]
-            at += 1
-        if left != 0:
-            raise LayoutError("visual tokens and image_grid_thw do not fit", where=f"row {earlier}")
+    positions_of_row = image_positions(inputs, row, config.image_token_id)
+    at = first_image(inputs, row, config.image_token_id, counts)
     mine = slice(at, at + len(image_sizes))
-    found = split_by_count(image_positions(inputs, row, config.image_token_id), counts[mine], row)
+    found = split_by_count(positions_of_row, counts[mine], row)
     if len(found) != len(image_sizes):
         raise LayoutError(f"{len(image_sizes)} image sizes for {len(found)} images", where=f"row {row}")
     result = []
     for (width, height), (_, h, w), positions in zip(image_sizes, grids[mine], found, strict=True):
         rows, columns = h // merge, w // merge
-        rectangles = tile(np.linspace(0, height, rows + 1), np.linspace(0, width, columns + 1))
+        if not fits(width, height, rows, columns):
+            raise LayoutError(
+                f"a {width}x{height} image does not make a grid of {rows} x {columns} tokens",
+                where=f"row {row}",
+                hint="give (width, height) of the images as the processor got them, in order",
+            )
+        rectangles = tile(even_edges(height, rows), even_edges(width, columns))
         result.append(ImageTokens(positions, rectangles, (rows, columns), (width, height)))
     return result

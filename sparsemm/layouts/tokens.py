@@ -33,6 +33,15 @@ class ImageTokens:
     thumbnail: ImageTokens | None = None
 
 
+def even_edges(length: int, count: int) -> NDArray[np.float64]:
+    """Edges of `count` equal parts of `length` pixels, (count + 1,) float64, each rounded once.
+
+    An edge that is a whole number of pixels comes out as that number (`np.linspace` may be a hair off it, and a box
+    that ends there would then touch the next token).
+    """
+    return np.arange(count + 1) * length / count
+
+
 def tile(y_edges: NDArray[np.float64], x_edges: NDArray[np.float64]) -> Rectangles:
     """Rectangles between rising edges, raster order: (rows * columns, 4) float64 of (x0, y0, x1, y1)."""
     y0, x0 = np.meshgrid(y_edges[:-1], x_edges[:-1], indexing="ij")
@@ -65,9 +74,35 @@ def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -
 
 
 def image_positions(inputs: Any, row: int, token_id: int) -> Positions:
-    """Positions of a row's visual placeholder tokens, (N,) int64."""
+    """Positions of a row's visual placeholder tokens, (N,) int64.
+
+    Raises:
+        LayoutError: if the batch has no such row.
+    """
+    if not 0 <= row < len(inputs["input_ids"]):
+        raise LayoutError(f"there is no row {row} in a batch of {len(inputs['input_ids'])}")
     ids = np.asarray(inputs["input_ids"][row].cpu())
     return np.flatnonzero(ids == token_id).astype(np.int64)
+
+
+def first_image(inputs: Any, row: int, token_id: int, counts: list[int]) -> int:
+    """Index of a row's first image among the images of the whole batch, which processors list flat.
+
+    Args:
+        counts: visual tokens of every image of the batch.
+
+    Raises:
+        LayoutError: if the images do not fill the rows before this one exactly.
+    """
+    at = 0
+    for earlier in range(row):
+        left = len(image_positions(inputs, earlier, token_id))
+        while left > 0 and at < len(counts):
+            left -= counts[at]
+            at += 1
+        if left != 0:
+            raise LayoutError("visual tokens and the processor's image sizes do not fit", where=f"row {earlier}")
+    return at
 
 
 def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Positions]:

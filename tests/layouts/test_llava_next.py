@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, LlavaNextImageProcessor, LlavaNextProcessor
+from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import box_positions, get_layout
+from sparsemm.layouts import ImageTokens, box_positions, get_layout
 from sparsemm.layouts.llava_next import grid
 from sparsemm.prompts import build_inputs
 
 NAME = "tiny-llava-next-mistral"
 LAYOUT = get_layout("llava_next")
+PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+
+
+def real_config(side=336):
+    """The published geometry: tiles of `side` pixels, patches of 14."""
+    vision = {"model_type": "clip_vision_model", "image_size": side, "patch_size": 14}
+    pinpoints = [[h // 336 * side, w // 336 * side] for h, w in PINPOINTS]
+    return AutoConfig.for_model("llava_next", vision_config=vision, image_grid_pinpoints=pinpoints)
 
 
 def sizes(count, most, seed=0):
@@ -51,20 +62,71 @@ def test_counts_and_tiling_on_hundreds_of_sizes(tiny):
             assert tiles(grid(model.config, *size)[1], size), size
 
 
-def test_counts_at_the_real_geometry():
+def exact_edges(length, resized, offset, kept):
+    """Fractions: the edges in the image of the kept 14 px cells of the canvas; borders belong to the outermost."""
+    inner = [(Fraction(cell * 14 - offset) * length) / resized for cell in kept[1:]]
+    return [Fraction(0), *inner, Fraction(length)]
+
+
+def test_boxes_against_exact_fractions_of_the_processors_own_geometry():
+    """Resize, offset and cut come from the processor's and the model's functions, edges and overlaps from fractions."""
+    config, image_processor = real_config(), LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS)
+    rng = random.Random(6)
+    seen = 0
+    while seen < 200:
+        width, height = (rng.randint(1, rng.choice((60, 500, 3000))) for _ in range(2))
+        target = select_best_resolution((height, width), PINPOINTS)
+        new = get_patch_output_size(np.zeros((height, width, 1), bool), target, "channels_last")
+        left, top = image_processor._get_padding_size(new, target)[:2]
+        cells = torch.arange(target[0] // 14 * (target[1] // 14)).view(1, target[0] // 14, -1)
+        left_over = unpad_image(cells, (height, width))[0]
+        if not left_over.numel():
+            continue
+        seen += 1
+        y = exact_edges(height, new[0], top, (left_over[:, 0] // cells.shape[2]).tolist())
+        x = exact_edges(width, new[1], left, (left_over[0] % cells.shape[2]).tolist())
+        (rows, columns), rectangles = grid(config, width, height)
+        assert (rows, columns) == tuple(left_over.shape) == (len(y) - 1, len(x) - 1)
+        tokens = ImageTokens(np.arange(rows * columns), rectangles, (rows, columns), (width, height))
+        whole = [[int(e) for e in axis if e.denominator == 1] for axis in (x, y)]  # boxes that end on an edge
+        for _ in range(8):
+            x0, x1 = sorted(rng.sample(rng.choice((range(width + 1), whole[0])), 2))
+            y0, y1 = sorted(rng.sample(rng.choice((range(height + 1), whole[1])), 2))
+            across = [c for c in range(columns) if max(x[c], x0) < min(x[c + 1], x1)]
+            down = [r for r in range(rows) if max(y[r], y0) < min(y[r + 1], y1)]
+            want = [r * columns + c for r in down for c in across]
+            assert box_positions(tokens, (x0, y0, x1, y1)).tolist() == want, ((width, height), (x0, y0, x1, y1))
+
+
+def test_tiles_that_are_not_whole_patches_do_not_drift():
+    """384 px tiles hold 27 patches of 14 px; counted on, the third tile would begin 12 px early."""
+    config = real_config(384)
+    (rows, columns), rectangles = grid(config, 1152, 384)
+    assert (rows, columns) == (27, 81)
+    assert rectangles[27, 0] == 384 and rectangles[54, 0] == 768  # the first cells of the second and third tile
+    for size in sizes(100, 2000, seed=7):
+        (rows, columns), rectangles = grid(config, *size)
+        assert not rows * columns or tiles(rectangles, size), size
+
+
+def test_counts_at_the_real_geometry(tiny):
     """336 px tiles of 14 px patches, the published pinpoints: the counts that are known, and random sizes."""
-    config = AutoConfig.for_model(
-        "llava_next",
-        vision_config={"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
-        image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    config = real_config()
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(image_grid_pinpoints=PINPOINTS, size={"shortest_edge": 336}),
+        tokenizer=tiny(NAME)[1].tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
     )
     known = {(336, 336): 1176, (640, 480): 2340, (480, 640): 2352, (672, 672): 2928, (1920, 1080): 1948}
     for size, count in known.items():
         (rows, columns), rectangles = grid(config, *size)
         assert 576 + rows * (columns + 1) == count
         assert tiles(rectangles, size)
-    for size in sizes(100, 3000, seed=1):
+    for size in sizes(200, 3000, seed=1):
         (rows, columns), rectangles = grid(config, *size)
+        assert processor._get_num_multimodal_tokens([size[::-1]])["num_image_tokens"] == [576 + rows * (columns + 1)]
         assert not rows * columns or tiles(rectangles, size)
 
 
@@ -85,10 +147,21 @@ def test_prompts_with_several_images_in_a_padded_batch(tiny):
             assert [t.size for t in found] == image_sizes
 
 
-def test_the_model_puts_its_features_where_the_layout_says(tiny):
+def test_the_model_makes_as_many_features_as_the_layout_counts(tiny):
+    model, processor = tiny(NAME)
+    images = [Image.new("RGB", size) for size in sizes(40, 400, seed=8)]
+    made = processor.image_processor(images=images, return_tensors="pt")
+    with torch.no_grad():
+        features = model.model.get_image_features(made["pixel_values"], made["image_sizes"]).pooler_output
+    shapes = [grid(model.config, *image.size)[0] for image in images]
+    assert [len(one) for one in features] == [36 + rows * (columns + 1) for rows, columns in shapes]
+
+
+@pytest.mark.parametrize("size", [(160, 120), (120, 160)])
+def test_the_model_puts_its_features_where_the_layout_says(tiny, size):
     """Features of the grid, computed tile by tile, must be the ones the model sees at the layout's positions."""
     model, processor = tiny(NAME)
-    image = Image.effect_noise((160, 120), 80).convert("RGB")
+    image = Image.effect_noise(size, 80).convert("RGB")
     inputs = build_inputs(processor, [[image]], ["Read"])
     (tokens,) = LAYOUT.image_tokens(model.config, inputs, 0, [image.size])
     seen = {}
@@ -103,12 +176,12 @@ def test_the_model_puts_its_features_where_the_layout_says(tiny):
         features = model.model.multi_modal_projector(states)
     embedded = seen["inputs_embeds"][0]
     torch.testing.assert_close(embedded[tokens.thumbnail.positions], features[0])
-    high, wide = 2, 2  # a 160 x 120 page goes to the 168 x 168 pinpoint
+    high, wide = 2, 2  # both pages go to the 168 x 168 pinpoint
     whole = features[1:].view(high, wide, 6, 6, -1).permute(0, 2, 1, 3, 4).reshape(12, 12, -1)
     rows, columns = tokens.grid
-    cut = (12 - rows) // 2
-    assert columns == 12 and rows < 12
-    torch.testing.assert_close(embedded[tokens.positions], whole[cut : 12 - cut].flatten(0, 1))
+    assert max(rows, columns) == 12 > min(rows, columns)
+    top, left = (12 - rows) // 2, (12 - columns) // 2
+    torch.testing.assert_close(embedded[tokens.positions], whole[top : 12 - top, left : 12 - left].flatten(0, 1))
 
 
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(tiny):
@@ -143,3 +216,19 @@ def test_wrong_number_or_size_of_images_is_refused(tiny):
     for wrong in ([], [(100, 80), (100, 80)], [(300, 80)]):
         with pytest.raises(LayoutError, match="visual tokens"):
             LAYOUT.image_tokens(model.config, inputs, 0, wrong)
+
+
+def test_sizes_in_another_order_than_the_processors_are_refused(tiny):
+    """They give the same number of tokens, but other rectangles."""
+    model, processor = tiny(NAME)
+    first, second, third = (90, 90), (160, 60), (70, 150)
+    images = [[Image.new("RGB", first)], [Image.new("RGB", second), Image.new("RGB", third)]]
+    inputs = build_inputs(processor, images, ["Read"] * 2)
+    assert [t.size for t in LAYOUT.image_tokens(model.config, inputs, 1, [second, third])] == [second, third]
+    with pytest.raises(LayoutError, match="the processor saw"):
+        LAYOUT.image_tokens(model.config, inputs, 1, [third, second])
+    for row in (-1, 2):
+        with pytest.raises(LayoutError, match="no row"):
+            LAYOUT.image_tokens(model.config, inputs, row, [first])
+    del inputs["image_sizes"]  # then the sizes given are all there is
+    assert [t.size for t in LAYOUT.image_tokens(model.config, inputs, 1, [second, third])] == [second, third]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import ImageTokens, box_positions, families, family_of, get_layout
-from sparsemm.layouts.tokens import tile
+from sparsemm.layouts.tokens import even_edges, first_image, image_positions, tile
 
 
 def tokens(columns, rows, width, height):
@@ -36,6 +39,30 @@ def test_a_box_on_a_border_takes_one_side_only():
     assert box_positions(image, (10.0, 0.0, 20.0, 10.0)).tolist() == [8]
     assert box_positions(image, (0.0, 0.0, 40.0, 20.0)).tolist() == list(range(7, 15))
     assert box_positions(image, (9.999, 0.0, 20.0, 10.0)).tolist() == [7, 8]
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_even_edges_are_the_nearest_floats_to_the_exact_ones(length, count):
+    assert even_edges(length, count).tolist() == [float(Fraction(length * i, count)) for i in range(count + 1)]
+
+
+def test_a_box_that_ends_on_an_edge_does_not_touch_the_next_token():
+    """30 px in 22 columns: column 11 begins at 15, which np.linspace misses."""
+    image = ImageTokens(np.arange(22), tile(even_edges(10, 1), even_edges(30, 22)), (1, 22), (30, 10))
+    assert box_positions(image, (0, 0, 15, 10)).tolist() == list(range(11))
+    assert box_positions(image, (15, 0, 30, 10)).tolist() == list(range(11, 22))
+
+
+def test_a_rows_images_are_found_in_the_flat_list_of_the_batch():
+    inputs = {"input_ids": torch.tensor([[9, 9, 9, 1], [1, 1, 1, 1], [1, 9, 1, 9]])}
+    assert [first_image(inputs, row, 9, [1, 2, 2]) for row in range(3)] == [0, 2, 2]
+    assert image_positions(inputs, 2, 9).tolist() == [1, 3]
+    for counts in ([2, 2, 1], [1, 1], []):
+        with pytest.raises(LayoutError, match="row 0"):
+            first_image(inputs, 1, 9, counts)
+    for row in (-1, 3):
+        with pytest.raises(LayoutError, match="no row"):
+            image_positions(inputs, row, 9)
 
 
 @pytest.mark.parametrize(
