@@ -33,49 +33,118 @@ inline float exp_nonpositive(float x) {
     return x < -87.0f ? 0.0f : scaled;
 }
 
-// Logits of `count` (at most 4) rows; four at once give four independent sums.
-inline void dots(const float* q, const float* const* k, int64_t count, int64_t dim, float* out) {
-    if (count == 4) {
-        const float *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
-        float s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (int64_t d = 0; d < dim; ++d) {
-            s0 += q[d] * k0[d];
-            s1 += q[d] * k1[d];
-            s2 += q[d] * k2[d];
-            s3 += q[d] * k3[d];
-        }
-        out[0] = s0, out[1] = s1, out[2] = s2, out[3] = s3;
-        return;
+#ifdef __AVX512F__
+constexpr int kLanes = 16;
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef float Four __attribute__((vector_size(16)));
+
+inline Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
+inline void store(float* to, const Vector& v) { std::memcpy(to, &v, sizeof v); }
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SPARSEMM_SHUFFLE 1
+#endif
+#endif
+
+// The four sums over the lanes of a, b, c and d.
+inline void lane_sums(const Vector& a, const Vector& b, const Vector& c, const Vector& d, float* out) {
+#if defined(SPARSEMM_SHUFFLE) && defined(__AVX512F__)
+#define SPARSEMM_PICK(x, y, i, j, k, l)                                                                          \
+    __builtin_shufflevector(x, y, i, j, k, l, i + 4, j + 4, k + 4, l + 4, i + 8, j + 8, k + 8, l + 8, i + 12, j + 12, \
+                            k + 12, l + 12)
+#elif defined(SPARSEMM_SHUFFLE) && defined(__AVX__)
+#define SPARSEMM_PICK(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l, i + 4, j + 4, k + 4, l + 4)
+#elif defined(SPARSEMM_SHUFFLE)
+#define SPARSEMM_PICK(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
+#endif
+#ifdef SPARSEMM_SHUFFLE
+    constexpr int w = kLanes;  // lane w + i of a pair is lane i of its second vector
+    const Vector ab = SPARSEMM_PICK(a, b, 0, w, 2, w + 2) + SPARSEMM_PICK(a, b, 1, w + 1, 3, w + 3);
+    const Vector cd = SPARSEMM_PICK(c, d, 0, w, 2, w + 2) + SPARSEMM_PICK(c, d, 1, w + 1, 3, w + 3);
+    const Vector all = SPARSEMM_PICK(ab, cd, 0, 1, w, w + 1) + SPARSEMM_PICK(ab, cd, 2, 3, w + 2, w + 3);
+    Four part[kLanes / 4], sum;
+    std::memcpy(part, &all, sizeof all);
+    sum = part[0];
+    for (int i = 1; i < kLanes / 4; ++i) sum += part[i];
+    std::memcpy(out, &sum, sizeof sum);
+#undef SPARSEMM_PICK
+#else
+    const Vector* each[4] = {&a, &b, &c, &d};
+    for (int j = 0; j < 4; ++j) {
+        out[j] = 0;
+        for (int i = 0; i < kLanes; ++i) out[j] += (*each[j])[i];
     }
-    for (int64_t i = 0; i < count; ++i) {
-        float s = 0;
-#pragma omp simd reduction(+ : s)
-        for (int64_t d = 0; d < dim; ++d) s += q[d] * k[i][d];
-        out[i] = s;
-    }
+#endif
 }
 
-// acc += p[0] v[0] + ...; four rows at once touch the sum a quarter as often.
-inline void add_rows(const float* p, const float* const* v, int64_t count, int64_t dim, float* acc) {
-    if (count == 4) {
-        const float *v0 = v[0], *v1 = v[1], *v2 = v[2], *v3 = v[3];
-        const float p0 = p[0], p1 = p[1], p2 = p[2], p3 = p[3];
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) acc[d] += (p0 * v0[d] + p1 * v1[d]) + (p2 * v2[d] + p3 * v3[d]);
-        return;
+// Logits of four rows for Q queries: out[g * kTile + j] = q_g . k_j. Every load of a key serves all of them.
+template <int Q>
+inline void dots(const float* q, const float* const* k, int64_t dim, float* out) {
+    Vector sums[Q][4] = {};
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+        const Vector k0 = load(k[0] + d), k1 = load(k[1] + d), k2 = load(k[2] + d), k3 = load(k[3] + d);
+#pragma GCC unroll 4
+        for (int g = 0; g < Q; ++g) {
+            const Vector at = load(q + g * dim + d);
+            sums[g][0] += at * k0;
+            sums[g][1] += at * k1;
+            sums[g][2] += at * k2;
+            sums[g][3] += at * k3;
+        }
     }
-    for (int64_t i = 0; i < count; ++i) {
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) acc[d] += p[i] * v[i][d];
+#pragma GCC unroll 4
+    for (int g = 0; g < Q; ++g) lane_sums(sums[g][0], sums[g][1], sums[g][2], sums[g][3], out + g * kTile);
+    if (d == dim) return;
+    for (int g = 0; g < Q; ++g)
+        for (int64_t e = d; e < dim; ++e)
+            for (int j = 0; j < 4; ++j) out[g * kTile + j] += q[g * dim + e] * k[j][e];
+}
+
+// acc_g += p_g0 v_0 + ... + p_g3 v_3 for Q queries, with p_gj at p[g * kTile + j].
+template <int Q>
+inline void add_rows(const float* p, const float* const* v, int64_t dim, float* acc) {
+    float weight[Q][4];  // copied, because a store to acc might change p for all the compiler knows
+    for (int g = 0; g < Q; ++g) std::memcpy(weight[g], p + g * kTile, sizeof weight[g]);
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) {
+        const Vector v0 = load(v[0] + d), v1 = load(v[1] + d), v2 = load(v[2] + d), v3 = load(v[3] + d);
+#pragma GCC unroll 4
+        for (int g = 0; g < Q; ++g) {
+            const float* w = weight[g];
+            Vector sum = load(acc + g * dim + d);
+            sum += w[0] * v0;
+            sum += w[1] * v1;
+            sum += w[2] * v2;
+            sum += w[3] * v3;
+            store(acc + g * dim + d, sum);
+        }
     }
+    if (d == dim) return;
+    for (int g = 0; g < Q; ++g)
+        for (int64_t e = d; e < dim; ++e)
+            for (int j = 0; j < 4; ++j) acc[g * dim + e] += weight[g][j] * v[j][e];
+}
+
+// Four rows on their way from memory while the tile before them is computed.
+template <class T>
+inline void fetch(const T* row, int64_t dim) {
+    const char* from = reinterpret_cast<const char*>(row);
+    for (int64_t at = 0; at < 4 * dim * int64_t(sizeof(T)); at += 64) __builtin_prefetch(from + at);
 }
 
 // Streaming softmax over rows [begin, end) for the `group` queries that share them. query (group, dim) is scaled
 // already; out: maximum (group), sum of weights (group), weighted sum of values (group, dim).
 template <class T>
 void attend_piece(const float* query, const T* keys, const T* values, int64_t begin, int64_t end, int64_t group,
-                  int64_t dim, float* logits, float* room, float* maximum, float* sum, float* acc) {
+                  int64_t dim, const float* zeros, float* logits, float* room, float* maximum, float* sum,
+                  float* acc) {
     std::fill(maximum, maximum + group, kLowest);
     std::fill(sum, sum + group, 0.0f);
     std::fill(acc, acc + group * dim, 0.0f);
@@ -83,19 +152,37 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
     for (int64_t tile = begin; tile < end; tile += kTile) {
         const int64_t size = std::min(kTile, end - tile);
         for (int64_t i = 0; i < size; i += 4) {
-            const int64_t count = std::min<int64_t>(4, size - i);
-            for (int64_t j = 0; j < count; ++j) rows[j] = row_of(keys + (tile + i + j) * dim, room + j * dim, dim);
-            for (int64_t g = 0; g < group; ++g) dots(query + g * dim, rows, count, dim, logits + g * kTile + i);
+            fetch(values + (tile + i) * dim, dim);
+            for (int64_t j = 0; j < 4; ++j)
+                rows[j] = i + j < size ? row_of(keys + (tile + i + j) * dim, room + j * dim, dim) : zeros;
+            for (int64_t g = 0; g < group; g += 4) {
+                const float* q = query + g * dim;
+                float* to = logits + g * kTile + i;
+                switch (group - g) {
+                    case 1: dots<1>(q, rows, dim, to); break;
+                    case 2: dots<2>(q, rows, dim, to); break;
+                    case 3: dots<3>(q, rows, dim, to); break;
+                    default: dots<4>(q, rows, dim, to);
+                }
+            }
         }
         for (int64_t g = 0; g < group; ++g) {
             float* p = logits + g * kTile;
+            // Beyond the rows there is -inf, whose weight is 0: only whole vectors, and whole fours below.
+            const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
+            std::fill(p + size, p + padded, kLowest);
+            Vector tops = load(p);
+            for (int64_t i = kLanes; i < padded; i += kLanes) {
+                const Vector other = load(p + i);
+                tops = other > tops ? other : tops;
+            }
             float top = maximum[g];
-            for (int64_t i = 0; i < size; ++i) top = p[i] > top ? p[i] : top;
+            for (int i = 0; i < kLanes; ++i) top = tops[i] > top ? tops[i] : top;
             const float shift = top == kLowest ? 0.0f : top;  // or a tile of -inf would become NaN
             const float rescale = exp_nonpositive(maximum[g] - shift);
             float total = 0;
 #pragma omp simd reduction(+ : total)
-            for (int64_t i = 0; i < size; ++i) {
+            for (int64_t i = 0; i < padded; ++i) {
                 p[i] = exp_nonpositive(p[i] - shift);
                 total += p[i];
             }
@@ -105,9 +192,19 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
             maximum[g] = top;
         }
         for (int64_t i = 0; i < size; i += 4) {
-            const int64_t count = std::min<int64_t>(4, size - i);
-            for (int64_t j = 0; j < count; ++j) rows[j] = row_of(values + (tile + i + j) * dim, room + j * dim, dim);
-            for (int64_t g = 0; g < group; ++g) add_rows(logits + g * kTile + i, rows, count, dim, acc + g * dim);
+            if (tile + kTile + i < end) fetch(keys + (tile + kTile + i) * dim, dim);
+            for (int64_t j = 0; j < 4; ++j)
+                rows[j] = i + j < size ? row_of(values + (tile + i + j) * dim, room + j * dim, dim) : zeros;
+            for (int64_t g = 0; g < group; g += 4) {
+                const float* p = logits + g * kTile + i;
+                float* to = acc + g * dim;
+                switch (group - g) {
+                    case 1: add_rows<1>(p, rows, dim, to); break;
+                    case 2: add_rows<2>(p, rows, dim, to); break;
+                    case 3: add_rows<3>(p, rows, dim, to); break;
+                    default: add_rows<4>(p, rows, dim, to);
+                }
+            }
         }
     }
 }
@@ -126,7 +223,7 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
     }
     first[stretches] = int64_t(pieces.size());
     const int64_t count = int64_t(pieces.size()), width = group * (dim + 2);
-    const int64_t scratch = group * dim + group * kTile + 4 * dim;
+    const int64_t scratch = group * dim + group * kTile + 5 * dim;
     if (total * dim * int64_t(2 * sizeof(T)) < kSerialBytes || count < 2) threads = 1;
     std::vector<float> partial(count * width);
     const int team = threads;
@@ -138,7 +235,7 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
 #pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
     for (int slot = 0; slot < team; ++slot) {
         float* own = room.data() + slot * scratch;
-        float *scaled = own, *logits = own + group * dim, *wide = logits + group * kTile;
+        float *scaled = own, *logits = own + group * dim, *wide = logits + group * kTile, *zeros = wide + 4 * dim;
         for (;;) {
             int64_t at;
 #pragma omp atomic capture
@@ -148,8 +245,8 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
             const T* q = query + piece.stretch * group * dim;
             for (int64_t i = 0; i < group * dim; ++i) scaled[i] = widen(q[i]) * scaling;
             float* to = partial.data() + at * width;
-            attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, logits, wide, to, to + group,
-                         to + 2 * group);
+            attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, zeros, logits, wide, to,
+                         to + group, to + 2 * group);
         }
     }
 

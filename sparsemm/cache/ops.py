@@ -10,7 +10,6 @@ from functools import lru_cache
 import torch
 from torch.nn import functional as F
 
-from sparsemm.cache.build import build
 from sparsemm.errors import CacheError
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # the library's numbers
@@ -33,6 +32,8 @@ def library() -> ctypes.CDLL | None:
     """
     if os.environ.get("SPARSEMM_KERNELS", "").lower() == "off":
         return None
+    from sparsemm.cache.build import build  # here, or `python -m sparsemm.cache.build` would import itself twice
+
     try:
         loaded = ctypes.CDLL(str(build()))
         for name, arguments in ARGUMENTS.items():

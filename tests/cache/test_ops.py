@@ -340,7 +340,7 @@ def test_a_compiler_that_fails_and_a_damaged_library_are_reported(monkeypatch, c
     assert not list(tmp_path.rglob("*.so"))
     ops.library.cache_clear()
     (tmp_path / "damaged.so").write_bytes(b"nothing")
-    monkeypatch.setattr(ops, "build", lambda: tmp_path / "damaged.so")
+    monkeypatch.setattr(build, "build", lambda: tmp_path / "damaged.so")
     assert not ops.available() and "damaged.so" in caplog.text
 
 
@@ -406,5 +406,5 @@ def test_one_command_builds_the_library():
     done = subprocess.run(
         [sys.executable, "-m", "sparsemm.cache.build"], capture_output=True, text=True, env=dict(os.environ)
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
     assert done.stdout.strip() == str(build.build())
