@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -53,11 +54,11 @@ def available() -> bool:
 
 def serves(*tensors: torch.Tensor) -> bool:
     """Whether the library computes with such keys, values and queries (..., D); the twin also has gradients."""
-    return (
-        all(t.device.type == "cpu" and t.dtype in DTYPES and t.shape[-1] in HEAD_DIMS for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-        and available()
-    )
+    gradients = torch.is_grad_enabled()
+    for t in tensors:
+        if t.dtype not in DTYPES or t.shape[-1] not in HEAD_DIMS or not t.is_cpu or (gradients and t.requires_grad):
+            return False
+    return available()
 
 
 def ragged_decode(
@@ -85,7 +86,7 @@ def ragged_decode(
     if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad):
         _check_decode(query, keys, values, starts, lengths)
         return ragged_decode_twin(query, keys, values, starts, lengths, scaling)
-    return torch.ops.sparsemm.ragged_decode(query, keys, values, starts, lengths, scaling)
+    return _OPS["ragged_decode"](query, keys, values, starts, lengths, scaling)
 
 
 def append(
@@ -110,7 +111,7 @@ def append(
     if torch.is_grad_enabled() and (new_keys.requires_grad or new_values.requires_grad):
         _check_append(keys, values, new_keys, new_values, starts, lengths)
         return append_twin(keys, values, new_keys, new_values, starts, lengths)
-    return torch.ops.sparsemm.append(keys, values, new_keys, new_values, starts, lengths)
+    return _OPS["append"](keys, values, new_keys, new_values, starts, lengths)
 
 
 def compact(
@@ -136,7 +137,7 @@ def compact(
     if torch.is_grad_enabled() and (full_keys.requires_grad or full_values.requires_grad):
         _check_compact(keys, values, full_keys, full_values, keep, starts)
         return compact_twin(keys, values, full_keys, full_values, keep, starts)
-    return torch.ops.sparsemm.compact(keys, values, full_keys, full_values, keep, starts)
+    return _OPS["compact"](keys, values, full_keys, full_values, keep, starts)
 
 
 # The twins: plain PyTorch for any device and dtype, differentiable, and what the library is tested against.
@@ -195,35 +196,41 @@ def compact_twin(
 # Checks, the same whoever computes.
 
 
-def _check_slab(op: str, keys: torch.Tensor, values: torch.Tensor, *floats: torch.Tensor) -> None:
-    if keys.dim() != 2 or keys.shape != values.shape:
-        raise CacheError(f"keys {tuple(keys.shape)} and values {tuple(values.shape)} are not (rows, D) both", where=op)
-    if keys.dtype not in FLOATS or any(t.dtype != keys.dtype for t in (values, *floats)):
-        dtypes = [t.dtype for t in (keys, values, *floats)]
+# Written out without loops: they run at every step of every layer, with the processor's caches full of weights.
+
+
+def _check_slab(op: str, keys: torch.Tensor, values: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> None:
+    shape, dtype, device = keys.shape, keys.dtype, keys.device
+    if len(shape) != 2 or values.shape != shape:
+        raise CacheError(f"keys {tuple(shape)} and values {tuple(values.shape)} are not (rows, D) both", where=op)
+    if dtype not in FLOATS or values.dtype != dtype or one.dtype != dtype or two.dtype != dtype:
+        dtypes = sorted({str(t.dtype) for t in (keys, values, one, two)})
         raise CacheError(f"dtypes {dtypes} are not one of fp32, fp16, bf16 and fp64", where=op)
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise CacheError("keys and values are not contiguous", where=op)
-    if any(t.device != keys.device for t in (values, *floats)):
+    if values.device != device or one.device != device or two.device != device:
         raise CacheError("tensors lie on different devices", where=op)
-    if any(t.shape[-1:] != keys.shape[-1:] for t in floats):
-        shapes = [tuple(t.shape) for t in floats]
-        raise CacheError(f"shapes {shapes} do not end with head dimension {keys.shape[-1]}", where=op)
+    if one.shape[-1:] != shape[1:] or two.shape[-1:] != shape[1:]:
+        shapes = [tuple(t.shape) for t in (one, two)]
+        raise CacheError(f"shapes {shapes} do not end with head dimension {shape[1]}", where=op)
 
 
-def _check_stretches(op: str, keys: torch.Tensor, *tensors: torch.Tensor) -> None:
-    for tensor in tensors:
-        if tensor.dtype != torch.int64 or tensor.dim() != 1 or len(tensor) != len(tensors[0]):
-            shapes = [(tuple(t.shape), t.dtype) for t in tensors]
-            raise CacheError(f"starts and lengths are {shapes}, not (B * Hkv,) int64", where=op)
-        if not tensor.is_contiguous() or tensor.device != keys.device:
-            raise CacheError("starts or lengths are not contiguous on the device of the keys", where=op)
+def _check_stretches(op: str, keys: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> None:
+    shape = starts.shape
+    if starts.dtype != torch.int64 or lengths.dtype != torch.int64 or len(shape) != 1 or lengths.shape != shape:
+        shapes = [(tuple(t.shape), t.dtype) for t in (starts, lengths)]
+        raise CacheError(f"starts and lengths are {shapes}, not (B * Hkv,) int64", where=op)
+    if not (starts.is_contiguous() and lengths.is_contiguous()):
+        raise CacheError("starts or lengths are not contiguous", where=op)
+    if starts.device != keys.device or lengths.device != keys.device:
+        raise CacheError("starts or lengths are not on the device of the keys", where=op)
 
 
 def _check_decode(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
 ) -> None:
     op = "ragged_decode"
-    _check_slab(op, keys, values, query)
+    _check_slab(op, keys, values, query, query)
     _check_stretches(op, keys, starts, lengths)
     if query.dim() != 3 or not query.is_contiguous():
         raise CacheError(f"query {tuple(query.shape)} is not (B, Hq, D) and contiguous", where=op)
@@ -245,10 +252,9 @@ def _check_append(
     op = "append"
     _check_slab(op, keys, values, new_keys, new_values)
     _check_stretches(op, keys, starts, lengths)
-    want = (len(starts), keys.shape[-1])
-    for new in (new_keys, new_values):
-        if new.shape != want or not new.is_contiguous():
-            raise CacheError(f"new rows {tuple(new.shape)} are not {want} and contiguous", where=op)
+    want, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
+    if shapes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
+        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where=op)
 
 
 def _check_compact(
@@ -261,7 +267,7 @@ def _check_compact(
 ) -> None:
     op = "compact"
     _check_slab(op, keys, values, full_keys, full_values)
-    _check_stretches(op, keys, starts)
+    _check_stretches(op, keys, starts, starts)
     shape = tuple(full_keys.shape)
     if full_keys.dim() != 4 or full_values.shape != full_keys.shape or keep.shape != full_keys.shape[:-1]:
         what = f"full keys {shape}, values {tuple(full_values.shape)} and keep {tuple(keep.shape)} do not fit"
@@ -412,6 +418,7 @@ def _ragged_decode_fake(
 _SLAB = "Tensor(a!) keys, Tensor(b!) values, "
 _STRETCHES = "Tensor starts, Tensor lengths"
 _LIBRARY = torch.library.Library("sparsemm", "FRAGMENT")
+_OPS: dict[str, Any] = {}  # found once: torch.ops looks a name up at every call
 for _schema, _function, _fake in (
     (
         f"ragged_decode(Tensor query, Tensor keys, Tensor values, {_STRETCHES}, float scaling) -> Tensor",
@@ -433,3 +440,4 @@ for _schema, _function, _fake in (
     for _device in ("CPU", "CUDA"):
         _LIBRARY.impl(_name, _function, _device)
     torch.library.register_fake(f"sparsemm::{_name}", _fake, lib=_LIBRARY)
+    _OPS[_name] = getattr(torch.ops.sparsemm, _name).default
