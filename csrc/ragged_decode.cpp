@@ -14,6 +14,18 @@ constexpr int64_t kPiece = 256;  // rows of one task; fixed, so that the result 
 constexpr int64_t kTile = 64;    // rows between two updates of the running maximum
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
+// Zeros that start at a cache line, as everything in them should: a vector across two lines costs twice.
+struct Floats {
+    std::vector<float> held;
+    float* at;
+    explicit Floats(int64_t count) : held(count + 16) {
+        at = held.data();
+        while (reinterpret_cast<uintptr_t>(at) % 64) ++at;
+    }
+};
+
+constexpr int64_t whole_lines(int64_t count) { return (count + 15) / 16 * 16; }
+
 struct Piece { int64_t stretch, begin, end; };
 
 // exp for x <= 0: below 1e-38 it is 0, NaN stays NaN. Cody-Waite reduction, so that a loop over it is vectorised.
@@ -149,12 +161,13 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
     std::fill(sum, sum + group, 0.0f);
     std::fill(acc, acc + group * dim, 0.0f);
     const float* rows[4];
+    const int64_t line = whole_lines(dim);
     for (int64_t tile = begin; tile < end; tile += kTile) {
         const int64_t size = std::min(kTile, end - tile);
         for (int64_t i = 0; i < size; i += 4) {
             fetch(values + (tile + i) * dim, dim);
             for (int64_t j = 0; j < 4; ++j)
-                rows[j] = i + j < size ? row_of(keys + (tile + i + j) * dim, room + j * dim, dim) : zeros;
+                rows[j] = i + j < size ? row_of(keys + (tile + i + j) * dim, room + j * line, dim) : zeros;
             for (int64_t g = 0; g < group; g += 4) {
                 const float* q = query + g * dim;
                 float* to = logits + g * kTile + i;
@@ -194,7 +207,7 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
         for (int64_t i = 0; i < size; i += 4) {
             if (tile + kTile + i < end) fetch(keys + (tile + kTile + i) * dim, dim);
             for (int64_t j = 0; j < 4; ++j)
-                rows[j] = i + j < size ? row_of(values + (tile + i + j) * dim, room + j * dim, dim) : zeros;
+                rows[j] = i + j < size ? row_of(values + (tile + i + j) * dim, room + j * line, dim) : zeros;
             for (int64_t g = 0; g < group; g += 4) {
                 const float* p = logits + g * kTile + i;
                 float* to = acc + g * dim;
@@ -222,20 +235,21 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
         total += lengths[s];
     }
     first[stretches] = int64_t(pieces.size());
-    const int64_t count = int64_t(pieces.size()), width = group * (dim + 2);
-    const int64_t scratch = group * dim + group * kTile + 5 * dim;
+    const int64_t count = int64_t(pieces.size()), width = whole_lines(group * (dim + 2));
+    const int64_t scratch = whole_lines(group * dim) + group * kTile + 5 * whole_lines(dim);
     if (total * dim * int64_t(2 * sizeof(T)) < kSerialBytes || count < 2) threads = 1;
-    std::vector<float> partial(count * width);
+    Floats partial(count * width);
     const int team = threads;
-    std::vector<float> room(team * scratch);
+    Floats room(team * scratch);
 
     // Every piece costs about the same, so whoever is free takes the next one and no long head sets the pace.
     // Always the whole team, as torch's own operations: another size would make the runtime start threads anew.
     int64_t next = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
     for (int slot = 0; slot < team; ++slot) {
-        float* own = room.data() + slot * scratch;
-        float *scaled = own, *logits = own + group * dim, *wide = logits + group * kTile, *zeros = wide + 4 * dim;
+        float* own = room.at + slot * scratch;
+        float *scaled = own, *logits = own + whole_lines(group * dim), *wide = logits + group * kTile;
+        const float* zeros = wide + 4 * whole_lines(dim);
         for (;;) {
             int64_t at;
 #pragma omp atomic capture
@@ -244,9 +258,9 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
             const Piece& piece = pieces[at];
             const T* q = query + piece.stretch * group * dim;
             for (int64_t i = 0; i < group * dim; ++i) scaled[i] = widen(q[i]) * scaling;
-            float* to = partial.data() + at * width;
-            attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, zeros, logits, wide, to,
-                         to + group, to + 2 * group);
+            float *acc = partial.at + at * width, *maximum = acc + group * dim;
+            attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, zeros, logits, wide, maximum,
+                         maximum + group, acc);
         }
     }
 
@@ -256,13 +270,13 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
         for (int64_t g = 0; g < group; ++g) {
             float top = kLowest, sum = 0;
             std::fill(merged.begin(), merged.end(), 0.0f);
-            for (int64_t i = first[s]; i < first[s + 1]; ++i) top = std::max(top, partial[i * width + g]);
+            const float* maxima = partial.at + group * dim + g;
+            for (int64_t i = first[s]; i < first[s + 1]; ++i) top = std::max(top, maxima[i * width]);
             const float shift = top == kLowest ? 0.0f : top;
             for (int64_t i = first[s]; i < first[s + 1]; ++i) {
-                const float* from = partial.data() + i * width;
-                const float weight = exp_nonpositive(from[g] - shift);
-                sum += weight * from[group + g];
-                const float* acc = from + 2 * group + g * dim;
+                const float weight = exp_nonpositive(maxima[i * width] - shift);
+                sum += weight * maxima[i * width + group];
+                const float* acc = partial.at + i * width + g * dim;
                 for (int64_t d = 0; d < dim; ++d) merged[d] += weight * acc[d];
             }
             const float factor = first[s] == first[s + 1] ? 0.0f : 1.0f / sum;  // no rows: zeros
