@@ -25,7 +25,8 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "cl
 
 
 @pytest.fixture(autouse=True)
-def fresh_library():
+def fresh_library(monkeypatch):
+    monkeypatch.delenv("SPARSEMM_KERNELS", raising=False)
     ops.library.cache_clear()
     yield
     ops.library.cache_clear()
