@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from sparsemm.cache import ops
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
 
@@ -75,7 +76,9 @@ def ragged_attention(
 
 
 def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention of the newest T tokens, already appended, over each head's own rows: the plain PyTorch twin.
+    """Attention of the newest T tokens, already appended, over each head's own rows.
+
+    One token on a device the compiled library serves goes there; the rest is plain PyTorch, its twin.
 
     Args:
         query: (B, Hq, T, D).
@@ -86,8 +89,12 @@ def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor 
     Returns:
         (B, Hq, T, D); zeros for new tokens that are not real.
     """
-    keys, values, real = slab.padded()
     batch, num_heads, new, dim = query.shape
+    if new == 1 and ops.serves(query, slab.keys, slab.values):
+        one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
+        output = ops.ragged_decode(one, slab.keys, slab.values, slab.starts, slab.lengths, scaling)[:, :, None]
+        return output if valid is None else output.masked_fill(~valid[:, None, :, None], 0.0)
+    keys, values, real = slab.padded()
     group = num_heads // slab.num_kv_heads
     # The query group becomes rows of its KV head, so that keys are never repeated.
     rows = query.reshape(batch, slab.num_kv_heads, group * new, dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sparsemm.cache import ops
 from sparsemm.errors import CacheError
 
 SLACK = 32  # rows a stretch may grow by before the layer is laid out again
@@ -35,11 +36,9 @@ class Slab:
         flat = keep.reshape(-1, keep.shape[-1])
         self.lengths = flat.sum(dim=-1)
         self._lay_out(keys.shape[-1], keys, slack)
-        # Rank of a kept position within its stretch, then its row in the buffer.
-        stretch, position = flat.nonzero(as_tuple=True)
-        rows = self.starts[stretch] + (flat.cumsum(dim=-1) - 1)[stretch, position]
-        self.keys[rows] = keys.reshape(-1, *keys.shape[-2:])[stretch, position]
-        self.values[rows] = values.reshape(-1, *values.shape[-2:])[stretch, position]
+        if keys.stride(-1) != 1 or values.stride(-1) != 1:
+            keys, values = keys.contiguous(), values.contiguous()
+        ops.compact(self.keys, self.values, keys, values, keep.contiguous(), self.starts)
 
     def _lay_out(self, dim: int, like: torch.Tensor, slack: int) -> None:
         capacity = self.lengths + slack
@@ -56,6 +55,15 @@ class Slab:
         new = keys.shape[2]
         if new > self.slack:
             self._grow(new)
+        if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
+            valid = None
+        if new == 1 and valid is None and ops.serves(keys, values):
+            one_row = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
+            ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
+            self.lengths = self.lengths + 1
+            self.slack -= 1
+            self.longest += 1
+            return
         offset = torch.arange(new, device=keys.device).expand(self.batch, new)
         count: torch.Tensor | int = new
         if valid is not None:

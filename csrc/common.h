@@ -1,0 +1,78 @@
+// What all operations share: return codes, storage types and their conversion.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define SPARSEMM_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace sparsemm {
+
+constexpr int64_t kDone = -1;       // every operation returns this, or the index of the first stretch out of range,
+constexpr int64_t kNoMemory = -2;   // or this
+constexpr int64_t kSerialBytes = 1 << 18;  // less work than this is done before a second thread has woken up
+
+struct Half { uint16_t bits; };
+struct BFloat { uint16_t bits; };
+
+inline uint32_t bits_of(float value) { uint32_t bits; std::memcpy(&bits, &value, 4); return bits; }
+inline float float_of(uint32_t bits) { float value; std::memcpy(&value, &bits, 4); return value; }
+
+inline float widen(float value) { return value; }
+inline float widen(BFloat value) { return float_of(uint32_t(value.bits) << 16); }
+inline float widen(Half value) {  // without a branch, so that a loop over it is vectorised
+    const uint32_t word = uint32_t(value.bits) << 16, twice = word + word;
+    const float normal = float_of((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
+    const float subnormal = float_of((twice >> 17) | (126u << 23)) - 0.5f;
+    return float_of((word & 0x80000000u) | (twice < (1u << 27) ? bits_of(subnormal) : bits_of(normal)));
+}
+
+inline void narrow(float value, float* out) { *out = value; }
+inline void narrow(float value, BFloat* out) {  // round to nearest even; a NaN stays one
+    const uint32_t bits = bits_of(value);
+    const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    out->bits = uint16_t(value != value ? 0x7FC0u : rounded);
+}
+inline void narrow(float value, Half* out) {  // round to nearest even, overflow to infinity
+    const uint32_t bits = bits_of(value), twice = bits + bits;
+    float base = (float_of(bits & 0x7FFFFFFFu) * 0x1.0p+112f) * 0x1.0p-110f;
+    uint32_t bias = twice & 0xFF000000u;
+    bias = bias < 0x71000000u ? 0x71000000u : bias;
+    base = float_of((bias >> 1) + 0x07800000u) + base;
+    const uint32_t raw = bits_of(base);
+    const uint32_t magnitude = ((raw >> 13) & 0x7C00u) + (raw & 0x0FFFu);
+    out->bits = uint16_t(((bits & 0x80000000u) >> 16) | (twice > 0xFF000000u ? 0x7E00u : magnitude));
+}
+
+// A row as floats: where it is, or converted into `room`. Stored as wide as it will be read, or the processor cannot
+// pass it on before it has reached the cache.
+inline const float* row_of(const float* row, float*, int64_t) { return row; }
+inline const float* row_of(const BFloat* row, float* room, int64_t dim) {
+    int64_t d = 0;
+#ifdef __AVX512F__
+    for (; d + 16 <= dim; d += 16) {
+        const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d));
+        _mm512_storeu_si512(room + d, _mm512_slli_epi32(_mm512_cvtepu16_epi32(from), 16));
+    }
+#endif
+    for (; d < dim; ++d) room[d] = widen(row[d]);
+    return room;
+}
+inline const float* row_of(const Half* row, float* room, int64_t dim) {
+    int64_t d = 0;
+#if defined(__AVX512F__)
+    for (; d + 16 <= dim; d += 16)
+        _mm512_storeu_ps(room + d, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d))));
+#elif defined(__F16C__)
+    for (; d + 8 <= dim; d += 8)
+        _mm256_storeu_ps(room + d, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + d))));
+#endif
+    for (; d < dim; ++d) room[d] = widen(row[d]);
+    return room;
+}
+
+}  // namespace sparsemm
