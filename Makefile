@@ -26,6 +26,7 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) -r requirements.txt
 	uv pip install --python $(BIN)/python --no-deps --editable .
+	$(BIN)/python -m sparsemm.cache.build
 	touch $@
 
 test: setup

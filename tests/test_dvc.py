@@ -50,6 +50,7 @@ def clone(tmp_path_factory):
     """The repository's pipeline with two models, after one `dvc repro`."""
     folder = tmp_path_factory.mktemp("clone")
     shutil.copytree(ROOT / "sparsemm", folder / "sparsemm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))

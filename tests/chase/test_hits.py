@@ -151,11 +151,12 @@ def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:
     inputs, _, _ = batch(processor)
     deltas = torch.tensor([[-7]])
     model.model.rope_deltas = deltas
+    before = model.config.text_config._attn_implementation
     try:
         forced = append_answers(inputs, ANSWERS, 0)
         collect(model, forced.inputs, [[row] for row in forced.first_rows])
         assert model.model.rope_deltas is deltas
-        assert model.config.text_config._attn_implementation == "sdpa"
+        assert model.config.text_config._attn_implementation == before
     finally:
         model.model.rope_deltas = None
 
