@@ -26,7 +26,7 @@ from transformers import (
 from sparsemm.datasets.synthetic import ANCHORS
 from sparsemm.errors import ModelError
 
-LAYERS, QUERY_HEADS, HIDDEN = 6, 16, 128
+LAYERS, QUERY_HEADS = 6, 16
 TILE, PATCH = 84, 14  # pixels; a visual token is 14 x 14 px and holds two characters of a page at scale 1
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -94,10 +94,12 @@ def _pixels(width_tiles: int, height_tiles: int) -> list[int]:
 
 def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     pinpoints = [_pixels(1, 1), _pixels(2, 1), _pixels(1, 2), _pixels(2, 2)]
+    vicuna = name == "tiny-llava-next-vicuna"
     shared: dict[str, Any] = dict(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=3 * HIDDEN,
+        hidden_size=128 if vicuna else 192,
+        intermediate_size=384,
+        head_dim=8 if vicuna else 16,  # four KV heads of 8 read, but do not learn to answer questions
         num_hidden_layers=LAYERS,
         num_attention_heads=QUERY_HEADS,
         max_position_embeddings=2048,
@@ -108,7 +110,7 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     )
     text = (
         LlamaConfig(num_key_value_heads=QUERY_HEADS, **shared)
-        if name == "tiny-llava-next-vicuna"
+        if vicuna
         else MistralConfig(num_key_value_heads=QUERY_HEADS // 4, sliding_window=None, **shared)
     )
     vision = CLIPVisionConfig(
