@@ -48,3 +48,11 @@ class CacheError(SparseMMError):
 
 class ModelError(SparseMMError):
     """A checkpoint cannot be loaded or is of an unsupported family."""
+
+
+class PipelineError(SparseMMError):
+    """A stage failed, or git or DVC could not do what the pipeline needs."""
+
+
+class WatchError(SparseMMError):
+    """A watched source of checkpoints cannot be asked, or holds what must not be fetched."""

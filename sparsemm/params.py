@@ -101,6 +101,15 @@ class ProfileParams(_Strict):
     batch_size: Count = 1
 
 
+class WatchParams(_Strict):
+    """Where new revisions of a model appear."""
+
+    source: Literal["folder", "hub", "s3", "mlflow"] = Field(description="what kind of place it is")
+    location: str = Field(min_length=1, description="folder, hub id, s3://bucket/prefix or models:/name@alias")
+    branch: str = Field("main", min_length=1, description="of a hub id")
+    settle_seconds: float = Field(10.0, ge=0.0, description="a folder's files must be at least this old")
+
+
 class Params(_Strict):
     """The whole of params.yaml."""
 
@@ -110,8 +119,9 @@ class Params(_Strict):
     allocate: AllocateParams
     evaluate: EvaluateParams
     profile: ProfileParams
+    watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
 
-    @field_validator("models", "datasets")
+    @field_validator("models", "datasets", "watch")
     @classmethod
     def _keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:

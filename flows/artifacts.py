@@ -1,0 +1,73 @@
+"""What a flow run shows in Prefect: tables, progress, a figure, a link to the report."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from sparsemm.pipeline.plan import Plan
+
+MOST_FIGURE_BYTES = 200_000  # it is stored in Prefect's database
+
+
+def slug(text: str) -> str:
+    """An artifact key: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def show_plan(plan: Plan) -> None:
+    """Table of what is stale."""
+    rows = [{"model": key, "stale stages": ", ".join(stages)} for key, stages in plan.models.items()]
+    rows += [{"model": "-", "stale stages": name} for name in plan.shared]
+    create_table_artifact(rows or [{"model": "-", "stale stages": "nothing"}], key="plan", description="Stale stages")
+
+
+class Progress:
+    """Share of a model's stages that have ended, counted from DVC's own lines."""
+
+    def __init__(self, key: str, stages: int) -> None:
+        self.done, self.stages = -1, stages
+        made = create_progress_artifact(0.0, key=f"progress-{slug(key)}", description=f"stages of {key}")
+        self.artifact = made if isinstance(made, UUID) else None
+
+    def line(self, text: str) -> None:
+        """Note one line of `dvc repro`; a stage begins, is cached, or did not change."""
+        if re.match(r"Running stage|Stage '.*' (is cached|didn't change)|'.*' didn't change", text):
+            self.done += 1
+            self._show(100.0 * max(self.done, 0) / self.stages)
+
+    def end(self) -> None:
+        """Everything ran."""
+        self._show(100.0)
+
+    def _show(self, percent: float) -> None:
+        if self.artifact is not None:
+            update_progress_artifact(self.artifact, min(percent, 100.0))
+
+
+def show_results(results: list[dict[str, Any]]) -> None:
+    """Table of what became of each model."""
+    create_table_artifact(results, key="results", description="Models of this run")
+
+
+def show_report(root: Path) -> None:
+    """Link to the report, and its first figure."""
+    page = root / "artifacts" / "report" / "index.html"
+    if page.exists():
+        create_link_artifact(page.resolve().as_uri(), link_text="report", key="report", description="HTML report")
+    for figure in sorted((root / "artifacts" / "report" / "figures").glob("accuracy*.png"))[:1]:
+        data = figure.read_bytes()
+        if len(data) <= MOST_FIGURE_BYTES:
+            url = "data:image/png;base64," + base64.b64encode(data).decode()
+            create_image_artifact(url, key="accuracy", description="Accuracy against budget")

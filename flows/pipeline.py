@@ -1,0 +1,132 @@
+"""Everything that is stale: plan, fan out, integrate, publish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.deployments import run_deployment
+from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.artifacts import show_plan, show_report, show_results
+from flows.stages import model_stages
+from sparsemm.errors import PipelineError
+from sparsemm.params import load_params
+from sparsemm.pipeline.integrate import integrate
+from sparsemm.pipeline.plan import Plan, plan, targets
+from sparsemm.pipeline.worktree import check_clean, has_remote
+
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # models that wait for a slot cost a thread each
+MOST_RUNS = 3  # of one flow run that crashes and is scheduled again
+
+
+@task(name="plan", cache_policy=NO_CACHE)
+def plan_stages(root: str) -> Plan:
+    """What is stale, shown as a table."""
+    check_clean(Path(root))
+    found = plan(Path(root))
+    show_plan(found)
+    return found
+
+
+@task(name="model elsewhere", task_run_name="{key}", cache_policy=NO_CACHE)
+def model_elsewhere(root: str, key: str, deployment: str) -> None:
+    """A model's stages as a flow run of their own, on whatever worker of the deployment's pool is free.
+
+    Raises:
+        PipelineError: if that run does not complete.
+    """
+    run: Any = run_deployment(f"model/{deployment}", parameters={"key": key, "root": root}, poll_interval=2)
+    if run.state is None or not run.state.is_completed():
+        raise PipelineError(f"ended as {run.state}", where=f"flow run {run.name}")
+
+
+@task(name="integrate", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
+def integrate_stages(root: str, wanted: list[str], message: str) -> str | None:
+    """One `dvc repro` from the run cache; commits dvc.lock."""
+    return integrate(Path(root), wanted, message, pull=has_remote(Path(root)), on_line=get_run_logger().info)
+
+
+@task(name="publish", task_run_name="publish {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
+def publish_model(root: str, key: str) -> dict[str, Any]:
+    """A version of the model's score table in the registry; an existing one is found again."""
+    from sparsemm.registry.publish import publish
+
+    params = load_params(Path(root) / "params.yaml")
+    made = publish(params, key, Path(root), flow_run=flow_run.id)
+    get_run_logger().info("%s version %s%s", made.name, made.version, "" if made.created else " (already there)")
+    return {"name": made.name, "version": made.version, "created": made.created}
+
+
+@flow(log_prints=True, task_runner=RUNNER)
+def pipeline(
+    root: str = ".", models: list[str] | None = None, spread: str | None = None, publish: bool = True
+) -> list[dict[str, Any]]:
+    """Run what is stale, commit dvc.lock, publish; see `run_pipeline`."""
+    return run_pipeline(root, models, spread, publish)
+
+
+def run_pipeline(root: str, models: list[str] | None, spread: str | None, publish: bool) -> list[dict[str, Any]]:
+    """Run what is stale, commit dvc.lock, publish the models; inside a flow run whose task runner is `RUNNER`.
+
+    Args:
+        root: the repository; committed, so that worktrees see what is there.
+        models: keys; None means all in params.yaml.
+        spread: name of a deployment of the flow `model`, to run each model there; None runs them here.
+        publish: to the registry that params.yaml or MLFLOW_TRACKING_URI names.
+
+    Returns:
+        one row a model: what ran, and the published version.
+
+    Raises:
+        PipelineError: after everything else is done, if a model failed; or if the run has crashed too often.
+    """
+    if flow_run.run_count > MOST_RUNS:
+        raise PipelineError(f"crashed {MOST_RUNS} times", where=f"flow run {flow_run.name}", hint="see its logs")
+    log = get_run_logger()
+    params = load_params(Path(root) / "params.yaml")
+    for key in models or ():
+        params.model(key)
+    found = plan_stages(root)
+    chosen = [key for key in models or params.models]
+    stale = [key for key in chosen if key in found.models]
+    if found.downloads and stale:
+        # Once, here, and not in every worktree.
+        integrate_stages(root, list(found.downloads), "Data sets")
+    futures: dict[str, Any] = {
+        key: model_elsewhere.submit(root, key, spread) if spread else model_stages.submit(root, key) for key in stale
+    }
+    errors = {key: _error(future) for key, future in futures.items()}  # waits for all of them
+    failed = {key: error for key, error in errors.items() if error is not None}
+    for key, error in failed.items():
+        log.error("%s: %s", key, error)
+    fresh = [key for key in stale if key not in failed]
+    # Without targets DVC also makes the report, which needs every model.
+    everything = set(found.models) == set(fresh)
+    if fresh or (everything and found.shared):
+        wanted = [] if everything else [name for key in fresh for name in targets(key)]
+        integrate_stages(root, wanted, f"Results of {', '.join(fresh) or 'the pipeline'}")
+    rows: list[dict[str, Any]] = []
+    for key in chosen:
+        row: dict[str, Any] = {"model": key, "ran": ", ".join(found.models.get(key, ())) or "nothing"}
+        if key in failed:
+            row["failed"] = str(failed[key])
+        elif publish:
+            row |= publish_model(root, key)
+        rows.append(row)
+    show_results(rows)
+    show_report(Path(root))
+    if failed:
+        raise PipelineError(f"{', '.join(failed)} failed", where=root, hint="the others are integrated; run it again")
+    return rows
+
+
+def _error(future: Any) -> Exception | None:
+    future.wait()
+    if future.state.is_completed():
+        return None
+    result = future.state.result(raise_on_failure=False)
+    return result if isinstance(result, Exception) else PipelineError(f"ended as {future.state.name}")

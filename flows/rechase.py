@@ -1,0 +1,77 @@
+"""A new checkpoint has appeared: adopt it, run its stages, publish, and promote what passes the gate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.artifacts import slug
+from flows.pipeline import RUNNER, run_pipeline
+from sparsemm.errors import SparseMMError, WatchError
+from sparsemm.params import load_params
+from sparsemm.pipeline.adopt import adopt
+from sparsemm.watch import Arrival
+
+EVENT_PREFIX = "checkpoint."  # of the resource ids that events name
+
+
+@task(task_run_name="look for {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
+def look(root: str, key: str) -> Arrival | None:
+    """Ask the watched source; write and commit the entry of a new checkpoint."""
+    log = get_run_logger()
+    arrival = adopt(Path(root), key, on_line=log.info)
+    log.info("%s: %s", key, f"revision {arrival.revision}" if arrival else "nothing new")
+    return arrival
+
+
+@task(task_run_name="promote {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
+def promote_model(root: str, key: str, version: str) -> bool:
+    """Make the published version the candidate, and the champion if it passes the gate; the reasons are shown."""
+    from sparsemm.registry.promote import promote
+
+    verdict = promote(load_params(Path(root) / "params.yaml"), key, version=version, root=Path(root))
+    lines = [f"# {key} version {version}: {'champion' if verdict.passed else 'stays candidate'}", ""]
+    create_markdown_artifact("\n".join(lines + [f"- {reason}" for reason in verdict.reasons]), key=f"gate-{slug(key)}")
+    return verdict.passed
+
+
+@flow(log_prints=True, task_runner=RUNNER)
+def rechase(watch: str | None = None, root: str = ".", spread: str | None = None) -> list[dict[str, Any]]:
+    """Look at watched sources and bring what is new to the registry.
+
+    What a stopped run has left undone the next one does: stale stages of watched models run, and their results are
+    published and judged, whether or not a checkpoint arrived just now. Where nothing is stale, nothing happens.
+
+    Args:
+        watch: model key under `watch` in params.yaml, or an event's resource id checkpoint.<key>; None means all.
+        root: the repository.
+        spread: as in `pipeline`.
+
+    Returns:
+        one row a watched model: what ran, the published version, whether it is the champion now.
+
+    Raises:
+        WatchError: after everything else is done, if a source could not be asked.
+        PipelineError: if a model failed.
+    """
+    path = Path(root) / "params.yaml"
+    keys = list(load_params(path).watch) if watch is None else [watch.removeprefix(EVENT_PREFIX)]
+    errors = []
+    for key in keys:
+        try:
+            look(root, key)
+        except SparseMMError as error:  # the other sources are looked at all the same
+            get_run_logger().error("%s", error)
+            errors.append(str(error))
+    known = load_params(path).models
+    models = [key for key in keys if key in known]
+    rows = run_pipeline(root, models, spread, publish=True) if models else []
+    for row in rows:
+        row["champion"] = promote_model(root, row["model"], row["version"])
+    if errors:
+        raise WatchError("; ".join(errors))
+    return rows

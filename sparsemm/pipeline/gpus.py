@@ -1,0 +1,49 @@
+"""Which GPU of this machine a job may use: a lock for each, so that two jobs never share one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sparsemm.pipeline.locks import first_free
+
+
+def visible_gpus() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES: those already visible to this process, else what nvidia-smi lists."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name.strip() and name.strip() != "-1"]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+@contextmanager
+def gpu(folder: Path | None = None) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+    """Take a free GPU; yields (variables for the job, descriptors of the locks to keep). Without GPUs: nothing.
+
+    Args:
+        folder: of the lock files; the same for every job of the machine.
+    """
+    names = visible_gpus()
+    if not names:
+        yield {}, ()
+        return
+    folder = folder or Path(tempfile.gettempdir()) / f"sparsemm-gpus-{os.getuid()}"
+    paths = [folder / name.strip().replace("/", "-") for name in names]
+    while (taken := first_free(paths)) is None:
+        time.sleep(0.5)
+    index, descriptor = taken
+    try:
+        yield {"CUDA_VISIBLE_DEVICES": names[index].strip()}, (descriptor,)
+    finally:
+        os.close(descriptor)

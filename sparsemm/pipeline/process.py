@@ -1,0 +1,78 @@
+"""Run a command, hand out its lines as they come, and leave nothing running."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from sparsemm.errors import PipelineError
+
+TAIL = 20  # lines of output that an error shows
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    on_line: Callable[[str], None] | None = None,
+    keep: Iterable[int] = (),
+) -> str:
+    """Run a command under `sparsemm.pipeline.guard`.
+
+    Args:
+        command: program and arguments; no shell.
+        cwd: folder to run in.
+        environment: variables added to this process's own.
+        on_line: called with each line of stdout and stderr.
+        keep: file descriptors of locks that must be held until the command has really ended, even if this process
+            is killed first.
+
+    Returns:
+        everything it printed.
+
+    Raises:
+        PipelineError: if it ends with anything but 0; with its last lines.
+    """
+    guarded = [sys.executable, "-m", "sparsemm.pipeline.guard", *command]
+    variables = {**os.environ, **(environment or {})}
+    # The guard is this project's, whatever folder the command runs in.
+    home = str(Path(__file__).parents[2])
+    variables["PYTHONPATH"] = os.pathsep.join(p for p in (variables.get("PYTHONPATH", ""), home) if p)
+    # dvc and sparsemm are beside this Python even where its environment is not activated.
+    variables["PATH"] = os.pathsep.join((variables.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    process = subprocess.Popen(
+        guarded,
+        cwd=cwd,
+        env=variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        bufsize=1,
+        start_new_session=True,
+        pass_fds=tuple(keep),
+    )
+    assert process.stdin is not None and process.stdout is not None
+    lines: list[str] = []
+    last: deque[str] = deque(maxlen=TAIL)
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if line.strip():
+                last.append(line.rstrip())
+                if on_line is not None:
+                    on_line(line.rstrip())
+    finally:
+        process.stdin.close()  # a guard that still runs ends its command now
+        process.stdout.close()
+        code = process.wait()
+    if code != 0:
+        shown = "\n  ".join(last)
+        raise PipelineError(f"`{' '.join(command)}` ended with {code}:\n  {shown}", where=str(cwd))
+    return "".join(lines)

@@ -1,0 +1,36 @@
+"""A model registered in MLflow whose artifacts are a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsemm.errors import WatchError
+from sparsemm.params import WatchParams
+from sparsemm.watch.arrival import Arrival
+from sparsemm.watch.incoming import fetched
+
+
+def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
+    """The version that models:/name@alias (or models:/name/version) names, downloaded. MLFLOW_TRACKING_URI counts.
+
+    Raises:
+        WatchError: if the registry does not answer or has no such model, or `location` is not models:/name@alias.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    where = f"watch.{key}: {source.location}"
+    name, at, alias = source.location.removeprefix("models:/").partition("@")
+    if not source.location.startswith("models:/") or not name or not (at or "/" in name):
+        raise WatchError("not models:/name@alias or models:/name/version", where=where)
+    try:
+        client = mlflow.MlflowClient()
+        version = client.get_model_version_by_alias(name, alias).version if at else name.rpartition("/")[2]
+        fixed = f"models:/{name if at else name.rpartition('/')[0]}/{version}"
+
+        def fetch(folder: Path) -> None:
+            mlflow.artifacts.download_artifacts(fixed, dst_path=str(folder))
+
+        return fetched(root, key, f"v{version}", fetch)
+    except (MlflowException, OSError) as error:
+        raise WatchError(f"the registry does not answer: {error}", where=where, hint="MLFLOW_TRACKING_URI") from error

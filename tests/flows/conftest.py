@@ -1,0 +1,126 @@
+"""A small repository with the real dvc.yaml and a stand-in for the command, and real servers on free ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = """#!{python}
+import json, os, pathlib, sys, time, yaml
+command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
+told = pathlib.Path({told!r})  # outside of every worktree
+with open(told / "calls.txt", "a") as log:
+    log.write(command + " " + key + "\\n")
+print("stage", command, key, flush=True)
+outputs = {{
+    "download": ["datasets/{{}}.parquet"],
+    "align": ["align/{{}}.parquet", "align/{{}}.json"],
+    "chase": ["scores/{{}}.safetensors", "scores/{{}}.json", "scores/{{}}.csv"],
+    "allocate": ["budgets/{{}}.json"],
+    "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
+    "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
+    "report": ["report/index.html", "report/figures/a.png"],
+}}[command]
+name = (command + " " + key).strip()
+for output in outputs:
+    path = pathlib.Path("artifacts") / output.format(key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if (told / "fail" ).exists() and (told / "fail").read_text() == name:
+        path.write_text("half")
+        sys.exit("told to fail")
+    if (told / "hang").exists() and (told / "hang").read_text() == name:
+        path.write_text("half")
+        (told / "hanging").write_text(str(os.getpid()))
+        while (told / "hang").exists():
+            time.sleep(0.1)
+    params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
+    value = "rank,value\\n1,2\\n" if output.endswith("csv") else json.dumps({{"value": 1}})
+    if not output.endswith(("csv", "json")):
+        value = command + key + str(params["models"].get(key))
+    path.write_text(value)
+"""
+
+
+class Repository:
+    """A committed repository whose stages are made by the stand-in.
+
+    `told`: folder where the stand-in notes its calls ("calls.txt"), and where tests tell it "hang" or "fail", with
+    the text "STAGE KEY".
+    """
+
+    def __init__(self, root: Path, told: Path) -> None:
+        self.root, self.told = root, told
+
+    def called(self) -> Counter[str]:
+        """Calls of the command since the last look."""
+        log = self.told / "calls.txt"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        return Counter(lines)
+
+    def outputs(self) -> dict[str, str]:
+        """Hash of every output in dvc.lock."""
+        lock = yaml.safe_load((self.root / "dvc.lock").read_text())
+        return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+
+    def git(self, *arguments: str) -> str:
+        """Output of a git command."""
+        done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    def set_models(self, *keys: str) -> None:
+        """Commit params.yaml with these models."""
+        path = self.root / "params.yaml"
+        params = yaml.safe_load(path.read_text())
+        params["models"] = {k: {"checkpoint": f"hub/{k}", "revision": "1", "family": "qwen2_vl"} for k in keys}
+        path.write_text(yaml.safe_dump(params))
+        self.git("add", "-A")
+        self.git("commit", "-qm", "models")
+
+
+def make_repository(folder: Path, monkeypatch: pytest.MonkeyPatch, *models: str) -> Repository:
+    """A repository with these models; this process and its children find the stand-in first on PATH."""
+    root, told = folder / "repository", folder / "told"
+    root.mkdir(parents=True)
+    told.mkdir()
+    for name in ("sparsemm", "flows", "csrc"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "prefect.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, root)
+    script = folder / "bin" / "sparsemm"
+    script.parent.mkdir()
+    script.write_text(STAND_IN.format(python=sys.executable, told=str(told)))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    made = Repository(root, told)
+    made.git("init", "-q", "-b", "main")
+    made.git("config", "user.email", "test@localhost")
+    made.git("config", "user.name", "test")
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
+    made.set_models(*models)
+    return made
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Two models, nothing run yet."""
+    return make_repository(tmp_path, monkeypatch, "one", "two")
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
