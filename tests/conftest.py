@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sparsemm.compat import define_missing_torchvision_operators
+from tests.repository import Repository, copy_repository, make_template
 
 define_missing_torchvision_operators()  # before any test module imports transformers
 CHECKPOINTS = Path(__file__).parent.parent / "data" / "checkpoints"
@@ -33,3 +34,15 @@ def _load(name: str) -> tuple[Any, Any]:
 def tiny() -> Callable[[str], tuple[Any, Any]]:
     """`tiny(name) -> (model in fp32, processor)`, loaded once per session."""
     return _load
+
+
+@pytest.fixture(scope="session")
+def repository_template(tmp_path_factory) -> Path:
+    """What `repository` copies."""
+    return make_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture
+def repository(repository_template, tmp_path, monkeypatch) -> Repository:
+    """A repository of two models whose stages a stand-in makes; nothing has run yet."""
+    return copy_repository(repository_template, tmp_path, monkeypatch)

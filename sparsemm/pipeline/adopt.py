@@ -37,8 +37,9 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
             return None
         check_clean(root)
         place = root / arrival.checkpoint
+        dtype = old.dtype if old else None
         # A hub id is asked at the revision; a folder is hashed again, so that what is written is what is there.
-        entry = new_entry(str(place) if place.is_dir() else arrival.checkpoint, arrival.revision, old.dtype if old else None)
+        entry = new_entry(str(place) if place.is_dir() else arrival.checkpoint, arrival.revision, dtype)
         entry = entry.model_copy(update={"checkpoint": arrival.checkpoint, "note": old.note if old else ""})
         add_entry(root / "params.yaml", key, entry)
         commit(root, ["params.yaml"], f"{key}: revision {arrival.revision}", keep=(lock,))

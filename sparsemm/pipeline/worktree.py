@@ -58,7 +58,9 @@ def worktree(root: Path, name: str, on_line: Line | None = None) -> Iterator[tup
         try:
             # git's own lock on its list of worktrees is held for an instant, but several models may ask at once.
             with locked(root / "build" / "locks" / "git"):
-                run(["git", "worktree", "add", "--quiet", "--force", "--detach", str(folder), "HEAD"], cwd=root)
+                # Twice --force: a killed `git worktree add` leaves its place locked.
+                options = ["--quiet", "--force", "--force", "--detach"]
+                run(["git", "worktree", "add", *options, str(folder), "HEAD"], cwd=root)
             run(["dvc", "cache", "dir", "--local", str(cache_folder(root))], cwd=folder)
             _local_settings(root, folder)
             _link_checkpoints(root, folder)

@@ -1,10 +1,9 @@
-"""A small repository with the real dvc.yaml and a stand-in for the command, and real servers on free ports."""
+"""A small repository with the real dvc.yaml and a stand-in for the command that notes what was called."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -13,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 STAND_IN = """#!{python}
 import json, os, pathlib, sys, time, yaml
 command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
-told = pathlib.Path({told!r})  # outside of every worktree
+told = pathlib.Path(os.environ["STAND_IN_TOLD"])  # outside of every worktree
 with open(told / "calls.txt", "a") as log:
     log.write(command + " " + key + "\\n")
 print("stage", command, key, flush=True)
@@ -34,7 +33,7 @@ name = (command + " " + key).strip()
 for output in outputs:
     path = pathlib.Path("artifacts") / output.format(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if (told / "fail" ).exists() and (told / "fail").read_text() == name:
+    if (told / "fail").exists() and (told / "fail").read_text() == name:
         path.write_text("half")
         sys.exit("told to fail")
     if (told / "hang").exists() and (told / "hang").read_text() == name:
@@ -87,40 +86,36 @@ class Repository:
         self.git("commit", "-qm", "models")
 
 
-def make_repository(folder: Path, monkeypatch: pytest.MonkeyPatch, *models: str) -> Repository:
-    """A repository with these models; this process and its children find the stand-in first on PATH."""
-    root, told = folder / "repository", folder / "told"
-    root.mkdir(parents=True)
-    told.mkdir()
+def make_template(folder: Path) -> Path:
+    """An initialised repository without models, to be copied: git and DVC take seconds to make one."""
+    root = folder / "repository"
+    root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    script = folder / "bin" / "sparsemm"
-    script.parent.mkdir()
-    script.write_text(STAND_IN.format(python=sys.executable, told=str(told)))
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", os.pathsep.join([str(script.parent), str(Path(sys.executable).parent), os.environ["PATH"]]))
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
-    monkeypatch.setenv("SHELL", "/bin/sh")
-    made = Repository(root, told)
+    made = Repository(root, folder)
     made.git("init", "-q", "-b", "main")
     made.git("config", "user.email", "test@localhost")
     made.git("config", "user.name", "test")
     subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
     (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
-    made.set_models(*models)
-    return made
+    script = folder / "bin" / "sparsemm"
+    script.parent.mkdir()
+    script.write_text(STAND_IN.format(python=sys.executable))
+    script.chmod(0o755)
+    made.set_models("one", "two")
+    return folder
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """Two models, nothing run yet."""
-    return make_repository(tmp_path, monkeypatch, "one", "two")
-
-
-def free_port() -> int:
-    """A loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def copy_repository(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    """A copy of the template; this process and its children find the stand-in first on PATH."""
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    told = folder / "told"
+    told.mkdir()
+    search = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    monkeypatch.setenv("PATH", os.pathsep.join(search))
+    monkeypatch.setenv("STAND_IN_TOLD", str(told))
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
+    monkeypatch.setenv("SHELL", "/bin/sh")
+    return Repository(folder / "repository", told)

@@ -1,0 +1,55 @@
+import threading
+
+import pytest
+
+from sparsemm.errors import PipelineError
+from sparsemm.pipeline.integrate import commit, integrate
+
+
+def test_results_are_committed_once(repository):
+    made = integrate(repository.root, [], "Results")
+    assert made == repository.git("rev-parse", "HEAD").strip()
+    tracked = repository.git("show", "--name-only", "--format=", "HEAD").split()
+    assert "dvc.lock" in tracked and "artifacts/scores/one.json" in tracked
+    assert not [name for name in tracked if name.endswith((".parquet", ".safetensors"))]
+    assert integrate(repository.root, [], "Results") is None
+    assert sum(repository.called().values()) == 13
+
+
+def test_two_integrators_at_once_do_the_work_once(repository):
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(integrate(repository.root, [], "R"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(commit is None for commit in made) == [False, True]
+    assert sum(repository.called().values()) == 13
+
+
+def test_a_failing_stage_commits_nothing(repository):
+    before = repository.git("rev-parse", "HEAD")
+    (repository.told / "fail").write_text("profile two")
+    with pytest.raises(PipelineError, match="told to fail"):
+        integrate(repository.root, [], "Results")
+    assert repository.git("rev-parse", "HEAD") == before
+
+
+def test_commit_takes_only_what_it_is_told(repository):
+    (repository.root / "mine.txt").write_text("x")
+    (repository.root / "other.txt").write_text("y")
+    repository.git("add", "other.txt")
+    assert commit(repository.root, ["mine.txt"], "mine") is not None
+    assert repository.git("show", "--name-only", "--format=", "HEAD").split() == ["mine.txt"]
+    assert "A  other.txt" in repository.git("status", "--short")
+    assert commit(repository.root, ["mine.txt"], "mine") is None
+
+
+def test_without_an_identity_a_worker_can_still_commit(repository, tmp_path, monkeypatch):
+    repository.git("config", "--unset", "user.email")
+    repository.git("config", "--unset", "user.name")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    (repository.root / "mine.txt").write_text("x")
+    assert commit(repository.root, ["mine.txt"], "mine") is not None
+    assert "sparsemm@localhost" in repository.git("log", "-1", "--format=%ae")

@@ -1,0 +1,40 @@
+import pytest
+
+from sparsemm.errors import ParamsError, PipelineError
+from sparsemm.pipeline import plan as module
+from sparsemm.pipeline.integrate import integrate
+from sparsemm.pipeline.plan import STAGES, plan, targets
+
+
+def test_what_is_stale_before_and_after(repository):
+    found = plan(repository.root)
+    assert found.models == {"one": STAGES, "two": STAGES}
+    assert found.downloads == ("download@calibration", "download@evaluation") and "report" in found.shared
+    integrate(repository.root, [], "all")
+    assert plan(repository.root) == module.Plan({}, ())
+    repository.set_models("one", "two", "three")
+    found = plan(repository.root)
+    assert found.models == {"three": STAGES} and found.downloads == ()
+
+
+def test_targets_end_where_asked():
+    assert targets("k") == ["align@k", "chase@k", "allocate@k", "evaluate@k", "profile@k"]
+    assert targets("k", "chase") == ["align@k", "chase@k"]
+
+
+def test_a_folder_without_dvc_is_refused(tmp_path, repository):
+    (tmp_path / "params.yaml").write_text((repository.root / "params.yaml").read_text())
+    with pytest.raises(PipelineError, match="dvc status"):
+        plan(tmp_path)
+
+
+def test_invalid_params_are_refused(repository):
+    (repository.root / "params.yaml").write_text("models: 3")
+    with pytest.raises(ParamsError):
+        plan(repository.root)
+
+
+def test_output_that_is_no_json_is_shown(repository, monkeypatch):
+    monkeypatch.setattr(module, "run", lambda *a, **k: "no braces")
+    with pytest.raises(PipelineError, match="no braces"):
+        plan(repository.root)

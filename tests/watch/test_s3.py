@@ -1,0 +1,92 @@
+import urllib.request
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from sparsemm.errors import WatchError
+from sparsemm.models import content_revision
+from sparsemm.params import WatchParams
+from sparsemm.watch import newest
+from tests.watch.checkpoints import write_checkpoint
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """A client of an S3 server with a bucket."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # its stores outlive a server
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "canary-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    yield client
+    client.close()
+    server.stop()
+
+
+WATCHED = WatchParams(source="s3", location="s3://bucket/models/k")
+
+
+def upload(client, folder, skip=()):
+    for path in folder.iterdir():
+        if path.name not in skip:
+            client.upload_file(str(path), "bucket", f"models/k/{path.name}")
+
+
+def test_a_checkpoint_is_fetched_once_and_again_when_it_changes(store, tmp_path):
+    source = write_checkpoint(tmp_path / "source", 1.0, shards=2)
+    upload(store, source)
+    first = newest(WATCHED, "k", tmp_path)
+    assert first.revision == content_revision(source) == content_revision(tmp_path / first.checkpoint)
+    marker = tmp_path / first.checkpoint / "config.json"
+    before = marker.stat().st_mtime_ns
+    assert newest(WATCHED, "k", tmp_path) == first and marker.stat().st_mtime_ns == before
+    upload(store, write_checkpoint(source, 2.0, shards=2))
+    second = newest(WATCHED, "k", tmp_path)
+    assert second.revision != first.revision and second.checkpoint != first.checkpoint
+
+
+def test_half_an_upload_is_nothing_yet(store, tmp_path):
+    source = write_checkpoint(tmp_path / "source", shards=2)
+    upload(store, source, skip=("model-1.safetensors",))
+    assert newest(WATCHED, "k", tmp_path) is None
+    assert not list((tmp_path / "data" / "incoming" / "k").iterdir())
+    upload(store, source)
+    assert newest(WATCHED, "k", tmp_path) is not None
+
+
+def test_an_empty_prefix_is_nothing(store, tmp_path):
+    assert newest(WATCHED, "k", tmp_path) is None
+
+
+def test_a_name_that_leads_out_is_refused(store, tmp_path):
+    store.put_object(Bucket="bucket", Key="models/k/../../../out.txt", Body=b"x")
+    with pytest.raises(WatchError, match="leads out"):
+        newest(WATCHED, "k", tmp_path)
+    assert not (tmp_path / "out.txt").exists() and not list((tmp_path / "data" / "incoming" / "k").iterdir())
+
+
+@pytest.mark.parametrize("location", ["s3://", "b/models", "https://b/models"])
+def test_a_location_of_another_kind_is_refused(location, tmp_path):
+    with pytest.raises(WatchError, match="s3://bucket/prefix"):
+        newest(WatchParams(source="s3", location=location), "k", tmp_path)
+
+
+def test_a_missing_bucket_or_store_is_an_error_without_secrets(store, tmp_path, monkeypatch):
+    with pytest.raises(WatchError, match="NoSuchBucket") as caught:
+        newest(WatchParams(source="s3", location="s3://none/k"), "k", tmp_path)
+    assert "canary" not in str(caught.value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between boto's retries
+    with pytest.raises(WatchError, match="AWS_ENDPOINT_URL") as caught:
+        newest(WATCHED, "k", tmp_path)
+    assert "canary" not in str(caught.value)
