@@ -1,0 +1,103 @@
+"""Real servers on free loopback ports, ended with everything they started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+    """Poll until the condition holds.
+
+    Raises:
+        AssertionError: if it does not in time.
+    """
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {seconds} s"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    """Whether a GET of the address succeeds."""
+    try:
+        with urllib.request.urlopen(url, timeout=2) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+class Process:
+    """A program in a session of its own, its output in a file.
+
+    Args:
+        command: program and arguments.
+        log: file its output is appended to.
+        environment: variables added to this process's own.
+        cwd: folder it runs in.
+    """
+
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str], cwd: Path) -> None:
+        self.command, self.log, self.environment, self.cwd = command, log, dict(environment), cwd
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Process:
+        """Start it, or start it again."""
+        with open(self.log, "ab") as log:
+            variables = {**os.environ, **self.environment}
+            self.child = subprocess.Popen(
+                self.command, cwd=self.cwd, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> None:
+        """Signal its group; SIGKILL if it is still there after `seconds`."""
+        if self.child is None:
+            return
+        for signal_number, patience in ((number, seconds), (signal.SIGKILL, 10.0)):
+            try:
+                os.killpg(self.child.pid, signal_number)
+            except ProcessLookupError:
+                break
+            try:
+                self.child.wait(patience)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        self.child.wait()
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def prefect_server(folder: Path, environment: Mapping[str, str] | None = None) -> tuple[Process, str]:
+    """A Prefect server with its database in `folder`, started; and the address of its API."""
+    port = free_port()
+    variables = {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_UI_ENABLED": "false",
+        # Faster than the defaults, so that tests need not wait for minutes.
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        **(environment or {}),
+    }
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    server = Process(command, folder / "server.log", variables, folder).start()
+    wait_for(lambda: answers(f"http://127.0.0.1:{port}/api/health"), f"Prefect server ({server.log})")
+    return server, f"http://127.0.0.1:{port}/api"
