@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 
-from sparsemm.errors import SparseMMError
+from sparsemm.errors import PipelineError, SparseMMError
 from sparsemm.params import load_params, schema
 
 MODEL_STAGES = {
@@ -40,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--note", default="", help="shown beside the model in every table")
     models.add_parser("list", help="key, family, dtype, revision, checkpoint")
     models.add_parser("remove", help="remove an entry; artifacts stay").add_argument("key")
+
+    flows = commands.add_parser("flows", help="Prefect flows").add_subparsers(dest="action", required=True)
+    flows.add_parser(
+        "deploy", add_help=False, help="make pools, limits and automations, and deploy; `deploy --help` lists options"
+    )
 
     params = commands.add_parser("params", help="check params.yaml")
     params.add_argument("--schema", action="store_true", help="print its JSON schema")
@@ -97,6 +103,13 @@ def _scores(given: argparse.Namespace) -> None:
         print(f"wrote {given.output}")
 
 
+def _deploy(root: Path, options: list[str]) -> int:
+    """Hand over to the flows of the repository; nothing here imports them."""
+    if not (root / "flows" / "deploy.py").is_file():
+        raise PipelineError("no flows here", where=str(root), hint="run from the repository root")
+    return subprocess.run([sys.executable, "-m", "flows.deploy", *options], cwd=root, check=False).returncode
+
+
 def _run(given: argparse.Namespace) -> None:
     import importlib
 
@@ -125,8 +138,13 @@ def _run(given: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0, or 1 after printing what was wrong and what to do."""
-    given = _parser().parse_args(arguments)
+    given, rest = _parser().parse_known_args(arguments)
+    deploys = given.command == "flows"
+    if rest and not deploys:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
+        if deploys:
+            return _deploy(given.root, rest)
         _run(given)
     except SparseMMError as error:
         print(f"sparsemm: {error}", file=sys.stderr)

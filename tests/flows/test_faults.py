@@ -1,0 +1,202 @@
+"""Things that go wrong, on a real server with real workers; afterwards everything is as after a quiet run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.repository import copy_repository
+from tests.servers import wait_for
+
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+@pytest.fixture(scope="module")
+def quiet(repository_template, tmp_path_factory):
+    """Hashes of a run in which nothing goes wrong: plain `dvc repro`."""
+    with pytest.MonkeyPatch.context() as patch:
+        calm = copy_repository(repository_template, tmp_path_factory.mktemp("quiet"), patch)
+        subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=calm.root, check=True)
+        return calm.outputs()
+
+
+def start(name, **parameters):
+    """A flow run of a deployment, scheduled now."""
+    from prefect.deployments import run_deployment
+
+    return run_deployment(name, parameters=parameters, timeout=0).id
+
+
+def state(run):
+    """Type and name of a flow run's state."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_run(run).state
+    return found.type.value, found.name
+
+
+def ended(run, wanted="COMPLETED", seconds=180.0):
+    """Wait until a flow run has ended, and as wanted."""
+    wait_for(lambda: state(run)[0] in FINAL, f"end of the run, which is {state(run)}", seconds)
+    assert state(run)[0] == wanted
+
+
+def hang(repository, stage):
+    """The stand-in will stop in this stage; wait for it with `hanging`."""
+    (repository.told / "hang").write_text(stage)
+
+
+def hanging(repository):
+    """Wait until the stand-in hangs; its process id."""
+    mark = repository.told / "hanging"
+    wait_for(mark.exists, "the stage that hangs")
+    wait_for(lambda: mark.read_text().isdigit(), "its process id")
+    return int(mark.read_text())
+
+
+def go_on(repository):
+    """Let the stand-in go on, and every later one through."""
+    (repository.told / "hang").unlink()
+    (repository.told / "hanging").unlink(missing_ok=True)
+
+
+def inside(repository):
+    """Commands of living processes that run in the repository or a worktree of it, workers and their like left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and os.readlink(entry / "cwd").startswith(str(repository.root)):
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                if not any("prefect" in word for word in words) and (entry / "stat").read_text().split()[2] != "Z":
+                    found.append(" ".join(words))
+        except OSError:
+            continue
+    return found
+
+
+def children(process):
+    """Process ids of the engines that a worker started."""
+    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
+    found, parents = [], {str(process.child.pid)}
+    for _ in range(4):
+        new = {pid for pid, parent, _ in rows if parent in parents}
+        found += [int(pid) for pid, _, words in rows if pid in new and "prefect" in words]
+        parents = new
+    return found
+
+
+def nothing_left(repository):
+    """No process, no worktree, no held lock."""
+    wait_for(lambda: not inside(repository), f"an end of {inside(repository)}", 30)
+    assert repository.git("worktree", "list").count("\n") == 1
+    assert not (repository.root / ".git" / "index.lock").exists()
+    from sparsemm.pipeline.locks import first_free
+
+    for path in (repository.root / "build" / "locks").iterdir():
+        free = first_free([path])
+        assert free is not None, path
+        os.close(free[1])
+
+
+def test_a_worker_killed_in_a_stage(deployed, worker, quiet):
+    hang(deployed, "chase one")
+    first = worker("control")
+    run = start("pipeline/process", root=".", publish=False)
+    hanging(deployed)
+    os.kill(first.child.pid, signal.SIGKILL)
+    go_on(deployed)
+    worker("control")
+    ended(run)
+    assert deployed.outputs() == quiet
+    nothing_left(deployed)
+
+
+def test_engine_and_worker_killed(deployed, worker, quiet):
+    """Nobody is left to report: the automation notices the silence, marks the crash, and the run starts again."""
+    hang(deployed, "chase one")
+    first = worker("control")
+    run = start("pipeline/process", root=".", publish=False)
+    hanging(deployed)
+    for pid in [*children(first), first.child.pid]:
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not inside(deployed), "the guard ends DVC and its stage", 30)
+    go_on(deployed)
+    assert deployed.called()["chase one"] == 1
+    seen = set()
+    wait_for(lambda: seen.add(state(run)) or ("SCHEDULED", "AwaitingRetry") in seen, "another try", 240)
+    worker("control")
+    ended(run)
+    assert deployed.outputs() == quiet and deployed.called()["chase one"] == 1
+    nothing_left(deployed)
+
+
+def test_cancel_ends_every_child(deployed, worker, quiet):
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    hang(deployed, "chase one")
+    worker("control")
+    run = start("pipeline/process", root=".", publish=False)
+    pid = hanging(deployed)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, Cancelling(), force=True)
+    wait_for(lambda: state(run)[0] == "CANCELLED", "cancellation", 60)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or not inside(deployed), "the stage's end", 60)
+    wait_for(lambda: not inside(deployed), f"an end of {inside(deployed)}", 30)
+    go_on(deployed)
+    again = start("pipeline/process", root=".", publish=False)
+    ended(again)
+    assert deployed.outputs() == quiet
+    nothing_left(deployed)
+
+
+def test_two_flows_for_the_same_model_at_once(deployed, worker, quiet):
+    worker("gpu")
+    worker("gpu")
+    hang(deployed, "chase one")
+    runs = [start("model/process", root=".", key="one") for _ in range(2)]
+    hanging(deployed)
+    time.sleep(5)  # the other one has had its chance
+    go_on(deployed)
+    for run in runs:
+        ended(run)
+    called = deployed.called()
+    assert called["chase one"] == called["profile one"] == 1
+    worker("control")
+    ended(start("pipeline/process", root=".", publish=False))
+    assert deployed.outputs() == quiet and deployed.called()["chase one"] == 0
+    nothing_left(deployed)
+
+
+def test_eight_models_on_two_workers(deployed, worker):
+    keys = [f"m{number}" for number in range(8)]
+    deployed.set_models(*keys)
+    worker("gpu")
+    worker("gpu")
+    worker("control")
+    run = start("pipeline/process", root=".", publish=False, spread="process")
+    ended(run, seconds=400)
+    called = deployed.called()
+    assert {called[f"chase {key}"] for key in keys} == {1}
+    with open(deployed.root / "dvc.lock") as lock:
+        assert lock.read().count("chase@m") == 8
+    nothing_left(deployed)
+
+
+def test_a_stage_that_fills_the_disk(deployed, gpu_slots):
+    """No file may grow beyond a few bytes: DVC cannot write what it must. With room again everything is as quiet."""
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16)); sys.path.insert(0, '.')\n"
+        "from pathlib import Path; from sparsemm.pipeline.integrate import integrate; integrate(Path('.'), [], 'x')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=deployed.root, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert not inside(deployed)
