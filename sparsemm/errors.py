@@ -48,3 +48,11 @@ class CacheError(SparseMMError):
 
 class ModelError(SparseMMError):
     """A checkpoint cannot be loaded or is of an unsupported family."""
+
+
+class RegistryError(SparseMMError):
+    """Something cannot be published, promoted or looked up, or is not what was published."""
+
+
+class RegistryUnreachable(RegistryError):
+    """The registry does not answer; the same call may work later."""
