@@ -108,7 +108,7 @@ class GateParams(_Strict):
     min_split_half: float = Field(0.9, ge=-1.0, le=1.0, description="correlation of scores from two halves of the set")
     min_rank_correlation: float = Field(0.9, ge=-1.0, le=1.0, description="with the champion, over all heads")
     min_top_overlap: float = Field(0.5, ge=0.0, le=1.0, description="share of the champion's best 5 % heads")
-    min_accuracy_ratio: float = Field(0.5, ge=0.0, description="accuracy of sparsemm over that of full, every task")
+    min_accuracy_ratio: float = Field(0.8, ge=0.0, description="accuracy of sparsemm over that of full, every task")
     max_accuracy_drop: float = Field(0.05, ge=0.0, le=1.0, description="accuracy lost against the champion, every task")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from sparsemm.files import sha256_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 FOLDER = "published"  # of the run's artifacts
 NAME = "manifest.json"
@@ -76,7 +79,7 @@ def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | Non
     Args:
         sha256: what the manifest must have.
         names: files wanted; None for all, and then there may be no others.
-        folder: an empty folder; files land under `folder / FOLDER`.
+        folder: an empty folder; files land in it under their names.
 
     Returns:
         the manifest.
@@ -84,17 +87,39 @@ def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | Non
     Raises:
         RegistryError: if a name escapes, or a file is missing, damaged or too many.
     """
-    path = Path(client.download_artifacts(run_id, f"{FOLDER}/{NAME}", str(folder)))
-    if sha256_file(path) != sha256:
-        raise RegistryError("not the manifest that was published", where=f"run {run_id}", hint="publish it again")
-    manifest = parse(path)
-    if names is None:
-        client.download_artifacts(run_id, FOLDER, str(folder))
-        there = {p.relative_to(folder / FOLDER).as_posix() for p in (folder / FOLDER).rglob("*") if p.is_file()}
-        if extra := there - {*manifest["files"], NAME}:
-            raise RegistryError(f"files that are not in the manifest: {sorted(extra)}", where=f"run {run_id}")
-    for name in names or []:
-        if safe_name(name) in manifest["files"]:
-            client.download_artifacts(run_id, f"{FOLDER}/{name}", str(folder))
-    check(folder / FOLDER, manifest, list(manifest["files"]) if names is None else names)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+
+        def download(name: str) -> Path:
+            return Path(client.download_artifacts(run_id, name, temporary))
+
+        path = download(f"{FOLDER}/{NAME}")
+        if sha256_file(path) != sha256:
+            raise RegistryError("not the manifest that was published", where=f"run {run_id}", hint="publish it again")
+        manifest = parse(path)
+        if names is None:
+            names = list(manifest["files"])
+            whole = download(FOLDER)
+            there = {p.relative_to(whole).as_posix(): p for p in whole.rglob("*") if p.is_file()}
+            if extra := there.keys() - {*names, NAME}:
+                raise RegistryError(f"files that are not in the manifest: {sorted(extra)}", where=f"run {run_id}")
+        else:
+            there = {name: download(f"{FOLDER}/{name}") for name in names if safe_name(name) in manifest["files"]}
+        for name, found in there.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(found, target)
+    check(folder, manifest, names)
     return manifest
+
+
+def fetch_version(client: MlflowClient, version: ModelVersion, names: list[str], folder: Path) -> dict[str, Any]:
+    """`fetch` for a registered version, which must be one that `publish` made.
+
+    Raises:
+        RegistryError: if its files lie elsewhere than in its own run, or are not what was published.
+    """
+    where = f"{version.name} version {version.version}"
+    sha256 = version.tags.get("manifest_sha256", "")
+    if not version.run_id or version.source != f"runs:/{version.run_id}/{FOLDER}" or not sha256:
+        raise RegistryError("not a version that `sparsemm publish` made", where=where)
+    return fetch(client, version.run_id, sha256, names, folder)

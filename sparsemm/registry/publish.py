@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,7 @@ def _run(
 ) -> str:
     """A finished run whose files have been read back."""
     from mlflow.entities import Metric, Param
+    from mlflow.exceptions import MlflowException
 
     run_id: str = client.create_run(experiment, tags={**tags, "published": "no"}, run_name=name).info.run_id
     try:
@@ -210,7 +212,8 @@ def _run(
         with tempfile.TemporaryDirectory(prefix="sparsemm-") as back:
             manifest.fetch(client, run_id, tags["manifest_sha256"], None, Path(back))
     except BaseException:
-        client.set_terminated(run_id, "FAILED")
+        with suppress(MlflowException):  # it may be the registry that failed
+            client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
     return run_id
