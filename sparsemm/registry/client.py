@@ -139,7 +139,9 @@ def answering(uri: str) -> Iterator[None]:
             cause = cause.__cause__ or cause.__context__
         text = " ".join(str(error).split())[:500]
         status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
-        down = any(isinstance(c, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError) for c in causes)
+        down = any(
+            isinstance(c, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError) for c in causes
+        )
         if "401" in text[:200] or status == 401:
             hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise RegistryError("the registry wants other credentials", where=uri, hint=hint) from error

@@ -55,7 +55,9 @@ def judge(candidate: Evidence, champion: Evidence | None, gate: GateParams) -> V
         lines.append((True, "no champion yet: agreement and lost accuracy are not judged"))
     else:
         _against(candidate, champion, gate, lines)
-    return Verdict(all(good for good, _ in lines), tuple(f"{'pass' if good else 'FAIL'}: {line}" for good, line in lines))
+    return Verdict(
+        all(good for good, _ in lines), tuple(f"{'pass' if good else 'FAIL'}: {line}" for good, line in lines)
+    )
 
 
 def reference_budget(evidence: Evidence, gate: GateParams) -> str:
