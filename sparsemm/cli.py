@@ -134,8 +134,8 @@ def _registry(given: argparse.Namespace) -> None:
     elif given.command == "publish":
         from sparsemm.registry.publish import publish
 
-        done = publish(load_params(given.params), given.key, given.root, flow_run=given.flow_run)
-        print(f"{done.name} version {done.version}: {'published' if done.created else 'was published before'}")
+        made = publish(load_params(given.params), given.key, given.root, flow_run=given.flow_run)
+        print(f"{made.name} version {made.version}: {'published' if made.created else 'was published before'}")
     else:
         from sparsemm.registry import promote as champion
 

@@ -119,7 +119,7 @@ class RegistryParams(_Strict):
         None, description="default: MLFLOW_TRACKING_URI, else SQLite in artifacts/registry; never with credentials"
     )
     experiment: str = Field("sparsemm", min_length=1, description="MLflow experiment of the runs")
-    gate: GateParams = GateParams()
+    gate: GateParams = GateParams.model_validate({})
 
     @field_validator("tracking_uri")
     @classmethod
@@ -138,7 +138,7 @@ class Params(_Strict):
     allocate: AllocateParams
     evaluate: EvaluateParams
     profile: ProfileParams
-    registry: RegistryParams = RegistryParams()
+    registry: RegistryParams = RegistryParams.model_validate({})
 
     @field_validator("models", "datasets")
     @classmethod

@@ -1,1 +1,1 @@
-"""What is published: score tables as versions in an MLflow registry. No module here imports mlflow before it is used."""
+"""Score tables as versions in an MLflow registry; no module here imports mlflow before it is used."""

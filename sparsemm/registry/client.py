@@ -133,19 +133,16 @@ def answering(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
-        causes, cause = [], error
-        while cause is not None and cause not in causes:
-            causes.append(cause)
-            cause = cause.__cause__ or cause.__context__
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+            chain.append(cause)
         text = " ".join(str(error).split())[:500]
-        status = next((c.response.status_code for c in causes if getattr(c, "response", None) is not None), None)
-        down = any(
-            isinstance(c, requests.ConnectionError | requests.Timeout | requests.exceptions.RetryError) for c in causes
-        )
-        if "401" in text[:200] or status == 401:
+        status = max((getattr(getattr(one, "response", None), "status_code", 0) for one in chain), default=0)
+        broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)
+        if status == 401 or "error code 401" in text:
             hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise RegistryError("the registry wants other credentials", where=uri, hint=hint) from error
-        if down or (status or 0) >= 500 or getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE":
+        if any(isinstance(one, broken) for one in chain) or status >= 500 or is_code(error, "TEMPORARILY_UNAVAILABLE"):
             raise RegistryUnreachable(f"the registry stopped answering: {text}", where=uri) from error
         raise RegistryError(f"the registry refused: {text}", where=uri) from error
 

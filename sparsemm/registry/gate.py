@@ -76,8 +76,9 @@ def _accuracy(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str
         lines.append((False, "no accuracy was measured"))
     for task in sorted(candidate.accuracy):
         mine, full = _value(candidate, task, METHOD, budget), _value(candidate, task, WHOLE, "all")
-        text = f"{task}: {METHOD} {mine:.4f} at budget {budget or 'none'}, {gate.min_accuracy_ratio:g} x full {full:.4f} wanted"
-        lines.append((mine >= gate.min_accuracy_ratio * full, text))
+        text = f"{task}: {METHOD} {mine:.4f} at budget {budget or 'none'}"
+        wanted = gate.min_accuracy_ratio
+        lines.append((mine >= wanted * full, f"{text}, {wanted:g} x full {full:.4f} wanted"))
 
 
 def _against(candidate: Evidence, champion: Evidence, gate: GateParams, lines: list[tuple[bool, str]]) -> None:

@@ -1,4 +1,4 @@
-"""One at a time: a lock that several processes and hosts see, and that the death of its holder does not leave behind."""
+"""One at a time: a lock that several processes and hosts see, and that its holder's death does not leave behind."""
 
 from __future__ import annotations
 

@@ -77,7 +77,9 @@ def read_stages(root: Path, key: str) -> Stages:
 
 def _entry(value: Any, where: str) -> dict[str, Any]:
     try:
-        entry = {name: value.get(name) or default for name, default in (("cmd", ""), ("deps", []), ("params", {}))}
+        entry: dict[str, Any] = {
+            name: value.get(name) or default for name, default in (("cmd", ""), ("deps", []), ("params", {}))
+        }
         entry["outs"] = value["outs"]
         good = all(type(one[name]) is str for one in [*entry["deps"], *entry["outs"]] for name in ("path", "md5"))
         good &= all(isinstance(values, dict) for values in entry["params"].values())

@@ -134,9 +134,8 @@ def look_up(
     except RegistryUnreachable as error:
         if not pointer.is_file():
             raise
-        found = _from_cache(cache, pointer, source)
-        log.warning("%s; serving version %s of %s from the cache", error, found.resolved.version, source)
-        return found
+        log.warning("%s; serving %s from the cache", error, source)
+        return _from_cache(cache, pointer, source)
     table = ScoreTable.load(path)
     if _read_pointer(pointer) != resolved:
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -159,24 +158,25 @@ def describe(found: Found) -> dict[str, Any]:
     }
 
 
-def _parts(source: str) -> dict[str, str | None]:
+def _parts(source: str) -> tuple[str, str, str]:
+    """Name, alias and version of an address; alias or version is empty."""
     found = SOURCE.fullmatch(source)
     if found is None:
         hint = "models:/visual-heads.<key>@champion or models:/visual-heads.<key>/3"
         raise RegistryError("not a registry address", where=source[:80], hint=hint)
-    return found.groupdict()
+    return found["name"], found["alias"] or "", found["version"] or ""
 
 
 def _ask(source: str, uri: str) -> tuple[Any, ModelVersion]:
-    parts = _parts(source)
+    name, alias, number = _parts(source)
     client = connect(uri)
     with answering(uri):
         from mlflow.exceptions import MlflowException
 
         try:
-            if parts["alias"] is not None:
-                return client, client.get_model_version_by_alias(parts["name"], parts["alias"])
-            return client, client.get_model_version(parts["name"], parts["version"])
+            if alias:
+                return client, client.get_model_version_by_alias(name, alias)
+            return client, client.get_model_version(name, number)
         except MlflowException as error:
             if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise

@@ -121,7 +121,7 @@ def publish(
                 version = _version(client, held, name, run_id, tags)
                 created = version.run_id == run_id
             client.set_registered_model_alias(name, CANDIDATE, version.version)
-    return Published(name, str(version.version), version.run_id, stages.hash, created)
+    return Published(name, str(version.version), str(version.run_id), stages.hash, created)
 
 
 def _gather(stages: Stages, key: str, root: Path, folder: Path) -> ScoreTable:
