@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STORE = Path("artifacts") / "registry"
-# Environment of the client, where it is silent: no telemetry, no bars, about 30 s of retries instead of 4 minutes.
+# Environment of the client, where it is silent: no telemetry, no chatter, about 30 s of retries instead of 4 minutes.
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
 }
 PATIENCE = 5.0  # seconds a server may take to say that it is there

@@ -228,7 +228,8 @@ def _version(client: MlflowClient, held: Lease, name: str, run_id: str, tags: di
         if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
             raise
     held.check()
-    client.create_model_version(name, f"runs:/{run_id}/{manifest.FOLDER}", run_id=run_id, tags=tags)
+    source = f"runs:/{run_id}/{manifest.FOLDER}"
+    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=None)
     version = _only_version(client, name, tags["stage_hash"])
     if version is None:
         raise RegistryError("the version is not there after it was created", where=name, hint="publish again")

@@ -49,6 +49,7 @@ def command(
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--artifacts-destination", files]
     folder.mkdir(parents=True, exist_ok=True)
+    environment.pop("MLFLOW_TRACKING_URI", None)  # a server is nobody's client
     if not auth:
         environment.pop(PASSWORD, None)
         return words, environment
@@ -60,6 +61,8 @@ def command(
         temporary.write_text(
             "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
             f"database_uri = sqlite:///{folder / 'auth.db'}\n"
+            # A password is hashed at most once a minute: at every request it costs more than the request.
+            "auth_cache_ttl_seconds = 60\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
             encoding="utf-8",
         )
