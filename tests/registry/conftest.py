@@ -276,9 +276,10 @@ def wire(server, monkeypatch):
 def script(server):
     """Run processes.py with these arguments; the list of what its processes reported."""
 
-    def run(*arguments, **environment):
+    def run(*arguments):
         command = [sys.executable, str(Path(__file__).parent / "processes.py"), *map(str, arguments)]
-        options = {"env": os.environ | environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
         done = subprocess.run(command, **options)
         assert done.returncode == 0, done.stdout + done.stderr
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

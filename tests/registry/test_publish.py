@@ -45,14 +45,14 @@ def test_a_publication_can_be_found_and_has_everything(local, tmp_path):
     done = publish(made.params, "m", made.root, flow_run="flow-7")
     assert done.created and (done.name, done.version) == ("visual-heads.m", "1")
     client = connect(default_store(made.root))
-    version, run = whole(client, "m", tmp_path / "back" / str(os.mkdir(tmp_path / "back") or ""))
+    version, run = whole(client, "m", tmp_path)
     assert version.source == f"runs:/{done.run_id}/published"
     assert version.tags["checkpoint_revision"] == "r1" and version.tags["fingerprint"] == "print-m"
     for search in (f"tags.stage_hash = '{done.stage_hash}'", "tags.checkpoint_revision = 'r1'"):
         assert [v.version for v in client.search_model_versions(search)] == [version.version]
     assert run.data.metrics["read/sparsemm/48"] == 0.9 and run.data.metrics["profile/full/128/kept_bytes"] == 64
     assert run.data.params["model/checkpoint"] == "a/m" and run.data.params["allocate/budgets"] == "[12, 24, 48]"
-    provenance = json.loads((tmp_path / "back" / "provenance.json").read_text())
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert provenance["flow_run"] == "flow-7" and provenance["gpu"] is None and provenance["packages"]["mlflow"]
     assert set(provenance["dvc_stages"]) == {f"{s}@m" for s in ("align", "chase", "allocate", "evaluate", "profile")}
     assert client.get_model_version_by_alias("visual-heads.m", "candidate").version == version.version
