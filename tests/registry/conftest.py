@@ -90,7 +90,10 @@ class Workspace:
         write_json(folder / "align" / f"{key}.json", {"samples": 6, "share_aligned": 0.7})
         allocate.run(self.params, key, self.root)
         budgets = {str(budget): accuracy for budget in self.raw["allocate"]["budgets"]}
-        tasks = {"read": {"full": {"all": 0.95}, "sparsemm": budgets}, "qa": {"full": {"all": 0.9}, "sparsemm": budgets}}
+        tasks = {
+            "read": {"full": {"all": 0.95}, "sparsemm": budgets},
+            "qa": {"full": {"all": 0.9}, "sparsemm": budgets},
+        }
         write_json(folder / "evaluate" / f"{key}.json", tasks)
         (folder / "evaluate" / f"{key}.csv").write_text(f"model,value\n{key},{accuracy}\n", encoding="utf-8")
         (folder / "profile").mkdir(exist_ok=True)
