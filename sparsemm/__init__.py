@@ -3,7 +3,7 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compressed_cache"]
+__all__ = ["compressed_cache", "load_scores"]
 
 
 def __getattr__(name: str) -> Any:
@@ -12,4 +12,8 @@ def __getattr__(name: str) -> Any:
         from sparsemm.cache import compressed_cache
 
         return compressed_cache
+    if name == "load_scores":
+        from sparsemm.registry.lookup import load_scores
+
+        return load_scores
     raise AttributeError(f"module 'sparsemm' has no attribute {name!r}")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sparsemm.errors import PipelineError, SparseMMError
+from sparsemm.errors import PipelineError, RegistryError, SparseMMError
 from sparsemm.params import load_params, schema
 
 MODEL_STAGES = {
@@ -46,6 +46,27 @@ def _parser() -> argparse.ArgumentParser:
     flows.add_parser(
         "deploy", add_help=False, help="make pools, limits and automations, and deploy; `deploy --help` lists options"
     )
+
+    publish = commands.add_parser("publish", help="publish a model's results in the registry, once")
+    publish.add_argument("key", help="model key")
+    publish.add_argument("--flow-run", help="id of the flow run, for provenance")
+    promote = commands.add_parser("promote", help="move an alias; to champion only through the gate")
+    promote.add_argument("key", help="model key")
+    promote.add_argument("--to", choices=("candidate", "champion"), required=True)
+    promote.add_argument("--version", help="number (the candidate)")
+    commands.add_parser("rollback", help="make the former champion champion again").add_argument(
+        "key", help="model key"
+    )
+    lookup = commands.add_parser("lookup", help="find a score table and check it")
+    lookup.add_argument("source", help="path, models:/visual-heads.<key>@champion or models:/visual-heads.<key>/3")
+    lookup.add_argument("--json", action="store_true", help="everything, for other programs")
+    lookup.add_argument("--offline", action="store_true", help="ask the cache only")
+    registry = commands.add_parser("registry", help="the registry").add_subparsers(dest="action", required=True)
+    serve = registry.add_parser("serve", help="an MLflow server with safe settings on 127.0.0.1")
+    serve.add_argument("--port", type=int, default=5000)
+    serve.add_argument("--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry)")
+    serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server-files)")
+    serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
 
     params = commands.add_parser("params", help="check params.yaml")
     params.add_argument("--schema", action="store_true", help="print its JSON schema")
@@ -110,6 +131,40 @@ def _deploy(root: Path, options: list[str]) -> int:
     return subprocess.run([sys.executable, "-m", "flows.deploy", *options], cwd=root, check=False).returncode
 
 
+def _registry(given: argparse.Namespace) -> None:
+    if given.command == "registry":
+        from sparsemm.registry.server import serve
+
+        serve(given.root, given.port, given.store, given.artifacts, given.auth)
+    elif given.command == "lookup":
+        from sparsemm.registry.lookup import describe, look_up
+
+        found = describe(look_up(given.source, offline=given.offline))
+        if given.json:
+            print(json.dumps(found))
+        else:
+            print("\n".join(f"{name}: {found[name]}" for name in found if name != "scores"))
+    elif given.command == "publish":
+        from sparsemm.registry.publish import publish
+
+        made = publish(load_params(given.params), given.key, given.root, flow_run=given.flow_run)
+        print(f"{made.name} version {made.version}: {'published' if made.created else 'was published before'}")
+    else:
+        from sparsemm.registry import promote as champion
+
+        params = load_params(given.params)
+        if given.command == "rollback":
+            done = champion.rollback(params, given.key, given.root)
+            to = "champion"
+        else:
+            done = champion.promote(params, given.key, given.root, to=given.to, version=given.version)
+            to = given.to
+        print("\n".join(done.verdict.reasons if done.verdict else ()))
+        if done.verdict is not None and not done.verdict.passed:
+            raise RegistryError(f"version {done.version} did not pass the gate", where=done.name)
+        print(f"{done.name}: {to} is version {done.version}, before {done.before or 'none'}")
+
+
 def _run(given: argparse.Namespace) -> None:
     import importlib
 
@@ -123,6 +178,8 @@ def _run(given: argparse.Namespace) -> None:
         else:
             load_params(given.params)
             print(f"{given.params} is valid")
+    elif given.command in ("publish", "promote", "rollback", "lookup", "registry"):
+        _registry(given)
     elif given.command == "download":
         from sparsemm.datasets.download import run as download
 

@@ -56,3 +56,11 @@ class PipelineError(SparseMMError):
 
 class WatchError(SparseMMError):
     """A watched source of checkpoints cannot be asked, or holds what must not be fetched."""
+
+
+class RegistryError(SparseMMError):
+    """Something cannot be published, promoted or looked up, or is not what was published."""
+
+
+class RegistryUnreachable(RegistryError):
+    """The registry does not answer; the same call may work later."""

@@ -110,6 +110,34 @@ class WatchParams(_Strict):
     settle_seconds: float = Field(10.0, ge=0.0, description="a folder's files must be at least this old")
 
 
+class GateParams(_Strict):
+    """What a candidate must reach to become champion."""
+
+    reference_budget: Count | None = Field(None, description="where accuracy is compared; default the largest budget")
+    min_split_half: float = Field(0.9, ge=-1.0, le=1.0, description="correlation of scores from two halves of the set")
+    min_rank_correlation: float = Field(0.9, ge=-1.0, le=1.0, description="with the champion, over all heads")
+    min_top_overlap: float = Field(0.5, ge=0.0, le=1.0, description="share of the champion's best 5 % heads")
+    min_accuracy_ratio: float = Field(0.8, ge=0.0, description="accuracy of sparsemm over that of full, every task")
+    max_accuracy_drop: float = Field(0.05, ge=0.0, le=1.0, description="accuracy lost against the champion, every task")
+
+
+class RegistryParams(_Strict):
+    """Where results are published, and what may become champion."""
+
+    tracking_uri: str | None = Field(
+        None, description="default: MLFLOW_TRACKING_URI, else SQLite in artifacts/registry; never with credentials"
+    )
+    experiment: str = Field("sparsemm", min_length=1, description="MLflow experiment of the runs")
+    gate: GateParams = GateParams.model_validate({})
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_credentials(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value.partition("://")[2].partition("/")[0]:
+            raise ValueError("holds credentials; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
+        return value
+
+
 class Params(_Strict):
     """The whole of params.yaml."""
 
@@ -120,6 +148,7 @@ class Params(_Strict):
     evaluate: EvaluateParams
     profile: ProfileParams
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
+    registry: RegistryParams = RegistryParams.model_validate({})
 
     @field_validator("models", "datasets", "watch")
     @classmethod
@@ -142,6 +171,9 @@ class Params(_Strict):
             raise ValueError("chase.dataset and evaluate.dataset draw from the same split")
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
+        budget = self.registry.gate.reference_budget
+        if budget is not None and budget not in self.allocate.budgets:
+            raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")
         return self
 
     def model(self, key: str) -> ModelParams:

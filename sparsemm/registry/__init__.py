@@ -1,0 +1,1 @@
+"""Score tables as versions in an MLflow registry; no module here imports mlflow before it is used."""

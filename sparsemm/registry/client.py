@@ -1,0 +1,153 @@
+"""Reach the registry: which one it is, whether it answers, and its errors as ours."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sparsemm.errors import RegistryError, RegistryUnreachable
+from sparsemm.params import Params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STORE = Path("artifacts") / "registry"
+# Environment of the client, where it is silent: no telemetry, no chatter, about 30 s of retries instead of 4 minutes.
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
+}
+PATIENCE = 5.0  # seconds a server may take to say that it is there
+
+
+def model_name(key: str) -> str:
+    """The registered model of a model key: visual-heads.<key>.
+
+    Raises:
+        RegistryError: if the key could not stand in params.yaml.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
+        raise RegistryError(f"{key!r} is not a model key", hint="letters, digits, - and _")
+    return f"visual-heads.{key}"
+
+
+def default_store(root: Path) -> str:
+    """SQLite under artifacts/registry, which needs no server."""
+    return f"sqlite:///{(root / STORE / 'mlflow.db').resolve()}"
+
+
+def registry_uri(given: str | None, params: Params | None = None, root: Path = Path(".")) -> str:
+    """Address of the registry: `given`, else registry.tracking_uri, else MLFLOW_TRACKING_URI, else SQLite under root.
+
+    Raises:
+        RegistryError: if it is neither http(s) nor sqlite, or holds credentials (they would end up in logs).
+    """
+    from_params = params.registry.tracking_uri if params is not None else None
+    uri = given or from_params or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return default_store(root)
+    try:
+        parts = urlsplit(uri)
+        host, secret = parts.hostname, parts.username is not None or parts.password is not None
+    except ValueError as error:
+        raise RegistryError("the tracking URI is not a URI") from error
+    if parts.scheme == "sqlite" and sqlite_file(uri):
+        return uri
+    if parts.scheme not in ("http", "https") or not host:
+        hint = "http(s)://host:port or sqlite:///file; for other databases start `sparsemm registry serve --store`"
+        raise RegistryError(f"a tracking URI of kind {parts.scheme or 'path'!r} is not used directly", hint=hint)
+    if secret:
+        hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise RegistryError("the tracking URI holds credentials", where=host, hint=hint)
+    return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of a sqlite address; None for a server's."""
+    return Path(uri.removeprefix("sqlite:///")) if re.match(r"sqlite:///[^:?]", uri) else None
+
+
+def connect(uri: str, create: bool = False) -> MlflowClient:
+    """A client of a registry that answers, set up as `SETTINGS` where the environment says nothing else.
+
+    Args:
+        uri: what `registry_uri` returned.
+        create: whether a SQLite file that is missing is made.
+
+    Raises:
+        RegistryUnreachable: if a server does not answer within `PATIENCE` seconds.
+        RegistryError: if mlflow is not installed, or there is no such file.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    file = sqlite_file(uri)
+    if file is None:
+        _knock(uri)
+    elif not create and not file.is_file():
+        raise RegistryError("no registry there", where=str(file), hint="publish first, or set MLFLOW_TRACKING_URI")
+    try:
+        from filelock import FileLock
+        from mlflow import MlflowClient
+    except ImportError as error:
+        raise RegistryError(f"{error}", hint="pip install 'sparsemm[registry]'") from error
+    if file is None:
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with answering(uri), FileLock(f"{file}.lock"):  # two first uses at once would both run the migrations
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_registered_models(max_results=1)
+    return client
+
+
+def _knock(uri: str) -> None:
+    """MLflow retries a dead server for minutes; ask once, briefly, before."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE):  # noqa: S310  (http only)
+            return
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (502, 503, 504):
+            raise RegistryUnreachable(f"the registry does not answer: {error}", where=uri) from error
+    except (OSError, http.client.HTTPException) as error:
+        if not isinstance(getattr(error, "reason", error), ssl.SSLError):  # MLflow knows its own certificates
+            raise RegistryUnreachable(f"the registry does not answer: {error}", where=uri) from error
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turn the errors of MLflow and its transport into RegistryError or RegistryUnreachable."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError) as error:
+        chain: list[BaseException] = [error]
+        while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+            chain.append(cause)
+        text = " ".join(str(error).split())[:500]
+        status = max((getattr(getattr(one, "response", None), "status_code", 0) for one in chain), default=0)
+        broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)
+        if status == 401 or "error code 401" in text:
+            hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise RegistryError("the registry wants other credentials", where=uri, hint=hint) from error
+        if any(isinstance(one, broken) for one in chain) or status >= 500 or is_code(error, "TEMPORARILY_UNAVAILABLE"):
+            raise RegistryUnreachable(f"the registry stopped answering: {text}", where=uri) from error
+        raise RegistryError(f"the registry refused: {text}", where=uri) from error
+
+
+def is_code(error: Exception, *codes: str) -> bool:
+    """Whether MLflow's error is one of these codes."""
+    return getattr(error, "error_code", None) in codes

@@ -1,0 +1,133 @@
+"""One at a time: a lock that several processes and hosts see, and that its holder's death does not leave behind."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparsemm.errors import RegistryError
+from sparsemm.files import atomic_path
+from sparsemm.registry.client import is_code, sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SECONDS = 120.0  # a holder on another host that has been silent for so long is taken for dead
+EVERY = 0.5
+
+
+def cache_home() -> Path:
+    """$XDG_CACHE_HOME/sparsemm, by default ~/.cache/sparsemm."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsemm"
+
+
+class Lease:
+    """What a holder has in hand; `check` before every step that cannot be taken back."""
+
+    def __init__(self, client: MlflowClient, name: str, owner: str) -> None:
+        self.client, self.name, self.owner, self.token = client, name, owner, uuid.uuid4().hex
+
+    def tags(self) -> dict[str, str]:
+        """The tags of a lock held from now on."""
+        return {"owner": self.owner, "token": self.token, "expires": repr(time.time() + SECONDS)}
+
+    def check(self) -> None:
+        """Make sure the lock is still held, and hold it for another `SECONDS`.
+
+        Raises:
+            RegistryError: if someone has taken it over.
+        """
+        if _held(self.client, self.name).get("token") != self.token:
+            raise RegistryError("the lock was lost to another process", where=self.name, hint="run it again")
+        self.client.set_registered_model_tag(self.name, "expires", self.tags()["expires"])
+
+
+def _held(client: MlflowClient, name: str) -> dict[str, str]:
+    """Tags of the lock, empty if nobody holds it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_registered_model(name).tags)
+    except MlflowException as error:
+        if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
+            raise
+        return {}
+
+
+def _remove(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_registered_model(name)
+    except MlflowException as error:
+        if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
+            raise
+
+
+@contextmanager
+def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -> Iterator[Lease]:
+    """Be the only publisher or promoter of a registered model.
+
+    Two locks. The first is a lock file (beside a SQLite store, else in the cache folder), which the kernel releases
+    when a process dies: on one host it is exact. The second is a registered model `<model>.lock`: names are a primary
+    key of the registry's database, so of all hosts one succeeds in creating it. It carries its owner and an expiry;
+    whoever holds the lock file of the same host takes over at once what a dead process of that host left, other
+    hosts after `SECONDS`, for which their clocks must agree to within seconds.
+
+    Not guaranteed: a holder that sleeps for longer than `SECONDS` between `check` and its next write, while another
+    host takes over, writes at the same time as that one. MLflow has no conditional write that could prevent it.
+    `publish` therefore looks for duplicates after the fact, and `promote` reads the alias again.
+
+    Raises:
+        RegistryError: if someone else holds it for longer than `patience` seconds.
+    """
+    from filelock import FileLock, Timeout
+    from mlflow.exceptions import MlflowException
+
+    store = sqlite_file(uri)
+    folder = store.parent if store is not None else cache_home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = hashlib.sha256(f"{uri if store is None else ''} {model}".encode()).hexdigest()[:16]
+    until = time.monotonic() + patience
+    try:
+        with FileLock(folder / f"{stem}.lock", timeout=patience):
+            held = Lease(client, f"{model}.lock", _owner(folder / f"{stem}.owner"))
+            while True:
+                try:
+                    client.create_registered_model(held.name, tags=held.tags())
+                    break
+                except MlflowException as error:
+                    if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
+                        raise
+                found = _held(client, held.name)
+                if found.get("token") == held.token:
+                    break  # our own request, which the transport sent twice
+                if found.get("owner") == held.owner or float(found.get("expires", "inf")) < time.time():
+                    _remove(client, held.name)
+                elif found and time.monotonic() > until:
+                    raise RegistryError(f"held by {found.get('owner')}", where=held.name, hint="try again later")
+                elif found:
+                    time.sleep(EVERY)
+            try:
+                yield held
+            finally:
+                with suppress(MlflowException):  # a registry that is down now: the lock expires
+                    if _held(client, held.name).get("token") == held.token:
+                        _remove(client, held.name)
+    except Timeout as error:
+        raise RegistryError("another process of this host is at it", where=model, hint="try again later") from error
+
+
+def _owner(path: Path) -> str:
+    """Who shares this lock file: the host and an id kept beside the file (containers may share a host name)."""
+    if not path.is_file():
+        with atomic_path(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return f"{socket.gethostname()}/{path.read_text(encoding='utf-8')}"

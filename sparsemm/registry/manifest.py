@@ -1,0 +1,125 @@
+"""The manifest of a publication: every file with its size and SHA-256, checked before anything is believed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparsemm.errors import RegistryError
+from sparsemm.files import sha256_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+FOLDER = "published"  # of the run's artifacts
+NAME = "manifest.json"
+FORMAT = 1
+MOST = 1 << 20  # bytes a manifest may have
+
+
+def build(folder: Path, **about: str) -> dict[str, Any]:
+    """The manifest of every file under `folder`; `about` says what it is of."""
+    files = sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
+    listed = {name: {"sha256": sha256_file(path), "size": path.stat().st_size} for name, path in files}
+    return {"format": FORMAT, **about, "files": listed}
+
+
+def safe_name(name: Any) -> str:
+    """The name of an artifact, if it stays where it belongs.
+
+    Raises:
+        RegistryError: if it is absolute, leaves its folder, or holds anything but letters, digits and . _ - /
+    """
+    parts = name.split("/") if isinstance(name, str) else []
+    if not parts or not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", part) for part in parts):
+        raise RegistryError(f"{str(name)[:80]!r} is no name of an artifact")
+    return str(name)
+
+
+def parse(path: Path) -> dict[str, Any]:
+    """Read a manifest.
+
+    Raises:
+        RegistryError: if it is not one, or names a file outside its folder.
+    """
+    try:
+        if path.stat().st_size > MOST:
+            raise RegistryError(f"larger than {MOST} bytes", where=NAME)
+        value = json.loads(path.read_text(encoding="utf-8"))
+        files = {safe_name(name): (str(one["sha256"]), int(one["size"])) for name, one in value["files"].items()}
+        if value["format"] != FORMAT or not all(re.fullmatch("[0-9a-f]{64}", sha) for sha, _ in files.values()):
+            raise RegistryError(f"format {value['format']!r}, {FORMAT} is read here", where=NAME)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RegistryError(f"not a manifest: {error!r}", where=NAME) from error
+    return value
+
+
+def check(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
+    """Refuse files that are missing or not what the manifest says.
+
+    Raises:
+        RegistryError: naming the file.
+    """
+    for name in names:
+        path, wanted = folder / safe_name(name), manifest["files"].get(name)
+        if wanted is None:
+            raise RegistryError("not in the manifest", where=name)
+        if not path.is_file() or path.stat().st_size != wanted["size"] or sha256_file(path) != wanted["sha256"]:
+            raise RegistryError("not the file that was published", where=name, hint="publish it again")
+
+
+def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | None, folder: Path) -> dict[str, Any]:
+    """Download a run's manifest and files into `folder`, and check them.
+
+    Args:
+        sha256: what the manifest must have.
+        names: files wanted; None for all, and then there may be no others.
+        folder: an empty folder; files land in it under their names.
+
+    Returns:
+        the manifest.
+
+    Raises:
+        RegistryError: if a name escapes, or a file is missing, damaged or too many.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+
+        def download(name: str) -> Path:
+            return Path(client.download_artifacts(run_id, name, temporary))
+
+        path = download(f"{FOLDER}/{NAME}")
+        if sha256_file(path) != sha256:
+            raise RegistryError("not the manifest that was published", where=f"run {run_id}", hint="publish it again")
+        manifest = parse(path)
+        if names is None:
+            names = list(manifest["files"])
+            whole = download(FOLDER)
+            there = {p.relative_to(whole).as_posix(): p for p in whole.rglob("*") if p.is_file()}
+            if extra := there.keys() - {*names, NAME}:
+                raise RegistryError(f"files that are not in the manifest: {sorted(extra)}", where=f"run {run_id}")
+        else:
+            there = {name: download(f"{FOLDER}/{name}") for name in names if safe_name(name) in manifest["files"]}
+        for name, found in there.items():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(found, target)
+    check(folder, manifest, names)
+    return manifest
+
+
+def fetch_version(client: MlflowClient, version: ModelVersion, names: list[str], folder: Path) -> dict[str, Any]:
+    """`fetch` for a registered version, which must be one that `publish` made.
+
+    Raises:
+        RegistryError: if its files lie elsewhere than in its own run, or are not what was published.
+    """
+    where = f"{version.name} version {version.version}"
+    sha256 = version.tags.get("manifest_sha256", "")
+    if not version.run_id or version.source != f"runs:/{version.run_id}/{FOLDER}" or not sha256:
+        raise RegistryError("not a version that `sparsemm publish` made", where=where)
+    return fetch(client, version.run_id, sha256, names, folder)

@@ -1,0 +1,180 @@
+"""Move the champion: forward through the gate, and back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sparsemm.errors import RegistryError
+from sparsemm.params import Params
+from sparsemm.registry import manifest
+from sparsemm.registry.client import answering, connect, is_code, model_name, registry_uri
+from sparsemm.registry.gate import Evidence, Verdict, judge
+from sparsemm.registry.lease import Lease, lease
+from sparsemm.registry.publish import CANDIDATE
+from sparsemm.scores import ScoreTable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+REPLACED = "replaced_champion"  # tag of a champion: the version it took over from
+LONGEST = 4000  # characters of a tag
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What came of it.
+
+    Attributes:
+        name, version: the version that was asked for.
+        before: version the alias pointed at, or None.
+        moved: whether the alias points at `version` because of this call.
+        verdict: of the gate; None where it was not asked (to candidate, rollback, already champion).
+    """
+
+    name: str
+    version: str
+    before: str | None
+    moved: bool
+    verdict: Verdict | None
+
+
+def promote(
+    params: Params,
+    key: str,
+    root: Path = Path("."),
+    *,
+    to: Literal["candidate", "champion"] = "champion",
+    version: str | None = None,
+    tracking_uri: str | None = None,
+) -> Promotion:
+    """Point an alias of visual-heads.<key> at a version; at `champion` only if the gate lets it through.
+
+    An alias is one row that is replaced in one transaction: a reader sees the old version or the new one. Publishers
+    and promoters take turns (what that guarantees: `sparsemm.registry.lease.lease`), and the champion that was judged
+    against must still be champion when the alias is moved. The verdict and its reasons are written to the version's
+    tags before that, whichever way it went.
+
+    Args:
+        version: number; the current candidate by default.
+
+    Raises:
+        RegistryError: if there is no such version, its files are not what was published, or it changed meanwhile.
+        RegistryUnreachable: if the registry is down.
+    """
+    name, uri = model_name(key), registry_uri(tracking_uri, params, root)
+    client = connect(uri)
+    with answering(uri), lease(client, uri, name) as held:
+        chosen = _by_alias(client, name, CANDIDATE) if version is None else _by_number(client, name, version)
+        if chosen is None:
+            raise RegistryError("no candidate", where=name, hint=f"`sparsemm publish {key}` makes one")
+        before = _by_alias(client, name, to)
+        number, old = str(chosen.version), None if before is None else str(before.version)
+        if number == old:
+            return Promotion(name, number, old, False, None)
+        verdict = None
+        if to == CHAMPION:
+            now = None if before is None else _evidence(client, before)
+            verdict = judge(_evidence(client, chosen), now, params.registry.gate)
+            _record(client, name, number, verdict, old)
+            if not verdict.passed:
+                return Promotion(name, number, old, False, verdict)
+            if old is not None:
+                client.set_model_version_tag(name, number, REPLACED, old)
+            else:
+                _forget(client, name, number, REPLACED)
+        _move(client, held, name, to, old, number)
+    return Promotion(name, number, old, True, verdict)
+
+
+def rollback(params: Params, key: str, root: Path = Path("."), *, tracking_uri: str | None = None) -> Promotion:
+    """Give the title back to the version the champion took it from; the gate is not asked, it let that one through.
+
+    Called again it goes back one further.
+
+    Raises:
+        RegistryError: if there is no champion, or nothing before it.
+        RegistryUnreachable: if the registry is down.
+    """
+    name, uri = model_name(key), registry_uri(tracking_uri, params, root)
+    client = connect(uri)
+    with answering(uri), lease(client, uri, name) as held:
+        champion = _by_alias(client, name, CHAMPION)
+        if champion is None:
+            raise RegistryError("no champion", where=name, hint=f"`sparsemm promote {key} --to champion`")
+        previous = champion.tags.get(REPLACED)
+        if previous is None:
+            raise RegistryError(f"version {champion.version} is the first champion", where=name)
+        back, number = _by_number(client, name, previous), str(champion.version)
+        text = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}: back to version {previous}"
+        client.set_model_version_tag(name, number, "rolled_back", text)
+        _move(client, held, name, CHAMPION, number, str(back.version))
+    return Promotion(name, str(back.version), number, True, None)
+
+
+def _by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
+def _by_number(client: MlflowClient, name: str, version: str) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise RegistryError(f"no version {version!r}", where=name) from error
+
+
+def _forget(client: MlflowClient, name: str, version: str, tag: str) -> None:
+    if tag in client.get_model_version(name, version).tags:
+        client.delete_model_version_tag(name, version, tag)
+
+
+def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
+    """Table and accuracy of a version, its files checked against their checksums."""
+    key = version.name.removeprefix("visual-heads.")
+    table, accuracy = f"scores/{key}.safetensors", f"evaluate/{key}.json"
+    with tempfile.TemporaryDirectory(prefix="sparsemm-") as temporary:
+        folder = Path(temporary)
+        manifest.fetch_version(client, version, [table, accuracy], folder)
+        values = json.loads((folder / accuracy).read_text(encoding="utf-8"))
+        loaded = ScoreTable.load(folder / table)
+    return Evidence(str(version.version), loaded.header["revision"], loaded, values)
+
+
+def _record(client: MlflowClient, name: str, version: str, verdict: Verdict, against: str | None) -> None:
+    tags = {
+        "gate": "passed" if verdict.passed else "failed",
+        "gate_reasons": "\n".join(verdict.reasons)[:LONGEST],
+        "gate_against": against or "none",
+        "gate_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+    }
+    for tag, value in tags.items():
+        client.set_model_version_tag(name, version, tag, value)
+
+
+def _move(client: MlflowClient, held: Lease, name: str, alias: str, before: str | None, to: str) -> None:
+    """Move an alias that still points at `before`, and see it there."""
+    held.check()
+    now = _by_alias(client, name, alias)
+    if (None if now is None else str(now.version)) != before:
+        raise RegistryError(f"{alias} was moved meanwhile", where=name, hint="run it again")
+    client.set_registered_model_alias(name, alias, to)
+    now = _by_alias(client, name, alias)
+    if now is None or str(now.version) != to:
+        raise RegistryError(f"{alias} was moved by another at the same time", where=name, hint="look, and run it again")

@@ -1,0 +1,69 @@
+"""Where a publication comes from: commit, dvc.lock, stages, flow run, packages, machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sparsemm.registry.lockfile import Stages
+from sparsemm.scores import ScoreTable
+
+PACKAGES = ("sparsemm", "torch", "transformers", "tokenizers", "numpy", "safetensors", "lmms-eval", "dvc", "mlflow")
+PROCESSORS = ("x86_64", "AMD64", "aarch64", "arm64")  # what the profile stage writes where there is no GPU
+
+
+def provenance(stages: Stages, table: ScoreTable, root: Path, flow_run: str | None) -> dict[str, Any]:
+    """What provenance.json holds: plain JSON, nothing of the environment, no address and no user.
+
+    `gpu` and `measured_with` are of the machine that profiled the model, which need not be the one that publishes.
+    """
+    machine = _machine(root, stages)
+    device = machine.get("device")
+    return {
+        "checkpoint": table.header["model"],
+        "checkpoint_revision": table.header["revision"],
+        "fingerprint": table.header["fingerprint"],
+        "git": _git(root),
+        "dvc_lock_sha256": stages.sha256,
+        "dvc_stages": stages.entries,
+        "stage_hash": stages.hash,
+        "flow_run": flow_run,
+        "packages": _packages(),
+        "python": platform.python_version(),
+        "gpu": None if device in PROCESSORS else device,
+        "measured_with": machine,
+    }
+
+
+def _machine(root: Path, stages: Stages) -> dict[str, Any]:
+    path = next(path for path in stages.outs() if path.startswith("artifacts/profile/") and path.endswith(".json"))
+    metrics = json.loads((root / path).read_text(encoding="utf-8"))
+    return {name: metrics.get(name) for name in ("device", "threads", "torch", "transformers")}
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(root: Path) -> dict[str, Any] | None:
+    """Commit, and whether tracked files differ from it; None outside a repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,77 @@
+"""Several publishers or promoters as processes of their own, forked after the slow imports; run by the tests.
+
+processes.py kill ROOT URI KEY:METHOD:WHEN ...   publish KEY and die at a call of the client's METHOD
+processes.py both ROOT URI publish|promote KEY   two at the same time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from sparsemm.errors import SparseMMError
+from sparsemm.params import load_params
+from sparsemm.registry.promote import promote
+from sparsemm.registry.publish import publish
+
+ROOT, URI = Path(sys.argv[2]), sys.argv[3]
+PARAMS = load_params(ROOT / "params.yaml")
+
+
+def forked(work):
+    """Run `work` in a child; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        report = work()
+    except SparseMMError as error:
+        report = {"error": str(error)}
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os.write(1, (json.dumps(report) + "\n").encode())  # one write: two children do not mix their lines
+    os._exit(0)
+
+
+def die_at(method, when):
+    """Kill this process before or after the first call of a client's method, as a power cut would."""
+    real = getattr(MlflowClient, method)
+
+    def deadly(self, *arguments, **options):
+        if when == "after":
+            real(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(MlflowClient, method, deadly)
+
+
+def published(key):
+    return vars(publish(PARAMS, key, ROOT, tracking_uri=URI))
+
+
+def promoted(key):
+    done = promote(PARAMS, key, ROOT, tracking_uri=URI)
+    return {"version": done.version, "before": done.before, "moved": done.moved}
+
+
+if sys.argv[1] == "kill":
+    for point in sys.argv[4:]:
+        key, method, when = point.split(":")
+
+        def victim(key=key, method=method, when=when):
+            die_at(method, when)
+            return published(key)
+
+        _, status = os.waitpid(forked(victim), 0)
+        assert os.WIFSIGNALED(status), f"{point} was never reached"
+else:
+    work = {"publish": published, "promote": promoted}[sys.argv[4]]
+    for pid in [forked(lambda: work(sys.argv[5])) for _ in range(2)]:
+        assert os.waitpid(pid, 0)[1] == 0

@@ -1,0 +1,61 @@
+"""Which registry it is, and what is told when it does not answer."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from sparsemm.errors import RegistryError, RegistryUnreachable
+from sparsemm.params import GateParams
+from sparsemm.registry.client import connect, default_store, model_name, registry_uri
+
+
+def test_argument_then_params_then_environment_then_sqlite(workspace, monkeypatch):
+    made = workspace("m")
+    assert registry_uri(None, made.params, made.root) == default_store(made.root)
+    assert default_store(made.root) == f"sqlite:///{made.root}/artifacts/registry/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment:1")
+    assert registry_uri(None, made.params, made.root) == "http://from-environment:1"
+    registry = made.params.registry.model_copy(update={"tracking_uri": "http://from-params:1"})
+    params = made.params.model_copy(update={"registry": registry})
+    assert registry_uri(None, params, made.root) == "http://from-params:1"
+    assert registry_uri("sqlite:///given.db", params, made.root) == "sqlite:///given.db"
+    assert isinstance(registry.gate, GateParams)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:canary@host:5000",
+        "https://canary@host",
+        "http://:canary@host",
+        "postgresql://user:canary@host/db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "file:///tmp/canary",
+        "/tmp/canary",
+        "http://",
+        "http://[canary",
+    ],
+)
+def test_addresses_that_are_not_used_are_refused_without_repeating_their_secret(uri):
+    with pytest.raises(RegistryError) as caught:
+        registry_uri(uri)
+    assert "canary" not in str(caught.value)
+
+
+def test_nobody_there_and_silence_are_told_soon(monkeypatch):
+    with pytest.raises(RegistryUnreachable, match="does not answer"):
+        connect("http://127.0.0.1:9")
+    with pytest.raises(RegistryUnreachable, match="does not answer"):
+        connect("http://no-such-host.invalid")
+    monkeypatch.setattr("sparsemm.registry.client.PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RegistryUnreachable, match="timed out"):
+        connect(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("key", ["", "a.lock", "../a", "a b", "a'", "a/1", "x@y"])
+def test_keys_that_params_would_refuse_name_no_model(key):
+    with pytest.raises(RegistryError, match="not a model key"):
+        model_name(key)

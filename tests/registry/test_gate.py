@@ -1,0 +1,94 @@
+"""The gate, threshold by threshold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparsemm.params import GateParams
+from sparsemm.registry.gate import Evidence, judge
+from sparsemm.scores import ScoreTable
+
+GATE = GateParams.model_validate({})
+
+
+def table(order=1, noise=0.0, shape=(5, 8)):
+    heads = np.linspace(0.0, 1.0, shape[0] * shape[1])[::order].reshape(shape)
+    rng = np.random.default_rng(0)
+    per_sample = np.abs(heads + noise * rng.standard_normal((4, *shape)))
+    header = {"model": "m", "revision": "r1", "fingerprint": "f", "num_kv_heads": 4}
+    return ScoreTable.from_samples(per_sample, np.zeros(shape, np.int64), header)
+
+
+def accuracy(mine=0.9, full=1.0, budgets=("8", "16")):
+    return {"read": {"full": {"all": full}, "sparsemm": dict.fromkeys(budgets, mine)}}
+
+
+def evidence(**values):
+    return Evidence(**{"version": "1", "revision": "r1", "table": table(), "accuracy": accuracy(), **values})
+
+
+def failed(verdict):
+    return [reason for reason in verdict.reasons if reason.startswith("FAIL")]
+
+
+def test_the_first_champion_is_judged_on_its_own_and_the_reasons_say_so():
+    verdict = judge(evidence(), None, GATE)
+    assert verdict.passed and "no champion yet" in verdict.reasons[-1]
+    assert any("split-half correlation 1.0000, at least 0.9" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "reason"),
+    [
+        ({"table": table(noise=9.0)}, "split-half"),
+        ({"table": table(order=-1)}, "rank correlation with the champion (version 1) -1.0000"),
+        ({"table": table(order=-1)}, "overlap of the top 5% with the champion (version 1) 0.0000"),
+        ({"table": table(shape=(4, 8))}, "(4, 8) heads cannot be compared"),
+        ({"accuracy": accuracy(mine=0.79)}, "0.8 x full 1.0000 wanted"),
+        ({"accuracy": accuracy(mine=0.84)}, "a drop of at most 0.05"),
+        ({"accuracy": accuracy(budgets=())}, "budget none"),
+        ({"accuracy": {}}, "no accuracy was measured"),
+        ({"accuracy": {"read": {"sparsemm": {"16": 1.0}}}}, "full nan"),
+        ({"accuracy": accuracy(mine=float("nan"))}, "sparsemm nan"),
+    ],
+)
+def test_every_threshold_can_fail(candidate, reason):
+    verdict = judge(evidence(**candidate), evidence(), GATE)
+    assert not verdict.passed and any(reason in line for line in failed(verdict)), verdict.reasons
+
+
+def test_a_drop_of_exactly_the_threshold_passes_and_a_gain_always():
+    before = evidence(accuracy=accuracy(mine=0.95))
+    assert judge(evidence(accuracy=accuracy(mine=0.9)), before, GATE).passed
+    assert judge(evidence(accuracy=accuracy(mine=1.0)), before, GATE).passed
+
+
+def test_a_constant_table_has_no_rank_correlation_and_fails():
+    flat = ScoreTable.from_samples(np.ones((4, 5, 8)), np.zeros((5, 8), np.int64), table().header)
+    verdict = judge(evidence(table=flat), evidence(), GATE)
+    assert len(failed(verdict)) >= 2 and "nan" in failed(verdict)[0]
+
+
+def test_another_revision_is_told_and_held_to_the_same_thresholds():
+    moved = evidence(revision="r2", table=table(order=-1))
+    verdict = judge(moved, evidence(), GATE)
+    assert any("checkpoint revision r2" in line for line in verdict.reasons) and not verdict.passed
+    assert judge(replace(moved, table=table()), evidence(), GATE).passed
+
+
+def test_the_reference_budget_is_the_largest_or_the_one_in_params():
+    uneven = {"read": {"full": {"all": 1.0}, "sparsemm": {"8": 0.1, "16": 0.9, "100": 0.95}}}
+    assert "0.9500 at budget 100" in "".join(judge(evidence(accuracy=uneven), None, GATE).reasons)
+    low = GATE.model_copy(update={"reference_budget": 8})
+    assert failed(judge(evidence(accuracy=uneven), None, low))
+    absent = GATE.model_copy(update={"reference_budget": 12})
+    assert failed(judge(evidence(accuracy=uneven), None, absent))
+
+
+def test_a_champion_that_was_never_evaluated_at_that_budget_is_no_obstacle():
+    before = evidence(accuracy={"read": {"full": {"all": 1.0}, "sparsemm": {"4": 1.0}}})
+    verdict = judge(evidence(), before, GATE)
+    assert verdict.passed and any("was not evaluated at budget 16" in line for line in verdict.reasons)
