@@ -12,12 +12,9 @@ demo: setup
 	dvc repro
 	@echo "The report is in artifacts/report/index.html"
 
-# The same pipeline on its smallest settings, in a copy of the last commit.
+# Pipeline, registry and look-up on the smallest settings, as Prefect flows, in a copy of the last commit.
 smoke: setup
-	rm -rf build/smoke && mkdir -p build/smoke
-	git archive HEAD | tar -x -C build/smoke
-	cd build/smoke && python .ci/smoke.py && git init -q && dvc repro
-	test -s build/smoke/artifacts/report/index.html
+	python -m flows.smoke
 
 setup: $(VENV)/.stamp
 

@@ -56,7 +56,7 @@ def publish_model(root: str, key: str) -> dict[str, Any]:
     from sparsemm.registry.publish import publish
 
     params = load_params(Path(root) / "params.yaml")
-    made = publish(params, key, Path(root), flow_run=flow_run.id)
+    made = publish(params, key, Path(root), flow_run=str(flow_run.id))
     get_run_logger().info("%s version %s%s", made.name, made.version, "" if made.created else " (already there)")
     return {"name": made.name, "version": made.version, "created": made.created}
 

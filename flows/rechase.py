@@ -30,13 +30,17 @@ def look(root: str, key: str) -> Arrival | None:
 
 @task(task_run_name="promote {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 def promote_model(root: str, key: str, version: str) -> bool:
-    """Make the published version the candidate, and the champion if it passes the gate; the reasons are shown."""
+    """Whether the version is champion now: it was, or it passes the gate. The gate's reasons are shown."""
     from sparsemm.registry.promote import promote
 
-    verdict = promote(load_params(Path(root) / "params.yaml"), key, version=version, root=Path(root))
-    lines = [f"# {key} version {version}: {'champion' if verdict.passed else 'stays candidate'}", ""]
-    create_markdown_artifact("\n".join(lines + [f"- {reason}" for reason in verdict.reasons]), key=f"gate-{slug(key)}")
-    return verdict.passed
+    done = promote(load_params(Path(root) / "params.yaml"), key, Path(root), version=version)
+    if done.verdict is None:
+        return True
+    title = f"# {key} version {version}: {'champion' if done.verdict.passed else 'stays candidate'}"
+    text = "\n".join([title, "", *(f"- {reason}" for reason in done.verdict.reasons)])
+    create_markdown_artifact(text, key=f"gate-{slug(key)}")
+    get_run_logger().info(text)
+    return done.verdict.passed
 
 
 @flow(log_prints=True, task_runner=RUNNER)
