@@ -1,13 +1,18 @@
-"""Shared fixtures: the small models (trained where a checkpoint is in the repository), and a pipeline to run DVC on."""
+"""Shared fixtures: the small models (trained where a checkpoint is in the repository), a pipeline, a registry."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -143,3 +148,36 @@ def new_pipeline() -> Callable[..., Pipeline]:
         return pipeline
 
     return make
+
+
+@pytest.fixture(scope="session")
+def registry_server() -> Callable[..., Any]:
+    """`with registry_server(folder, *arguments, **environment) as (uri, process)`: `sparsemm registry serve`.
+
+    It listens on a free port, leads a process group of its own, and writes its log to `folder`/log.
+    """
+
+    @contextmanager
+    def serve(folder: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = str(found.getsockname()[1])
+        command = [sys.executable, "-m", "sparsemm.cli", "--root", str(folder), "registry", "serve", "--port", port]
+        with open(folder / "log", "wb") as log:
+            options: dict[str, Any] = {"stdout": log, "stderr": log, "env": os.environ | environment, "cwd": ROOT}
+            process = subprocess.Popen([*command, *arguments], start_new_session=True, **options)
+        try:
+            deadline = time.monotonic() + 180
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{port}", process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return serve

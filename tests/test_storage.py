@@ -6,17 +6,11 @@ import hashlib
 import http.client
 import itertools
 import logging
-import os
 import shutil
-import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -25,7 +19,6 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-ROOT = Path(__file__).parent.parent
 KEY, SECRET = "canarykey0001", "canary-secret-0002"
 # One attempt, so that a fault is seen at once; no ~/.aws of the user, no metadata service of a cloud machine.
 ENVIRONMENT = {
@@ -245,33 +238,10 @@ def test_credentials_come_from_the_environment_and_stay_there(pushing, storage):
     assert status != 0 and "Unable to locate credentials" in output and "Traceback" not in output, output
 
 
-@contextmanager
-def registry_server(folder, *arguments, **environment):
-    """`sparsemm registry serve` on a free port: its address; its log is `folder`/log."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    command = [sys.executable, "-m", "sparsemm.cli", "--root", str(folder), "registry", "serve", "--port", port]
-    with open(folder / "log", "wb") as log:
-        options = {"stdout": log, "stderr": log, "env": os.environ | environment, "cwd": ROOT}
-        process = subprocess.Popen([*command, *arguments], start_new_session=True, **options)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-def test_the_registrys_files_are_on_s3_and_its_clients_need_no_credentials(storage, tmp_path, monkeypatch):
+def test_the_registrys_files_are_on_s3_and_its_clients_need_no_credentials(
+    storage, registry_server, tmp_path, monkeypatch
+):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     storage.client.create_bucket(Bucket="registry")
@@ -279,7 +249,7 @@ def test_the_registrys_files_are_on_s3_and_its_clients_need_no_credentials(stora
     content = bytes(range(256)) * 64
     (tmp_path / "table.bin").write_bytes(content)
     environment = CREDENTIALS | {"HOME": str(tmp_path), "MLFLOW_S3_ENDPOINT_URL": storage.proxy.url}
-    with registry_server(tmp_path, "--artifacts", "s3://registry/files", **environment) as uri:
+    with registry_server(tmp_path, "--artifacts", "s3://registry/files", **environment) as (uri, _):
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)

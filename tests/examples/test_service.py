@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -21,13 +26,15 @@ import torch
 import uvicorn
 import yaml
 from PIL import Image
+from sparsemm.registry import manifest
+from sparsemm.registry.client import connect
 
 import sparsemm
 from examples.service.app import create_app
 from examples.service.settings import Settings
 from sparsemm.datasets.synthetic import PageStyle, draw_record, questions
 from sparsemm.errors import ParamsError, ScoreTableError
-from sparsemm.files import sha256_file
+from sparsemm.files import sha256_file, write_json
 from sparsemm.models import fingerprint
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
@@ -377,45 +384,48 @@ def test_a_promotion_is_followed_and_running_requests_keep_their_table(folder, t
             until(lambda: service.client.get("/health").json()["check_failed"] is None)
 
 
-class Registry:
-    """Stands in for `sparsemm.registry.lookup`, with a champion to set and a plug to pull."""
-
-    def __init__(self, folder):
-        self.folder, self.champion, self.down = folder, 1, False
-
-    def resolve(self, source):
-        if self.down:
-            raise ConnectionError("the registry refused")
-        assert source == f"models:/visual-heads.{MODEL}@champion"
-        digest = sha256_file(self.folder / f"{self.champion}.safetensors")
-        return SimpleNamespace(name=f"visual-heads.{MODEL}", version=str(self.champion), digest=digest)
-
-    def look_up(self, source, *, offline=False):
-        assert offline == self.down
-        path = self.folder / f"{self.champion}.safetensors"
-        version = SimpleNamespace(name=f"visual-heads.{MODEL}", version=str(self.champion), digest=sha256_file(path))
-        return SimpleNamespace(table=ScoreTable.load(path), path=path, resolved=version)
+def publish(client, folder, number):
+    """Register table `number` as the champion, as `sparsemm publish` and `sparsemm promote` do it."""
+    name, published = f"visual-heads.{MODEL}", folder / f"published-{number}"
+    table = published / "scores" / f"{MODEL}.safetensors"
+    table.parent.mkdir(parents=True)
+    shutil.copy(folder / f"{number}.safetensors", table)
+    about = {"model": name, "key": MODEL, "stage_hash": str(number), "table": f"scores/{MODEL}.safetensors"}
+    write_json(published / manifest.NAME, manifest.build(published, **about))
+    if number == 1:
+        client.create_registered_model(name)
+        client.create_experiment("service")
+    run = client.create_run(client.get_experiment_by_name("service").experiment_id).info.run_id
+    client.log_artifacts(run, str(published), manifest.FOLDER)
+    tags = {"table_sha256": sha256_file(table), "manifest_sha256": sha256_file(published / manifest.NAME)}
+    version = client.create_model_version(name, f"runs:/{run}/{manifest.FOLDER}", run_id=run, tags=tags)
+    client.set_registered_model_alias(name, "champion", version.version)
 
 
-@pytest.fixture
-def registry(folder, monkeypatch):
-    registry = Registry(folder)
-    monkeypatch.setitem(sys.modules, "sparsemm.registry.lookup", registry)
-    return registry
+# MLflow's own use of SQLAlchemy.
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_it_follows_a_registry_and_starts_without_one(folder, registry_server, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with registry_server(tmp_path) as (uri, server):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        client = connect(uri)
+        publish(client, folder, 1)
+        with served(folder, scores="", refresh_seconds=0.1) as service:
+            assert service.client.post("/answer", **form()).json()["score_version"] == "1"
+            publish(client, folder, 2)
+            until(lambda: service.client.get("/health").json()["scores"]["version"] == "2")
+            answer = service.client.post("/answer", **form()).json()
+            assert answer["score_digest"] == sha256_file(folder / "2.safetensors")
 
-
-def test_it_starts_from_the_offline_cache_and_finds_back(folder, registry):
-    registry.down = True
-    with served(folder, scores="", refresh_seconds=0.05) as service:
-        health = service.client.get("/health").json()
-        assert health["scores"]["offline"] and health["check_failed"] == "ConnectionError"
-        assert health["checked_seconds_ago"] is None
-        assert service.client.post("/answer", **form()).json()["score_version"] == "1"
-        registry.champion, registry.down = 2, False
-        until(lambda: service.client.get("/health").json()["scores"]["version"] == "2")
-        health = service.client.get("/health").json()
-        assert not health["scores"]["offline"] and health["check_failed"] is None
-        assert service.client.post("/answer", **form()).json()["score_version"] == "2"
+            os.killpg(server.pid, signal.SIGSTOP)  # as deaf as a server can be
+            until(lambda: service.client.get("/health").json()["check_failed"] == "RegistryUnreachable")
+            assert service.client.post("/answer", **form()).json() == answer
+        with served(folder, scores="", refresh_seconds=0.1) as service:
+            scores = service.client.get("/health").json()["scores"]
+            assert scores["offline"] and scores["version"] == "2"
+            assert service.client.post("/answer", **form()).json() == answer
+            os.killpg(server.pid, signal.SIGCONT)
+            until(lambda: not service.client.get("/health").json()["scores"]["offline"])
 
 
 def test_another_models_table_does_not_start(folder):
@@ -440,3 +450,28 @@ def test_settings_come_from_the_environment_and_are_checked():
     for name in ("SPARSEMM_SERVICE_MODEL", "SPARSEMM_SERVICE_PORT", "SPARSEMM_SERVICE_TOKEN"):
         assert name in str(caught.value)
     assert "canary" not in str(caught.value)
+
+
+def test_the_command_starts_says_nothing_secret_and_stops(folder, tmp_path):
+    environment = os.environ | {
+        "SPARSEMM_SERVICE_MODEL": MODEL,
+        "SPARSEMM_SERVICE_PARAMS": str(folder / "params.yaml"),
+        "SPARSEMM_SERVICE_SCORES": str(folder / "1.safetensors"),
+        "SPARSEMM_SERVICE_PORT": "0",
+        "MLFLOW_TRACKING_PASSWORD": "canary-4d1e",
+    }
+    command = [sys.executable, "-m", "examples.service.app"]
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        until(lambda: process.poll() is not None or "running on" in (tmp_path / "log").read_text(), seconds=120)
+        address = re.search(r"http://127\.0\.0\.1:[0-9]+", (tmp_path / "log").read_text())
+        reply = httpx.post(f"{address[0]}/answer", **form("What is canary-9b2c?"), timeout=60)
+        assert reply.status_code == 200
+        process.terminate()
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    said = (tmp_path / "log").read_text()
+    assert "/answer" in said and "shutdown complete" in said and "canary" not in said and "Traceback" not in said
