@@ -91,7 +91,7 @@ def service(folder):
         yield service
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
@@ -406,6 +406,8 @@ def publish(client, folder, number):
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_it_follows_a_registry_and_starts_without_one(folder, registry_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with registry_server(tmp_path) as (uri, server):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         client = connect(uri)
