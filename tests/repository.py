@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 STAND_IN = """#!{python}
 import json, os, pathlib, sys, time, yaml
 command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
-told = pathlib.Path(os.environ["STAND_IN_TOLD"])  # outside of every worktree
+told = pathlib.Path(os.environ.get("STAND_IN_TOLD", "."))  # outside of every worktree
 with open(told / "calls.txt", "a") as log:
     log.write(command + " " + key + "\\n")
 print("stage", command, key, flush=True)
@@ -33,6 +34,10 @@ name = (command + " " + key).strip()
 for output in outputs:
     path = pathlib.Path("artifacts") / output.format(key)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("HANG") == name:
+        path.write_text("half")
+        (told / "hanging").touch()
+        time.sleep(300)
     if (told / "fail").exists() and (told / "fail").read_text() == name:
         path.write_text("half")
         sys.exit("told to fail")
@@ -119,3 +124,54 @@ def copy_repository(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
     monkeypatch.setenv("SHELL", "/bin/sh")
     return Repository(folder / "repository", told)
+
+
+class Pipeline:
+    """The repository's own pipeline in `folder`, under real DVC; its command only notes what was called."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder, self.own = folder, environment
+        path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+        site = str(folder.with_name(f"{folder.name}-site"))
+        self.environment = os.environ | {"PATH": path, "DVC_SITE_CACHE_DIR": site, "SHELL": "/bin/sh"} | environment
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """A running dvc."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.Popen(command, cwd=self.folder, text=True, **{"env": self.environment, **options})
+
+    def try_dvc(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and all output of one dvc command."""
+        with self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            output, _ = process.communicate()
+        return process.returncode, output
+
+    def dvc(self, *arguments: str) -> str:
+        """Output of one dvc command, which must succeed."""
+        status, output = self.try_dvc(*arguments)
+        assert status == 0, output
+        return output
+
+    def repro(self, *options: str) -> Counter[str]:
+        """Commands that one `dvc repro` ran."""
+        log = self.folder / "calls.txt"
+        log.unlink(missing_ok=True)
+        self.dvc("repro", *options)
+        return Counter(log.read_text().splitlines() if log.exists() else [])
+
+    def commit(self) -> None:
+        """Everything Git may have, in one commit."""
+        (self.folder / "calls.txt").unlink(missing_ok=True)
+        who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        for command in (["add", "-A"], [*who, "commit", "-q", "-m", "all"]):
+            subprocess.run(["git", *command], cwd=self.folder, check=True)
+
+    def clone(self, folder: Path) -> Pipeline:
+        """A fresh Git clone with an empty cache."""
+        subprocess.run(["git", "clone", "-q", str(self.folder), str(folder)], check=True)
+        return Pipeline(folder, **self.own)
+
+    def outputs(self) -> dict[str, str]:
+        """Hash of every output in dvc.lock."""
+        lock = yaml.safe_load((self.folder / "dvc.lock").read_text())
+        return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}

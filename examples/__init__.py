@@ -1,0 +1,1 @@
+"""Programs that use sparsemm. A package, because some dependency installs one of this name."""

@@ -1,0 +1,174 @@
+"""A service that answers questions about images with a compressed cache: `python -m examples.service.app`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from examples.service.champion import Follower
+from examples.service.engine import Answer, Engine, Job, Refused
+from examples.service.settings import Settings
+from examples.service.upload import read_upload
+from sparsemm.cache import compressed_cache
+from sparsemm.errors import SparseMMError
+from sparsemm.models import load_model
+from sparsemm.params import load_params
+
+FORM = {
+    "type": "object",
+    "required": ["image", "question"],
+    "properties": {"image": {"type": "string", "format": "binary"}, "question": {"type": "string"}},
+}
+NOT_IN_TIME, FAILED = "no answer in time", "the model failed"
+BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": FORM}}}}
+
+
+async def admit(request: Request) -> AsyncIterator[Job]:
+    """Read a request and put its job in line; whatever ends the request also ends the job.
+
+    Raises:
+        HTTPException: 503 if the house is full, 408 if the body does not come, or as `read_upload`.
+    """
+    state, settings = request.app.state, request.app.state.settings
+    if state.in_flight >= settings.max_requests:
+        raise HTTPException(503, "too many requests at once", headers={"Retry-After": "1", "Connection": "close"})
+    state.in_flight += 1
+    job = None
+    try:
+        try:
+            async with asyncio.timeout(settings.timeout_seconds):
+                image, question = await read_upload(request, settings, state.reserved)
+        except TimeoutError:
+            raise HTTPException(408, "the request did not come in time", headers={"Connection": "close"}) from None
+        job = Job(image, question, state.follower.current, settings.max_new_tokens)
+        state.engine.submit(job)
+        yield job
+    finally:
+        if job is not None:
+            job.cancel()
+        state.in_flight -= 1
+
+
+Admitted = Annotated[Job, Depends(admit)]
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service; model and score table are loaded when it starts.
+
+    Raises:
+        SparseMMError: at its start, if model, score table or budget are not usable.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        params = load_params(settings.params)
+        entry = params.model(settings.model)
+        model, processor = load_model(entry)
+        follower = Follower(settings.scores, model.config, settings.refresh_seconds)
+        budget = settings.budget or max(params.allocate.budgets)
+        options: dict[str, Any] = params.allocate.model_dump(include={"window", "rho", "mode"})
+        options["pooling_kernel"] = params.evaluate.pooling_kernel
+        compressed_cache(model, "sparsemm", budget, follower.current.table, **options)  # refuse now, not per request
+        engine = Engine(model, processor, budget, settings.max_batch, **options)
+        special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
+        app.state.settings, app.state.entry, app.state.in_flight = settings, entry, 0
+        app.state.follower, app.state.engine = follower, engine
+        app.state.reserved = special | {token for token in [getattr(processor, "image_token", None)] if token}
+        try:
+            yield
+        finally:
+            follower.close()
+            await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="SparseMM", lifespan=lifespan)
+
+    @app.post("/answer", openapi_extra=BODY)
+    async def answer(request: Request, job: Admitted) -> Answer:
+        """One answer as JSON; work stops if the client goes away."""
+        work, gone = asyncio.create_task(job.answer()), asyncio.create_task(_gone(request))
+        await asyncio.wait({work, gone}, timeout=settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not work.done():
+            work.cancel()
+            raise HTTPException(504, NOT_IN_TIME)  # or the client is gone and will not read this
+        try:
+            return work.result()
+        except Refused as error:
+            raise HTTPException(422, f"no prompt can be made of this: {error}") from None
+        except Exception:  # the engine has logged it
+            raise HTTPException(500, FAILED) from None
+
+    @app.post("/stream", openapi_extra=BODY, response_class=StreamingResponse)
+    async def stream(job: Admitted) -> StreamingResponse:
+        """Server-sent events: one per piece of text, then `done` with what /answer returns, or `error`."""
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(
+            _stream(job, settings.timeout_seconds), media_type="text/event-stream", headers=headers
+        )
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """200 while the model's thread works, else 503."""
+        state = app.state
+        current, checked = state.follower.current, state.follower.checked
+        content = {
+            "status": "ok" if state.engine.alive else "dead",
+            "model": settings.model,
+            "revision": state.entry.revision,
+            "scores": asdict(current.identity) | {"offline": current.offline},
+            "checked_seconds_ago": None if checked is None else round(time.monotonic() - checked, 3),
+            "check_failed": state.follower.error,
+            "in_flight": state.in_flight,
+        }
+        return JSONResponse(content, status_code=200 if state.engine.alive else 503)
+
+    return app
+
+
+async def _gone(request: Request) -> None:
+    """Return once the client has closed its connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(job: Job, timeout: float) -> AsyncIterator[str]:
+    try:
+        async with asyncio.timeout(timeout):
+            async for event in job.events():
+                yield _event("done", asdict(event)) if isinstance(event, Answer) else _event(None, {"text": event})
+    except TimeoutError:
+        yield _event("error", {"detail": NOT_IN_TIME})
+    except Refused as error:
+        yield _event("error", {"detail": f"no prompt can be made of this: {error}"})
+    except Exception:  # the engine has logged it; the status line is long gone
+        yield _event("error", {"detail": FAILED})
+
+
+def _event(name: str | None, data: Any) -> str:
+    return (f"event: {name}\n" if name else "") + f"data: {json.dumps(data)}\n\n"
+
+
+def main() -> None:
+    """Serve until interrupted; requests that run are finished first."""
+    logging.basicConfig(level=logging.INFO)
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SparseMMError as error:
+        sys.exit(str(error))
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, server_header=False)
+
+
+if __name__ == "__main__":
+    main()

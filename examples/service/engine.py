@@ -1,0 +1,238 @@
+"""One thread that owns the model: requests that wait together are answered together, in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from examples.service.champion import Champion
+from sparsemm.cache import CompressedCache, compressed_cache
+from sparsemm.prompts import build_inputs
+
+log = logging.getLogger("sparsemm.service")
+
+
+class Refused(Exception):
+    """The processor cannot make a prompt of this image and question."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer and what its prompt left in the cache.
+
+    Attributes:
+        text: what was said; the pieces of a stream joined are the same.
+        tokens: generated, the end token not counted.
+        kept_slots: of the prompt, over all layers and KV heads.
+        prompt_slots: what they would be without compression.
+        kept_bytes: keys and values of the kept slots.
+        score_name, score_version, score_digest: the table that chose them.
+    """
+
+    text: str
+    tokens: int
+    kept_slots: int
+    prompt_slots: int
+    kept_bytes: int
+    score_name: str
+    score_version: str | None
+    score_digest: str | None
+
+
+class Job:
+    """One request on its way; made in the event loop, worked on in the engine's thread."""
+
+    def __init__(self, image: Image.Image, question: str, champion: Champion, max_new_tokens: int) -> None:
+        self.image, self.question, self.champion, self.max_new_tokens = image, question, champion, max_new_tokens
+        self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[str | Answer | Exception] = asyncio.Queue()
+
+    def cancel(self) -> None:
+        """Stop at the next token, or before the first one; nothing more is sent."""
+        self.cancelled = True
+
+    def put(self, event: str | Answer | Exception) -> None:
+        """Hand an event to whoever reads; from any thread."""
+        if self.cancelled:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop is closed: there is no one left to tell
+            self.cancel()
+
+    async def events(self) -> AsyncIterator[str | Answer]:
+        """Pieces of text as they come, and the answer at the end.
+
+        Raises:
+            Refused: if the prompt cannot be made.
+            Exception: what went wrong in the model.
+        """
+        while True:
+            event = await self._events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, Answer):
+                return
+
+    async def answer(self) -> Answer:
+        """Only the answer; raises as `events`."""
+        return [event async for event in self.events()][-1]  # type: ignore[return-value]
+
+
+class Engine:
+    """Greedy answers through the compressed cache, oldest requests first."""
+
+    def __init__(self, model: Any, processor: Any, budget: int, max_batch: int, **cache_options: Any) -> None:
+        self.model, self.processor = model, processor
+        self.budget, self.max_batch, self.cache_options = budget, max_batch, cache_options
+        stops = model.generation_config.eos_token_id
+        self._stops = set(stops if isinstance(stops, list) else [stops])
+        self._line: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._running: list[Job] = []
+        self._thread = threading.Thread(target=self._work, name="engine")
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still works."""
+        return self._thread.is_alive()
+
+    def submit(self, job: Job) -> None:
+        """Put a job at the end of the line."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._line.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Cancel what runs and what waits, and end the thread."""
+        with self._changed:
+            self._closed = True
+            for job in [*self._line, *self._running]:
+                job.cancel()
+            self._changed.notify()
+        self._thread.join()
+
+    def _next(self) -> list[Job]:
+        """The jobs at the head of the line that share a score table; empty once closed."""
+        with self._changed:
+            self._running = []
+            while not self._running:
+                self._changed.wait_for(lambda: self._line or self._closed)
+                if self._closed:
+                    break
+                while self._line and len(self._running) < self.max_batch:
+                    if self._running and self._line[0].champion is not self._running[0].champion:
+                        break
+                    job = self._line.popleft()
+                    if not job.cancelled:
+                        self._running.append(job)
+            return self._running
+
+    def _work(self) -> None:
+        while jobs := self._next():
+            self._answer(jobs)
+
+    def _answer(self, jobs: list[Job]) -> None:
+        try:
+            try:
+                images, questions = [[job.image] for job in jobs], [job.question for job in jobs]
+                inputs = build_inputs(self.processor, images, questions).to(self.model.device)
+            except Exception as error:
+                if len(jobs) == 1:
+                    raise Refused(str(error)) from error
+                for job in jobs:  # one of them cannot be read and must not take the others with it
+                    self._answer([job])
+                return
+            self._generate(jobs, inputs)
+        except Exception as error:  # the thread serves the next batch whatever happened to this one
+            if not isinstance(error, Refused):
+                log.exception("a batch of %d failed", len(jobs))
+            for job in jobs:
+                job.put(error)
+
+    @torch.inference_mode()
+    def _generate(self, jobs: list[Job], inputs: Any) -> None:
+        inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        table = jobs[0].champion.table
+        cache = compressed_cache(self.model, "sparsemm", self.budget, table, **self.cache_options)
+        rows = [_Row(job, self.processor.tokenizer, self._stops) for job in jobs]
+        prompts = inputs["attention_mask"].sum(-1).tolist()
+        self.model.generate(
+            **inputs,
+            past_key_values=cache,
+            do_sample=False,
+            use_cache=True,
+            max_new_tokens=max(job.max_new_tokens for job in jobs),
+            stopping_criteria=StoppingCriteriaList([_Watch(rows, cache, prompts)]),
+        )
+
+
+class _Row:
+    """The text of one row of a batch."""
+
+    def __init__(self, job: Job, tokenizer: Any, stops: set[int]) -> None:
+        self.job, self.tokenizer, self.stops = job, tokenizer, stops
+        self.tokens: list[int] = []
+        self.text = ""
+        self.done = False
+
+    def add(self, token: int) -> None:
+        """Send what the token adds to the text."""
+        ended = token in self.stops
+        if not ended:
+            self.tokens.append(token)
+        self.done = ended or self.job.cancelled or len(self.tokens) >= self.job.max_new_tokens
+        # Decoded from its start each time: a token has no text of its own in every tokenizer, and a forward costs more.
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if self.done or not text.endswith("\ufffd"):  # bytes of a character that is not complete yet
+            if text != self.text:
+                self.job.put(text[len(self.text) :])
+            self.text = text
+
+
+class _Watch(StoppingCriteria):
+    """Sees every new token: sends its text, and ends a row that is finished or that no one waits for."""
+
+    def __init__(self, rows: list[_Row], cache: CompressedCache, prompts: list[int]) -> None:
+        self.rows, self.cache, self.prompts = rows, cache, prompts
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """Which rows end here: (B,) bool."""
+        for i, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
+            if not row.done:  # a row that ended goes on as padding until the others end
+                row.add(token)
+                if row.done:
+                    row.job.put(self._answer(i))
+        return torch.tensor([row.done for row in self.rows], device=input_ids.device)  # type: ignore[return-value]
+
+    def _answer(self, i: int) -> Answer:
+        row, slab = self.rows[i], self.cache.layers[0].slab
+        kept = sum(int(slots[i].sum()) for slots in self.cache.budgets())
+        heads = sum(slots.shape[1] for slots in self.cache.budgets())
+        slot_bytes = 2 * slab.keys.shape[-1] * slab.keys.element_size()
+        used = row.job.champion.identity
+        return Answer(
+            text=row.text,
+            tokens=len(row.tokens),
+            kept_slots=kept,
+            prompt_slots=self.prompts[i] * heads,
+            kept_bytes=kept * slot_bytes,
+            score_name=used.name,
+            score_version=used.version,
+            score_digest=used.digest,
+        )

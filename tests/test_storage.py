@@ -1,0 +1,261 @@
+"""DVC and MLflow on an S3 server that answers, fails, is slow, or goes away in the middle."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import itertools
+import logging
+import shutil
+import subprocess
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+
+KEY, SECRET = "canarykey0001", "canary-secret-0002"
+# One attempt, so that a fault is seen at once; no ~/.aws of the user, no metadata service of a cloud machine.
+ENVIRONMENT = {
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_MAX_ATTEMPTS": "1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "HOME": "/nonexistent",
+}
+CREDENTIALS = ENVIRONMENT | {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+
+
+class Proxy(ThreadingHTTPServer):
+    """In front of an S3 server. `fault(method, path)` says what happens to a request: None, or what goes wrong."""
+
+    daemon_threads = True
+
+    def __init__(self, target):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.target, self.fault, self.lock = target, lambda method, path: None, threading.Lock()
+        self.hanging, self.released = threading.Event(), threading.Event()
+        self.url = "http://{}:{}".format(*self.server_address)
+
+    def handle_error(self, request, client_address):
+        """Quiet: clients that are killed break their connections."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def handle_any(self):
+        with self.server.lock:
+            fault = self.server.fault(self.command, self.path)
+        length = int(self.headers.get("Content-Length", 0))
+        if fault == "cut":  # half of a body, then nothing more
+            self.rfile.read(length // 2)
+            return self.drop()
+        body = self.rfile.read(length)
+        if fault == "fails":
+            return self.answer(500, {}, b"<Error><Code>InternalError</Code><Message>no</Message></Error>")
+        if fault == "hangs":
+            self.server.hanging.set()
+            self.server.released.wait(60)
+            return self.drop()
+        if fault == "slow":
+            time.sleep(0.1)
+        upstream = http.client.HTTPConnection(*self.server.target, timeout=60)
+        try:
+            upstream.request(self.command, self.path, body, dict(self.headers.items()))
+            reply = upstream.getresponse()
+            content = reply.read()
+        finally:
+            upstream.close()
+        if fault == "unanswered":  # done, but the client never learns of it
+            return self.drop()
+        headers = {k: v for k, v in reply.getheaders() if k.lower() not in ("connection", "transfer-encoding")}
+        self.answer(reply.status, headers, content, half=fault == "half")
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any
+
+    def answer(self, status, headers, content, half=False):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if half else content)
+        if half:
+            self.drop()
+
+    def drop(self):
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+class Storage:
+    """Buckets of an in-memory S3 server, and a proxy in front of it."""
+
+    def __init__(self, target):
+        self.client = boto3.client(
+            "s3", endpoint_url="http://{}:{}".format(*target), aws_access_key_id=KEY, aws_secret_access_key=SECRET
+        )
+        self.proxy = Proxy(target)
+        threading.Thread(target=self.proxy.serve_forever, daemon=True).start()
+
+    def objects(self, bucket):
+        """Contents of every object by its key."""
+        listed = self.client.list_objects_v2(Bucket=bucket).get("Contents", [])
+        return {one["Key"]: self.client.get_object(Bucket=bucket, Key=one["Key"])["Body"].read() for one in listed}
+
+    def check(self, bucket):
+        """Every object is whole: a file's name is the hash of its content, a run names its outputs."""
+        for key, content in self.objects(bucket).items():
+            kind, *rest = key.split("/")[1:]
+            if kind == "files":
+                assert hashlib.md5(content).hexdigest() == "".join(rest[-2:]).removesuffix(".dir"), key
+            else:
+                assert kind == "runs" and yaml.safe_load(content)["outs"], key
+
+
+@pytest.fixture(scope="module")
+def storage():
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line per request
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    storage = Storage(server.get_host_and_port())
+    yield storage
+    storage.proxy.shutdown()
+    storage.proxy.server_close()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory, new_pipeline):
+    """A pipeline with one model that ran once, in Git, without a remote."""
+    pipeline = new_pipeline(tmp_path_factory.mktemp("storage") / "origin", {"one": "qwen2_vl"}, **CREDENTIALS)
+    assert sum(pipeline.repro().values()) == 8
+    pipeline.commit()
+    return pipeline
+
+
+@pytest.fixture
+def pushing(origin, storage, tmp_path, request):
+    """A copy of that pipeline with a bucket of its own as remote, behind the proxy; `pushing.bucket` names it."""
+    shutil.copytree(origin.folder, tmp_path / "pushing", symlinks=True)
+    pipeline = type(origin)(tmp_path / "pushing", **CREDENTIALS)
+    pipeline.bucket = f"bucket-{abs(hash(request.node.name))}"
+    storage.client.create_bucket(Bucket=pipeline.bucket)
+    storage.proxy.fault = lambda method, path: None
+    pipeline.dvc("remote", "add", "-d", "storage", f"s3://{pipeline.bucket}/dvc")
+    pipeline.dvc("remote", "modify", "storage", "endpointurl", storage.proxy.url)
+    pipeline.commit()
+    return pipeline
+
+
+def files(pipeline):
+    """Contents of everything the stages wrote."""
+    folder = pipeline.folder / "artifacts"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[0] != "."}
+
+
+def broken(kind, *, after, method="PUT"):
+    """Every request of this method breaks, once `after` of them went well."""
+    count = itertools.count()
+    return lambda asked, path: kind if asked == method and "/dvc/" in path and next(count) >= after else None
+
+
+def test_a_fresh_clone_rebuilds_nothing(pushing, storage, tmp_path):
+    pushing.dvc("push", "--run-cache")
+    storage.check(pushing.bucket)
+
+    clone = pushing.clone(tmp_path / "clone")
+    assert files(clone).keys() < files(pushing).keys()
+    assert clone.repro("--pull") == Counter()
+    assert files(clone) == files(pushing)
+
+    looking = pushing.clone(tmp_path / "looking")
+    assert looking.repro("--pull", "--allow-missing", "evaluate@one", "profile@one") == Counter()
+    assert files(looking) == files(pushing.clone(tmp_path / "git"))  # and nothing was downloaded
+
+    # Without dvc.lock it is the run cache that knows.
+    (looking.folder / "dvc.lock").unlink()
+    assert looking.repro("--pull", "download@calibration", "download@evaluation") == Counter()
+    assert (looking.folder / "artifacts/datasets/evaluation.parquet").exists()
+
+
+def test_pushes_that_break_leave_nothing_half_there_and_a_later_one_completes(pushing, storage, tmp_path):
+    before = 0  # the entries of the run cache are sent again every time
+    for kind, after in (("fails", 4), ("cut", 9), ("hangs", 9), ("unanswered", 8)):
+        storage.proxy.fault = broken(kind, after=after)
+        with pushing.start("push", "--run-cache", stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            if kind == "hangs":
+                assert storage.proxy.hanging.wait(60)
+                process.kill()
+            output, _ = process.communicate()
+        storage.proxy.released.set()
+        assert process.returncode != 0 and "Traceback" not in output, output
+        assert kind == "hangs" or "ERROR: " in output
+        storage.check(pushing.bucket)
+        there = len(storage.objects(pushing.bucket))
+        assert before < there < 14 or kind == "unanswered", (kind, before, there)
+        before = there
+
+    storage.proxy.fault = lambda method, path: "slow"
+    pushing.dvc("push", "--run-cache")
+    storage.check(pushing.bucket)
+    assert len(storage.objects(pushing.bucket)) == 14
+    clone = pushing.clone(tmp_path / "clone")
+    assert clone.repro("--pull") == Counter()
+    assert files(clone) == files(pushing)
+
+
+def test_a_download_that_breaks_off_is_not_taken_for_a_file(pushing, storage, tmp_path):
+    pushing.dvc("push")
+    clone = pushing.clone(tmp_path / "clone")
+    before = files(clone)
+    storage.proxy.fault = broken("half", after=2, method="GET")
+    status, output = clone.try_dvc("pull")
+    assert status != 0 and "Traceback" not in output, output
+    wanted = files(pushing)
+    assert all(content == wanted[name] for name, content in files(clone).items())
+    assert len(files(clone)) < len(wanted) and before.items() <= files(clone).items()
+
+    storage.proxy.fault = lambda method, path: None
+    clone.dvc("pull")
+    assert files(clone) == wanted and clone.repro() == Counter()
+
+
+def test_credentials_come_from_the_environment_and_stay_there(pushing, storage):
+    said = pushing.dvc("push", "--run-cache", "-vv")
+    left = [p.read_bytes() for folder in pushing.folder.parent.iterdir() for p in folder.rglob("*") if p.is_file()]
+    assert left and not any(word.encode() in text for text in [said.encode(), *left] for word in (KEY, SECRET))
+
+    without = type(pushing)(pushing.folder, **ENVIRONMENT)
+    status, output = without.try_dvc("push")
+    assert status != 0 and "Unable to locate credentials" in output and "Traceback" not in output, output
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_the_registry_keeps_its_files_on_s3(storage, registry_server, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # only the server needs them
+        monkeypatch.delenv(name, raising=False)
+    storage.client.create_bucket(Bucket="registry")
+    storage.proxy.fault = lambda method, path: "slow"
+    content = bytes(range(256)) * 64
+    (tmp_path / "table.bin").write_bytes(content)
+    environment = CREDENTIALS | {"HOME": str(tmp_path), "MLFLOW_S3_ENDPOINT_URL": storage.proxy.url}
+    with registry_server(tmp_path, "--artifacts", "s3://registry/files", **environment) as (uri, _):
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        run = client.create_run(client.create_experiment("storage")).info.run_id
+        client.log_artifact(run, str(tmp_path / "table.bin"), "scores")
+        ((key, stored),) = storage.objects("registry").items()
+        assert key.startswith("files/") and key.endswith("scores/table.bin") and stored == content
+        path = client.download_artifacts(run, "scores/table.bin", str(tmp_path))
+        assert Path(path).read_bytes() == content
+    left = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
+    assert not any(SECRET.encode() in text for text in left)
