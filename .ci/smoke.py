@@ -6,7 +6,7 @@ import yaml
 
 path = Path("params.yaml")
 params = yaml.safe_load(path.read_text(encoding="utf-8"))
-params["models"] = dict(list(params["models"].items())[:1])
+params["models"] = {"tiny-qwen2-vl": params["models"]["tiny-qwen2-vl"]}
 params["datasets"]["calibration"]["samples"] = params["datasets"]["evaluation"]["samples"] = 12
 params["chase"] |= {"batch_size": 4, "shard_size": 8}
 params["allocate"]["budgets"] = params["allocate"]["budgets"][-1:]

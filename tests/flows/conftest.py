@@ -11,12 +11,15 @@ import pytest
 
 from tests.servers import Process, prefect_server
 
+SERVER: list[Process] = []  # the one that `prefect_api` started, for tests that restart it
+
 
 @pytest.fixture(scope="session")
 def prefect_api(tmp_path_factory):
     """Address of a Prefect server's API; this process's flows and clients use it."""
     folder = tmp_path_factory.mktemp("prefect")
     server, address = prefect_server(folder)
+    SERVER.append(server)
     os.environ["PREFECT_HOME"] = str(folder / "client")
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 

@@ -1,0 +1,206 @@
+"""From a checkpoint dropped into a folder to a service that answers with its table: `python -m examples.end_to_end`.
+
+Starts a Prefect server, a registry, two workers and the example service on free loopback ports, in a copy of the last
+commit with the smallest settings; drops two revisions of a small checkpoint; ends everything it started.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from flows.smoke import copy_of_head
+from sparsemm.datasets.records import read_records
+
+KEY = "tiny-qwen2-vl"
+FOLDER = Path("build") / "end-to-end"
+PATIENCE = 900.0  # seconds for a re-chase, on a busy machine
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(url: str) -> Any:
+    """JSON of an address, or None while it does not answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as reply:
+            text = reply.read()
+    except OSError:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text.decode()
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """The condition's first true value, with a line that says how long it took.
+
+    Raises:
+        SystemExit: if there is none in time.
+    """
+    began = time.monotonic()
+    while not (value := condition()):
+        if time.monotonic() - began > seconds:
+            raise SystemExit(f"{what}: not within {seconds:.0f} s; logs are in {FOLDER}")
+        time.sleep(0.5)
+    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+    return value
+
+
+def start(stack: ExitStack, root: Path, name: str, *arguments: str, **variables: str) -> None:
+    """A Python module in a process group that ends with this script; its log is `name`.log beside the copy."""
+    with open(root.parent / f"{name}.log", "wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(root)} | variables,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def end() -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(child.pid, number)
+                child.wait(20)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+    stack.callback(end)
+
+
+def drop(source: Path, target: Path, seed: int | None) -> None:
+    """Put a checkpoint into the watched folder, the config last; with a seed, its weights a little different."""
+    target.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            shutil.copy(path, target)
+    weights = load_file(source / "model.safetensors")
+    if seed is not None:
+        noise = np.random.default_rng(seed)
+        weights = {
+            name: (w * (1 + 1e-3 * noise.standard_normal(w.shape))).astype(w.dtype) for name, w in weights.items()
+        }
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(source / "config.json", target)
+
+
+def ask(address: str, png: bytes, question: str) -> dict[str, Any]:
+    """One answer of the service."""
+    boundary = "end-to-end"
+    parts = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="question"\r\n\r\n{question}\r\n'
+        f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="page.png"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    ).encode()
+    body = parts + png + f"\r\n--{boundary}--\r\n".encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    with urllib.request.urlopen(urllib.request.Request(f"{address}/answer", body, headers), timeout=300) as reply:
+        answer: dict[str, Any] = json.loads(reply.read())
+    return answer
+
+
+def prepare() -> Path:
+    """The copy, with a watched folder."""
+    root = copy_of_head(Path("."), FOLDER / "repository")
+    path = root / "params.yaml"
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    params["watch"] = {KEY: {"source": "folder", "location": "data/incoming/watched", "settle_seconds": 2.0}}
+    path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    subprocess.run(
+        ["git", "-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-qam", "watch"], cwd=root, check=True
+    )
+    (root / "data" / "incoming" / "watched").mkdir(parents=True)
+    return root
+
+
+def main() -> None:
+    """Run it; prints what happens and how long it took."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    root = prepare()
+    ports = {name: free_port() for name in ("prefect", "registry", "service")}
+    api, registry, service = (f"http://127.0.0.1:{port}" for port in ports.values())
+    os.environ |= {
+        "PREFECT_HOME": str(root.parent / "prefect"),
+        "PREFECT_API_URL": f"{api}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_TRACKING_URI": registry,
+        "XDG_DATA_HOME": str(root.parent / "data"),
+    }
+    source = root / "data" / "checkpoints" / KEY
+    watched = root / "data" / "incoming" / "watched"
+    with ExitStack() as stack:
+        serve = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports["prefect"]))
+        start(stack, root, "prefect", *serve)
+        start(stack, root, "registry", "sparsemm.cli", "registry", "serve", "--port", str(ports["registry"]))
+        wait_for("Prefect server", lambda: get(f"{api}/api/health"))
+        wait_for("registry", lambda: get(f"{registry}/health"))
+        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=root, check=True, stdout=subprocess.DEVNULL)
+        # `rechase` waits and writes; with one machine it also runs the stages.
+        start(stack, root, "worker", "prefect", "worker", "start", "--pool", "control", "--type", "process")
+
+        def champion() -> str | None:
+            done = subprocess.run(
+                [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/visual-heads.{KEY}@champion", "--json"],
+                cwd=root,
+                env=os.environ | {"XDG_CACHE_HOME": str(root.parent / "cache")},
+                capture_output=True,
+                text=True,
+            )
+            return str(json.loads(done.stdout)["version"]) if done.returncode == 0 else None
+
+        def arrive(name: str, seed: int | None) -> None:
+            drop(source, watched / name, seed)
+            command = ["prefect", "event", "emit", "checkpoint.arrived", "--resource-id", f"checkpoint.{KEY}"]
+            subprocess.run([sys.executable, "-m", *command], cwd=root, check=True, stdout=subprocess.DEVNULL)
+
+        arrive("first", None)
+        wait_for("first revision dropped, chased, published, champion", lambda: champion() == "1")
+        variables = {
+            "SPARSEMM_SERVICE_MODEL": KEY,
+            "SPARSEMM_SERVICE_PORT": str(ports["service"]),
+            "SPARSEMM_SERVICE_REFRESH_SECONDS": "2",
+            "XDG_CACHE_HOME": str(root.parent / "cache"),
+        }
+        start(stack, root, "service", "examples.service.app", **variables)
+        wait_for("service", lambda: get(f"{service}/health"))
+        page = read_records(root / "artifacts" / "datasets" / "evaluation.parquet")[0]
+        png = io.BytesIO()
+        page.image.save(png, format="PNG")
+        print("answer:", ask(service, png.getvalue(), "Read the page."))
+        arrive("second", 1)
+        wait_for("second revision dropped, chased, published, champion", lambda: champion() == "2")
+        answer = wait_for("service follows", lambda: _with_version(service, png.getvalue(), "2"))
+        print("answer:", answer)
+
+
+def _with_version(service: str, png: bytes, version: str) -> dict[str, Any] | None:
+    answer = ask(service, png, "Read the page.")
+    return answer if answer["score_version"] == version else None
+
+
+if __name__ == "__main__":
+    main()
