@@ -85,6 +85,9 @@ class Process:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 
+SERVER: list[Process] = []  # the session's Prefect server, for tests that restart it
+
+
 def prefect_server(folder: Path, environment: Mapping[str, str] | None = None) -> tuple[Process, str]:
     """A Prefect server with its database in `folder`, started; and the address of its API."""
     port = free_port()

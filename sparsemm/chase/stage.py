@@ -183,6 +183,74 @@ def _identity(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
+class Work:
+    """The shards of one model's chase, each computed once and kept until the table is written.
+
+    Attributes:
+        count: of shards.
+    """
+
+    def __init__(self, params: Params, key: str, root: Path = Path(".")) -> None:
+        """Load records, answers and the model.
+
+        Raises:
+            AlignError: if the align stage's file is missing or does not fit the data set.
+        """
+        given, entry = params.chase, params.model(key)
+        source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
+        aligned = root / "artifacts" / "align" / f"{key}.parquet"
+        self.params, self.key, self.root = given, key, root
+        self.records = read_records(source)
+        self.answers = read_answers(aligned, self.records)
+        self.model, self.processor = load_model(entry)
+        self.layout = get_layout(entry.family)
+        text = self.model.config.get_text_config()
+        self.shape = (int(text.num_hidden_layers), int(text.num_attention_heads))
+        local = Path(entry.checkpoint).is_dir()
+        self.header = {
+            "model": entry.checkpoint,
+            "revision": content_revision(entry.checkpoint)
+            if local
+            else entry.revision or getattr(self.model.config, "_commit_hash", None),
+            "fingerprint": fingerprint(self.model.config),
+            "family": entry.family,
+            "dtype": entry.dtype,
+            "num_layers": self.shape[0],
+            "num_heads": self.shape[1],
+            "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or self.shape[1]),
+            "dataset": given.dataset,
+            "dataset_sha256": sha256_file(source),
+            "align_sha256": sha256_file(aligned),
+            "prompt": given.prompt,
+            "mode": given.answer,
+            "params": given.model_dump(mode="json"),
+        }
+        self.work = root / "artifacts" / "work" / "chase" / key
+        self.folder = self.work / _identity({"work_format": WORK_FORMAT, **self.header})
+        self.count = -(-len(self.records) // given.shard_size)
+
+    def shard(self, number: int) -> Shard:
+        """A shard: the kept one where it is whole, else computed and kept."""
+        given, start = self.params, number * self.params.shard_size
+        ids = [record.id for record in self.records[start : start + given.shard_size]]
+        path = self.folder / f"{number:04d}.safetensors"
+        shard = load_shard(path, ids, self.shape)
+        if shard is None:
+            parts = []
+            for first in range(start, start + len(ids), given.batch_size):
+                part = slice(first, min(first + given.batch_size, start + len(ids)))
+                records, answers = self.records[part], self.answers[part]
+                forced = given.answer == "ground_truth"
+                parts.append(
+                    chase_batch(self.model, self.processor, self.layout, records, answers, given.prompt, forced)
+                )
+            shard = Shard(
+                *(np.concatenate(arrays) for arrays in zip(*(p.tensors().values() for p in parts), strict=True))
+            )
+            save_shard(path, shard, ids)
+        return shard
+
+
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
     """Score the heads of one model; write artifacts/scores/<key>.safetensors, .json (metrics) and .csv (curve).
 
@@ -192,55 +260,11 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         AlignError: if the align stage's file is missing or does not fit the data set.
         ScoreTableError: if no token could be scored, or no head ever hit.
     """
-    given, entry = params.chase, params.model(key)
-    source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
-    aligned = root / "artifacts" / "align" / f"{key}.parquet"
-    records = read_records(source)
-    answers = read_answers(aligned, records)
-    model, processor = load_model(entry)
-    text = model.config.get_text_config()
-    shape = (int(text.num_hidden_layers), int(text.num_attention_heads))
-    local = Path(entry.checkpoint).is_dir()
-    header = {
-        "model": entry.checkpoint,
-        "revision": content_revision(entry.checkpoint)
-        if local
-        else entry.revision or getattr(model.config, "_commit_hash", None),
-        "fingerprint": fingerprint(model.config),
-        "family": entry.family,
-        "dtype": entry.dtype,
-        "num_layers": shape[0],
-        "num_heads": shape[1],
-        "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or shape[1]),
-        "dataset": given.dataset,
-        "dataset_sha256": sha256_file(source),
-        "align_sha256": sha256_file(aligned),
-        "prompt": given.prompt,
-        "mode": given.answer,
-        "params": given.model_dump(mode="json"),
-    }
-    work = root / "artifacts" / "work" / "chase" / key
-    folder = work / _identity({"work_format": WORK_FORMAT, **header})
-    layout = get_layout(entry.family)
-    starts = range(0, len(records), given.shard_size)
-    shards = []
-    for number, start in progress(enumerate(starts), len(starts), f"chase {key} (shards of {given.shard_size})"):
-        ids = [record.id for record in records[start : start + given.shard_size]]
-        path = folder / f"{number:04d}.safetensors"
-        shard = load_shard(path, ids, shape)
-        if shard is None:
-            parts = []
-            for first in range(start, start + len(ids), given.batch_size):
-                part = slice(first, min(first + given.batch_size, start + len(ids)))
-                forced = given.answer == "ground_truth"
-                parts.append(chase_batch(model, processor, layout, records[part], answers[part], given.prompt, forced))
-            shard = Shard(
-                *(np.concatenate(arrays) for arrays in zip(*(p.tensors().values() for p in parts), strict=True))
-            )
-            save_shard(path, shard, ids)
-        shards.append(shard)
-    _write(root / "artifacts" / "scores", key, shards, header)
-    shutil.rmtree(work, ignore_errors=True)
+    work = Work(params, key, root)
+    text = f"chase {key} (shards of {params.chase.shard_size})"
+    shards = [work.shard(number) for number in progress(range(work.count), work.count, text)]
+    _write(root / "artifacts" / "scores", key, shards, work.header)
+    shutil.rmtree(work.work, ignore_errors=True)
 
 
 def _write(folder: Path, key: str, shards: list[Shard], header: dict[str, Any]) -> None:

@@ -109,5 +109,5 @@ def reproduce(
         PipelineError: if a stage fails.
     """
     variables = {"PYTHONPATH": str(folder.resolve()), "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
-    command = ["dvc", "repro", *(["--pull", "--allow-missing"] if pull else []), *targets]
+    command = ["dvc", "repro", *(["--pull"] if pull else []), *targets]
     return run(command, cwd=folder, environment=variables | (environment or {}), on_line=on_line, keep=keep)

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Process, prefect_server
-
-SERVER: list[Process] = []  # the one that `prefect_api` started, for tests that restart it
+from tests.servers import SERVER, Process, prefect_server
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import pytest
 from sparsemm.errors import PipelineError
 from sparsemm.pipeline.integrate import integrate
 from tests.repository import copy_repository
-from tests.servers import answers, wait_for
+from tests.servers import SERVER, answers, wait_for
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -213,8 +213,6 @@ def test_a_stage_that_fills_the_disk(repository, quiet):
 
 
 def test_the_server_restarts_in_a_run(deployed, worker, quiet, prefect_api):
-    from tests.flows.conftest import SERVER
-
     hang(deployed, "chase one")
     worker("control")
     run = start("pipeline/process", root=".", publish=False)

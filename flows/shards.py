@@ -1,0 +1,63 @@
+"""The shards of one big chase on a Dask cluster: `python -m flows.shards MODEL --workers 8`.
+
+The stage itself stays DVC's: what is scored here is kept where the chase stage looks for finished shards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect_dask import DaskTaskRunner
+
+from sparsemm.chase.stage import Work
+from sparsemm.params import load_params
+
+
+@lru_cache(maxsize=1)
+def _work(root: str, key: str) -> Work:
+    """The model is loaded once in each Dask worker."""
+    return Work(load_params(Path(root) / "params.yaml"), key, Path(root))
+
+
+@task(task_run_name="{key} shard {number}", cache_policy=NO_CACHE, retries=1)
+def score_shard(root: str, key: str, number: int) -> int:
+    """One shard; the number of its samples."""
+    return len(_work(root, key).shard(number).counts)
+
+
+@flow(flow_run_name="shards of {key}")
+def shards(key: str, root: str = ".") -> int:
+    """Every shard of a model's chase that is not there yet; the number of samples.
+
+    The align stage must have run; Dask workers must see the folder `root`.
+    """
+    count = _work(root, key).count
+    futures = [score_shard.submit(root, key, number) for number in range(count)]
+    return sum(future.result() for future in futures)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m flows.shards", description=__doc__)
+    parser.add_argument("key", help="model key")
+    parser.add_argument("--root", default=".", help="the repository (here)")
+    parser.add_argument("--address", help="of a running Dask scheduler; without it workers are started here")
+    parser.add_argument("--workers", type=int, default=2, help="processes to start here")
+    given = parser.parse_args(arguments)
+    options: dict[str, Any] = (
+        {"address": given.address}
+        if given.address
+        else {"cluster_kwargs": {"n_workers": given.workers, "threads_per_worker": 1, "dashboard_address": None}}
+    )
+    runner: Any = DaskTaskRunner(**options)
+    samples = shards.with_options(task_runner=runner)(given.key, given.root)
+    print(f"{samples} samples scored; `dvc repro chase@{given.key}` adds them up")
+
+
+if __name__ == "__main__":
+    main()
