@@ -146,7 +146,8 @@ def _registry(given: argparse.Namespace) -> None:
         else:
             done = champion.promote(params, given.key, given.root, to=given.to, version=given.version)
             to = given.to
-        print("\n".join(done.verdict.reasons if done.verdict else ()))
+        for reason in done.verdict.reasons if done.verdict else ():
+            print(reason)
         if done.verdict is not None and not done.verdict.passed:
             raise RegistryError(f"version {done.version} did not pass the gate", where=done.name)
         print(f"{done.name}: {to} is version {done.version}, before {done.before or 'none'}")

@@ -229,7 +229,7 @@ def _version(client: MlflowClient, held: Lease, name: str, run_id: str, tags: di
             raise
     held.check()
     source = f"runs:/{run_id}/{manifest.FOLDER}"
-    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=None)
+    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
     version = _only_version(client, name, tags["stage_hash"])
     if version is None:
         raise RegistryError("the version is not there after it was created", where=name, hint="publish again")

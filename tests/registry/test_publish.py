@@ -79,6 +79,21 @@ def test_duplicates_made_behind_its_back_are_removed(local):
     assert [str(v.version) for v in client.search_model_versions(f"name='{first.name}'")] == ["1"]
 
 
+def test_a_request_that_the_transport_sends_twice_makes_one_version(local, monkeypatch, tmp_path):
+    from mlflow import MlflowClient
+
+    made = local("m")
+    real = MlflowClient.create_model_version
+
+    def twice(self, *arguments, **options):
+        real(self, *arguments, **options)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice)
+    assert publish(made.params, "m", made.root).created
+    whole(connect(default_store(made.root)), "m", tmp_path)
+
+
 def test_two_publishers_at_once_make_one_version(server, workspace, script, tmp_path):
     made = workspace("pair")
     reports = script("both", made.root, server.uri, "publish", "pair")
