@@ -58,8 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     registry = commands.add_parser("registry", help="the registry").add_subparsers(dest="action", required=True)
     serve = registry.add_parser("serve", help="an MLflow server with safe settings on 127.0.0.1")
     serve.add_argument("--port", type=int, default=5000)
-    serve.add_argument("--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry)")
-    serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server-files)")
+    serve.add_argument(
+        "--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry/server)"
+    )
+    serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server/files)")
     serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
 
     params = commands.add_parser("params", help="check params.yaml")

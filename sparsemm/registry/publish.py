@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import sha256_file, write_json
@@ -115,9 +116,10 @@ def publish(
             version = _only_version(client, name, stages.hash)
             created = version is None
             if version is None:
+                local = sqlite_file(uri) is not None
                 experiment = _experiment(client, uri, params.registry.experiment)
                 _remove_unfinished(client, experiment, key)
-                run_id = _run(client, experiment, name, tags, folder, _params(params, key), _metrics(key, root))
+                run_id = _run(client, experiment, name, tags, folder, _params(params, key), _metrics(key, root), local)
                 version = _version(client, held, name, run_id, tags)
                 created = version.run_id == run_id
             client.set_registered_model_alias(name, CANDIDATE, version.version)
@@ -196,13 +198,18 @@ def _run(
     folder: Path,
     params: dict[str, str],
     metrics: dict[str, float],
+    local: bool,
 ) -> str:
     """A finished run whose files have been read back."""
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
 
-    run_id: str = client.create_run(experiment, tags={**tags, "published": "no"}, run_name=name).info.run_id
+    run = client.create_run(experiment, tags={**tags, "published": "no"}, run_name=name)
+    run_id: str = run.info.run_id
     try:
+        if not local and urlsplit(run.info.artifact_uri).scheme in ("", "file"):
+            hint = "name a new one in registry.experiment"
+            raise RegistryError("the server's experiment keeps files on local disks", where=run_id, hint=hint)
         now = int(time.time() * 1000)
         for part in _parts([Param(k, v) for k, v in params.items()]):
             client.log_batch(run_id, params=part)

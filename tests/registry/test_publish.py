@@ -135,6 +135,17 @@ def test_a_registry_that_goes_down_meanwhile_costs_nothing_but_the_next_call(wir
     assert {p: p.read_bytes() for p in made.root.rglob("*") if p.is_file()} == before
 
 
+def test_an_experiment_on_somebodys_local_disk_is_refused(server, workspace, tmp_path):
+    made = workspace("elsewhere")
+    made.raw["registry"]["experiment"] = "local"
+    made.ran("elsewhere")
+    client = connect(server.uri)
+    client.create_experiment("local", artifact_location=(tmp_path / "disk").as_uri())
+    with pytest.raises(RegistryError, match="local disks"):
+        publish(made.params, "elsewhere", made.root, tracking_uri=server.uri)
+    assert not (tmp_path / "disk").exists()
+
+
 def test_what_the_store_spoils_is_not_published(local, monkeypatch):
     from mlflow import MlflowClient
 
@@ -215,7 +226,7 @@ def test_no_secret_gets_into_the_registry_or_a_log(server, workspace, monkeypatc
     texts += [str({**run.data.params, **run.data.tags, **version.tags})]
     shutil.copytree(server.files, tmp_path / "files")
     contents = [p.read_bytes() for p in (tmp_path / "files").rglob("*") if p.is_file()]
-    contents += [p.read_bytes() for p in (server.root / "artifacts" / "registry").glob("*.ini")]
+    contents += [p.read_bytes() for p in (server.root / "artifacts" / "registry").rglob("*.ini")]
     assert len(contents) > 5
     for word in (canary, os.environ["MLFLOW_TRACKING_PASSWORD"]):
         assert not [t for t in texts if word in t] and not [c for c in contents if word.encode() in c]
