@@ -94,12 +94,16 @@ def test_a_request_that_the_transport_sends_twice_makes_one_version(local, monke
     whole(connect(default_store(made.root)), "m", tmp_path)
 
 
-def test_two_publishers_at_once_make_one_version(server, workspace, script, tmp_path):
-    made = workspace("pair")
-    reports = script("both", made.root, server.uri, "publish", "pair")
+@pytest.mark.parametrize("key", ["one-host", "two-hosts"])
+def test_two_publishers_at_once_make_one_version(server, workspace, script, tmp_path, key):
+    made = workspace(key)
+    caches = tmp_path / "a", tmp_path / ("b" if key == "two-hosts" else "a")
+    reports = script("both", made.root, server.uri, "publish", key, *caches)
     assert sorted(report["created"] for report in reports) == [False, True]
     assert len({(report["version"], report["run_id"]) for report in reports}) == 1
-    whole(connect(server.uri), "pair", tmp_path)
+    folder = tmp_path / "back"
+    folder.mkdir()
+    whole(connect(server.uri), key, folder)
 
 
 def test_killed_anywhere_the_next_publication_is_whole_and_the_only_one(server, workspace, script, tmp_path):
