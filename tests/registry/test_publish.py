@@ -185,6 +185,24 @@ def test_never_run_edited_and_stale_results_are_refused_before_any_registry_is_a
         publish(made.params, "m", made.root, tracking_uri="http://127.0.0.1:9")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluate/m.json", "[]"),
+        ("scores/m.json", "{"),
+        ("profile/m.csv", "a,b\n1,2\n"),
+        ("profile/m.csv", "method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes\nfull,1,x,2,3\n"),
+        ("profile/m.json", "[]"),
+    ],
+)
+def test_tables_that_no_stage_writes_are_refused(workspace, name, content):
+    made = workspace("m")
+    (made.root / "artifacts" / name).write_text(content)
+    made.lock("m")
+    with pytest.raises(RegistryError, match="not what its stage writes"):
+        publish(made.params, "m", made.root, tracking_uri="http://127.0.0.1:9")
+
+
 def test_a_report_goes_along_only_if_it_is_of_these_tables(local, tmp_path):
     from sparsemm.registry.lockfile import md5_of
 
