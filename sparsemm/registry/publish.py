@@ -170,15 +170,14 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     store = sqlite_file(uri)
     # A server decides itself where files go; without one they lie beside the database.
     location = None if store is None else (store.parent.resolve() / "files").as_uri()
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    if client.get_experiment_by_name(name) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if found is None or not is_code(error, "RESOURCE_ALREADY_EXISTS"):
+            if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
                 raise
-    if found.lifecycle_stage != "active":
+    found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
         raise RegistryError("the experiment was deleted", where=name, hint="restore it, or name another in params")
     if store is None and urlsplit(found.artifact_location).scheme in ("", "file"):
         hint = "name a new one in registry.experiment"
