@@ -64,8 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     registry = commands.add_parser("registry", help="the registry").add_subparsers(dest="action", required=True)
     serve = registry.add_parser("serve", help="an MLflow server with safe settings on 127.0.0.1")
     serve.add_argument("--port", type=int, default=5000)
-    serve.add_argument("--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry)")
-    serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server-files)")
+    serve.add_argument(
+        "--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry/server)"
+    )
+    serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server/files)")
     serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
 
     params = commands.add_parser("params", help="check params.yaml")
@@ -159,7 +161,8 @@ def _registry(given: argparse.Namespace) -> None:
         else:
             done = champion.promote(params, given.key, given.root, to=given.to, version=given.version)
             to = given.to
-        print("\n".join(done.verdict.reasons if done.verdict else ()))
+        for reason in done.verdict.reasons if done.verdict else ():
+            print(reason)
         if done.verdict is not None and not done.verdict.passed:
             raise RegistryError(f"version {done.version} did not pass the gate", where=done.name)
         print(f"{done.name}: {to} is version {done.version}, before {done.before or 'none'}")

@@ -93,36 +93,56 @@ def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -
 
     store = sqlite_file(uri)
     folder = store.parent if store is not None else cache_home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
     stem = hashlib.sha256(f"{uri if store is None else ''} {model}".encode()).hexdigest()[:16]
     until = time.monotonic() + patience
     try:
-        with FileLock(folder / f"{stem}.lock", timeout=patience):
-            held = Lease(client, f"{model}.lock", _owner(folder / f"{stem}.owner"))
-            while True:
-                try:
-                    client.create_registered_model(held.name, tags=held.tags())
-                    break
-                except MlflowException as error:
-                    if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
-                        raise
-                found = _held(client, held.name)
-                if found.get("token") == held.token:
-                    break  # our own request, which the transport sent twice
-                if found.get("owner") == held.owner or float(found.get("expires", "inf")) < time.time():
-                    _remove(client, held.name)
-                elif found and time.monotonic() > until:
-                    raise RegistryError(f"held by {found.get('owner')}", where=held.name, hint="try again later")
-                elif found:
-                    time.sleep(EVERY)
-            try:
-                yield held
-            finally:
-                with suppress(MlflowException):  # a registry that is down now: the lock expires
-                    if _held(client, held.name).get("token") == held.token:
-                        _remove(client, held.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f"{stem}.lock")
+        lock.acquire(timeout=patience)
     except Timeout as error:
         raise RegistryError("another process of this host is at it", where=model, hint="try again later") from error
+    except OSError as error:
+        raise RegistryError(f"no lock file: {error}", where=str(folder), hint="set XDG_CACHE_HOME") from error
+    try:
+        held = Lease(client, f"{model}.lock", _owner(folder / f"{stem}.owner"))
+        _take(held, until)
+        try:
+            yield held
+        finally:
+            with suppress(MlflowException):  # a registry that is down now: the lock expires
+                if _held(client, held.name).get("token") == held.token:
+                    _remove(client, held.name)
+    finally:
+        lock.release()
+
+
+def _take(held: Lease, until: float) -> None:
+    """Create the registered model that is the lock, waiting for a living holder and removing what a dead one left."""
+    from mlflow.exceptions import MlflowException
+
+    while True:
+        try:
+            held.client.create_registered_model(held.name, tags=held.tags())
+            return
+        except MlflowException as error:
+            if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
+                raise
+        found = _held(held.client, held.name)
+        if found.get("token") == held.token:
+            return  # our own request, which the transport sent twice
+        if found.get("owner") == held.owner or _expired(found):
+            _remove(held.client, held.name)
+        elif found and time.monotonic() > until:
+            raise RegistryError(f"held by {found.get('owner')}", where=held.name, hint="try again later")
+        elif found:
+            time.sleep(EVERY)
+
+
+def _expired(tags: dict[str, str]) -> bool:
+    try:
+        return float(tags["expires"]) < time.time()
+    except (KeyError, ValueError):
+        return False  # not a lock of ours
 
 
 def _owner(path: Path) -> str:

@@ -136,11 +136,20 @@ def look_up(
             raise
         log.warning("%s; serving %s from the cache", error, source)
         return _from_cache(cache, pointer, source)
+    except OSError as error:
+        raise _no_cache(cache, error) from error
     table = ScoreTable.load(path)
     if _read_pointer(pointer) != resolved:
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        write_json(pointer, {**asdict(resolved), "source": source, "written": now})
+        try:
+            write_json(pointer, {**asdict(resolved), "source": source, "written": now})
+        except OSError as error:
+            raise _no_cache(cache, error) from error
     return Found(table, path, resolved)
+
+
+def _no_cache(cache: Path, error: OSError) -> RegistryError:
+    return RegistryError(f"the cache cannot be used: {error}", where=str(cache), hint="set XDG_CACHE_HOME or cache_dir")
 
 
 def describe(found: Found) -> dict[str, Any]:

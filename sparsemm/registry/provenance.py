@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,15 +12,18 @@ from sparsemm.registry.lockfile import Stages
 from sparsemm.scores import ScoreTable
 
 PACKAGES = ("sparsemm", "torch", "transformers", "tokenizers", "numpy", "safetensors", "lmms-eval", "dvc", "mlflow")
+MEASURED = ("device", "threads", "torch", "transformers")
 PROCESSORS = ("x86_64", "AMD64", "aarch64", "arm64")  # what the profile stage writes where there is no GPU
 
 
-def provenance(stages: Stages, table: ScoreTable, root: Path, flow_run: str | None) -> dict[str, Any]:
+def provenance(
+    stages: Stages, table: ScoreTable, machine: dict[str, Any], root: Path, flow_run: str | None
+) -> dict[str, Any]:
     """What provenance.json holds: plain JSON, nothing of the environment, no address and no user.
 
-    `gpu` and `measured_with` are of the machine that profiled the model, which need not be the one that publishes.
+    `machine` is artifacts/profile/<key>.json: `gpu` and `measured_with` are of the machine that profiled the model,
+    which need not be the one that publishes.
     """
-    machine = _machine(root, stages)
     device = machine.get("device")
     return {
         "checkpoint": table.header["model"],
@@ -35,14 +37,8 @@ def provenance(stages: Stages, table: ScoreTable, root: Path, flow_run: str | No
         "packages": _packages(),
         "python": platform.python_version(),
         "gpu": None if device in PROCESSORS else device,
-        "measured_with": machine,
+        "measured_with": {name: machine.get(name) for name in MEASURED},
     }
-
-
-def _machine(root: Path, stages: Stages) -> dict[str, Any]:
-    path = next(path for path in stages.outs() if path.startswith("artifacts/profile/") and path.endswith(".json"))
-    metrics = json.loads((root / path).read_text(encoding="utf-8"))
-    return {name: metrics.get(name) for name in ("device", "threads", "torch", "transformers")}
 
 
 def _packages() -> dict[str, str]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import sha256_file, write_json
@@ -97,7 +98,8 @@ def publish(
         table = _gather(stages, key, root, folder)
         if model.revision not in (None, table.header["revision"]):
             raise RegistryError(f"scores are of revision {table.header['revision']}", where=key, hint=STALE)
-        write_json(folder / "provenance.json", provenance(stages, table, root, flow_run))
+        metrics, machine = _measured(key, folder)
+        write_json(folder / "provenance.json", provenance(stages, table, machine, root, flow_run))
         listed = manifest.build(folder, model=name, key=key, stage_hash=stages.hash, table=FILES[0].format(key=key))
         write_json(folder / manifest.NAME, listed)
         tags = {
@@ -117,8 +119,8 @@ def publish(
             if version is None:
                 experiment = _experiment(client, uri, params.registry.experiment)
                 _remove_unfinished(client, experiment, key)
-                run_id = _run(client, experiment, name, tags, folder, _params(params, key), _metrics(key, root))
-                version = _version(client, held, name, run_id, tags)
+                run_id = _run(held, experiment, name, tags, folder, _params(params, key), metrics)
+                version = _version(held, name, run_id, tags)
                 created = version.run_id == run_id
             client.set_registered_model_alias(name, CANDIDATE, version.version)
     return Published(name, str(version.version), str(version.run_id), stages.hash, created)
@@ -168,16 +170,18 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     store = sqlite_file(uri)
     # A server decides itself where files go; without one they lie beside the database.
     location = None if store is None else (store.parent.resolve() / "files").as_uri()
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    if client.get_experiment_by_name(name) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            client.create_experiment(name, artifact_location=location)
         except MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if found is None or not is_code(error, "RESOURCE_ALREADY_EXISTS"):
+            if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
                 raise
-    if found.lifecycle_stage != "active":
+    found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage != "active":
         raise RegistryError("the experiment was deleted", where=name, hint="restore it, or name another in params")
+    if store is None and urlsplit(found.artifact_location).scheme in ("", "file"):
+        hint = "name a new one in registry.experiment"
+        raise RegistryError("the server's experiment keeps files on local disks", where=name, hint=hint)
     return str(found.experiment_id)
 
 
@@ -189,7 +193,7 @@ def _remove_unfinished(client: MlflowClient, experiment: str, key: str) -> None:
 
 
 def _run(
-    client: MlflowClient,
+    held: Lease,
     experiment: str,
     name: str,
     tags: dict[str, str],
@@ -201,6 +205,7 @@ def _run(
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
 
+    client = held.client
     run_id: str = client.create_run(experiment, tags={**tags, "published": "no"}, run_name=name).info.run_id
     try:
         now = int(time.time() * 1000)
@@ -208,7 +213,9 @@ def _run(
             client.log_batch(run_id, params=part)
         for part in _parts([Metric(k, v, now, 0) for k, v in metrics.items()]):
             client.log_batch(run_id, metrics=part)
+        held.check()  # each of these may take as long as the lease lasts
         client.log_artifacts(run_id, str(folder), manifest.FOLDER)
+        held.check()
         with tempfile.TemporaryDirectory(prefix="sparsemm-") as back:
             manifest.fetch(client, run_id, tags["manifest_sha256"], None, Path(back))
     except BaseException:
@@ -219,9 +226,10 @@ def _run(
     return run_id
 
 
-def _version(client: MlflowClient, held: Lease, name: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
+def _version(held: Lease, name: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
+    client = held.client
     try:
         client.create_registered_model(name)
     except MlflowException as error:
@@ -229,7 +237,7 @@ def _version(client: MlflowClient, held: Lease, name: str, run_id: str, tags: di
             raise
     held.check()
     source = f"runs:/{run_id}/{manifest.FOLDER}"
-    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=None)
+    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
     version = _only_version(client, name, tags["stage_hash"])
     if version is None:
         raise RegistryError("the version is not there after it was created", where=name, hint="publish again")
@@ -261,16 +269,29 @@ def _params(params: Params, key: str) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat}
 
 
-def _metrics(key: str, root: Path) -> dict[str, float]:
-    """Metrics of the run: `task/method/budget`, `profile/method/length/column`, `scores/...`, `align/...`."""
-    folder = root / "artifacts"
+def _measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics of the run, and what the profile stage says of its machine.
+
+    Their names are `task/method/budget`, `profile/method/length/column`, `scores/...` and `align/...`.
+
+    Raises:
+        RegistryError: if a file is not what its stage writes.
+    """
+
+    def read(name: str) -> Any:
+        return json.loads((folder / name / f"{key}.json").read_text(encoding="utf-8"))
+
     found: dict[str, Any] = {}
-    for name in ("scores", "align"):
-        found.update(_flat(json.loads((folder / name / f"{key}.json").read_text(encoding="utf-8")), name))
-    for task, methods in json.loads((folder / "evaluate" / f"{key}.json").read_text(encoding="utf-8")).items():
-        found.update(_flat(methods, task))
-    with open(folder / "profile" / f"{key}.csv", newline="", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            for column in ("prefill_ms", "decode_ms_per_token", "kept_bytes"):
-                found[f"profile/{row['method']}/{row['prompt_length']}/{column}"] = float(row[column])
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+    try:
+        machine = dict(read("profile").items())
+        for name in ("scores", "align"):
+            found.update(_flat(read(name), name))
+        for task, methods in read("evaluate").items():
+            found.update(_flat(methods, task))
+        with open(folder / "profile" / f"{key}.csv", newline="", encoding="utf-8") as handle:
+            for row in csv.DictReader(handle):
+                for column in ("prefill_ms", "decode_ms_per_token", "kept_bytes"):
+                    found[f"profile/{row['method']}/{row['prompt_length']}/{column}"] = float(row[column])
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise RegistryError(f"a table is not what its stage writes: {error!r}", where=key, hint=STALE) from error
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}, machine

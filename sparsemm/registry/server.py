@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import atomic_path
-from sparsemm.registry.client import STORE, default_store
+from sparsemm.registry.client import STORE
 
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 SECRET_KEY = "MLFLOW_FLASK_SERVER_SECRET_KEY"
@@ -30,22 +30,23 @@ def command(
     """The server's command and environment; secrets are in the environment only, where `ps` does not show them.
 
     Args:
-        root: folder that holds artifacts/; the store and the files are under it by default.
+        root: folder that holds artifacts/; by default everything is in artifacts/registry/server.
         port: of 127.0.0.1.
         store: SQLAlchemy URI; by default MLFLOW_BACKEND_STORE_URI, else SQLite. With a password only by environment.
         artifacts: folder or s3:// address of the files.
         auth: ask for a name and a password. The first start makes the user `admin` with the password of
-            MLFLOW_AUTH_ADMIN_PASSWORD; users are kept in auth.db beside the default store.
+            MLFLOW_AUTH_ADMIN_PASSWORD; users are kept in auth.db.
 
     Raises:
         RegistryError: if the password is missing, or one was given on the command line.
     """
-    folder = (root / STORE).resolve()
+    # Not the database that is used without a server: its experiments name local folders, which other hosts lack.
+    folder = (root / STORE / "server").resolve()
     environment = {**os.environ, **SETTINGS}
     if store is not None and "@" in store.partition("://")[2]:
         raise RegistryError("--store holds credentials", hint=f"give it in {BACKEND}; other users can see arguments")
-    environment[BACKEND] = store or os.environ.get(BACKEND) or default_store(root)
-    files = artifacts or str(folder / "server-files")
+    environment[BACKEND] = store or os.environ.get(BACKEND) or f"sqlite:///{folder / 'mlflow.db'}"
+    files = artifacts or str(folder / "files")
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--artifacts-destination", files]
     folder.mkdir(parents=True, exist_ok=True)

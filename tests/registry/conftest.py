@@ -250,7 +250,7 @@ def _server(tmp_path_factory):
             uri=f"http://127.0.0.1:{port}",
             pid=process.pid,
             log=root / "log",
-            files=root / "artifacts" / "registry" / "server-files",
+            files=root / "artifacts" / "registry" / "server" / "files",
         )
     finally:
         os.killpg(process.pid, signal.SIGKILL)

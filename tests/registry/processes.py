@@ -1,7 +1,7 @@
 """Several publishers or promoters as processes of their own, forked after the slow imports; run by the tests.
 
 processes.py kill ROOT URI KEY:METHOD:WHEN ...   publish KEY and die at a call of the client's METHOD
-processes.py both ROOT URI publish|promote KEY   two at the same time
+processes.py both ROOT URI publish|promote KEY CACHE CACHE   two at the same time; of two hosts if the caches differ
 """
 
 from __future__ import annotations
@@ -73,5 +73,9 @@ if sys.argv[1] == "kill":
         assert os.WIFSIGNALED(status), f"{point} was never reached"
 else:
     work = {"publish": published, "promote": promoted}[sys.argv[4]]
-    for pid in [forked(lambda: work(sys.argv[5])) for _ in range(2)]:
+    children = []
+    for cache in sys.argv[6:]:
+        os.environ["XDG_CACHE_HOME"] = cache
+        children.append(forked(lambda: work(sys.argv[5])))
+    for pid in children:
         assert os.waitpid(pid, 0)[1] == 0

@@ -71,6 +71,14 @@ def test_what_a_dead_process_of_this_host_left_is_taken_over_at_once(store):
     assert time.monotonic() - start < 60 and locks(client) == []
 
 
+def test_without_a_place_for_the_lock_file_it_says_so(store, tmp_path, monkeypatch):
+    client, _ = store
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(RegistryError, match="no lock file"), lease(client, "http://elsewhere", NAME):
+        pass
+
+
 def test_a_second_process_of_this_host_waits(store):
     client, uri = store
     with lease(client, uri, NAME), pytest.raises(RegistryError, match="another process"):

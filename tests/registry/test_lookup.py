@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,19 @@ def test_a_damaged_pointer_is_written_again_or_refused(made, content):
         sparsemm.load_scores(CHAMPION, offline=True)
     sparsemm.load_scores(CHAMPION)
     assert json.loads(pointer.read_text())["digest"] == good["digest"]
+
+
+def test_a_cache_that_cannot_be_written_is_told(made, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(RegistryError, match="the cache cannot be used"):
+        sparsemm.load_scores(CHAMPION, cache_dir=tmp_path / "file")
+
+
+def test_many_threads_may_look_up_at_once(made):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(look_up, [CHAMPION] * 32))
+    assert {one.resolved for one in found} == {resolve(CHAMPION)}
+    assert not [p for p in found[0].path.parent.parent.rglob("*") if p.name.startswith(".")]
 
 
 @pytest.mark.parametrize("name", ["scores/m.safetensors", "manifest.json"])

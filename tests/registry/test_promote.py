@@ -112,13 +112,13 @@ def test_a_champion_moved_by_other_hands_in_between_is_noticed(made, monkeypatch
     assert alias(made) == "2"
 
 
-def test_two_promoters_at_once_move_it_once(server, workspace, script):
+def test_two_promoters_on_two_hosts_move_it_once(server, workspace, script, tmp_path):
     made = workspace("race")
     publish(made.params, "race", made.root, tracking_uri=server.uri)
     promote(made.params, "race", made.root, tracking_uri=server.uri)
     made.ran("race", accuracy=0.92)
     publish(made.params, "race", made.root, tracking_uri=server.uri)
-    reports = script("both", made.root, server.uri, "promote", "race")
+    reports = script("both", made.root, server.uri, "promote", "race", tmp_path / "a", tmp_path / "b")
     assert sorted(report["moved"] for report in reports) == [False, True]
     version = connect(server.uri).get_model_version_by_alias("visual-heads.race", "champion")
     assert str(version.version) == "2" and version.tags["replaced_champion"] == "1"

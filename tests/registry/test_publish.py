@@ -79,12 +79,31 @@ def test_duplicates_made_behind_its_back_are_removed(local):
     assert [str(v.version) for v in client.search_model_versions(f"name='{first.name}'")] == ["1"]
 
 
-def test_two_publishers_at_once_make_one_version(server, workspace, script, tmp_path):
-    made = workspace("pair")
-    reports = script("both", made.root, server.uri, "publish", "pair")
+def test_a_request_that_the_transport_sends_twice_makes_one_version(local, monkeypatch, tmp_path):
+    from mlflow import MlflowClient
+
+    made = local("m")
+    real = MlflowClient.create_model_version
+
+    def twice(self, *arguments, **options):
+        real(self, *arguments, **options)
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice)
+    assert publish(made.params, "m", made.root).created
+    whole(connect(default_store(made.root)), "m", tmp_path)
+
+
+@pytest.mark.parametrize("key", ["one-host", "two-hosts"])
+def test_two_publishers_at_once_make_one_version(server, workspace, script, tmp_path, key):
+    made = workspace(key)
+    caches = tmp_path / "a", tmp_path / ("b" if key == "two-hosts" else "a")
+    reports = script("both", made.root, server.uri, "publish", key, *caches)
     assert sorted(report["created"] for report in reports) == [False, True]
     assert len({(report["version"], report["run_id"]) for report in reports}) == 1
-    whole(connect(server.uri), "pair", tmp_path)
+    folder = tmp_path / "back"
+    folder.mkdir()
+    whole(connect(server.uri), key, folder)
 
 
 def test_killed_anywhere_the_next_publication_is_whole_and_the_only_one(server, workspace, script, tmp_path):
@@ -120,6 +139,17 @@ def test_a_registry_that_goes_down_meanwhile_costs_nothing_but_the_next_call(wir
     assert {p: p.read_bytes() for p in made.root.rglob("*") if p.is_file()} == before
 
 
+def test_an_experiment_on_somebodys_local_disk_is_refused(server, workspace, tmp_path):
+    made = workspace("elsewhere")
+    made.raw["registry"]["experiment"] = "local"
+    made.ran("elsewhere")
+    client = connect(server.uri)
+    client.create_experiment("local", artifact_location=(tmp_path / "disk").as_uri())
+    with pytest.raises(RegistryError, match="local disks"):
+        publish(made.params, "elsewhere", made.root, tracking_uri=server.uri)
+    assert not (tmp_path / "disk").exists()
+
+
 def test_what_the_store_spoils_is_not_published(local, monkeypatch):
     from mlflow import MlflowClient
 
@@ -152,6 +182,24 @@ def test_never_run_edited_and_stale_results_are_refused_before_any_registry_is_a
     made.raw["chase"]["prompt"] = "Read."
     (made.root / "params.yaml").write_text(json.dumps(made.raw))
     with pytest.raises(RegistryError, match="ran with another chase"):
+        publish(made.params, "m", made.root, tracking_uri="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("evaluate/m.json", "[]"),
+        ("scores/m.json", "{"),
+        ("profile/m.csv", "a,b\n1,2\n"),
+        ("profile/m.csv", "method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes\nfull,1,x,2,3\n"),
+        ("profile/m.json", "[]"),
+    ],
+)
+def test_tables_that_no_stage_writes_are_refused(workspace, name, content):
+    made = workspace("m")
+    (made.root / "artifacts" / name).write_text(content)
+    made.lock("m")
+    with pytest.raises(RegistryError, match="not what its stage writes"):
         publish(made.params, "m", made.root, tracking_uri="http://127.0.0.1:9")
 
 
@@ -200,7 +248,7 @@ def test_no_secret_gets_into_the_registry_or_a_log(server, workspace, monkeypatc
     texts += [str({**run.data.params, **run.data.tags, **version.tags})]
     shutil.copytree(server.files, tmp_path / "files")
     contents = [p.read_bytes() for p in (tmp_path / "files").rglob("*") if p.is_file()]
-    contents += [p.read_bytes() for p in (server.root / "artifacts" / "registry").glob("*.ini")]
+    contents += [p.read_bytes() for p in (server.root / "artifacts" / "registry").rglob("*.ini")]
     assert len(contents) > 5
     for word in (canary, os.environ["MLFLOW_TRACKING_PASSWORD"]):
         assert not [t for t in texts if word in t] and not [c for c in contents if word.encode() in c]

@@ -21,7 +21,7 @@ def test_settings_are_safe_whatever_the_environment_says(tmp_path, monkeypatch):
     words, environment = command(tmp_path, 5000, None, None, False)
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert environment.items() >= SETTINGS.items() and environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
-    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/artifacts/registry/mlflow.db"
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/artifacts/registry/server/mlflow.db"
     assert "MLFLOW_TRACKING_URI" not in environment
 
 
@@ -36,7 +36,7 @@ def test_secrets_are_in_the_environment_only(tmp_path, monkeypatch):
     words, environment = command(tmp_path, 5000, None, "s3://bucket/prefix", True)
     assert "canary" not in " ".join(words) and words[-2:] == ["--app-name", "basic-auth"]
     assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:canary@host/db"
-    assert "canary" not in (tmp_path / "artifacts" / "registry" / "auth.ini").read_text()
+    assert "canary" not in (tmp_path / "artifacts" / "registry" / "server" / "auth.ini").read_text()
     assert environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] != command(tmp_path, 5000, None, None, True)[1].get(
         "MLFLOW_FLASK_SERVER_SECRET_KEY"
     )
