@@ -239,9 +239,7 @@ def test_credentials_come_from_the_environment_and_stay_there(pushing, storage):
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-def test_the_registry_keeps_its_files_on_s3(
-    storage, registry_server, tmp_path, monkeypatch
-):
+def test_the_registry_keeps_its_files_on_s3(storage, registry_server, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # only the server needs them
         monkeypatch.delenv(name, raising=False)
     storage.client.create_bucket(Bucket="registry")
