@@ -60,6 +60,7 @@ def load(source: str, config: Any, offline: bool = False) -> Champion:
 
         found = look_up(source, offline=offline)
         named = found.resolved
+        assert named is not None  # it is for a path only
         champion = Champion(found.table, Identity(named.name, named.version, named.digest), offline)
     else:
         champion = Champion(ScoreTable.load(source), identify(source), offline)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from io import BytesIO
 
 from fastapi import HTTPException, Request
-from PIL import Image
+from PIL import Image, ImageOps
 from starlette.requests import ClientDisconnect
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.formparser import MultiPartParser
@@ -89,7 +89,7 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:  # read from the header; no pixel is decoded yet
                 raise too_large
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")  # a photograph may say that it lies on its side
     except HTTPException:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

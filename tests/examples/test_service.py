@@ -42,7 +42,8 @@ from sparsemm.scores import ScoreTable
 ROOT = Path(__file__).parents[2]
 MODEL = "tiny-qwen2-vl"
 BUDGET = 12
-RECORDS = [draw_record("evaluation", 0, i, PageStyle()) for i in range(4)]
+WIDE = PageStyle(columns=2, filled=(8, 12))
+RECORDS = [draw_record("evaluation", 0, i, style) for i, style in enumerate([PageStyle()] * 3 + [WIDE])]
 READ = "Read the page."
 
 
@@ -128,9 +129,9 @@ def gate(service):
     until(lambda: service.state.in_flight == 0)
 
 
-def png(image, kind="PNG"):
+def png(image, kind="PNG", **options):
     buffer = BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -176,6 +177,14 @@ def test_an_answer_is_what_generate_says(service, tiny, folder):
                 "score_digest": sha256_file(folder / "1.safetensors"),
             }
             assert kept == BUDGET * 6 * 4
+
+
+def test_a_photograph_on_its_side_is_turned(service):
+    side, exif = RECORDS[0].image.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # rotate by 270 degrees to see it
+    turned = [png(side), png(side, exif=exif), png(RECORDS[0].image)]
+    texts = [service.client.post("/answer", **form(READ, content)).json()["text"] for content in turned]
+    assert texts[0] != texts[1] == texts[2]
 
 
 def test_streamed_pieces_are_the_answer(service):
