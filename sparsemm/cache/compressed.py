@@ -12,7 +12,7 @@ from sparsemm.cache.attention import NAME
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS, get_policy
+from sparsemm.policies import METHODS, NEED_SCORES, get_policy
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -101,11 +101,11 @@ def compressed_cache(
 
     Args:
         model: a generating model of transformers, multimodal or text only.
-        method: full, sparsemm, snapkv, pyramidkv, adakv or random.
+        method: one of `sparsemm.policies.METHODS`.
         budget: mean slots per KV head, window included; ignored by "full".
-        scores: head scores for "sparsemm": a ScoreTable, or (L, Hq) or (L, Hkv).
+        scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
         window: newest prompt tokens every head keeps, also the rows that observe.
-        rho: share beyond the window that "sparsemm" and "random" split evenly.
+        rho: share beyond the window that these two and "random" split evenly.
         pooling_kernel: odd width of the average pool over observation scores.
         mode: "exact", or "paper" for the public code's arithmetic.
         seed: of "random".
@@ -122,7 +122,7 @@ def compressed_cache(
         raise CacheError("only full-attention layers are supported", where=type(model).__name__, hint=f"found {kinds}")
     if pooling_kernel < 1 or pooling_kernel % 2 == 0:
         raise BudgetError(f"pooling_kernel is {pooling_kernel}", hint="use an odd number")
-    if method in METHODS and method != "sparsemm":
+    if method in METHODS and method not in NEED_SCORES:
         scores = None
     num_kv_heads = config.num_key_value_heads
     if scores is not None and hasattr(scores, "check_model"):

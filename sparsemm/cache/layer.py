@@ -11,7 +11,7 @@ from sparsemm.cache.attention import Pending
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
 from sparsemm.policies import Policy
-from sparsemm.policies.observation import observe, select
+from sparsemm.policies.observation import select
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -67,8 +67,8 @@ class RaggedLayer(CacheLayerMixin):
         valid = key.new_ones(batch, length, dtype=torch.bool) if mask is None else self.real_tokens(mask, length)
         lengths = valid.sum(-1).tolist()
         observed = None
-        if self.policy.observes and max(lengths) >= self.policy.budget:  # "paper" cuts a prompt of B tokens already
-            observed = observe(query, key, valid, self.policy.window, self.pooling_kernel, scaling)
+        if self.policy.compresses and max(lengths) >= self.policy.budget:  # "paper" cuts a prompt of B tokens already
+            observed = self.policy.rate(query, key, valid, self.policy.window, self.pooling_kernel, scaling)
         keep = valid[:, None].expand(-1, num_kv_heads, -1)
         if observed is not None:
             slots = torch.from_numpy(self.policy.slots(self.index, lengths, observed)).to(key.device)
