@@ -48,5 +48,8 @@ class H2O(SnapKV):
             seen = (at[:end] <= at[first + start : end, None]) & valid[:, None, :end]
             weights = torch.softmax(logits.masked_fill(~seen[:, None, None], float("-inf")), dim=-1).nan_to_num(0.0)
             total[..., :end] += weights.sum(dim=-2).mean(dim=2)
-        total[..., max(length - window, 0) :] = float("-inf")
         return total.masked_fill(~valid[:, None], float("-inf"))
+
+    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
+        """The new token's attention is added to every row's sum."""
+        return worth + weights

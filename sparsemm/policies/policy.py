@@ -60,6 +60,21 @@ class Policy(ABC):
         """
         return observe(query, key, valid, window, pooling_kernel, scaling)
 
+    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
+        """What every kept row is worth after one more token, for `hold_budget`.
+
+        Unless a method says otherwise: a row's mean attention while it was in the window, frozen when it leaves;
+        rows of the prompt that were outside the window keep their observation score, which is such a mean too.
+
+        Args:
+            worth: (N, rows) fp32 of every stretch so far; zero for the newest token.
+            weights: (N, rows) fp32, the new token's attention, mean over the query group.
+            age: (N, rows) int64 tokens after this one.
+            since: (N, 1) int64 tokens since the prompt was compressed, this one included.
+        """
+        steps = torch.minimum(age + 1, since)
+        return torch.where(age < self.window, worth + (weights - worth) / steps, worth)
+
     def everything(self, lengths: list[int]) -> Slots:
         """(B, Hkv) int64: every head keeps every token."""
         return np.repeat(np.array(lengths, dtype=np.int64)[:, None], self.num_kv_heads, axis=1)

@@ -37,3 +37,7 @@ class Streaming(SnapKV):
         inside[:, max(valid.shape[-1] - window, 0) :] = True
         score = score.masked_fill(inside | ~valid, float("-inf"))
         return score[:, None].expand(-1, key.shape[1], -1)
+
+    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
+        """Minus a row's age, but for the sinks."""
+        return torch.where(worth > 0, worth, -age.float())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.cache.slab import SLACK, Slab
+from sparsemm.cache.slab import BLOCK, Slab
 from sparsemm.errors import CacheError
 
 
@@ -23,13 +23,13 @@ def same(slab, want):
             assert torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
 
 
-def random_slab(seed=0, slack=SLACK):
+def random_slab(seed=0):
     torch.manual_seed(seed)
     keys, values = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
     keep = torch.rand(3, 2, 9) < 0.5
     keep[1, 0] = False  # a head of length zero
     want = [[(keys[b, h][keep[b, h]], values[b, h][keep[b, h]]) for h in range(2)] for b in range(3)]
-    return Slab(keys, values, keep, slack), want
+    return Slab(keys, values, keep), want
 
 
 def test_selected_rows_are_kept_in_order():
@@ -37,10 +37,9 @@ def test_selected_rows_are_kept_in_order():
     same(slab, want)
 
 
-@pytest.mark.parametrize("slack", [0, 1, 7])
-def test_append_grows_in_blocks_and_loses_nothing(slack):
-    slab, want = random_slab(slack=slack)
-    for step in range(SLACK + 5):
+def test_append_grows_in_blocks_and_loses_nothing():
+    slab, want = random_slab()
+    for step in range(2 * BLOCK + 5):
         new_k, new_v = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
         slab.append(new_k, new_v)
         want = [
@@ -55,7 +54,7 @@ def test_append_grows_in_blocks_and_loses_nothing(slack):
 def test_append_in_place_does_not_move_the_buffer():
     slab, _ = random_slab()
     where = slab.keys.data_ptr()
-    slab.append(torch.randn(3, 2, SLACK, 4), torch.randn(3, 2, SLACK, 4))
+    slab.append(torch.randn(3, 2, BLOCK, 4), torch.randn(3, 2, BLOCK, 4))
     assert slab.keys.data_ptr() == where
     slab.append(torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4))
     assert slab.keys.data_ptr() != where
@@ -79,10 +78,9 @@ def test_append_skips_padding():
     same(slab, want)
 
 
-@pytest.mark.parametrize("slack", [0, 2, SLACK])
-def test_padding_never_reaches_a_neighbour(slack):
-    slab, want = random_slab(slack=slack)
-    for step in range(2 * SLACK // 3):
+def test_padding_never_reaches_a_neighbour():
+    slab, want = random_slab()
+    for step in range(BLOCK):
         new_k, new_v, valid = torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4), torch.rand(3, 3) < 0.4
         slab.append(new_k, new_v, valid)
         want = [
