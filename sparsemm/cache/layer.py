@@ -107,10 +107,11 @@ class RaggedLayer(CacheLayerMixin):
         if self.held is None:
             rows = self.prompt_length if self.policy.every_row else self.policy.window
             self.held = Held(key, query, self.prompt_length, rows)
-        kept = self.held.add(query[:, :, :new], key[:, :, :new], value[:, :, :new])
-        return tuple(
-            torch.cat([a, b[:, :, new:]], dim=2) if over else a for a, b in zip(kept, (query, key, value), strict=True)
-        )
+        queries, keys, values = self.held.add(query[:, :, :new], key[:, :, :new], value[:, :, :new])
+        if over > 0:
+            queries = torch.cat([queries, query[:, :, new:]], dim=2)
+            keys, values = torch.cat([keys, key[:, :, new:]], dim=2), torch.cat([values, value[:, :, new:]], dim=2)
+        return queries, keys, values
 
     def after_prompt(self) -> int:
         """Tokens of this forward that lie behind the prompt; negative while chunks of it are missing."""
