@@ -71,6 +71,15 @@ class CompressedCache(Cache):
         """Share of `slab_bytes` that holds no token."""
         return 1.0 - self.kept_bytes() / self.slab_bytes()
 
+    def advance(self, count: int) -> None:
+        """Count tokens that a replayed graph appends, or a capture did not: the device does its own counting.
+
+        Raises:
+            CacheError: if the room of `max_new_tokens` is used up.
+        """
+        for layer in self.ragged:
+            layer.advance(count)
+
     def activate_past_recording(self) -> None:
         """Called by assisted decoding, which crops candidate tokens.
 

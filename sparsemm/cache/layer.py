@@ -203,6 +203,16 @@ class RaggedLayer(CacheLayerMixin):
         slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)
         self._settle(self.seen)
 
+    def advance(self, count: int) -> None:
+        """Count tokens on the host only.
+
+        Raises:
+            CacheError: if there is no room for them.
+        """
+        assert self.slab is not None
+        self.slab.reserve(count)
+        self.seen += count
+
     def get_seq_length(self) -> int:
         """Tokens seen, evicted ones and padding included: positions go on from here."""
         return self.seen

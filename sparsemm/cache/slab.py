@@ -103,16 +103,11 @@ class Slab:
             CacheError: if a fixed room is used up.
         """
         new = keys.shape[2]
-        if new > self.slack:
-            if self.room is not None:
-                what = f"room for {self.room} tokens after the prompt is used up"
-                raise CacheError(what, hint="make the cache with a larger max_new_tokens")
+        if self.room is None and new > self.slack:
             self.rearrange(rows_of(self.starts, self.lengths), self.lengths, new)
+        self.reserve(new)
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
-        self.slack -= new
-        if not self.fixed:
-            self.longest += new
         if new == 1 and valid is None and ops.serves(self.keys, keys, values):
             one_row = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
             ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
@@ -135,6 +130,19 @@ class Slab:
         for name in self.BUFFERS:
             buffer = getattr(self, name)
             buffer[target] = buffer[source]
+
+    def reserve(self, count: int) -> None:
+        """Count `count` more rows in every stretch, on the host; negative ones give room back.
+
+        Raises:
+            CacheError: if there is not so much room.
+        """
+        if count > self.slack:
+            what = f"room for {self.room} tokens after the prompt is used up"
+            raise CacheError(what, hint="make the cache with a larger max_new_tokens")
+        self.slack -= count
+        if not self.fixed:
+            self.longest += count
 
     def rearrange(
         self, source: torch.Tensor, lengths: torch.Tensor, slack: int = 0, capacity: torch.Tensor | None = None
@@ -171,9 +179,7 @@ class Slab:
     def drop_newest(self, count: int) -> None:
         """Forget the newest `count` rows of every stretch; their room becomes slack again."""
         self.lengths -= count
-        self.slack += count
-        if not self.fixed:
-            self.longest -= count
+        self.reserve(-count)
 
     def row_bytes(self) -> int:
         """Bytes of one token in one head: its key and value, and what storing them takes."""
