@@ -49,14 +49,17 @@ class DecodeStep:
 
     def _capture(self) -> None:
         tokens, positions = self.tokens.clone(), self.positions.clone()
-        room = min(layer.slab.slack for layer in self.cache.ragged if layer.slab is not None)
+        slabs = [layer.slab for layer in self.cache.ragged if layer.slab is not None]
+        steps = min(WARM_UP, slabs[0].slack)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(min(WARM_UP, room)):
+            for _ in range(steps):
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
-        self.cache.crop(-min(WARM_UP, room))
+        self.cache.advance(-steps)
+        for slab in slabs:
+            slab.lengths -= steps
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self._run()

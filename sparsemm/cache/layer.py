@@ -187,7 +187,10 @@ class RaggedLayer(CacheLayerMixin):
         assert slab is not None and self.slots is not None
         heads = slab.num_kv_heads
         count = [query.shape[2]] * slab.batch if valid is None else valid.sum(-1).tolist()
+        totals = None
         if self.eviction is not None:
+            # What layers have was settled by the first prompt: a layer cannot get back what it evicted since.
+            totals = self.eviction.limit.view(slab.batch, heads).sum(-1).tolist()
             added = slab.lengths.new_tensor(count)
             order = self.eviction.order_after(slab, added.repeat_interleave(heads)).view(slab.batch, heads, -1)
             self.tokens = (order.amax(dim=(1, 2)) + 1).tolist()
@@ -197,7 +200,7 @@ class RaggedLayer(CacheLayerMixin):
             grown = slab.lengths.view(slab.batch, heads)[:, 0] - self.slots[:, 0]
             self.tokens = [a + b for a, b in zip(self.tokens, grown.tolist(), strict=True)]
         rows, keep, rated, order = choose(
-            self.policy, self.index, slab, order, query, count, self.tokens, self.pooling_kernel, scaling
+            self.policy, self.index, slab, order, query, count, self.tokens, totals, self.pooling_kernel, scaling
         )
         capacity = self._watch(keep, rated, order) + 1 if self.hold_budget else None
         slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)

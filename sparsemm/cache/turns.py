@@ -12,11 +12,13 @@ from sparsemm.policies import Policy
 from sparsemm.policies.observation import select
 
 
-def within(slots: Slots, available: Slots) -> Slots:
-    """(Hkv,) int64 slots of the same sum if there is so much, none above what its head still has."""
-    most = np.minimum(slots, available)
-    lost = min(int((slots - most).sum()), int((available - most).sum()))
-    return most + fill(slots.astype(np.float64), lost, available - most)
+def within(slots: Slots, total: int, available: Slots, window: int) -> Slots:
+    """(Hkv,) int64 of sum `total` in proportion to `slots`, none above what its head still has, windows first."""
+    if slots.sum() == total and (slots <= available).all():
+        return slots
+    least = np.minimum(window, available)
+    shares = np.maximum(slots - least, 0).astype(np.float64)
+    return least + fill(shares, total - int(least.sum()), available - least)
 
 
 def choose(
@@ -27,6 +29,7 @@ def choose(
     query: torch.Tensor,
     new: list[int],
     tokens: list[int],
+    totals: list[int] | None,
     pooling_kernel: int,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -40,6 +43,7 @@ def choose(
         query: (B, Hq, T, D) of the turn.
         new: real tokens of the turn in each batch row, the last ones of T.
         tokens: real tokens of the whole conversation in each batch row.
+        totals: slots of the layer in each batch row; None leaves them to the policy.
 
     Returns:
         Row numbers (B, Hkv, longest), oldest first and aligned to the right; which to keep, bool; what they are worth,
@@ -61,7 +65,10 @@ def choose(
         rated[b] = policy.rate(mine, keys[b][:, None], real[b], observing, pooling_kernel, scaling)[:, 0]
         outside = rated[b].clone()
         outside[:, max(longest - policy.window, 0) :] = float("-inf")
-        slots = within(policy.slots(layer, [tokens[b]], outside[None])[0], held[b])
-        mine_slots = torch.from_numpy(slots).to(rows.device)[:, None]
-        keep[b] = select(rated[b][:, None], real[b], mine_slots, policy.window)[:, 0]
+        slots = policy.slots(layer, [tokens[b]], outside[None])[0]
+        total = int(slots.sum()) if totals is None else min(totals[b], int(held[b].sum()))
+        slots = within(slots, total, held[b], policy.window)
+        keep[b] = select(rated[b][:, None], real[b], torch.from_numpy(slots).to(rows.device)[:, None], policy.window)[
+            :, 0
+        ]
     return rows, keep, rated, order

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.cache.slab import BLOCK, Slab
+from sparsemm.cache.slab import BLOCK, Slab, rows_of
 from sparsemm.errors import CacheError
 
 
@@ -114,3 +114,41 @@ def test_misshapen_input_is_refused():
         Slab(keys, keys, torch.ones(1, 2, 4, dtype=torch.bool))
     with pytest.raises(CacheError, match="fit"):
         Slab(keys, keys, torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("length", [256, 300, 1000, 4096])
+def test_slack_is_a_small_share_of_long_stretches(length):
+    rows = torch.randn(1, 2, length, 4)
+    slab = Slab(rows, rows, torch.ones(1, 2, length, dtype=torch.bool))
+    for _ in range(400):
+        used = int(slab.lengths.sum()) * slab.row_bytes()
+        assert slab.allocated_bytes() - used <= 0.1 * slab.allocated_bytes()
+        slab.append(rows[:, :, :1], rows[:, :, :1])
+
+
+def test_growing_is_rare_in_long_stretches():
+    rows, places = torch.randn(1, 1, 4096, 4), set()
+    slab = Slab(rows, rows, torch.ones(1, 1, 4096, dtype=torch.bool))
+    for _ in range(500):
+        slab.append(rows[:, :, :1], rows[:, :, :1])
+        places.add(slab.slack)
+    assert max(places) == 4096 // BLOCK - 1
+
+
+def test_a_fixed_room_stays_in_place_and_ends():
+    keys = torch.randn(2, 2, 9, 4)
+    slab = Slab(keys, keys, torch.ones(2, 2, 9, dtype=torch.bool), room=5)
+    where = slab.keys.data_ptr(), slab.lengths.data_ptr()
+    assert slab.longest == 14
+    for _ in range(5):
+        slab.append(keys[:, :, :1], keys[:, :, :1])
+    assert (slab.keys.data_ptr(), slab.lengths.data_ptr()) == where and slab.longest == 14
+    before = slab.keys.clone()
+    with pytest.raises(CacheError, match="room for 5"):
+        slab.append(keys[:, :, :1], keys[:, :, :1])
+    assert torch.equal(slab.keys, before) and slab.lengths.tolist() == [14] * 4
+
+
+def test_rows_of_lists_stretches_one_after_the_other():
+    assert rows_of(torch.tensor([3, 10, 20]), torch.tensor([2, 0, 3])).tolist() == [3, 4, 20, 21, 22]
+    assert rows_of(torch.tensor([3]), torch.tensor([0])).tolist() == []
