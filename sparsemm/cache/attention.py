@@ -12,6 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsemm.cache import ops
 from sparsemm.cache.slab import Slab
+from sparsemm.cache.turns import compress_again
 from sparsemm.errors import CacheError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def later(
         return layer.eviction.attend(query, slab, scaling, valid).transpose(1, 2)
     output = attend(query, slab, scaling, valid)
     if layer.recompress and new > 1:
-        layer.compress_again(query, valid, scaling)
+        compress_again(layer, query, valid, scaling)
     return output.transpose(1, 2)
 
 

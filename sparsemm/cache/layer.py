@@ -13,7 +13,6 @@ from sparsemm.cache.decode_eviction import Eviction
 from sparsemm.cache.held import Held
 from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab
-from sparsemm.cache.turns import choose
 from sparsemm.errors import CacheError
 from sparsemm.policies import Policy
 from sparsemm.policies.observation import select
@@ -138,18 +137,18 @@ class RaggedLayer(CacheLayerMixin):
         limit = None
         if self.hold_budget and rated is not None:
             order = (valid.cumsum(-1) - 1)[:, None].expand_as(keep)
-            limit = self._watch(keep, rated, order)
+            limit = self.watch(keep, rated, order)
         room = (self.max_new_tokens, None if limit is None else limit + 1)
         if self.storage == "model":
             self.slab = Slab(key, value, keep, *room)
         else:
             self.slab = QuantizedSlab(key, value, keep, *room, storage=self.storage)
         self.held = None
-        self._settle(length)
+        self.settle(length)
         if not self.policy.compresses:
             self.barrier -= min(self.tokens)  # nothing was evicted: everything but padding can be taken back
 
-    def _watch(self, keep: torch.Tensor, rated: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    def watch(self, keep: torch.Tensor, rated: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """Start evicting; the rows (B * Hkv,) each stretch may hold: what it kept, or B while that is not reached."""
         kept = keep.flatten(0, 1).sum(-1)
         short = kept.new_tensor(self.tokens).repeat_interleave(keep.shape[1]) < self.policy.budget
@@ -157,7 +156,8 @@ class RaggedLayer(CacheLayerMixin):
         self.eviction = Eviction(self.policy, keep.flatten(0, 1), rated.flatten(0, 1), order.flatten(0, 1), limit)
         return limit
 
-    def _settle(self, seen: int) -> None:
+    def settle(self, seen: int) -> None:
+        """Note what is kept, and that none of the `seen` tokens can be cropped any more."""
         assert self.slab is not None
         self.slots = self.slab.lengths.view(self.slab.batch, -1).clone()
         self.barrier = seen
@@ -180,31 +180,6 @@ class RaggedLayer(CacheLayerMixin):
         if valid is not None:  # stays on the device; read by `crop` only
             self.gaps = self.gaps | ~valid.all() if self.gaps is not None else ~valid.all()
         return self.slab
-
-    def compress_again(self, query: torch.Tensor, valid: torch.Tensor | None, scaling: float) -> None:
-        """Bring everything kept back to the budget after a turn (B, Hq, T, D), appended and attended to."""
-        slab = self.slab
-        assert slab is not None and self.slots is not None
-        heads = slab.num_kv_heads
-        count = [query.shape[2]] * slab.batch if valid is None else valid.sum(-1).tolist()
-        totals = None
-        if self.eviction is not None:
-            # What layers have was settled by the first prompt: a layer cannot get back what it evicted since.
-            totals = self.eviction.limit.view(slab.batch, heads).sum(-1).tolist()
-            added = slab.lengths.new_tensor(count)
-            order = self.eviction.order_after(slab, added.repeat_interleave(heads)).view(slab.batch, heads, -1)
-            self.tokens = (order.amax(dim=(1, 2)) + 1).tolist()
-        else:
-            rows, real = slab.padded_rows()
-            order = torch.arange(rows.shape[-1], device=rows.device).masked_fill(~real, -1)
-            grown = slab.lengths.view(slab.batch, heads)[:, 0] - self.slots[:, 0]
-            self.tokens = [a + b for a, b in zip(self.tokens, grown.tolist(), strict=True)]
-        rows, keep, rated, order = choose(
-            self.policy, self.index, slab, order, query, count, self.tokens, totals, self.pooling_kernel, scaling
-        )
-        capacity = self._watch(keep, rated, order) + 1 if self.hold_budget else None
-        slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)
-        self._settle(self.seen)
 
     def advance(self, count: int) -> None:
         """Count tokens on the host only.

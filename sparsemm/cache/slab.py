@@ -9,7 +9,11 @@ import torch
 from sparsemm.cache import ops
 from sparsemm.errors import CacheError
 
-BLOCK = 16  # rows a stretch grows by at least; 1 / BLOCK of the mean length when that is more
+BLOCK, SHARE = 16, 32  # rows a stretch grows by: at least BLOCK, or 1 / SHARE of the layer's mean length
+
+
+def _block(rows: int, stretches: int) -> int:
+    return max(BLOCK, rows // max(stretches, 1) // SHARE)
 
 
 def rows_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -66,7 +70,7 @@ class Slab:
         if fixed:
             slack = 1
         elif slack is None:
-            slack = max(BLOCK, int(lengths.sum()) // max(len(lengths), 1) // BLOCK)
+            slack = _block(int(lengths.sum()), len(lengths))
         with torch.inference_mode(False):  # or nothing could be appended outside of the inference mode of a prefill
             self.lengths = lengths.clone()
             capacity = self.lengths + slack if capacity is None else capacity.clone()
@@ -152,7 +156,7 @@ class Slab:
         At least `slack` rows are left behind each stretch, or as many as `capacity` (B * Hkv,) holds.
         """
         old = [getattr(self, name) for name in self.BUFFERS]
-        block = self.room if self.room is not None else max(slack, BLOCK, len(source) // max(len(lengths), 1) // BLOCK)
+        block = self.room if self.room is not None else max(slack, _block(len(source), len(lengths)))
         self._lay_out(lengths, self.read_keys(source[:0]), block, capacity)
         target = rows_of(self.starts, self.lengths)
         for name, buffer in zip(self.BUFFERS, old, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -10,6 +12,9 @@ from sparsemm.budgets import Slots, fill
 from sparsemm.cache.slab import Slab
 from sparsemm.policies import Policy
 from sparsemm.policies.observation import select
+
+if TYPE_CHECKING:
+    from sparsemm.cache.layer import RaggedLayer
 
 
 def within(slots: Slots, total: int, available: Slots, window: int) -> Slots:
@@ -72,3 +77,35 @@ def choose(
             :, 0
         ]
     return rows, keep, rated, order
+
+
+def compress_again(layer: RaggedLayer, query: torch.Tensor, valid: torch.Tensor | None, scaling: float) -> None:
+    """Bring everything a layer keeps back to the budget, after a turn was appended and attended to.
+
+    Args:
+        query: (B, Hq, T, D) of the turn.
+        valid: (B, T) bool, which of its tokens are real; None means all.
+        scaling: factor of the logits.
+    """
+    slab = layer.slab
+    assert slab is not None and layer.slots is not None
+    batch, heads = slab.batch, slab.num_kv_heads
+    count = [query.shape[2]] * batch if valid is None else valid.sum(-1).tolist()
+    totals = None
+    if layer.eviction is not None:
+        # What layers have was settled by the first prompt: a layer cannot get back what it evicted since.
+        totals = layer.eviction.limit.view(batch, heads).sum(-1).tolist()
+        added = slab.lengths.new_tensor(count).repeat_interleave(heads)
+        order = layer.eviction.order_after(slab, added).view(batch, heads, -1)
+        layer.tokens = (order.amax(dim=(1, 2)) + 1).tolist()
+    else:
+        rows, real = slab.padded_rows()
+        order = torch.arange(rows.shape[-1], device=rows.device).masked_fill(~real, -1)
+        grown = slab.lengths.view(batch, heads)[:, 0] - layer.slots[:, 0]
+        layer.tokens = [before + new for before, new in zip(layer.tokens, grown.tolist(), strict=True)]
+    rows, keep, rated, order = choose(
+        layer.policy, layer.index, slab, order, query, count, layer.tokens, totals, layer.pooling_kernel, scaling
+    )
+    capacity = layer.watch(keep, rated, order) + 1 if layer.hold_budget else None
+    slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)
+    layer.settle(layer.seen)

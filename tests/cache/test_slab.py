@@ -131,8 +131,9 @@ def test_growing_is_rare_in_long_stretches():
     slab = Slab(rows, rows, torch.ones(1, 1, 4096, dtype=torch.bool))
     for _ in range(500):
         slab.append(rows[:, :, :1], rows[:, :, :1])
-        places.add(slab.slack)
-    assert max(places) == 4096 // BLOCK - 1
+        places.add(slab.starts.data_ptr())
+        assert slab.slack < 200
+    assert len(places) < 7
 
 
 def test_a_fixed_room_stays_in_place_and_ends():
