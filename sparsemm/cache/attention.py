@@ -60,8 +60,11 @@ def ragged_attention(
         (B, T, Hq, D), None.
 
     Raises:
-        CacheError: if a prompt is padded on the right, or a later batch is not the prompt's.
+        CacheError: if a prompt is padded on the right, a later batch is not the prompt's, or the model has learned
+            sinks, which neither sdpa nor the ragged attention knows.
     """
+    if options.get("s_aux") is not None:
+        raise CacheError("attention with learned sinks is not supported", where=type(module).__name__)
     if not isinstance(key, Pending):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layer, key, value = key.layer, key.key, key.value

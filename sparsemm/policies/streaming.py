@@ -13,8 +13,8 @@ from sparsemm.policies.snapkv import SnapKV
 class Streaming(SnapKV):
     """Uniform B: attention sinks and the newest tokens (StreamingLLM, arXiv 2309.17453, 4 sinks).
 
-    A row keeps its first `sinks` tokens and its newest B - sinks; a budget below window + sinks costs sinks, last
-    ones first.
+    A row keeps the first `sinks` tokens of its prompt and its newest B - sinks; a budget below window + sinks costs
+    sinks, last ones first.
     """
 
     sinks: int = 4
@@ -33,9 +33,7 @@ class Streaming(SnapKV):
         score = (order - order[:, -1:]).float()
         sink = torch.finfo(torch.float32).max / order.clamp(min=1)
         score = torch.where(order <= self.sinks, sink, score)
-        inside = valid.new_zeros(valid.shape)
-        inside[:, max(valid.shape[-1] - window, 0) :] = True
-        score = score.masked_fill(inside | ~valid, float("-inf"))
+        score = score.masked_fill(~valid, float("-inf"))
         return score[:, None].expand(-1, key.shape[1], -1)
 
     def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
