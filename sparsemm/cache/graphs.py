@@ -37,6 +37,7 @@ class DecodeStep:
         self.model, self.cache = model, cache
         self.tokens, self.positions = tokens.clone(), positions.clone()
         self.axes = 3 if getattr(model.config.get_text_config(), "rope_parameters", {}).get("mrope_section") else 0
+        self.captures = tokens.is_cuda
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def _run(self) -> None:
@@ -75,7 +76,7 @@ class DecodeStep:
         Raises:
             CacheError: if the room of `max_new_tokens` is used up.
         """
-        if not self.tokens.is_cuda:
+        if not self.captures:
             self._run()
             return self.tokens
         if self.graph is None:

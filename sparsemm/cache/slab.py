@@ -18,8 +18,9 @@ def _block(rows: int, stretches: int) -> int:
 
 def rows_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Row numbers of all stretches, one after the other: (lengths.sum(),) int64."""
-    ends = lengths.cumsum(0)
-    return torch.arange(int(lengths.sum()), device=starts.device) + (starts - ends + lengths).repeat_interleave(lengths)
+    total = int(lengths.sum())
+    before = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths, output_size=total)
+    return torch.arange(total, device=starts.device) + before
 
 
 class Slab:
@@ -66,20 +67,21 @@ class Slab:
     def _lay_out(
         self, lengths: torch.Tensor, like: torch.Tensor, slack: int | None, capacity: torch.Tensor | None = None
     ) -> None:
-        fixed = capacity is not None
-        if fixed:
+        self.fixed = self.room is not None or capacity is not None
+        used, longest = torch.stack([lengths.sum(), lengths.max()]).tolist() if len(lengths) else (0, 0)
+        if capacity is not None:
             slack = 1
         elif slack is None:
-            slack = _block(int(lengths.sum()), len(lengths))
+            slack = _block(used, len(lengths))
         with torch.inference_mode(False):  # or nothing could be appended outside of the inference mode of a prefill
             self.lengths = lengths.clone()
-            capacity = self.lengths + slack if capacity is None else capacity.clone()
-            ends = capacity.cumsum(0)
-            self.starts = ends - capacity
-            self._allocate(int(ends[-1]) if len(ends) else 0, like)
+            ends = (self.lengths + slack if capacity is None else capacity).cumsum(0)
+            self.starts = torch.cat([ends.new_zeros(1), ends])[:-1]
+            self._allocate(int(ends[-1]) if capacity is not None else used + slack * len(lengths), like)
         self.slack = slack
-        self.fixed = fixed or self.room is not None
-        self.longest = int((capacity if self.fixed else self.lengths).max()) if len(lengths) else 0
+        if capacity is not None:
+            longest = int(capacity.max())
+        self.longest = longest + slack if self.room is not None else longest
 
     def _allocate(self, rows: int, like: torch.Tensor) -> None:
         self.keys, self.values = like.new_zeros(rows, like.shape[-1]), like.new_zeros(rows, like.shape[-1])
@@ -112,7 +114,7 @@ class Slab:
         self.reserve(new)
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
-        if new == 1 and valid is None and ops.serves(self.keys, keys, values):
+        if new == 1 and valid is None and self.keys.dtype == keys.dtype and ops.serves(keys, values):
             one_row = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
             ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
             self.lengths += 1

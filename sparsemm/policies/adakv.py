@@ -22,8 +22,7 @@ class AdaKV(Policy):
     """Per layer B * Hkv slots by the layer's joint top scores (arXiv 2407.11550).
 
     With base = B - w, the (base * Hkv) best observed positions of all heads together are counted per head; a head
-    gets w + floor * base + (1 - floor) * count, as integers with an exact total per layer (the paper's alpha is the
-    floor, 0.2).
+    gets w + floor * base + (1 - floor) * count, as integers with an exact total per layer.
     """
 
     floor: float = 0.2

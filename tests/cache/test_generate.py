@@ -10,10 +10,9 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, T
 
 from sparsemm.errors import CacheError
 from sparsemm.policies import METHODS
-from tests.cache.conftest import Lab
 
 
-def both(lab: Lab, tokens, **options):
+def both(lab, tokens, **options):
     """Tokens with transformers' cache and with everything kept by ours, from the same random state."""
     lab.model.set_attn_implementation("sdpa")
     torch.manual_seed(0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CacheError
 from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
-from tests.cache.conftest import Lab
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -113,6 +114,60 @@ def test_a_step_moves_no_buffer_and_reads_nothing_on_the_host(lab, monkeypatch, 
         step()
 
 
+class StandIn:
+    """A CUDA graph on the CPU: a capture changes nothing on the device, a replay nothing on the host."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_device(self):
+        slabs = [layer.slab for layer in self.step.cache.ragged]
+        return [self.step.tokens, self.step.positions, *(t for s in slabs for t in (s.lengths, s.keys, s.values))]
+
+    def on_host(self):
+        return [[layer.seen, layer.slab.slack, layer.slab.longest] for layer in self.step.cache.ragged]
+
+    def __enter__(self):
+        self.before = [t.clone() for t in self.on_device()]
+
+    def __exit__(self, *_):
+        for tensor, old in zip(self.on_device(), self.before, strict=True):
+            tensor.copy_(old)
+
+    def replay(self):
+        before = self.on_host()
+        # The captured program does not ask the host how much room there is.
+        self.step.cache.advance(-1)
+        self.step._run()
+        assert self.on_host() == before
+
+
+@pytest.mark.parametrize("method", ["full", "sparsemm"])
+@pytest.mark.parametrize("room", [1, 2, 20])
+def test_a_capture_and_its_replays_count_right(lab, monkeypatch, method, room):
+    tokens = lab.ids()
+    dynamic, static = lab.cache(method), lab.cache(method, max_new_tokens=room)
+    for cache in (dynamic, static):
+        first = lab.run(cache, tokens)[:, -1:].argmax(-1)
+    step = DecodeStep(lab.model, static, first, torch.full((2, 1), 30))
+    step.captures = True
+    graph = StandIn(step)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda one: one)
+    want = first
+    for count in range(room):
+        want = lab.run(dynamic, want).argmax(-1)
+        assert torch.equal(step(), want)
+        assert torch.equal(static.kept_slots(), dynamic.kept_slots())
+        assert static.get_seq_length() == 31 + count
+    with pytest.raises(CacheError, match=f"room for {room}"):
+        step()
+    assert torch.equal(static.kept_slots(), dynamic.kept_slots())
+
+
 def test_the_room_counts_as_slack(lab):
     cache = lab.cache(max_new_tokens=7)
     lab.run(cache, lab.ids())
@@ -141,7 +196,7 @@ def test_growing_and_empty_caches_are_refused(lab):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", ["full", "sparsemm"])
 def test_a_captured_step_says_the_same(lab, method):
-    there = Lab(copy.deepcopy(lab.model).cuda())
+    there = type(lab)(copy.deepcopy(lab.model).cuda())
     tokens = lab.ids().cuda()
     want = there.generate(tokens, there.cache(method), new=25)
     assert torch.equal(greedy(there.model, {"input_ids": tokens}, there.cache(method, max_new_tokens=24), 25), want)

@@ -19,26 +19,25 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 import sparsemm
 from sparsemm.errors import BudgetError
 from sparsemm.policies import METHODS
-from tests.cache.conftest import SIZES, Lab
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
 @lru_cache
-def _model(name):
+def _model(name, **sizes):
     torch.manual_seed(0)
     if name == "gemma3":
-        config = Gemma3TextConfig(**SIZES, sliding_window=7, layer_types=KINDS, head_dim=8, query_pre_attn_scalar=8)
+        config = Gemma3TextConfig(**sizes, sliding_window=7, layer_types=KINDS, head_dim=8, query_pre_attn_scalar=8)
         return Gemma3ForCausalLM(config).eval()
-    config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=7, max_window_layers=0, layer_types=KINDS)
+    config = Qwen2Config(**sizes, use_sliding_window=True, sliding_window=7, max_window_layers=0, layer_types=KINDS)
     return Qwen2ForCausalLM(config).eval()
 
 
 @pytest.fixture(params=["gemma3", "qwen2"])
-def mixed(request):
-    model = _model(request.param)
+def mixed(request, lab):
+    model = _model(request.param, **lab.sizes)
     model.set_attn_implementation("sdpa")
-    return Lab(model)
+    return type(lab)(model)
 
 
 @pytest.mark.parametrize("method", METHODS)

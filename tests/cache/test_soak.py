@@ -93,13 +93,18 @@ def a_conversation(lab, draw):
     """Turns under options that have no reference, for their totals and places."""
     batch, budget = draw.randint(1, 3), draw.randint(6, 20)
     method = draw.choice([m for m in METHODS if m != "full"])
-    options = draw.choice([{"recompress": True}, {"hold_budget": True}])
+    first = draw.randint(budget, 30)
+    options = draw.choice([{"recompress": True}, {"hold_budget": True}, {"recompress": True, "max_new_tokens": 34}])
     options = options | {"storage": draw.choice(["model", "int8", "fp8"])}
-    cache, seen, decoded = lab.cache(method, budget, **options), 0, 0
+    chunk = draw.choice([first, draw.randint(1, first)])
+    if chunk < first:
+        options["prompt_length"] = first
+    cache, seen = lab.cache(method, budget, **options), 0
     for turn in range(draw.randint(2, 5)):
-        length = draw.randint(budget if turn == 0 else 2, 30)
+        length = first if turn == 0 else draw.randint(2, 30)
         tokens = torch.randint(2, 48, (batch, length + 4))
-        lab.run(cache, tokens[:, :length])
+        for start in range(0, length, chunk if turn == 0 else length):
+            lab.run(cache, tokens[:, start : min(start + chunk, length)] if turn == 0 else tokens[:, :length])
         for at in range(4):
             logits = lab.run(cache, tokens[:, length + at : length + at + 1])
         seen += length + 4
