@@ -44,6 +44,7 @@ class Slab:
         keep: torch.Tensor,
         room: int | None = None,
         capacity: torch.Tensor | None = None,
+        slack: int | None = None,
     ) -> None:
         """Copy the selected positions of full keys and values, in order.
 
@@ -53,6 +54,7 @@ class Slab:
             room: rows that may ever be added to a stretch: the buffers then stay where they are. None lets them grow
                 in blocks.
             capacity: (B * Hkv,) int64 rows each stretch gets, at least one more than it uses; None: length and slack.
+            slack: rows of room behind each stretch at first; None means `room`, or a block.
 
         Raises:
             CacheError: if the shapes do not fit.
@@ -61,7 +63,12 @@ class Slab:
             raise CacheError(f"keys {keys.shape}, values {values.shape}, keep {keep.shape} do not fit")
         self.batch, self.num_kv_heads = keys.shape[:2]
         self.room = room
-        self._lay_out(keep.flatten(0, 1).sum(dim=-1), keys.new_empty(0, keys.shape[-1]), room, capacity)
+        self._lay_out(
+            keep.flatten(0, 1).sum(dim=-1),
+            keys.new_empty(0, keys.shape[-1]),
+            room if slack is None else slack,
+            capacity,
+        )
         self._fill(keys, values, keep)
 
     def _lay_out(

@@ -23,13 +23,13 @@ def same(slab, want):
             assert torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
 
 
-def random_slab(seed=0):
+def random_slab(seed=0, slack=BLOCK):
     torch.manual_seed(seed)
     keys, values = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
     keep = torch.rand(3, 2, 9) < 0.5
     keep[1, 0] = False  # a head of length zero
     want = [[(keys[b, h][keep[b, h]], values[b, h][keep[b, h]]) for h in range(2)] for b in range(3)]
-    return Slab(keys, values, keep), want
+    return Slab(keys, values, keep, slack=slack), want
 
 
 def test_selected_rows_are_kept_in_order():
@@ -37,8 +37,9 @@ def test_selected_rows_are_kept_in_order():
     same(slab, want)
 
 
-def test_append_grows_in_blocks_and_loses_nothing():
-    slab, want = random_slab()
+@pytest.mark.parametrize("slack", [0, 1, 7])
+def test_append_grows_in_blocks_and_loses_nothing(slack):
+    slab, want = random_slab(slack=slack)
     for step in range(2 * BLOCK + 5):
         new_k, new_v = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
         slab.append(new_k, new_v)
@@ -78,8 +79,9 @@ def test_append_skips_padding():
     same(slab, want)
 
 
-def test_padding_never_reaches_a_neighbour():
-    slab, want = random_slab()
+@pytest.mark.parametrize("slack", [0, 2, BLOCK])
+def test_padding_never_reaches_a_neighbour(slack):
+    slab, want = random_slab(slack=slack)
     for step in range(BLOCK):
         new_k, new_v, valid = torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4), torch.rand(3, 3) < 0.4
         slab.append(new_k, new_v, valid)
