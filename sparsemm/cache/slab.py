@@ -122,7 +122,7 @@ class Slab:
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
         if new == 1 and valid is None and self.keys.dtype == keys.dtype and ops.serves(keys, values):
-            one_row = (new_row.contiguous().view(-1, new_row.shape[-1]) for new_row in (keys, values))
+            one_row = keys.contiguous().view(-1, keys.shape[-1]), values.contiguous().view(-1, values.shape[-1])
             ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
             self.lengths += 1
             return

@@ -72,11 +72,14 @@ def test_rows_can_be_selected_between_chunks(lab):
 
 
 @pytest.mark.parametrize("extra", [1, 4])
-def test_tokens_behind_the_prompt_see_the_compressed_prompt(lab, extra):
+@pytest.mark.parametrize("first", [0, 10])
+def test_tokens_behind_the_prompt_see_the_compressed_prompt(lab, extra, first):
     tokens = lab.ids(batch=2, length=30 + extra)
     together, apart = lab.cache(prompt_length=30), lab.cache()
-    got = lab.run(together, tokens)
-    want = torch.cat([lab.run(apart, tokens[:, :30]), lab.run(apart, tokens[:, 30:])], dim=1)
+    if first:
+        lab.run(together, tokens[:, :first])
+    got = lab.run(together, tokens[:, first:])
+    want = torch.cat([lab.run(apart, tokens[:, :30])[:, first:], lab.run(apart, tokens[:, 30:])], dim=1)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     together.crop(-extra)
     assert together.kept_slots().tolist() == [lab.heads * 9] * 2
