@@ -160,7 +160,7 @@ class RaggedLayer(CacheLayerMixin):
         """Note what is kept, and that none of the `seen` tokens can be cropped any more."""
         assert self.slab is not None
         self.slots = self.slab.lengths.view(self.slab.batch, -1).clone()
-        self.barrier = seen
+        self.barrier, self.gaps = seen, None
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> Slab:
         """Add new tokens (B, Hkv, T, D) behind what is kept; with `valid` (B, T) bool only the true ones.
@@ -207,8 +207,8 @@ class RaggedLayer(CacheLayerMixin):
         """Forget the newest tokens; given as a negative number, as transformers does.
 
         Raises:
-            CacheError: if the number is positive, if that reaches into what was compressed, if tokens were evicted
-                since, or if a later turn held padding, whose rows are not there to be removed.
+            CacheError: if the number is positive, if that reaches into what was compressed or a prompt that is not
+                whole, if tokens were evicted since, or if a later turn held padding, whose rows are not there.
         """
         where = f"layer {self.index}"
         if tokens_to_remove > 0:
@@ -216,6 +216,8 @@ class RaggedLayer(CacheLayerMixin):
                 f"crop({tokens_to_remove})", where=where, hint="a negative number removes that many tokens"
             )
         count = -tokens_to_remove
+        if count > 0 and self.held is not None:
+            raise CacheError("cannot remove tokens of a prompt that is not whole yet", where=where)
         if count == 0 or self.slab is None:
             return
         if self.hold_budget:
@@ -232,7 +234,7 @@ class RaggedLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these batch rows, in this order."""
         if self.held is not None:
-            self.held.select_rows(indices)
+            self.held.select_rows(indices.to(self.held.keys.device))
         if self.slab is not None and self.slots is not None:
             indices = indices.to(self.slab.lengths.device)
             indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
@@ -250,6 +252,5 @@ class RaggedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        if self.slab is not None:
-            rows = torch.arange(self.slab.batch, device=self.slab.lengths.device)
-            self.batch_select_indices(rows.repeat_interleave(repeats))
+        batch = self.slab.batch if self.slab is not None else 0 if self.held is None else len(self.held.keys)
+        self.batch_select_indices(torch.arange(batch).repeat_interleave(repeats))

@@ -66,9 +66,18 @@ def test_a_single_token_may_complete_the_prompt_and_decoding_goes_on(lab):
 def test_rows_can_be_selected_between_chunks(lab):
     cache, tokens = lab.cache(prompt_length=30), lab.ids()
     lab.run(cache, tokens[:, :20])
-    cache.batch_select_indices(torch.tensor([1]))
-    got = lab.run(cache, tokens[1:, 20:])[:, -1]
-    torch.testing.assert_close(got, lab.run(lab.cache(), tokens[1:])[:, -1], rtol=1e-4, atol=1e-4)
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    got = lab.run(cache, tokens[[1, 0], 20:])[:, -1]
+    torch.testing.assert_close(got, lab.run(lab.cache(), tokens[[1, 0]])[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_that_is_not_whole_cannot_be_cropped(lab):
+    cache = lab.cache(prompt_length=30)
+    lab.run(cache, lab.ids()[:, :20])
+    cache.crop(0)
+    with pytest.raises(CacheError, match="not whole"):
+        cache.crop(-1)
 
 
 @pytest.mark.parametrize("extra", [1, 4])

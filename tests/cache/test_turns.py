@@ -92,6 +92,18 @@ def test_the_choice_equals_the_slow_way(lab, monkeypatch):
         np.testing.assert_allclose(got[0, head][kept[0, head]].numpy(), want, rtol=1e-6)
 
 
+def test_tokens_after_a_compressed_turn_with_padding_can_be_taken_back(lab):
+    prompt, turn = lab.ids(), lab.ids(length=9, seed=2)
+    turn[0, :6] = 0
+    mask = torch.cat([torch.ones_like(prompt), (turn > 0).long()], dim=1)
+    cache = lab.cache(recompress=True)
+    lab.run(cache, prompt)
+    lab.run(cache, turn, mask)
+    lab.run(cache, prompt[:, :1])
+    cache.crop(-1)
+    assert cache.kept_slots().tolist() == [lab.heads * 9] * 2
+
+
 def test_full_is_never_compressed_again(lab):
     cache, tokens = lab.cache("full", recompress=True), lab.ids()
     lab.run(cache, tokens)
