@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sparsemm.errors import ParamsError
 
 Family = Literal["llava_next", "qwen2_vl"]
-Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random"]
+Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
 Count = Annotated[int, Field(ge=1)]
 
 

@@ -12,6 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsemm.cache import ops
 from sparsemm.cache.slab import Slab
+from sparsemm.cache.turns import compress_again
 from sparsemm.errors import CacheError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def ragged_attention(
     """Attention of one layer.
 
     With plain tensors (no cache, or one of transformers' own) it is sdpa. With a `RaggedLayer` the prompt gets full
-    sdpa attention and is compressed at once; later tokens attend to what is kept and causally to themselves.
+    sdpa attention and is compressed as soon as it is whole; later tokens attend to what is kept and causally to
+    themselves.
 
     Args:
         query: (B, Hq, T, D) post-RoPE.
@@ -58,21 +60,48 @@ def ragged_attention(
         (B, T, Hq, D), None.
 
     Raises:
-        CacheError: if a prompt is padded on the right, or a later batch is not the prompt's.
+        CacheError: if a prompt is padded on the right, a later batch is not the prompt's, or the model has learned
+            sinks, which neither sdpa nor the ragged attention knows.
     """
+    if options.get("s_aux") is not None:
+        raise CacheError("attention with learned sinks is not supported", where=type(module).__name__)
     if not isinstance(key, Pending):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layer, key, value = key.layer, key.key, key.value
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if layer.slab is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-        layer.compress(query, key, value, attention_mask, factor)
-        return output, None
+    if layer.slab is not None:
+        return later(layer, query, key, value, attention_mask, factor), None
+    queries, key, value = layer.hold(query, key, value)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    over = layer.after_prompt()
+    if over >= 0:
+        end, rows = key.shape[2] - over, queries.shape[2] - over
+        mask = None if attention_mask is None else attention_mask[:, :, : query.shape[2] - over, :end]
+        layer.compress(queries[:, :, :rows], key[:, :, :end], value[:, :, :end], mask, factor)
+    if over > 0:  # candidate tokens behind the prompt see what later tokens will see
+        tail = (query[:, :, -over:], key[:, :, end:], value[:, :, end:])
+        output = torch.cat([output[:, :-over], later(layer, *tail, attention_mask, factor)], dim=1)
+    return output, None
+
+
+def later(
+    layer: RaggedLayer,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of tokens after the prompt, which are kept or, if the layer says so, compressed: (B, T, Hq, D)."""
     new = query.shape[2]
-    valid = None if attention_mask is None else layer.real_tokens(attention_mask, new)
-    layer.append(key, value, valid)
-    output = attend(query, layer.slab, factor, valid)
-    return output.transpose(1, 2), None
+    valid = None if mask is None else layer.real_tokens(mask, new)
+    slab = layer.append(key, value, valid)
+    if layer.eviction is not None and new == 1:
+        return layer.eviction.attend(query, slab, scaling, valid).transpose(1, 2)
+    output = attend(query, slab, scaling, valid)
+    if layer.recompress and new > 1:
+        compress_again(layer, query, valid, scaling)
+    return output.transpose(1, 2)
 
 
 def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from sparsemm.cache.attention import NAME
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS, get_policy
+from sparsemm.policies import METHODS, NEED_SCORES, get_policy
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -21,38 +22,77 @@ if TYPE_CHECKING:
 class CompressedCache(Cache):
     """`past_key_values` of `model.generate`, compressed layer by layer during prefill."""
 
-    layers: list[Any]  # of RaggedLayer; a list is invariant
+    layers: list[Any]  # of RaggedLayer, and of transformers' own where attention slides; a list is invariant
+
+    @property
+    def ragged(self) -> list[RaggedLayer]:
+        """The layers that are compressed, those with full attention."""
+        return [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
+
+    def _sliding(self) -> list[Any]:
+        return [layer for layer in self.layers if not isinstance(layer, RaggedLayer)]
 
     def _slabs(self) -> list[Slab]:
-        slabs = [layer.slab for layer in self.layers if layer.slab is not None]
-        if len(slabs) != len(self.layers):
-            raise CacheError("nothing is kept yet", hint="run a prompt through the model first")
+        slabs = [layer.slab for layer in self.ragged if layer.slab is not None]
+        if len(slabs) != len(self.ragged):
+            raise CacheError("nothing is kept yet", hint="run a whole prompt through the model first")
         return slabs
 
     def budgets(self) -> list[torch.Tensor]:
-        """Slots kept of the prompt: per layer (B, Hkv) int64.
+        """Slots kept when it was last compressed: per full-attention layer (B, Hkv) int64.
 
         Raises:
             CacheError: before the first prompt.
         """
         self._slabs()
-        return [layer.slots for layer in self.layers if layer.slots is not None]
+        return [layer.slots for layer in self.ragged if layer.slots is not None]
 
     def kept_slots(self) -> torch.Tensor:
-        """Rows held now, over all layers and KV heads: (B,) int64, later tokens included.
+        """Rows held now, over all layers and KV heads: (B,) int64, later tokens and sliding layers included.
 
         Raises:
             CacheError: before the first prompt.
         """
-        return torch.stack([slab.lengths.view(slab.batch, -1).sum(-1) for slab in self._slabs()]).sum(0)
+        kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1) for slab in self._slabs()]).sum(0)
+        return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in self._sliding())
 
     def kept_bytes(self) -> int:
-        """Bytes of the keys and values held now."""
-        return sum(int(s.lengths.sum()) * 2 * s.keys.shape[-1] * s.keys.element_size() for s in self._slabs())
+        """Bytes of the keys and values held now, with their scales if storage is in 8 bits."""
+        kept = sum(int(slab.lengths.sum()) * slab.row_bytes() for slab in self._slabs())
+        return kept + sum(layer.keys.nbytes + layer.values.nbytes for layer in self._sliding())
 
     def slab_bytes(self) -> int:
-        """Bytes allocated for keys and values, slack included."""
-        return sum(2 * slab.keys.numel() * slab.keys.element_size() for slab in self._slabs())
+        """Bytes allocated: `kept_bytes`, the slack, and what `hold_budget` notes about the rows."""
+        held = sum(slab.allocated_bytes() for slab in self._slabs())
+        held += sum(layer.eviction.allocated_bytes() for layer in self.ragged if layer.eviction is not None)
+        return held + sum(layer.keys.nbytes + layer.values.nbytes for layer in self._sliding())
+
+    def slack_share(self) -> float:
+        """Share of `slab_bytes` that holds no token."""
+        return 1.0 - self.kept_bytes() / self.slab_bytes()
+
+    def advance(self, count: int) -> None:
+        """Count tokens that a replayed graph appends, or a capture did not: the device does its own counting.
+
+        Raises:
+            CacheError: if the room of `max_new_tokens` is used up.
+        """
+        for layer in self.ragged:
+            layer.advance(count)
+
+    def activate_past_recording(self) -> None:
+        """Called by assisted decoding, which crops candidate tokens.
+
+        Raises:
+            CacheError: if that would reach into what is compressed or evicted.
+        """
+        first = self.ragged[0]
+        if first.hold_budget or (first.recompress and first.slab is None):
+            raise CacheError("tokens cannot be taken back", hint="no hold_budget or recompress with assisted decoding")
+        if first.slab is None and first.policy.compresses and first.prompt_length is None:
+            hint = "pass prompt_length=inputs['input_ids'].shape[1] to compressed_cache"
+            raise CacheError("assisted decoding puts candidate tokens behind the prompt", hint=hint)
+        super().activate_past_recording()
 
 
 def kv_scores(scores: ScoreTable | np.ndarray | torch.Tensor, num_heads: int, num_kv_heads: int) -> np.ndarray:
@@ -81,6 +121,22 @@ def _set_attention(model: Any, config: Any) -> None:
         raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
 
 
+def _layers(config: Any, where: str) -> tuple[list[Any], list[int]]:
+    """What transformers would make of a model's layers, and which of them are plain full attention.
+
+    Raises:
+        CacheError: if a layer is neither full nor sliding attention, or none is full.
+    """
+    own = DynamicCache(config=config).layers
+    full = [i for i, layer in enumerate(own) if type(layer) is DynamicLayer]
+    others = {type(layer).__name__ for layer in own if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
+    if others or not full or len(own) != config.num_hidden_layers:
+        found = ", ".join(sorted(others)) or f"{len(full)} full of {config.num_hidden_layers}"
+        hint = f"full-attention and sliding-window layers are served; found {found}"
+        raise CacheError("the model has no full-attention layer to compress, or other layers", where=where, hint=hint)
+    return own, full
+
+
 def compressed_cache(
     model: Any,
     method: str,
@@ -92,52 +148,73 @@ def compressed_cache(
     pooling_kernel: int = 5,
     mode: str = "exact",
     seed: int = 0,
+    recompress: bool = False,
+    hold_budget: bool = False,
+    prompt_length: int | None = None,
+    max_new_tokens: int | None = None,
+    storage: str = "model",
 ) -> CompressedCache:
-    """A fresh cache for one `model.generate(**inputs, past_key_values=cache)`.
+    """A fresh cache for one `model.generate(**inputs, past_key_values=cache)`, and for its further turns.
 
-    The prompt is compressed once, right after its prefill, which must be one forward (no `prefill_chunk_size`, no
-    candidate tokens in it); later tokens, further turns included, are all kept and never compressed. The model's
-    text attention is set to a function that serves this cache and is sdpa for every other one.
+    The prompt is compressed once, layer by layer, right after its prefill; later tokens are all kept unless
+    `recompress` or `hold_budget` says otherwise. The model's text attention is set to a function that serves this
+    cache and is sdpa for every other one. Layers with sliding-window attention keep transformers' own cache.
 
     Args:
         model: a generating model of transformers, multimodal or text only.
-        method: full, sparsemm, snapkv, pyramidkv, adakv or random.
+        method: one of `sparsemm.policies.METHODS`.
         budget: mean slots per KV head, window included; ignored by "full".
-        scores: head scores for "sparsemm": a ScoreTable, or (L, Hq) or (L, Hkv).
+        scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
         window: newest prompt tokens every head keeps, also the rows that observe.
-        rho: share beyond the window that "sparsemm" and "random" split evenly.
+        rho: share beyond the window that these two and "random" split evenly.
         pooling_kernel: odd width of the average pool over observation scores.
         mode: "exact", or "paper" for the public code's arithmetic.
         seed: of "random".
+        recompress: whether a later turn (a forward of more than one token) brings everything kept back to the budget.
+        hold_budget: also evict for every new token, so that the total never exceeds the budget after a step.
+        prompt_length: tokens of the prompt, padding included, if it comes in chunks or with candidate tokens behind
+            it. It is then held whole until its last token and compressed as if it had come at once.
+        max_new_tokens: tokens that may ever come after the prompt. Their room is allocated with it, and a step
+            changes no buffer's place or size.
+        storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
 
     Raises:
         BudgetError: if method, budget, window or scores are impossible.
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
-        CacheError: if the model has layers this cache cannot serve.
+        CacheError: if the model has layers this cache cannot serve, or options exclude each other.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window_size = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    if kinds != {"full_attention"} or window_size is not None:
-        raise CacheError("only full-attention layers are supported", where=type(model).__name__, hint=f"found {kinds}")
+    layers, full = _layers(config, type(model).__name__)
     if pooling_kernel < 1 or pooling_kernel % 2 == 0:
         raise BudgetError(f"pooling_kernel is {pooling_kernel}", hint="use an odd number")
-    if method in METHODS and method != "sparsemm":
+    for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
+        if count is not None and count < 1:
+            raise CacheError(f"{name} is {count}", hint="at least 1")
+    if storage not in ("model", *STORAGES):
+        raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
+    if hold_budget and (method == "full" or max_new_tokens is not None):
+        raise CacheError(
+            "hold_budget with method full or max_new_tokens", hint="there is nothing to hold, or no growth"
+        )
+    if method in METHODS and method not in NEED_SCORES:
         scores = None
     num_kv_heads = config.num_key_value_heads
     if scores is not None and hasattr(scores, "check_model"):
         scores.check_model(model.config)
     matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, num_kv_heads)
-    policy = get_policy(
-        method,
-        config.num_hidden_layers,
-        num_kv_heads,
-        budget,
-        window,
-        scores=matrix,
-        rho=rho,
-        mode=mode,
-        seed=seed,
-    )
+    if matrix is not None and len(matrix) == config.num_hidden_layers:
+        matrix = matrix[full]
+    policy = get_policy(method, len(full), num_kv_heads, budget, window, scores=matrix, rho=rho, mode=mode, seed=seed)
     _set_attention(model, config)
-    return CompressedCache(layers=[RaggedLayer(i, policy, pooling_kernel) for i in range(config.num_hidden_layers)])
+    for i, at in enumerate(full):
+        layers[at] = RaggedLayer(
+            i,
+            policy,
+            pooling_kernel,
+            recompress=recompress,
+            hold_budget=hold_budget,
+            prompt_length=prompt_length,
+            max_new_tokens=max_new_tokens,
+            storage=storage,
+        )
+    return CompressedCache(layers=layers)

@@ -5,31 +5,66 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
 
 from sparsemm.cache.attention import Pending
+from sparsemm.cache.decode_eviction import Eviction
+from sparsemm.cache.held import Held
+from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
 from sparsemm.policies import Policy
-from sparsemm.policies.observation import observe, select
+from sparsemm.policies.observation import select
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer: full keys and values live only while its prompt is being attended to."""
+    """One layer: full keys and values live only while its prompt is being attended to.
+
+    Args:
+        index: of the policy's layers.
+        policy, pooling_kernel, recompress, hold_budget, prompt_length, max_new_tokens, storage: as
+            `sparsemm.compressed_cache`.
+    """
 
     is_compileable = False
     is_sliding = False
-    is_croppable = True
     supports_early_init = False
 
-    def __init__(self, index: int, policy: Policy, pooling_kernel: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        policy: Policy,
+        pooling_kernel: int,
+        *,
+        recompress: bool = False,
+        hold_budget: bool = False,
+        prompt_length: int | None = None,
+        max_new_tokens: int | None = None,
+        storage: str = "model",
+    ) -> None:
         super().__init__()
         self.index, self.policy, self.pooling_kernel = index, policy, pooling_kernel
+        self.recompress, self.hold_budget = policy.compresses and (recompress or hold_budget), hold_budget
+        self.prompt_length, self.max_new_tokens, self.storage = prompt_length, max_new_tokens, storage
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything; the next prompt is compressed anew."""
         self.slab: Slab | None = None
-        self.slots: torch.Tensor | None = None  # (B, Hkv) int64, what was kept of the prompt
-        self.seen = 0
-        self.prompt = 0  # tokens seen when the prompt was compressed
+        self.slots: torch.Tensor | None = None  # (B, Hkv) int64, what was kept when it was last compressed
+        self.tokens: list[int] = []  # real tokens of each batch row at that time
+        self.held: Held | None = None
+        self.eviction: Eviction | None = None
         self.gaps: torch.Tensor | None = None  # () bool, whether a later turn held padding
+        self.seen = 0
+        self.barrier = 0  # tokens seen that cannot be cropped
+        self.is_initialized = False
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether the newest tokens can be taken back."""
+        return not self.hold_budget
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: storage is made when the prompt is compressed."""
@@ -59,26 +94,79 @@ class RaggedLayer(CacheLayerMixin):
             )
         return valid
 
+    def hold(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The prompt's queries, keys and values so far, this chunk (B, Hkv, T, D) included; queries may be fewer."""
+        if self.held is None and self.after_prompt() >= 0:
+            return query, key, value
+        assert self.prompt_length is not None
+        over = max(self.after_prompt(), 0)
+        new = key.shape[2] - over
+        if self.held is None:
+            rows = self.prompt_length if self.policy.every_row else self.policy.window
+            self.held = Held(key, query, self.prompt_length, rows)
+        queries, keys, values = self.held.add(query[:, :, :new], key[:, :, :new], value[:, :, :new])
+        if over > 0:
+            queries = torch.cat([queries, query[:, :, new:]], dim=2)
+            keys, values = torch.cat([keys, key[:, :, new:]], dim=2), torch.cat([values, value[:, :, new:]], dim=2)
+        return queries, keys, values
+
+    def after_prompt(self) -> int:
+        """Tokens of this forward that lie behind the prompt; negative while chunks of it are missing."""
+        return self.seen - self.prompt_length if self.prompt_length is not None else 0
+
     def compress(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
     ) -> None:
-        """Keep what the policy chooses of the prompt's keys and values (B, Hkv, S, D); padding is dropped."""
+        """Keep what the policy chooses of the prompt's keys and values (B, Hkv, S, D); padding is dropped.
+
+        `query` (B, Hq, R, D) are its last rows, at least the policy's window or all there are.
+        """
         batch, num_kv_heads, length, _ = key.shape
         valid = key.new_ones(batch, length, dtype=torch.bool) if mask is None else self.real_tokens(mask, length)
-        lengths = valid.sum(-1).tolist()
-        observed = None
-        if self.policy.observes and max(lengths) >= self.policy.budget:  # "paper" cuts a prompt of B tokens already
-            observed = observe(query, key, valid, self.policy.window, self.pooling_kernel, scaling)
-        keep = valid[:, None].expand(-1, num_kv_heads, -1)
-        if observed is not None:
-            slots = torch.from_numpy(self.policy.slots(self.index, lengths, observed)).to(key.device)
-            keep = select(observed, valid, slots, self.policy.window)
-        self.slab = Slab(key, value, keep)
-        self.slots = self.slab.lengths.view(batch, num_kv_heads)
-        self.prompt = self.seen
+        self.tokens = valid.sum(-1).tolist()
+        rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
+        # "paper" cuts a prompt of B tokens already.
+        if self.policy.compresses and (self.hold_budget or max(self.tokens) >= self.policy.budget):
+            if not self.policy.every_row and query.shape[2] < length:
+                query = F.pad(query, (0, 0, length - query.shape[2], 0))
+            rated = self.policy.rate(query, key, valid, self.policy.window, self.pooling_kernel, scaling)
+            slots = torch.from_numpy(self.policy.slots(self.index, self.tokens, rated)).to(key.device)
+            keep = select(rated, valid, slots, self.policy.window)
+        limit = None
+        if self.hold_budget and rated is not None:
+            order = (valid.cumsum(-1) - 1)[:, None].expand_as(keep)
+            limit = self.watch(keep, rated, order)
+        room = (self.max_new_tokens, None if limit is None else limit + 1)
+        if self.storage == "model":
+            self.slab = Slab(key, value, keep, *room)
+        else:
+            self.slab = QuantizedSlab(key, value, keep, *room, storage=self.storage)
+        self.held = None
+        self.settle(length)
+        if not self.policy.compresses:
+            self.barrier -= min(self.tokens)  # nothing was evicted: everything but padding can be taken back
 
-    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
+    def watch(self, keep: torch.Tensor, rated: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+        """Start evicting; the rows (B * Hkv,) each stretch may hold: what it kept, or B while that is not reached."""
+        kept = keep.flatten(0, 1).sum(-1)
+        short = kept.new_tensor(self.tokens).repeat_interleave(keep.shape[1]) < self.policy.budget
+        limit = torch.where(short, self.policy.budget, kept)
+        self.eviction = Eviction(self.policy, keep.flatten(0, 1), rated.flatten(0, 1), order.flatten(0, 1), limit)
+        return limit
+
+    def settle(self, seen: int) -> None:
+        """Note what is kept, and that none of the `seen` tokens can be cropped any more."""
+        assert self.slab is not None
+        self.slots = self.slab.lengths.view(self.slab.batch, -1).clone()
+        self.barrier, self.gaps = seen, None
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> Slab:
         """Add new tokens (B, Hkv, T, D) behind what is kept; with `valid` (B, T) bool only the true ones.
+
+        Returns:
+            Where they were added.
 
         Raises:
             CacheError: if the batch is not the prompt's.
@@ -91,6 +179,17 @@ class RaggedLayer(CacheLayerMixin):
         self.slab.append(key, value, valid)
         if valid is not None:  # stays on the device; read by `crop` only
             self.gaps = self.gaps | ~valid.all() if self.gaps is not None else ~valid.all()
+        return self.slab
+
+    def advance(self, count: int) -> None:
+        """Count tokens on the host only.
+
+        Raises:
+            CacheError: if there is no room for them.
+        """
+        assert self.slab is not None
+        self.slab.reserve(count)
+        self.seen += count
 
     def get_seq_length(self) -> int:
         """Tokens seen, evicted ones and padding included: positions go on from here."""
@@ -104,17 +203,12 @@ class RaggedLayer(CacheLayerMixin):
         """-1: there is no limit."""
         return -1
 
-    def reset(self) -> None:
-        """Forget everything; the next prompt is compressed anew."""
-        self.slab, self.slots, self.gaps, self.seen, self.prompt = None, None, None, 0, 0
-        self.is_initialized = False
-
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the newest tokens; given as a negative number, as transformers does.
 
         Raises:
-            CacheError: if the number is positive, if that reaches into the compressed prompt, or if a later turn held
-                padding, whose rows are not there to be removed.
+            CacheError: if the number is positive, if that reaches into what was compressed or a prompt that is not
+                whole, if tokens were evicted since, or if a later turn held padding, whose rows are not there.
         """
         where = f"layer {self.index}"
         if tokens_to_remove > 0:
@@ -122,9 +216,13 @@ class RaggedLayer(CacheLayerMixin):
                 f"crop({tokens_to_remove})", where=where, hint="a negative number removes that many tokens"
             )
         count = -tokens_to_remove
+        if count > 0 and self.held is not None:
+            raise CacheError("cannot remove tokens of a prompt that is not whole yet", where=where)
         if count == 0 or self.slab is None:
             return
-        after = self.seen - self.prompt
+        if self.hold_budget:
+            raise CacheError("cannot remove tokens: others were evicted for them", where=where, hint="no hold_budget")
+        after = self.seen - self.barrier
         if count > after:
             what = f"cannot remove {count} tokens, only {after} came after the compressed prompt"
             raise CacheError(what, where=where)
@@ -135,11 +233,18 @@ class RaggedLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these batch rows, in this order."""
+        if self.held is not None:
+            self.held.select_rows(indices.to(self.held.keys.device))
         if self.slab is not None and self.slots is not None:
             indices = indices.to(self.slab.lengths.device)
             indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
-            self.slab.select_rows(indices)
+            capacity = None
+            if self.eviction is not None:
+                self.eviction.select_rows(indices, self.slab.batch)
+                capacity = self.eviction.limit + 1
+            self.slab.select_rows(indices, capacity)
             self.slots = self.slots[indices]
+            self.tokens = [self.tokens[i] for i in indices.tolist()]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder the batch rows for beam search."""
@@ -147,6 +252,5 @@ class RaggedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        if self.slab is not None:
-            rows = torch.arange(self.slab.batch, device=self.slab.lengths.device)
-            self.batch_select_indices(rows.repeat_interleave(repeats))
+        batch = self.slab.batch if self.slab is not None else 0 if self.held is None else len(self.held.keys)
+        self.batch_select_indices(torch.arange(batch).repeat_interleave(repeats))

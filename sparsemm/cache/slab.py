@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from sparsemm.cache import ops
 from sparsemm.errors import CacheError
 
-SLACK = 32  # rows a stretch may grow by before the layer is laid out again
+BLOCK, SHARE = 16, 32  # rows a stretch grows by: at least BLOCK, or 1 / SHARE of the layer's mean length
+
+
+def _block(rows: int, stretches: int) -> int:
+    return max(BLOCK, rows // max(stretches, 1) // SHARE)
+
+
+def rows_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Row numbers of all stretches, one after the other: (lengths.sum(),) int64."""
+    total = int(lengths.sum())
+    before = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths, output_size=total)
+    return torch.arange(total, device=starts.device) + before
 
 
 class Slab:
@@ -15,17 +28,33 @@ class Slab:
 
     Attributes:
         keys, values: (rows, D), the buffers; stretch i = b * Hkv + h starts at `starts[i]`.
-        lengths: (B * Hkv,) int64 on the device, rows in use of each stretch.
+        lengths: (B * Hkv,) int64 on the device, rows in use of each stretch; changed in place.
         starts: (B * Hkv,) int64 on the device.
+        slack: rows every stretch has left, at least; on the host, so that appending needs no device sync.
+        longest: rows of the longest stretch, at most; on the host too.
+        fixed: whether `longest` is a capacity that appending does not change.
     """
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor, slack: int = SLACK) -> None:
+    BUFFERS: ClassVar[tuple[str, ...]] = ("keys", "values")
+
+    def __init__(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        keep: torch.Tensor,
+        room: int | None = None,
+        capacity: torch.Tensor | None = None,
+        slack: int | None = None,
+    ) -> None:
         """Copy the selected positions of full keys and values, in order.
 
         Args:
             keys, values: (B, Hkv, S, D).
             keep: (B, Hkv, S) bool.
-            slack: rows of room behind each stretch.
+            room: rows that may ever be added to a stretch: the buffers then stay where they are. None lets them grow
+                in blocks.
+            capacity: (B * Hkv,) int64 rows each stretch gets, at least one more than it uses; None: length and slack.
+            slack: rows of room behind each stretch at first; None means `room`, or a block.
 
         Raises:
             CacheError: if the shapes do not fit.
@@ -33,36 +62,69 @@ class Slab:
         if keys.shape != values.shape or keep.shape != keys.shape[:-1] or keep.dtype != torch.bool:
             raise CacheError(f"keys {keys.shape}, values {values.shape}, keep {keep.shape} do not fit")
         self.batch, self.num_kv_heads = keys.shape[:2]
-        flat = keep.reshape(-1, keep.shape[-1])
-        self.lengths = flat.sum(dim=-1)
-        self._lay_out(keys.shape[-1], keys, slack)
+        self.room = room
+        self._lay_out(
+            keep.flatten(0, 1).sum(dim=-1),
+            keys.new_empty(0, keys.shape[-1]),
+            room if slack is None else slack,
+            capacity,
+        )
+        self._fill(keys, values, keep)
+
+    def _lay_out(
+        self, lengths: torch.Tensor, like: torch.Tensor, slack: int | None, capacity: torch.Tensor | None = None
+    ) -> None:
+        self.fixed = self.room is not None or capacity is not None
+        used, longest = torch.stack([lengths.sum(), lengths.max()]).tolist() if len(lengths) else (0, 0)
+        if capacity is not None:
+            slack = 1
+        elif slack is None:
+            slack = _block(used, len(lengths))
+        with torch.inference_mode(False):  # or nothing could be appended outside of the inference mode of a prefill
+            self.lengths = lengths.clone()
+            ends = (self.lengths + slack if capacity is None else capacity).cumsum(0)
+            self.starts = torch.cat([ends.new_zeros(1), ends])[:-1]
+            self._allocate(int(ends[-1]) if capacity is not None else used + slack * len(lengths), like)
+        self.slack = slack
+        if capacity is not None:
+            longest = int(capacity.max())
+        self.longest = longest + slack if self.room is not None else longest
+
+    def _allocate(self, rows: int, like: torch.Tensor) -> None:
+        self.keys, self.values = like.new_zeros(rows, like.shape[-1]), like.new_zeros(rows, like.shape[-1])
+
+    def _fill(self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> None:
         if keys.stride(-1) != 1 or values.stride(-1) != 1:
             keys, values = keys.contiguous(), values.contiguous()
         ops.compact(self.keys, self.values, keys, values, keep.contiguous(), self.starts)
 
-    def _lay_out(self, dim: int, like: torch.Tensor, slack: int) -> None:
-        capacity = self.lengths + slack
-        ends = capacity.cumsum(0)
-        self.starts = ends - capacity
-        total = int(ends[-1]) if len(ends) else 0
-        with torch.inference_mode(False):  # or nothing could be appended outside of the inference mode of a prefill
-            self.keys, self.values = like.new_zeros(total, dim), like.new_zeros(total, dim)
-        self.slack = slack  # known on the host, so that appending needs no device sync
-        self.longest = int(self.lengths.max()) if len(self.lengths) else 0
+    def _write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys[rows], self.values[rows] = keys, values
+
+    def read_keys(self, rows: torch.Tensor) -> torch.Tensor:
+        """Keys (..., D) of row numbers (...)."""
+        return self.keys[rows]
+
+    def read_values(self, rows: torch.Tensor) -> torch.Tensor:
+        """Values (..., D) of row numbers (...)."""
+        return self.values[rows]
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor | None = None) -> None:
-        """Add rows (B, Hkv, T, D) to every stretch, in place; with `valid` (B, T) bool only the true ones."""
+        """Add rows (B, Hkv, T, D) to every stretch, in place; with `valid` (B, T) bool only the true ones.
+
+        Raises:
+            CacheError: if a fixed room is used up.
+        """
         new = keys.shape[2]
-        if new > self.slack:
-            self._grow(new)
+        if self.room is None and new > self.slack:
+            self.rearrange(rows_of(self.starts, self.lengths), self.lengths, new)
+        self.reserve(new)
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
-        if new == 1 and valid is None and ops.serves(keys, values):
-            one_row = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
+        if new == 1 and valid is None and self.keys.dtype == keys.dtype and ops.serves(keys, values):
+            one_row = keys.contiguous().view(-1, keys.shape[-1]), values.contiguous().view(-1, values.shape[-1])
             ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
-            self.lengths = self.lengths + 1
-            self.slack -= 1
-            self.longest += 1
+            self.lengths += 1
             return
         offset = torch.arange(new, device=keys.device).expand(self.batch, new)
         count: torch.Tensor | int = new
@@ -71,41 +133,71 @@ class Slab:
             real = valid.cumsum(-1)
             offset = torch.where(valid, real - 1, real[:, -1:] + (~valid).cumsum(-1) - 1)
             count = real[:, -1].repeat_interleave(self.num_kv_heads)
-        offset = offset.repeat_interleave(self.num_kv_heads, dim=0)
+        offset = offset[:, None].expand(-1, self.num_kv_heads, -1).reshape(-1, new)
         rows = (self.starts + self.lengths)[:, None] + offset
-        self.keys[rows.flatten()] = keys.reshape(-1, keys.shape[-1])
-        self.values[rows.flatten()] = values.reshape(-1, values.shape[-1])
-        self.lengths = self.lengths + count
-        self.slack -= new
-        self.longest += new
+        self._write(rows.flatten(), keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1]))
+        self.lengths += count
 
-    def _grow(self, new: int) -> None:
-        keys, values, valid = self.padded()
-        self._lay_out(keys.shape[-1], keys, max(SLACK, new))
-        at = torch.arange(keys.shape[-2], device=keys.device)
-        rows = (self.starts.view(self.batch, -1)[..., None] + at)[valid]
-        self.keys[rows], self.values[rows] = keys[valid], values[valid]
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy the rows `source` (N,) over the rows `target` (N,), both row numbers."""
+        for name in self.BUFFERS:
+            buffer = getattr(self, name)
+            buffer[target] = buffer[source]
+
+    def reserve(self, count: int) -> None:
+        """Count `count` more rows in every stretch, on the host; negative ones give room back.
+
+        Raises:
+            CacheError: if there is not so much room.
+        """
+        if count > self.slack:
+            what = f"room for {self.room} tokens after the prompt is used up"
+            raise CacheError(what, hint="make the cache with a larger max_new_tokens")
+        self.slack -= count
+        if not self.fixed:
+            self.longest += count
+
+    def rearrange(
+        self, source: torch.Tensor, lengths: torch.Tensor, slack: int = 0, capacity: torch.Tensor | None = None
+    ) -> None:
+        """Lay the buffers out anew: their rows `source` (N,) int64 become stretches of `lengths`, which sum to N.
+
+        At least `slack` rows are left behind each stretch, or as many as `capacity` (B * Hkv,) holds.
+        """
+        old = [getattr(self, name) for name in self.BUFFERS]
+        block = self.room if self.room is not None else max(slack, _block(len(source), len(lengths)))
+        self._lay_out(lengths, self.read_keys(source[:0]), block, capacity)
+        target = rows_of(self.starts, self.lengths)
+        for name, buffer in zip(self.BUFFERS, old, strict=True):
+            getattr(self, name)[target] = buffer[source]
+
+    def padded_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row numbers (B, Hkv, longest) int64 of every stretch, and which of them are in use, bool."""
+        at = torch.arange(self.longest, device=self.starts.device)
+        valid = at < self.lengths[:, None]
+        rows = torch.where(valid, self.starts[:, None] + at, 0).view(self.batch, self.num_kv_heads, -1)
+        return rows, valid.view(self.batch, self.num_kv_heads, -1)
 
     def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys and values (B, Hkv, longest, D) and which rows of them are real (B, Hkv, longest) bool."""
-        at = torch.arange(self.longest, device=self.keys.device)
-        valid = at < self.lengths[:, None]
-        rows = torch.where(valid, self.starts[:, None] + at, 0).view(self.batch, self.num_kv_heads, -1)
-        valid = valid.view(self.batch, self.num_kv_heads, -1)
-        return self.keys[rows], self.values[rows], valid
+        rows, valid = self.padded_rows()
+        return self.read_keys(rows), self.read_values(rows), valid
 
-    def select_rows(self, index: torch.Tensor) -> None:
+    def select_rows(self, index: torch.Tensor, capacity: torch.Tensor | None = None) -> None:
         """Keep the batch rows `index` (N,) int64, in that order; rows may repeat or drop out."""
-        keys, values, valid = (tensor[index] for tensor in self.padded())
+        starts, lengths = (t.view(self.batch, -1)[index].flatten() for t in (self.starts, self.lengths))
         self.batch = len(index)
-        self.lengths = valid.sum(-1).flatten()
-        self._lay_out(keys.shape[-1], keys, SLACK)
-        at = torch.arange(keys.shape[-2], device=keys.device)
-        rows = (self.starts.view(self.batch, -1)[..., None] + at)[valid]
-        self.keys[rows], self.values[rows] = keys[valid], values[valid]
+        self.rearrange(rows_of(starts, lengths), lengths, capacity=capacity)
 
     def drop_newest(self, count: int) -> None:
         """Forget the newest `count` rows of every stretch; their room becomes slack again."""
-        self.lengths = self.lengths - count
-        self.slack += count
-        self.longest -= count
+        self.lengths -= count
+        self.reserve(-count)
+
+    def row_bytes(self) -> int:
+        """Bytes of one token in one head: its key and value, and what storing them takes."""
+        return sum(b.element_size() * b.shape[1:].numel() for b in (getattr(self, name) for name in self.BUFFERS))
+
+    def allocated_bytes(self) -> int:
+        """Bytes of the buffers, slack included."""
+        return sum(b.element_size() * b.numel() for b in (getattr(self, name) for name in self.BUFFERS))

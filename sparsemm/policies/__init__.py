@@ -8,15 +8,19 @@ from sparsemm.budgets import Scores
 from sparsemm.errors import BudgetError
 from sparsemm.policies.adakv import AdaKV
 from sparsemm.policies.full import Full
+from sparsemm.policies.h2o import H2O
 from sparsemm.policies.policy import Policy
 from sparsemm.policies.pyramidkv import PyramidKV
 from sparsemm.policies.random_heads import random_scores
 from sparsemm.policies.snapkv import SnapKV
 from sparsemm.policies.sparsemm import SparseMM
+from sparsemm.policies.sparsemm_adaptive import SparseMMAdaptive
+from sparsemm.policies.streaming import Streaming
 
-__all__ = ["METHODS", "Policy", "get_policy"]
+__all__ = ["METHODS", "NEED_SCORES", "Policy", "get_policy"]
 
-METHODS = ("full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random")
+METHODS = ("full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive")
+NEED_SCORES = ("sparsemm", "sparsemm-adaptive")
 
 
 def get_policy(
@@ -38,9 +42,9 @@ def get_policy(
         num_layers, num_kv_heads: shape of the model.
         budget: B, mean slots per KV head, window included; ignored by "full".
         window: w, newest tokens every head keeps.
-        scores: (L, Hkv) float64 for "sparsemm".
-        rho: share beyond the window that "sparsemm" and "random" split evenly.
-        mode: "exact" or "paper", for "sparsemm" and "random".
+        scores: (L, Hkv) float64 for "sparsemm" and "sparsemm-adaptive".
+        rho: share beyond the window that these two and "random" split evenly.
+        mode: "exact" or "paper", for "sparsemm" and "random"; "sparsemm-adaptive" is always exact.
         seed: of "random".
 
     Raises:
@@ -61,13 +65,20 @@ def get_policy(
         return PyramidKV(*shape)
     if method == "adakv":
         return AdaKV(*shape)
+    if method == "streaming":
+        return Streaming(*shape)
+    if method == "h2o":
+        return H2O(num_layers, num_kv_heads, budget, max(window, budget // 2))
     if method == "random":
         return SparseMM(*shape, scores=random_scores(num_layers, num_kv_heads, seed), rho=rho, mode=mode)
     if scores is None:
-        raise BudgetError("sparsemm needs head scores", hint="pass scores=ScoreTable.load(...)")
+        raise BudgetError(f"{method} needs head scores", hint="pass scores=ScoreTable.load(...)")
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (num_layers, num_kv_heads):
         raise BudgetError(f"scores have shape {scores.shape}, the model has {(num_layers, num_kv_heads)} KV heads")
-    policy = SparseMM(*shape, scores=scores, rho=rho, mode=mode)
+    if method == "sparsemm-adaptive":
+        policy: SparseMM = SparseMMAdaptive(*shape, scores=scores, rho=rho)
+    else:
+        policy = SparseMM(*shape, scores=scores, rho=rho, mode=mode)
     policy.matrix(budget + 1)  # impossible scores or rho are refused now, not in the middle of a prefill
     return policy

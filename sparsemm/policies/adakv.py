@@ -7,8 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparsemm.budgets import Slots, fill
+from sparsemm.budgets import Scores, Slots, fill
 from sparsemm.policies.policy import Policy
+
+
+def joint_counts(observed: torch.Tensor, total: int) -> Scores:
+    """How many of the `total` best entries of (H, S) each head holds: (H,) float64, ties to the lowest index."""
+    best = torch.sort(observed.flatten(), descending=True, stable=True).indices[:total]
+    return torch.bincount(best // observed.shape[-1], minlength=len(observed)).cpu().numpy().astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,8 @@ class AdaKV(Policy):
                 result[row] = self.window
                 continue
             assert observed is not None
-            scores = observed[row]
-            flat = torch.sort(scores.flatten(), descending=True, stable=True).indices[: base * self.num_kv_heads]
-            count = torch.bincount(flat // scores.shape[-1], minlength=self.num_kv_heads).cpu().numpy()
-            shares = self.floor * base + (1.0 - self.floor) * count.astype(np.float64)
+            count = joint_counts(observed[row], base * self.num_kv_heads)
+            shares = self.floor * base + (1.0 - self.floor) * count
             room = np.full(self.num_kv_heads, length - self.window, dtype=np.int64)
             result[row] = self.window + fill(shares, base * self.num_kv_heads, room)
         return result

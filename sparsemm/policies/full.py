@@ -11,7 +11,7 @@ from sparsemm.policies.policy import Policy
 class Full(Policy):
     """Every head keeps every token; the budget is ignored."""
 
-    observes = False
+    compresses = False
 
     def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the length of each row."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.cache.attention import attend
+from sparsemm.cache.attention import attend, ragged_attention
 from sparsemm.cache.slab import Slab
+from sparsemm.errors import CacheError
 
 
 def slow(query, want, valid):
@@ -43,3 +44,9 @@ def test_attend_equals_the_loop(group, new, padded):
     want = [[(k[b, h][real[b, h]], v[b, h][real[b, h]]) for h in range(2)] for b in range(2)]
     got = attend(query, slab, 0.3, valid if padded else None)
     torch.testing.assert_close(got, slow(query, want, valid))
+
+
+def test_learned_sinks_are_refused():
+    q = torch.randn(1, 2, 3, 4)
+    with pytest.raises(CacheError, match="sinks"):
+        ragged_attention(torch.nn.Identity(), q, q, q, None, s_aux=torch.zeros(2))

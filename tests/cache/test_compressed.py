@@ -281,3 +281,14 @@ def test_query_head_scores_are_summed_over_their_group(tiny):
     scores = np.arange(32.0).reshape(2, 16)
     assert kv_scores(scores, 16, 4).tolist() == scores.reshape(2, 4, 4).sum(-1).tolist()
     assert kv_scores(torch.from_numpy(scores), 16, 16).tolist() == scores.tolist()
+
+
+def test_slack_is_at_most_a_tenth_from_256_slots_on(lab):
+    skewed = np.ones((4, 3))
+    skewed[0] = 100
+    cache = sparsemm.compressed_cache(lab.model, "sparsemm", 256, skewed, window=32)
+    tokens = lab.ids(batch=2, length=1500)
+    lab.run(cache, tokens)
+    for _ in range(40):
+        assert cache.slack_share() <= 0.1
+        lab.run(cache, tokens[:, :1])

@@ -66,9 +66,19 @@ def run(model, cache, tokens, mask=None):
 # What is kept: everything below is written with loops over rows, heads and positions.
 
 
-def slow_scores(q, k, real):
-    """(H, S) pooled scores of one row by loops; `real` is the first position that is not padding."""
+def slow_scores(method, q, k, real):
+    """(H, S) scores of one row by loops; `real` is the first position that is not padding."""
+    if method == "streaming":
+        return np.array([[1000 - j if j < real + 4 else j for j in range(S)]] * H, dtype=float)
     out = np.zeros((H, S))
+    if method == "h2o":
+        for head in range(HQ):
+            kv = head * H // HQ
+            for row in range(real, S):
+                logits = (k[kv, real : row + 1] @ q[head, row] / np.sqrt(q.shape[-1])).astype(np.float64)
+                weights = np.exp(logits - logits.max())
+                out[kv, real : row + 1] += weights / weights.sum() / (HQ // H)
+        return out
     for kv in range(H):
         for head in range(kv * HQ // H, (kv + 1) * HQ // H):
             mean = np.zeros(S)
@@ -95,16 +105,22 @@ def whole(shares, total):
 def slow_slots(method, layer, scores, length):
     """Slots of every KV head of a layer, for prompts so long that nothing overflows."""
     base = B - W
-    if method == "snapkv":
+    if method in ("snapkv", "streaming", "h2o"):
         return [B] * H
     if method == "pyramidkv":
         top, bottom = 2 * base - base / 20, base / 20
         return [W + whole([top + (bottom - top) * i / (L - 1) for i in range(L)], base * L)[layer]] * H
+    ranked = [h for _, h in sorted((-scores[h, j], h) for h in range(H) for j in range(S - length, S - W))]
     if method == "adakv":
-        best = sorted((-scores[h, j], h) for h in range(H) for j in range(S - length, S - W))[: base * H]
-        return [W + n for n in whole([0.2 * base + 0.8 * sum(h == i for _, h in best) for i in range(H)], base * H)]
-    table = SCORES if method == "sparsemm" else random_scores(L, H, 7)
-    return allocate(table, B, W, 0.1, length)[layer].tolist()
+        count = [ranked[: base * H].count(i) for i in range(H)]
+        return [W + n for n in whole([0.2 * base + 0.8 * c for c in count], base * H)]
+    table = random_scores(L, H, 7) if method == "random" else SCORES
+    static = allocate(table, B, W, 0.1, length)[layer].tolist()
+    if method == "sparsemm-adaptive":
+        total = sum(static) - W * H
+        count = [ranked[:total].count(i) for i in range(H)]
+        return [W + n for n in whole([0.5 * (b - W) + 0.5 * c for b, c in zip(static, count, strict=True)], total)]
+    return static
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
@@ -121,7 +137,7 @@ def test_kept_positions_equal_the_slow_way(method, layer):
     ragged.compress(query, key, value, mask, 8**-0.5)
     _, kept, valid = ragged.slab.padded()
     for row, pad in enumerate(pads):
-        scores = slow_scores(query[row].numpy(), key[row].numpy(), pad)
+        scores = slow_scores(method, query[row].numpy(), key[row].numpy(), pad)
         slots = slow_slots(method, layer, scores, S - pad)
         assert ragged.slots[row].tolist() == slots
         for head in range(H):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.cache.slab import SLACK, Slab
+from sparsemm.cache.slab import BLOCK, Slab, rows_of
 from sparsemm.errors import CacheError
 
 
@@ -23,13 +23,13 @@ def same(slab, want):
             assert torch.equal(k, wanted_k) and torch.equal(v, wanted_v)
 
 
-def random_slab(seed=0, slack=SLACK):
+def random_slab(seed=0, slack=BLOCK):
     torch.manual_seed(seed)
     keys, values = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
     keep = torch.rand(3, 2, 9) < 0.5
     keep[1, 0] = False  # a head of length zero
     want = [[(keys[b, h][keep[b, h]], values[b, h][keep[b, h]]) for h in range(2)] for b in range(3)]
-    return Slab(keys, values, keep, slack), want
+    return Slab(keys, values, keep, slack=slack), want
 
 
 def test_selected_rows_are_kept_in_order():
@@ -40,7 +40,7 @@ def test_selected_rows_are_kept_in_order():
 @pytest.mark.parametrize("slack", [0, 1, 7])
 def test_append_grows_in_blocks_and_loses_nothing(slack):
     slab, want = random_slab(slack=slack)
-    for step in range(SLACK + 5):
+    for step in range(2 * BLOCK + 5):
         new_k, new_v = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
         slab.append(new_k, new_v)
         want = [
@@ -55,7 +55,7 @@ def test_append_grows_in_blocks_and_loses_nothing(slack):
 def test_append_in_place_does_not_move_the_buffer():
     slab, _ = random_slab()
     where = slab.keys.data_ptr()
-    slab.append(torch.randn(3, 2, SLACK, 4), torch.randn(3, 2, SLACK, 4))
+    slab.append(torch.randn(3, 2, BLOCK, 4), torch.randn(3, 2, BLOCK, 4))
     assert slab.keys.data_ptr() == where
     slab.append(torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4))
     assert slab.keys.data_ptr() != where
@@ -79,10 +79,10 @@ def test_append_skips_padding():
     same(slab, want)
 
 
-@pytest.mark.parametrize("slack", [0, 2, SLACK])
+@pytest.mark.parametrize("slack", [0, 2, BLOCK])
 def test_padding_never_reaches_a_neighbour(slack):
     slab, want = random_slab(slack=slack)
-    for step in range(2 * SLACK // 3):
+    for step in range(BLOCK):
         new_k, new_v, valid = torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4), torch.rand(3, 3) < 0.4
         slab.append(new_k, new_v, valid)
         want = [
@@ -116,3 +116,42 @@ def test_misshapen_input_is_refused():
         Slab(keys, keys, torch.ones(1, 2, 4, dtype=torch.bool))
     with pytest.raises(CacheError, match="fit"):
         Slab(keys, keys, torch.ones(1, 2, 3))
+
+
+@pytest.mark.parametrize("length", [256, 300, 1000, 4096])
+def test_slack_is_a_small_share_of_long_stretches(length):
+    rows = torch.randn(1, 2, length, 4)
+    slab = Slab(rows, rows, torch.ones(1, 2, length, dtype=torch.bool))
+    for _ in range(400):
+        used = int(slab.lengths.sum()) * slab.row_bytes()
+        assert slab.allocated_bytes() - used <= 0.1 * slab.allocated_bytes()
+        slab.append(rows[:, :, :1], rows[:, :, :1])
+
+
+def test_growing_is_rare_in_long_stretches():
+    rows, places = torch.randn(1, 1, 4096, 4), set()
+    slab = Slab(rows, rows, torch.ones(1, 1, 4096, dtype=torch.bool))
+    for _ in range(500):
+        slab.append(rows[:, :, :1], rows[:, :, :1])
+        places.add(slab.starts.data_ptr())
+        assert slab.slack < 200
+    assert len(places) < 7
+
+
+def test_a_fixed_room_stays_in_place_and_ends():
+    keys = torch.randn(2, 2, 9, 4)
+    slab = Slab(keys, keys, torch.ones(2, 2, 9, dtype=torch.bool), room=5)
+    where = slab.keys.data_ptr(), slab.lengths.data_ptr()
+    assert slab.longest == 14
+    for _ in range(5):
+        slab.append(keys[:, :, :1], keys[:, :, :1])
+    assert (slab.keys.data_ptr(), slab.lengths.data_ptr()) == where and slab.longest == 14
+    before = slab.keys.clone()
+    with pytest.raises(CacheError, match="room for 5"):
+        slab.append(keys[:, :, :1], keys[:, :, :1])
+    assert torch.equal(slab.keys, before) and slab.lengths.tolist() == [14] * 4
+
+
+def test_rows_of_lists_stretches_one_after_the_other():
+    assert rows_of(torch.tensor([3, 10, 20]), torch.tensor([2, 0, 3])).tolist() == [3, 4, 20, 21, 22]
+    assert rows_of(torch.tensor([3]), torch.tensor([0])).tolist() == []

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sparsemm.errors import BudgetError
-from sparsemm.policies import METHODS, get_policy
+from sparsemm.policies import METHODS, NEED_SCORES, get_policy
 
 L, H, B, W = 4, 3, 10, 3
 
 
 def make(method, budget=B, window=W, **options):
-    scores = np.arange(L * H, dtype=float).reshape(L, H) if method == "sparsemm" else None
+    scores = np.arange(L * H, dtype=float).reshape(L, H) if method in NEED_SCORES else None
     return get_policy(method, L, H, budget, window, scores=scores, **options)
 
 
@@ -34,6 +34,15 @@ def test_totals_are_exact(method, lengths):
     assert slots.shape == (L, 2, H) and slots.dtype == np.int64
     assert (slots.sum(axis=(0, 2)) == L * H * B).all()
     assert (slots >= W).all() and (slots <= np.array(lengths)[None, :, None]).all()
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+def test_totals_are_exact_at_every_length(method):
+    policy = make(method)
+    for length in range(1, 60):
+        slots = slots_of(policy, [length], seed=length)
+        assert slots.sum() == L * H * min(B, length)
+        assert slots.max() <= length
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,6 +78,19 @@ def test_ada_follows_the_concentration_of_scores():
     assert got.tolist() == [W + 1, W + 13, W + 1]
 
 
+def test_adaptive_moves_half_of_a_layers_split_to_the_prompt():
+    observed = torch.rand(1, H, 50)
+    observed[0, 0] += 5.0  # the prompt wants the first head, the scores want the last
+    observed[..., -W:] = float("-inf")
+    static, adaptive = make("sparsemm"), make("sparsemm-adaptive")
+    for layer in range(L):
+        before, after = (p.slots(layer, [50], observed)[0] for p in (static, adaptive))
+        total = before.sum() - W * H
+        assert after.sum() == before.sum()
+        want = 0.5 * (before - W) + 0.5 * np.array([total, 0, 0])
+        assert (np.abs(after - W - want) < 1).all()
+
+
 def test_sparsemm_follows_the_scores_and_random_follows_the_seed():
     slots = slots_of(make("sparsemm"), [400])[:, 0].ravel()
     assert (np.diff(slots) >= 0).all() and slots[-1] > 2 * slots[0]
@@ -90,7 +112,8 @@ def test_paper_mode_loses_what_a_short_prompt_cannot_hold():
         (("best", L, H, B, W), "unknown"),
         (("snapkv", L, H, 2, 3), "window"),
         (("snapkv", L, H, 2, 0), "window"),
-        (("sparsemm", L, H, B, W), "scores"),
+        (("sparsemm", L, H, B, W), "sparsemm needs"),
+        (("sparsemm-adaptive", L, H, B, W), "adaptive needs"),
     ],
 )
 def test_impossible_requests_are_refused(arguments, reason):

@@ -1,0 +1,124 @@
+"""Greedy decoding whose step never leaves the device: a CUDA graph where there is one. Not measured on a GPU yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sparsemm.cache.compressed import CompressedCache
+from sparsemm.errors import CacheError
+
+WARM_UP = 2  # steps before the capture, taken back afterwards
+CHECK = 16  # steps between two looks at whether every row has ended: each waits for the device
+
+
+class DecodeStep:
+    """One greedy step: every row's newest token in, its next one out, all in tensors that stay where they are.
+
+    Needs a cache made with `max_new_tokens`: then a step neither moves nor resizes a buffer and reads nothing on the
+    host, so that on a CUDA device it is captured once and replayed. Elsewhere the same step runs as it is.
+
+    Args:
+        model: the model of the cache.
+        cache: filled by a prompt.
+        tokens: (B, 1) int64 newest token of each row, not yet fed.
+        positions: (B, 1) int64 its position, M-RoPE's offset included.
+
+    Raises:
+        CacheError: if the cache can grow, or has sliding layers.
+    """
+
+    def __init__(self, model: Any, cache: CompressedCache, tokens: torch.Tensor, positions: torch.Tensor) -> None:
+        if len(cache.ragged) != len(cache.layers):
+            raise CacheError("sliding layers change size at every step", hint="use model.generate")
+        if any(layer.max_new_tokens is None or layer.slab is None for layer in cache.ragged):
+            raise CacheError("the cache can grow", hint="make it with max_new_tokens, and run a prompt first")
+        self.model, self.cache = model, cache
+        self.tokens, self.positions = tokens.clone(), positions.clone()
+        self.axes = 3 if getattr(model.config.get_text_config(), "rope_parameters", {}).get("mrope_section") else 0
+        self.captures = tokens.is_cuda
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def _run(self) -> None:
+        positions = self.positions.expand(self.axes, -1, -1) if self.axes else self.positions
+        output = self.model(
+            input_ids=self.tokens, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
+        self.tokens.copy_(output.logits[:, -1:].argmax(-1))
+        self.positions += 1
+
+    def _capture(self) -> None:
+        tokens, positions = self.tokens.clone(), self.positions.clone()
+        slabs = [layer.slab for layer in self.cache.ragged if layer.slab is not None]
+        steps = min(WARM_UP, slabs[0].slack)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(steps):
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.cache.advance(-steps)
+        for slab in slabs:
+            slab.lengths -= steps
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._run()
+        # A capture runs nothing on the device, but the host has counted its token.
+        self.cache.advance(-1)
+        self.tokens.copy_(tokens)
+        self.positions.copy_(positions)
+
+    @torch.no_grad()
+    def __call__(self) -> torch.Tensor:
+        """The next token of every row: (B, 1) int64, overwritten by the next call.
+
+        Raises:
+            CacheError: if the room of `max_new_tokens` is used up.
+        """
+        if not self.captures:
+            self._run()
+            return self.tokens
+        if self.graph is None:
+            self._capture()
+        assert self.graph is not None
+        self.cache.advance(1)
+        self.graph.replay()
+        return self.tokens
+
+
+@torch.no_grad()
+def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, max_new_tokens: int) -> torch.Tensor:
+    """What `model.generate(**inputs, past_key_values=cache, do_sample=False)` says, with `DecodeStep` after the prompt.
+
+    Args:
+        inputs: input_ids, attention_mask and what else `generate` takes of a prompt.
+        cache: fresh, made with at least `max_new_tokens` - 1 as its max_new_tokens.
+        max_new_tokens: of the answer, the end token included.
+
+    Returns:
+        (B, at most S + max_new_tokens) int64, the prompt included; a row that has ended is filled up with padding.
+
+    Raises:
+        CacheError: as `DecodeStep`.
+    """
+    out = model.generate(**inputs, past_key_values=cache, do_sample=False, max_new_tokens=1)
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    positions = mask.sum(-1, keepdim=True)
+    offset = getattr(getattr(model, "model", None), "rope_deltas", None)
+    step = DecodeStep(model, cache, out[:, -1:], positions if offset is None else positions + offset.to(positions))
+    ends = model.generation_config.eos_token_id
+    ends = torch.tensor([] if ends is None else ends, device=out.device).flatten()
+    pad = model.generation_config.pad_token_id
+    said = [out[:, -1:]]
+    ended = torch.isin(said[0], ends)
+    for count in range(1, max_new_tokens):
+        if count % CHECK == 1 and bool(ended.all()):
+            break
+        said.append(torch.where(ended, pad if pad is not None else 0, step()))
+        ended = ended | torch.isin(said[-1], ends)
+    new = torch.cat(said, dim=1)
+    # Steps between the last end and the check that saw it said only padding.
+    used = int((~torch.isin(new, ends)).long().cumprod(-1).sum(-1).max()) + 1
+    return torch.cat([out[:, :-1], new[:, :used]], dim=1)

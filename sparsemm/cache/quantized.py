@@ -1,0 +1,57 @@
+"""Ragged storage in 8 bits: one scale per row, dequantised layer by layer when it is read."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from sparsemm.cache.slab import Slab, rows_of
+
+# Storage dtype and the largest number that is stored.
+STORAGES = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+
+
+def quantize(rows: torch.Tensor, storage: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (N, D) as 8-bit numbers (N, D) and scales (N,) fp32: row = number * scale, scale = max |row| / largest.
+
+    A row of zeros has scale 0; rows must be finite.
+    """
+    dtype, largest = STORAGES[storage]
+    exact = rows.float()
+    scales = exact.abs().amax(dim=-1) / largest
+    scaled = exact / torch.where(scales > 0, scales, 1.0)[..., None]
+    if dtype == torch.int8:
+        scaled = scaled.round()
+    return scaled.clamp(-largest, largest).to(dtype), scales
+
+
+class QuantizedSlab(Slab):
+    """Keys and values of one layer in "int8" or "fp8" (e4m3), an fp32 scale per row of each: D + 4 bytes a row."""
+
+    BUFFERS: ClassVar[tuple[str, ...]] = ("keys", "values", "key_scales", "value_scales")
+
+    def __init__(self, keys: torch.Tensor, *args: Any, storage: str, **kwargs: Any) -> None:
+        """As `Slab`, with `storage` one of `STORAGES`."""
+        self.storage, self.dtype = storage, keys.dtype
+        super().__init__(keys, *args, **kwargs)
+
+    def _allocate(self, rows: int, like: torch.Tensor) -> None:
+        dtype = STORAGES[self.storage][0]
+        self.keys, self.values = (like.new_zeros(rows, like.shape[-1], dtype=dtype) for _ in range(2))
+        self.key_scales, self.value_scales = (like.new_zeros(rows, dtype=torch.float32) for _ in range(2))
+
+    def _fill(self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> None:
+        self._write(rows_of(self.starts, self.lengths), keys[keep], values[keep])
+
+    def _write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for new, buffer, scales in ((keys, self.keys, self.key_scales), (values, self.values, self.value_scales)):
+            buffer[rows], scales[rows] = quantize(new.detach(), self.storage)
+
+    def read_keys(self, rows: torch.Tensor) -> torch.Tensor:
+        """Keys (..., D) of row numbers (...), in the model's dtype."""
+        return (self.keys[rows].float() * self.key_scales[rows][..., None]).to(self.dtype)
+
+    def read_values(self, rows: torch.Tensor) -> torch.Tensor:
+        """Values (..., D) of row numbers (...), in the model's dtype."""
+        return (self.values[rows].float() * self.value_scales[rows][..., None]).to(self.dtype)

@@ -1,0 +1,44 @@
+"""SparseMM, adaptive: static visual budgets per layer, split within it by scores and by the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sparsemm.budgets import Slots, fill
+from sparsemm.policies.adakv import joint_counts
+from sparsemm.policies.sparsemm import SparseMM
+
+
+@dataclass(frozen=True)
+class SparseMMAdaptive(SparseMM):
+    """The layer totals of SparseMM, with half of each layer's split left to the prompt as in AdaKV.
+
+    With b[l,h] the slots of `sparsemm` for this prompt length and T[l] = sum over h of b[l,h] - w: c[l,h] counts the
+    head's share of the layer's T[l] jointly best observed positions, and the head gets
+
+        w + (1 - adapt) * (b[l,h] - w) + adapt * c[l,h]
+
+    as integers whose sum is exactly T[l] + w * Hkv. Totals per layer are static, so a layer can be compressed before
+    the next one has run.
+
+    Attributes:
+        adapt: share of the split that follows the prompt: 0 is `sparsemm`, 1 lets only layer totals be static.
+    """
+
+    adapt: float = 0.5
+
+    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+        """(B, Hkv) int64."""
+        result = super().slots(layer, lengths, observed)
+        for row, length in enumerate(lengths):
+            static = result[row] - self.window
+            if length <= self.budget or static.sum() == 0:
+                continue
+            assert observed is not None
+            total = int(static.sum())
+            shares = (1.0 - self.adapt) * static + self.adapt * joint_counts(observed[row], total)
+            result[row] = self.window + fill(shares, total, np.full_like(static, length - self.window))
+        return result

@@ -1,0 +1,89 @@
+"""Models that mix full and sliding-window attention: budgets for the full layers, transformers' own for the others."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.cache_utils import DynamicSlidingWindowLayer
+
+import sparsemm
+from sparsemm.errors import BudgetError
+from sparsemm.policies import METHODS
+
+KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+
+
+@lru_cache
+def _model(name, **sizes):
+    torch.manual_seed(0)
+    if name == "gemma3":
+        config = Gemma3TextConfig(**sizes, sliding_window=7, layer_types=KINDS, head_dim=8, query_pre_attn_scalar=8)
+        return Gemma3ForCausalLM(config).eval()
+    config = Qwen2Config(**sizes, use_sliding_window=True, sliding_window=7, max_window_layers=0, layer_types=KINDS)
+    return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(params=["gemma3", "qwen2"])
+def mixed(request, lab):
+    model = _model(request.param, **lab.sizes)
+    model.set_attn_implementation("sdpa")
+    return type(lab)(model)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_everything_kept_is_token_identical(mixed, method):
+    tokens = mixed.ids()
+    tokens[0, :9] = 0
+    want = mixed.generate(tokens, DynamicCache(config=mixed.model.config))
+    assert torch.equal(mixed.generate(tokens, mixed.cache(method, 30)), want)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+def test_totals_count_both_kinds_of_layers(mixed, method):
+    cache = mixed.cache(method, 9)
+    mixed.generate(mixed.ids(), cache, new=5)
+    assert [type(layer) is DynamicSlidingWindowLayer for layer in cache.layers] == [True, False, True, False]
+    assert [int(s.sum()) for s in torch.stack(cache.budgets()).sum(-1).T] == [2 * 3 * 9] * 2
+    rows = 2 * 3 * (9 + 4) + 2 * 3 * 6  # a window of 7 holds 6 tokens of the past
+    assert cache.kept_slots().tolist() == [rows] * 2
+    assert cache.kept_bytes() == 2 * rows * 2 * 8 * 4
+    assert cache.kept_bytes() < cache.slab_bytes()
+
+
+def test_scores_are_those_of_the_full_layers(mixed):
+    scores = np.ones((4, 3))
+    scores[1], scores[0] = 9, 100
+    cache = sparsemm.compressed_cache(mixed.model, "sparsemm", 9, scores, window=4)
+    mixed.run(cache, mixed.ids())
+    first, second = (int(b[0].sum()) for b in cache.budgets())
+    assert first + second == 2 * 3 * 9 and first > 2 * second
+    with pytest.raises(BudgetError, match="shape"):
+        sparsemm.compressed_cache(mixed.model, "sparsemm", 9, scores[:3], window=4)
+
+
+@pytest.mark.parametrize("options", [{"recompress": True}, {"hold_budget": True}, {"prompt_length": 30}])
+def test_options_go_with_it(mixed, options):
+    cache = mixed.cache("snapkv", 9, **options)
+    tokens = mixed.ids(length=40)
+    for start, stop in ((0, 20), (20, 30), (30, 31)):
+        mixed.run(cache, tokens[:, start:stop])
+    after = 0 if "hold_budget" in options else 1
+    assert cache.kept_slots().tolist() == [2 * 3 * (9 + after) + 2 * 3 * 6] * 2
+
+
+def test_beams_and_assisted_decoding(mixed):
+    tokens = mixed.ids(batch=1)
+    for options in ({"num_beams": 3}, {"prompt_lookup_num_tokens": 3}):
+        mixed.model.set_attn_implementation("sdpa")
+        want = mixed.generate(tokens, DynamicCache(config=mixed.model.config), **options)
+        assert torch.equal(mixed.generate(tokens, mixed.cache("full"), **options), want)

@@ -1,0 +1,60 @@
+"""Accumulated attention against the whole attention matrix, and its memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsemm.policies import get_policy, h2o
+from sparsemm.policies.observation import select
+
+
+def whole_matrix(q, k, pad):
+    logits = (q @ k.repeat_interleave(2, 0).transpose(-1, -2) * 0.5).masked_fill(
+        torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).triu(1), float("-inf")
+    )
+    logits[..., :pad] = float("-inf")
+    return torch.softmax(logits, -1)[:, pad:].sum(1).view(2, 2, -1).mean(1)
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 10**9])
+@pytest.mark.parametrize("pad", [0, 7])
+def test_scores_equal_the_column_sums_of_the_attention_matrix(monkeypatch, chunk, pad):
+    monkeypatch.setattr(h2o, "CHUNK", chunk)
+    torch.manual_seed(pad)
+    q, k = torch.randn(1, 4, 33, 8), torch.randn(1, 2, 33, 8)
+    valid = torch.arange(33)[None] >= pad
+    got = get_policy("h2o", 1, 2, 12, 3).rate(q, k, valid, 6, 5, 0.5)[0]
+    assert torch.isneginf(got[:, :pad]).all()
+    torch.testing.assert_close(got[:, pad:], whole_matrix(q[0], k[0], pad)[:, pad:])
+
+
+def test_half_of_the_budget_is_newest_and_half_is_heavy():
+    policy = get_policy("h2o", 1, 2, 12, 3)
+    q, k = torch.randn(1, 4, 40, 8), torch.randn(1, 2, 40, 8)
+    valid = torch.ones(1, 40, dtype=torch.bool)
+    assert policy.window == 6
+    observed = policy.rate(q, k, valid, policy.window, 5, 0.5)
+    keep = select(observed, valid, torch.from_numpy(policy.slots(0, [40], observed)), policy.window)
+    heavy = whole_matrix(q[0], k[0], 0)
+    for head in range(2):
+        best = heavy[head, :34].topk(6).indices.tolist()
+        assert keep[0, head].nonzero().flatten().tolist() == sorted(best) + list(range(34, 40))
+
+
+def test_no_square_tensor_is_made(monkeypatch):
+    monkeypatch.setattr(h2o, "CHUNK", 1 << 16)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            nonlocal largest
+            out = op(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    q, k = torch.randn(1, 2, 2048, 8), torch.randn(1, 1, 2048, 8)
+    with Watch():
+        get_policy("h2o", 1, 1, 64, 8).rate(q, k, torch.ones(1, 2048, dtype=torch.bool), 32, 5, 0.5)
+    assert largest <= 1 << 16
