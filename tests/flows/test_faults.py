@@ -201,7 +201,8 @@ def test_a_stage_that_fills_the_disk(repository, quiet):
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("file systems cannot be mounted here")
     try:
-        with pytest.raises(PipelineError, match="No space left"):
+        # Either the stage meets the full disk, or DVC does, when it links the outputs.
+        with pytest.raises(PipelineError, match="No space left|No possible cache link"):
             integrate(repository.root, [], "Results")
         assert not inside(repository)
         subprocess.run(["mount", "-o", "remount,size=8m", str(target)], check=True)
