@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from sparsemm.cache import ops
+from sparsemm.cache import library, ops, twins
 from sparsemm.cache.slab import Slab
 
 COPIED = 256 << 20  # bytes of the copy that measures bandwidth: more than any cache of the processor
@@ -66,12 +66,12 @@ def measure(
     times = alternating(
         {
             "ours": lambda: ops.ragged_decode(query, *stretches, factor),
-            "twin": lambda: ops.ragged_decode_twin(query, *stretches, factor),
+            "twin": lambda: twins.ragged_decode(query, *stretches, factor),
             "full": lambda: F.scaled_dot_product_attention(rows, keys, values, scale=factor),
             "append": lambda: ops.append(slab.keys, slab.values, new, new, slab.starts, slab.lengths),
-            "append_twin": lambda: ops.append_twin(slab.keys, slab.values, new, new, slab.starts, slab.lengths),
+            "append_twin": lambda: twins.append(slab.keys, slab.values, new, new, slab.starts, slab.lengths),
             "compact": lambda: ops.compact(slab.keys, slab.values, keys, values, keep, slab.starts),
-            "compact_twin": lambda: ops.compact_twin(slab.keys, slab.values, keys, values, keep, slab.starts),
+            "compact_twin": lambda: twins.compact(slab.keys, slab.values, keys, values, keep, slab.starts),
             "copy": lambda: copied[0].copy_(copied[1]),
         },
         repeats,
@@ -105,7 +105,7 @@ def main() -> None:
     """Measure all shapes and print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="timed turns for each shape")
-    parser.add_argument("--dtype", default="float32", choices=[str(t).removeprefix("torch.") for t in ops.DTYPES])
+    parser.add_argument("--dtype", default="float32", choices=[str(t).removeprefix("torch.") for t in library.DTYPES])
     given = parser.parse_args()
     if given.repeats < 2:
         parser.error("--repeats must be at least 2")

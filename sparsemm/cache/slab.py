@@ -58,8 +58,7 @@ class Slab:
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
         if new == 1 and valid is None and ops.serves(keys, values):
-            one_row = keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1])
-            ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
+            ops.append_row(self.keys, self.values, keys, values, self.starts, self.lengths)
             self.lengths = self.lengths + 1
             self.slack -= 1
             self.longest += 1
