@@ -50,13 +50,15 @@ def strides(tensor: torch.Tensor) -> ctypes.Array[ctypes.c_int64]:
 
 
 def dense_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied if a row (..., D) is not in one piece, or on a CUDA device not at a multiple of 16 bytes."""
-    if tensor.numel() and tensor.stride(-1) != 1:
-        return tensor.contiguous()
-    if tensor.is_cuda:
-        starts = (tensor.data_ptr(), *(s * tensor.element_size() for s in tensor.stride()[:-1]))
-        if any(start % 16 for start in starts):
-            return tensor.clone(memory_format=torch.contiguous_format)
+    """The tensor, copied if a row (..., D) is not in one piece."""
+    return tensor.contiguous() if tensor.numel() and tensor.stride(-1) != 1 else tensor
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if a row is not in one piece or does not start at a multiple of 16 bytes."""
+    tensor = dense_rows(tensor)
+    if tensor.data_ptr() % 16 or any(s * tensor.element_size() % 16 for s in tensor.stride()[:-1]):
+        return tensor.clone(memory_format=torch.contiguous_format)
     return tensor
 
 
@@ -91,7 +93,7 @@ def ragged_decode(
     scaling: float,
 ) -> torch.Tensor:
     """`ops.ragged_decode` of checked tensors."""
-    query, keys, values = dense_rows(query), dense_rows(keys), dense_rows(values)
+    query, keys, values = _aligned(query), _aligned(keys), _aligned(values)
     output = torch.empty_like(query)
     stretches = starts.shape[0]
     if stretches == 0:
@@ -156,7 +158,6 @@ def compact(
     starts: torch.Tensor,
 ) -> None:
     """`ops.compact` of checked tensors."""
-    full_keys, full_values = dense_rows(full_keys), dense_rows(full_values)
     _call(
         "compact",
         keys.device,
@@ -175,7 +176,8 @@ def compact(
 
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
-    """`ops.observe` of checked tensors with dense rows."""
+    """`ops.observe` of checked tensors."""
+    query, keys = _aligned(query), _aligned(keys)
     batch, heads, length, dim = keys.shape
     num_heads, window = query.shape[1:3]
     loaded = cuda_library()
@@ -207,7 +209,8 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
 
 
 def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """`ops.argmax_rows` of checked tensors with dense rows."""
+    """`ops.argmax_rows` of checked tensors."""
+    query, keys = _aligned(query), _aligned(keys)
     heads, length, dim = keys.shape
     output = torch.empty(query.shape[:2], dtype=torch.int64, device=keys.device)
     _call(

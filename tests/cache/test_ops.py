@@ -489,7 +489,7 @@ def test_built_once_and_again_when_a_source_changes(monkeypatch, tmp_path):
 @pytest.mark.parametrize("flags", list(build.flag_sets())[1:], ids=" ".join)
 def test_the_plainer_flags_compute_the_same(tmp_path, flags):
     """Narrower vectors, and at last no OpenMP: what an old compiler or another architecture gets."""
-    assert build.compile_library(build.compiler(), [*flags, "-O1"], tmp_path / "plain.so") == ""
+    assert build.compile_library(build.compiler(), [*build.COMMON, *flags, "-O1"], tmp_path / "plain.so") == ""
     plain = ctypes.CDLL(str(tmp_path / "plain.so")).sparsemm_ragged_decode
     plain.argtypes, plain.restype = library.ARGUMENTS["sparsemm_ragged_decode"], ctypes.c_int64
     for dtype in DTYPES:
