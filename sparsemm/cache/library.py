@@ -93,10 +93,11 @@ def cuda_available() -> bool:
 
 def serves(*tensors: torch.Tensor) -> bool:
     """Whether a library computes with such keys, values and queries (..., D); the twin also has gradients."""
+    on_cpu = tensors[0].is_cpu
     gradients = torch.is_grad_enabled()
     for t in tensors:
         if t.dtype not in DTYPES or t.shape[-1] not in HEAD_DIMS or (gradients and t.requires_grad):
             return False
-        if not (t.is_cpu or (t.is_cuda and t.shape[-1] % 8 == 0)):
+        if not on_cpu and not (t.is_cuda and t.shape[-1] % 8 == 0):
             return False
-    return available() if tensors[0].is_cpu else cuda_available()
+    return available() if on_cpu else cuda_available()

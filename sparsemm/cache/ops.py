@@ -16,10 +16,18 @@ __all__ = [
     "argmax_rows",
     "available",
     "compact",
+    "decodes",
     "observe",
     "ragged_decode",
     "serves",
 ]
+
+
+def decodes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `ragged_decode` of such tensors is more than its twin."""
+    if query.is_cuda:
+        return backends.usable(query, keys, values)[0] != "twin"
+    return serves(query, keys, values)
 
 
 def ragged_decode(
@@ -119,15 +127,20 @@ def append_row(
     Raises:
         CacheError: as `append`.
     """
-    known = keys.dtype in DTYPES and new_keys.dtype is keys.dtype and new_values.dtype is keys.dtype and keys.is_cpu
-    wanted = lengths.shape[0] * keys.shape[1]
-    if not known or new_keys.numel() != wanted or new_values.numel() != wanted or torch.compiler.is_compiling():
-        rows = new_keys.reshape(-1, new_keys.shape[-1]), new_values.reshape(-1, new_values.shape[-1])
-        return append(keys, values, *rows, starts, lengths)
-    loaded = library()
-    if loaded is None or (torch.is_grad_enabled() and (new_keys.requires_grad or new_values.requires_grad)):
+    numbers = lengths.shape[0] * keys.shape[1]
+    if (
+        torch.compiler.is_compiling()
+        or not keys.is_cpu
+        or not new_keys.is_cpu
+        or not new_values.is_cpu
+        or not (keys.dtype == new_keys.dtype == new_values.dtype)
+        or not (numbers == new_keys.numel() == new_values.numel())
+        or not serves(keys, new_keys, new_values)
+    ):
         rows = new_keys.reshape(-1, keys.shape[1]), new_values.reshape(-1, keys.shape[1])
         return append(keys, values, *rows, starts, lengths)
+    loaded = library()
+    assert loaded is not None
     new_keys, new_values = new_keys.contiguous(), new_values.contiguous()
     code = loaded.sparsemm_append(
         keys.data_ptr(),
