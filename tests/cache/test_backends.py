@@ -83,6 +83,7 @@ def test_ours_comes_first_and_the_twin_serves_what_nobody_else_does(monkeypatch)
 def test_the_environment_names_one(monkeypatch):
     given = slab()
     monkeypatch.setattr(backends, "_flash", lambda: flash)
+    monkeypatch.setattr(backends, "serves", lambda *_: False)
     monkeypatch.setenv("SPARSEMM_DECODE", "twin")
     assert torch.equal(backends.decode(*given, 0.7), twins.ragged_decode(*given, 0.7))
     monkeypatch.setenv("SPARSEMM_DECODE", "ours")
