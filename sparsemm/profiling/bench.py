@@ -94,6 +94,7 @@ def append(setting: Setting) -> tuple[list[dict[str, Any]], dict[str, float]]:
     rows = [{"lengths": [short, long], "times": clock.summary(times, moved)}]
     return rows, {
         "append_32k_over_1k": clock.ratio(times, f"append_{long}", f"append_{short}"),
+        "copy_append_32k_over_1k": clock.ratio(times, f"copy_{long}", f"copy_{short}"),
         "copy_append_over_append_32k": clock.ratio(times, f"copy_{long}", f"append_{long}"),
         "dynamic_append_over_append_32k": clock.ratio(times, f"dynamic_{long}", f"append_{long}"),
         "static_append_over_append_32k": clock.ratio(times, f"static_{long}", f"append_{long}"),
