@@ -177,7 +177,7 @@ def compact(
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
     """`ops.observe` of checked tensors."""
-    query, keys = _aligned(query), _aligned(keys)
+    query, keys, valid = _aligned(query), _aligned(keys), valid.contiguous()
     batch, heads, length, dim = keys.shape
     num_heads, window = query.shape[1:3]
     loaded = cuda_library()
@@ -210,7 +210,7 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
 
 def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """`ops.argmax_rows` of checked tensors."""
-    query, keys = _aligned(query), _aligned(keys)
+    query, keys, begins, ends = _aligned(query), _aligned(keys), begins.contiguous(), ends.contiguous()
     heads, length, dim = keys.shape
     output = torch.empty(query.shape[:2], dtype=torch.int64, device=keys.device)
     _call(
