@@ -4,11 +4,16 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if (defined(__F16C__) || defined(__AVX512F__)) && !defined(__CUDACC__)
 #include <immintrin.h>
 #endif
 
 #define SPARSEMM_EXPORT extern "C" __attribute__((visibility("default")))
+#ifdef __CUDACC__
+#define SPARSEMM_BOTH __host__ __device__  // on the processor and on the GPU
+#else
+#define SPARSEMM_BOTH
+#endif
 
 namespace sparsemm {
 
@@ -19,25 +24,25 @@ constexpr int64_t kSerialBytes = 1 << 18;  // less work than this is done before
 struct Half { uint16_t bits; };
 struct BFloat { uint16_t bits; };
 
-inline uint32_t bits_of(float value) { uint32_t bits; std::memcpy(&bits, &value, 4); return bits; }
-inline float float_of(uint32_t bits) { float value; std::memcpy(&value, &bits, 4); return value; }
+SPARSEMM_BOTH inline uint32_t bits_of(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+SPARSEMM_BOTH inline float float_of(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 
-inline float widen(float value) { return value; }
-inline float widen(BFloat value) { return float_of(uint32_t(value.bits) << 16); }
-inline float widen(Half value) {  // without a branch, so that a loop over it is vectorised
+SPARSEMM_BOTH inline float widen(float value) { return value; }
+SPARSEMM_BOTH inline float widen(BFloat value) { return float_of(uint32_t(value.bits) << 16); }
+SPARSEMM_BOTH inline float widen(Half value) {  // without a branch, so that a loop over it is vectorised
     const uint32_t word = uint32_t(value.bits) << 16, twice = word + word;
     const float normal = float_of((twice >> 4) + (0xE0u << 23)) * 0x1.0p-112f;
     const float subnormal = float_of((twice >> 17) | (126u << 23)) - 0.5f;
     return float_of((word & 0x80000000u) | (twice < (1u << 27) ? bits_of(subnormal) : bits_of(normal)));
 }
 
-inline void narrow(float value, float* out) { *out = value; }
-inline void narrow(float value, BFloat* out) {  // round to nearest even; a NaN stays one
+SPARSEMM_BOTH inline void narrow(float value, float* out) { *out = value; }
+SPARSEMM_BOTH inline void narrow(float value, BFloat* out) {  // round to nearest even; a NaN stays one
     const uint32_t bits = bits_of(value);
     const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     out->bits = uint16_t(value != value ? 0x7FC0u : rounded);
 }
-inline void narrow(float value, Half* out) {  // round to nearest even, overflow to infinity
+SPARSEMM_BOTH inline void narrow(float value, Half* out) {  // round to nearest even, overflow to infinity
     const uint32_t bits = bits_of(value), twice = bits + bits;
     float base = (float_of(bits & 0x7FFFFFFFu) * 0x1.0p+112f) * 0x1.0p-110f;
     uint32_t bias = twice & 0xFF000000u;
@@ -48,6 +53,7 @@ inline void narrow(float value, Half* out) {  // round to nearest even, overflow
     out->bits = uint16_t(((bits & 0x80000000u) >> 16) | (twice > 0xFF000000u ? 0x7E00u : magnitude));
 }
 
+#ifndef __CUDACC__
 // A row as floats: where it is, or converted into `room`. Stored as wide as it will be read, or the processor cannot
 // pass it on before it has reached the cache.
 inline const float* row_of(const float* row, float*, int64_t) { return row; }
@@ -74,5 +80,6 @@ inline const float* row_of(const Half* row, float* room, int64_t dim) {
     for (; d < dim; ++d) room[d] = widen(row[d]);
     return room;
 }
+#endif
 
 }  // namespace sparsemm

@@ -30,6 +30,14 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=text).add_argument("key", help="model key")
     commands.add_parser("report", help="write the HTML report and its figures")
 
+    bench = commands.add_parser("bench", help="time the cache's operations against others and against a copy")
+    bench.add_argument("name", help="append, compact, observe, decode, step or memory")
+    bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
+    bench.add_argument("--dtype", help="float32, float16 or bfloat16")
+    bench.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    bench.add_argument("--repeats", type=int, default=9, help="timed turns (9)")
+
     models = commands.add_parser("models", help="the models in params.yaml").add_subparsers(
         dest="action", required=True
     )
@@ -168,6 +176,18 @@ def _registry(given: argparse.Namespace) -> None:
         print(f"{done.name}: {to} is version {done.version}, before {done.before or 'none'}")
 
 
+def _bench(given: argparse.Namespace) -> None:
+    from sparsemm.profiling.bench import run
+
+    result = run(given.name, given.shape, given.dtype, given.device, given.repeats)
+    if given.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{result['bench']}: {result['shape']}, {result['dtype']}, {result['device']}")
+    for name, value in result["ratios"].items():
+        print(f"  {name}  {value}")
+
+
 def _run(given: argparse.Namespace) -> None:
     import importlib
 
@@ -175,6 +195,8 @@ def _run(given: argparse.Namespace) -> None:
         _models(given)
     elif given.command == "scores":
         _scores(given)
+    elif given.command == "bench":
+        _bench(given)
     elif given.command == "params":
         if given.schema:
             print(json.dumps(schema(), indent=2))

@@ -119,7 +119,7 @@ def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor 
         (B, Hq, T, D); zeros for new tokens that are not real.
     """
     batch, num_heads, new, dim = query.shape
-    if new == 1 and ops.serves(query, slab.keys, slab.values):
+    if new == 1 and ops.decodes(query, slab.keys, slab.values):
         one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
         output = ops.ragged_decode(one, slab.keys, slab.values, slab.starts, slab.lengths, scaling)[:, :, None]
         return output if valid is None else output.masked_fill(~valid[:, None, :, None], 0.0)

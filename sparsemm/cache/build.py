@@ -1,4 +1,4 @@
-"""Compile csrc/ to one shared object in a per-user folder: `python -m sparsemm.cache.build`."""
+"""Compile csrc/ to shared objects in a per-user folder: `python -m sparsemm.cache.build [--cuda]`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from sparsemm.errors import CacheError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"]
-SECONDS = 300  # a compiler that takes longer hangs
+CUDA = ["-std=c++17", "-O3", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "0"]
+CUDA += ["-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=[sm_90,compute_90]"]
+SECONDS = 600  # a compiler that takes longer hangs
 
 
 def source_folder() -> Path:
@@ -51,6 +53,21 @@ def compiler() -> str:
     raise CacheError(f"{wanted or 'a C++ compiler'} was not found", hint="install g++ or clang++, or set CXX")
 
 
+def cuda_compiler() -> str:
+    """Path of nvcc: $NVCC, else on the PATH, in $CUDA_HOME or in /usr/local/cuda.
+
+    Raises:
+        CacheError: if there is none.
+    """
+    wanted = os.environ.get("NVCC")
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    for name in [wanted] if wanted else ["nvcc", f"{home}/bin/nvcc"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise CacheError(f"{wanted or 'nvcc'} was not found", hint="install the CUDA toolkit, or set NVCC")
+
+
 def _processor() -> str:
     """What -march=native depends on: a home folder may be shared by different machines."""
     try:
@@ -76,8 +93,8 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         raise CacheError(f"{command[0]} did not run: {error}") from error
 
 
-def compile_library(command: str, flags: list[str], target: Path) -> str:
-    """Compile all sources to `target`, which appears whole or not at all; the compiler's complaint, or "".
+def compile_library(command: str, flags: list[str], target: Path, pattern: str = "*.cpp") -> str:
+    """Compile sources like `pattern` to `target`, which appears whole or not at all; the compiler's complaint, or "".
 
     Raises:
         CacheError: if the folder cannot be written or the compiler does not run.
@@ -86,8 +103,8 @@ def compile_library(command: str, flags: list[str], target: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            sources = sorted(str(path) for path in source_folder().glob("*.cpp"))
-            done = _run([command, *COMMON, *flags, *sources, "-o", str(made)])
+            sources = sorted(str(path) for path in source_folder().glob(pattern))
+            done = _run([command, *flags, *sources, "-o", str(made)])
             if done.returncode == 0:
                 os.replace(made, target)  # another process may have been faster with the same content
                 return ""
@@ -96,30 +113,66 @@ def compile_library(command: str, flags: list[str], target: Path) -> str:
         raise CacheError(f"the library cannot be written: {error}", where=str(target.parent)) from error
 
 
+def _target(name: str, pattern: str, command: str, *rest: str) -> Path:
+    """Where the library of these sources, this compiler and the rest belongs."""
+    folder = source_folder()
+    key = hashlib.sha256()
+    for path in sorted([*folder.glob(pattern), *folder.glob("*.h")]):
+        key.update(path.name.encode() + path.read_bytes())
+    key.update("\0".join([command, _run([command, "--version"]).stdout, *rest]).encode())
+    return library_folder() / f"{name}-{key.hexdigest()[:16]}.so"
+
+
 def build() -> Path:
     """The compiled library for these sources, this compiler and this processor; compiled now if there is none.
 
     Raises:
         CacheError: without a compiler, without sources, or if nothing compiles.
     """
-    command, folder = compiler(), source_folder()
-    version = _run([command, "--version"]).stdout
-    sources = b"".join(path.name.encode() + path.read_bytes() for path in sorted(folder.glob("*.*")))
-    complaint = ""
+    command, complaint = compiler(), ""
     for flags in flag_sets():
-        key = hashlib.sha256(sources)
-        key.update("\0".join([command, version, *COMMON, *flags, _processor()]).encode())
-        target = library_folder() / f"kernels-{key.hexdigest()[:16]}.so"
+        target = _target("kernels", "*.cpp", command, *COMMON, *flags, _processor())
         if target.is_file():
             return target
-        complaint = compile_library(command, flags, target)
+        complaint = compile_library(command, [*COMMON, *flags], target)
         if not complaint:
             return target
-    raise CacheError(f"{command} fails: {complaint.splitlines()[-1]}", where=str(folder))
+    raise CacheError(f"{command} fails: {complaint.splitlines()[-1]}", where=str(source_folder()))
+
+
+def build_cuda() -> Path:
+    """The compiled CUDA library for these sources and this nvcc; compiled now if there is none.
+
+    It holds machine code for compute capabilities 8.0 (which 8.6 and 8.9 run too) and 9.0, and for later ones what
+    their driver compiles when it is loaded.
+
+    Raises:
+        CacheError: without nvcc, without sources, or if they do not compile.
+    """
+    command = cuda_compiler()
+    target = _target("cuda", "*.cu", command, *CUDA)
+    if not target.is_file():
+        complaint = compile_library(command, CUDA, target, "*.cu")
+        if complaint:
+            raise CacheError(f"{command} fails: {complaint.splitlines()[-1]}", where=str(source_folder()))
+    return target
+
+
+def wants_cuda() -> bool:
+    """Whether there are nvcc and a CUDA device."""
+    try:
+        cuda_compiler()
+    except CacheError:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":
     try:
         print(build())
+        if "--cuda" in sys.argv[1:] or wants_cuda():
+            print(build_cuda())
     except CacheError as error:
         sys.exit(f"sparsemm: {error}")

@@ -1,64 +1,33 @@
-"""One dispatch for the cache's operations: the C++ library where it serves, its PyTorch twin everywhere else."""
+"""One dispatch for the cache's operations: a compiled library where one serves, the PyTorch twin everywhere else."""
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import os
-from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
+from sparsemm.cache import backends, checks, cuda, twins
+from sparsemm.cache.library import DONE, DTYPES, NO_MEMORY, available, library, serves
 from sparsemm.errors import CacheError
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # the library's numbers
-FLOATS = (*DTYPES, torch.float64)
-HEAD_DIMS = range(8, 257)
-DONE, NO_MEMORY = -1, -2
-P, N = ctypes.c_void_p, ctypes.c_int64
-ARGUMENTS = {
-    "sparsemm_ragged_decode": [ctypes.c_int, P, P, P, P, P, P, N, N, N, N, ctypes.c_float, ctypes.c_int],
-    "sparsemm_append": [P, P, P, P, P, P, N, N, N],
-    "sparsemm_compact": [P, P, P, P, P, P, N, N, N, N, N, P, P, ctypes.c_int],
-}
+__all__ = [
+    "append",
+    "append_row",
+    "argmax_rows",
+    "available",
+    "compact",
+    "decodes",
+    "observe",
+    "ragged_decode",
+    "serves",
+]
 
 
-@lru_cache
-def library() -> ctypes.CDLL | None:
-    """The compiled library, built when it is first needed; None without one, which one line of the log explains.
-
-    SPARSEMM_KERNELS=off in the environment means None too.
-    """
-    if os.environ.get("SPARSEMM_KERNELS", "").lower() == "off":
-        return None
-    from sparsemm.cache.build import build  # here, or `python -m sparsemm.cache.build` would import itself twice
-
-    try:
-        loaded = ctypes.CDLL(str(build()))
-        for name, arguments in ARGUMENTS.items():
-            function = getattr(loaded, name)
-            function.argtypes, function.restype = arguments, ctypes.c_int64
-        return loaded
-    except (CacheError, OSError, AttributeError) as error:
-        logging.getLogger(__name__).warning("sparsemm: PyTorch serves the cache, not the C++ library: %s", error)
-        return None
-
-
-@torch.compiler.assume_constant_result
-def available() -> bool:
-    """Whether the compiled library is there."""
-    return library() is not None
-
-
-def serves(*tensors: torch.Tensor) -> bool:
-    """Whether the library computes with such keys, values and queries (..., D); the twin also has gradients."""
-    gradients = torch.is_grad_enabled()
-    for t in tensors:
-        if t.dtype not in DTYPES or t.shape[-1] not in HEAD_DIMS or not t.is_cpu or (gradients and t.requires_grad):
-            return False
-    return available()
+def decodes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `ragged_decode` of such tensors is more than its twin."""
+    if query.is_cuda:
+        return backends.usable(query, keys, values)[0] != "twin"
+    return serves(query, keys, values)
 
 
 def ragged_decode(
@@ -84,8 +53,8 @@ def ragged_decode(
         CacheError: if dtypes, shapes, strides or devices do not fit, or (on the CPU) a stretch leaves the slab.
     """
     if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad):
-        _check_decode(query, keys, values, starts, lengths)
-        return ragged_decode_twin(query, keys, values, starts, lengths, scaling)
+        checks.ragged_decode(query, keys, values, starts, lengths)
+        return twins.ragged_decode(query, keys, values, starts, lengths, scaling)
     return _OPS["ragged_decode"](query, keys, values, starts, lengths, scaling)
 
 
@@ -109,8 +78,8 @@ def append(
             nothing was written.
     """
     if torch.is_grad_enabled() and (new_keys.requires_grad or new_values.requires_grad):
-        _check_append(keys, values, new_keys, new_values, starts, lengths)
-        return append_twin(keys, values, new_keys, new_values, starts, lengths)
+        checks.append(keys, values, new_keys, new_values, starts, lengths)
+        return twins.append(keys, values, new_keys, new_values, starts, lengths)
     return _OPS["append"](keys, values, new_keys, new_values, starts, lengths)
 
 
@@ -135,35 +104,12 @@ def compact(
             then nothing was written.
     """
     if torch.is_grad_enabled() and (full_keys.requires_grad or full_values.requires_grad):
-        _check_compact(keys, values, full_keys, full_values, keep, starts)
-        return compact_twin(keys, values, full_keys, full_values, keep, starts)
+        checks.compact(keys, values, full_keys, full_values, keep, starts)
+        return twins.compact(keys, values, full_keys, full_values, keep, starts)
     return _OPS["compact"](keys, values, full_keys, full_values, keep, starts)
 
 
-# The twins: plain PyTorch for any device and dtype, differentiable, and what the library is tested against.
-
-
-def ragged_decode_twin(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    """`ragged_decode` by padding every head to the longest."""
-    longest = int(lengths.max()) if len(lengths) else 0
-    if longest == 0:
-        return torch.zeros_like(query)
-    at = torch.arange(longest, device=keys.device)
-    valid = at < lengths[:, None]
-    rows = torch.where(valid, starts[:, None] + at, starts[:, None].clamp(max=len(keys) - 1))
-    group = query.reshape(len(starts), -1, query.shape[-1])
-    output = F.scaled_dot_product_attention(group, keys[rows], values[rows], attn_mask=valid[:, None], scale=scaling)
-    return output.masked_fill(lengths[:, None, None] == 0, 0.0).view(query.shape)
-
-
-def append_twin(
+def append_row(
     keys: torch.Tensor,
     values: torch.Tensor,
     new_keys: torch.Tensor,
@@ -171,113 +117,86 @@ def append_twin(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """`append` by indexing."""
-    keys[starts + lengths] = new_keys
-    values[starts + lengths] = new_values
+    """`append` for a caller whose slab is known to fit: it runs at every step, and the checks cost more than the copy.
+
+    The caller answers for the slab's shapes, strides and devices; the new rows and the room are looked at all the same.
+
+    Args:
+        new_keys, new_values: (B, Hkv, 1, D) or any shape of as many numbers in that order.
+
+    Raises:
+        CacheError: as `append`.
+    """
+    numbers = lengths.shape[0] * keys.shape[1]
+    if (
+        torch.compiler.is_compiling()
+        or not keys.is_cpu
+        or not new_keys.is_cpu
+        or not new_values.is_cpu
+        or not (keys.dtype == new_keys.dtype == new_values.dtype)
+        or not (numbers == new_keys.numel() == new_values.numel())
+        or not serves(keys, new_keys, new_values)
+    ):
+        rows = new_keys.reshape(-1, keys.shape[1]), new_values.reshape(-1, keys.shape[1])
+        return append(keys, values, *rows, starts, lengths)
+    loaded = library()
+    assert loaded is not None
+    new_keys, new_values = new_keys.contiguous(), new_values.contiguous()
+    code = loaded.sparsemm_append(
+        keys.data_ptr(),
+        values.data_ptr(),
+        new_keys.data_ptr(),
+        new_values.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        lengths.shape[0],
+        keys.shape[1] * keys.element_size(),
+        keys.shape[0],
+    )
+    if code != DONE:
+        _outcome("append", code, _NO_ROOM.format(keys.shape[0]))
 
 
-def compact_twin(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    full_keys: torch.Tensor,
-    full_values: torch.Tensor,
-    keep: torch.Tensor,
-    starts: torch.Tensor,
-) -> None:
-    """`compact` by indexing."""
-    flat = keep.flatten(0, 1)
-    # Rank of a kept position within its stretch, then its row in the buffer.
-    stretch, position = flat.nonzero(as_tuple=True)
-    rows = starts[stretch] + (flat.cumsum(dim=-1) - 1)[stretch, position]
-    keys[rows] = full_keys[keep]
-    values[rows] = full_values[keep]
+def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
+    """What a prompt's last rows look at (SnapKV, arXiv 2404.14469), without a matrix of all weights.
+
+    A = softmax(q k^T * scaling), causal, in fp32; mean over the w rows; over the S - w positions before them an
+    average pool of `pooling` (zeros beyond the ends); mean over the query group.
+
+    Args:
+        query: (B, Hq, w, D) fp32, fp16, bf16 or fp64, the last w rows of the prompt.
+        keys: (B, Hkv, S, D) of the same dtype, w <= S.
+        valid: (B, S) bool, false on padding.
+        pooling: odd width of the pool.
+        scaling: factor of the logits.
+
+    Returns:
+        (B, Hkv, S) fp32; -inf on padding and at the last w positions.
+
+    Raises:
+        CacheError: if dtypes, shapes or devices do not fit.
+    """
+    return _OPS["observe"](query.detach(), keys.detach(), valid, pooling, scaling)
 
 
-# Checks, the same whoever computes.
+def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Position of the key with the largest q.k among those a row may see.
 
+    Products and sums are in fp64, where those of narrower numbers hardly round: the position does not depend on the
+    device, the number of threads or the order of a sum. Of equal keys the first one wins; a NaN is the largest.
 
-# Written out without loops: they run at every step of every layer, with the processor's caches full of weights.
+    Args:
+        query: (Hq, T, D) fp32, fp16, bf16 or fp64; query head h reads KV head h // (Hq / Hkv).
+        keys: (Hkv, S, D) of the same dtype.
+        begins, ends: (T,) int64; row t sees keys begins[t] ... ends[t] - 1.
 
+    Returns:
+        (Hq, T) int64; 0 for a row that sees nothing.
 
-def _check_slab(op: str, keys: torch.Tensor, values: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> None:
-    shape, dtype, device = keys.shape, keys.dtype, keys.device
-    if len(shape) != 2 or values.shape != shape:
-        raise CacheError(f"keys {tuple(shape)} and values {tuple(values.shape)} are not (rows, D) both", where=op)
-    if dtype not in FLOATS or values.dtype != dtype or one.dtype != dtype or two.dtype != dtype:
-        dtypes = sorted({str(t.dtype) for t in (keys, values, one, two)})
-        raise CacheError(f"dtypes {dtypes} are not one of fp32, fp16, bf16 and fp64", where=op)
-    if not (keys.is_contiguous() and values.is_contiguous()):
-        raise CacheError("keys and values are not contiguous", where=op)
-    if values.device != device or one.device != device or two.device != device:
-        raise CacheError("tensors lie on different devices", where=op)
-    if one.shape[-1:] != shape[1:] or two.shape[-1:] != shape[1:]:
-        shapes = [tuple(t.shape) for t in (one, two)]
-        raise CacheError(f"shapes {shapes} do not end with head dimension {shape[1]}", where=op)
-
-
-def _check_stretches(op: str, keys: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> None:
-    shape = starts.shape
-    if starts.dtype != torch.int64 or lengths.dtype != torch.int64 or len(shape) != 1 or lengths.shape != shape:
-        shapes = [(tuple(t.shape), t.dtype) for t in (starts, lengths)]
-        raise CacheError(f"starts and lengths are {shapes}, not (B * Hkv,) int64", where=op)
-    if not (starts.is_contiguous() and lengths.is_contiguous()):
-        raise CacheError("starts or lengths are not contiguous", where=op)
-    if starts.device != keys.device or lengths.device != keys.device:
-        raise CacheError("starts or lengths are not on the device of the keys", where=op)
-
-
-def _check_decode(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
-) -> None:
-    op = "ragged_decode"
-    _check_slab(op, keys, values, query, query)
-    _check_stretches(op, keys, starts, lengths)
-    if query.dim() != 3 or not query.is_contiguous():
-        raise CacheError(f"query {tuple(query.shape)} is not (B, Hq, D) and contiguous", where=op)
-    batch, heads = query.shape[:2]
-    stretches = len(starts)
-    if (batch * heads == 0) != (stretches == 0) or (stretches and (stretches % batch or batch * heads % stretches)):
-        what = f"{stretches} stretches do not serve a query of {batch} rows and {heads} heads"
-        raise CacheError(what, where=op, hint="there is one for each batch row and KV head")
-
-
-def _check_append(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-) -> None:
-    op = "append"
-    _check_slab(op, keys, values, new_keys, new_values)
-    _check_stretches(op, keys, starts, lengths)
-    want, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
-    if shapes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
-        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where=op)
-
-
-def _check_compact(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    full_keys: torch.Tensor,
-    full_values: torch.Tensor,
-    keep: torch.Tensor,
-    starts: torch.Tensor,
-) -> None:
-    op = "compact"
-    _check_slab(op, keys, values, full_keys, full_values)
-    _check_stretches(op, keys, starts, starts)
-    shape = tuple(full_keys.shape)
-    if full_keys.dim() != 4 or full_values.shape != full_keys.shape or keep.shape != full_keys.shape[:-1]:
-        what = f"full keys {shape}, values {tuple(full_values.shape)} and keep {tuple(keep.shape)} do not fit"
-        raise CacheError(what, where=op)
-    if len(starts) != shape[0] * shape[1]:
-        raise CacheError(f"{len(starts)} stretches for {shape[0]} rows of {shape[1]} KV heads", where=op)
-    if keep.dtype != torch.bool or not keep.is_contiguous() or keep.device != keys.device:
-        raise CacheError("keep is not bool and contiguous on the device of the keys", where=op)
-    if any(t.numel() and t.stride(-1) != 1 for t in (full_keys, full_values)):
-        raise CacheError("the last dimension of the full keys and values is not contiguous", where=op)
+    Raises:
+        CacheError: if dtypes, shapes or devices do not fit, or (on the CPU) a row sees beyond the keys.
+    """
+    return _OPS["argmax_rows"](query.detach(), keys.detach(), begins, ends)
 
 
 def _first(bad: torch.Tensor) -> int:
@@ -288,14 +207,20 @@ def _ends(starts: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([starts[1:], starts.new_full((min(len(starts), 1),), rows)])
 
 
-def _outcome(op: str, code: int, what: str) -> None:
+_OUTSIDE = "its start or length leaves a slab of {} rows"
+_NO_ROOM = "it has no room for another row before the next stretch, in a slab of {} rows"
+_TOO_MANY = "what it keeps does not fit before the next stretch, in a slab of {} rows"
+
+
+def _outcome(op: str, code: int, what: str, unit: str = "stretch") -> None:
     if code == NO_MEMORY:
         raise MemoryError(f"{op}: no memory for partial results")
     if code != DONE:
-        raise CacheError(what, where=f"{op}, stretch {code}")
+        raise CacheError(what, where=f"{op}, {unit} {code}")
 
 
-# What torch.library calls, on every device: checks, then the library or the twin.
+# What torch.library calls, on every device: checks, then a library or the twin. Out-of-range indices on a CUDA device
+# cannot be refused before the kernel runs, which would mean to wait for it: see sparsemm/cache/cuda.py.
 
 
 def _ragged_decode(
@@ -306,33 +231,32 @@ def _ragged_decode(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    _check_decode(query, keys, values, starts, lengths)
-    rows, stretches = len(keys), len(starts)
+    checks.ragged_decode(query, keys, values, starts, lengths)
+    rows, stretches = keys.shape[0], starts.shape[0]
+    if keys.is_cuda:
+        return backends.decode(query, keys, values, starts, lengths, scaling)
     loaded = library() if serves(query, keys, values) else None
-    if loaded is not None:
-        output = torch.empty_like(query)
-        code = loaded.sparsemm_ragged_decode(
-            DTYPES[query.dtype],
-            query.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            starts.data_ptr(),
-            lengths.data_ptr(),
-            output.data_ptr(),
-            stretches,
-            query.shape[0] * query.shape[1] // max(stretches, 1),
-            query.shape[2],
-            rows,
-            scaling,
-            torch.get_num_threads(),
-        )
-    else:
-        # Reading starts on a CUDA device would wait for it.
-        bad = (starts < 0) | (lengths < 0) | (lengths > rows) | (starts > rows - lengths)
-        code = DONE if keys.is_cuda else _first(bad)
-    _outcome("ragged_decode", code, f"its start or length leaves a slab of {rows} rows")
     if loaded is None:
-        output = ragged_decode_twin(query, keys, values, starts, lengths, scaling)
+        bad = (starts < 0) | (lengths < 0) | (lengths > rows) | (starts > rows - lengths)
+        _outcome("ragged_decode", _first(bad), _OUTSIDE.format(rows))
+        return twins.ragged_decode(query, keys, values, starts, lengths, scaling)
+    output = torch.empty_like(query)
+    code = loaded.sparsemm_ragged_decode(
+        DTYPES[query.dtype],
+        query.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        output.data_ptr(),
+        stretches,
+        query.shape[0] * query.shape[1] // max(stretches, 1),
+        query.shape[2],
+        rows,
+        scaling,
+        torch.get_num_threads(),
+    )
+    _outcome("ragged_decode", code, _OUTSIDE.format(rows))
     return output
 
 
@@ -344,28 +268,29 @@ def _append(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    _check_append(keys, values, new_keys, new_values, starts, lengths)
-    rows = len(keys)
-    loaded = library() if serves(keys, values) else None
-    if loaded is not None:
-        code = loaded.sparsemm_append(
-            keys.data_ptr(),
-            values.data_ptr(),
-            new_keys.data_ptr(),
-            new_values.data_ptr(),
-            starts.data_ptr(),
-            lengths.data_ptr(),
-            len(starts),
-            keys.shape[1] * keys.element_size(),
-            rows,
-        )
-    else:
+    checks.append(keys, values, new_keys, new_values, starts, lengths)
+    rows = keys.shape[0]
+    served = serves(keys, values)
+    if keys.is_cuda:
+        return (cuda if served else twins).append(keys, values, new_keys, new_values, starts, lengths)
+    loaded = library() if served else None
+    if loaded is None:
         ends = _ends(starts, rows)
         bad = (starts < 0) | (lengths < 0) | (ends > rows) | (lengths >= ends - starts)
-        code = DONE if keys.is_cuda else _first(bad)
-    _outcome("append", code, f"it has no room for another row before the next stretch, in a slab of {rows} rows")
-    if loaded is None:
-        append_twin(keys, values, new_keys, new_values, starts, lengths)
+        _outcome("append", _first(bad), _NO_ROOM.format(rows))
+        return twins.append(keys, values, new_keys, new_values, starts, lengths)
+    code = loaded.sparsemm_append(
+        keys.data_ptr(),
+        values.data_ptr(),
+        new_keys.data_ptr(),
+        new_values.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
+        starts.shape[0],
+        keys.shape[1] * keys.element_size(),
+        rows,
+    )
+    _outcome("append", code, _NO_ROOM.format(rows))
 
 
 def _compact(
@@ -376,31 +301,103 @@ def _compact(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
-    _check_compact(keys, values, full_keys, full_values, keep, starts)
-    rows, size = len(keys), keys.element_size()
-    loaded = library() if serves(keys, values) else None
-    if loaded is not None:
-        strides = [(ctypes.c_int64 * 3)(*(size * s for s in t.stride()[:3])) for t in (full_keys, full_values)]
-        code = loaded.sparsemm_compact(
-            keys.data_ptr(),
-            values.data_ptr(),
-            full_keys.data_ptr(),
-            full_values.data_ptr(),
-            keep.data_ptr(),
-            starts.data_ptr(),
-            *full_keys.shape[:3],
-            keys.shape[1] * size,
-            rows,
-            *strides,
-            torch.get_num_threads(),
-        )
-    else:
+    checks.compact(keys, values, full_keys, full_values, keep, starts)
+    rows = keys.shape[0]
+    served = serves(keys, values)
+    if keys.is_cuda:
+        return (cuda if served else twins).compact(keys, values, full_keys, full_values, keep, starts)
+    loaded = library() if served else None
+    if loaded is None:
         ends = _ends(starts, rows)
         bad = (starts < 0) | (ends > rows) | (starts > ends) | (keep.flatten(0, 1).sum(-1) > ends - starts)
-        code = DONE if keys.is_cuda else _first(bad)
-    _outcome("compact", code, f"what it keeps does not fit before the next stretch, in a slab of {rows} rows")
-    if loaded is None:
-        compact_twin(keys, values, full_keys, full_values, keep, starts)
+        _outcome("compact", _first(bad), _TOO_MANY.format(rows))
+        return twins.compact(keys, values, full_keys, full_values, keep, starts)
+    code = loaded.sparsemm_compact(
+        keys.data_ptr(),
+        values.data_ptr(),
+        full_keys.data_ptr(),
+        full_values.data_ptr(),
+        keep.data_ptr(),
+        starts.data_ptr(),
+        *full_keys.shape[:3],
+        keys.shape[1] * keys.element_size(),
+        rows,
+        cuda.strides(full_keys),
+        cuda.strides(full_values),
+        torch.get_num_threads(),
+    )
+    _outcome("compact", code, _TOO_MANY.format(rows))
+
+
+def _observe(
+    query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float
+) -> torch.Tensor:
+    checks.observe(query, keys, valid, pooling)
+    if not serves(query, keys):
+        return twins.observe(query, keys, valid, pooling, scaling)
+    query, keys, valid = cuda.dense_rows(query), cuda.dense_rows(keys), valid.contiguous()
+    if keys.is_cuda:
+        return cuda.observe(query, keys, valid, pooling, scaling)
+    loaded = library()
+    assert loaded is not None
+    batch, heads, length, dim = keys.shape
+    output = torch.empty(batch, heads, length)
+    code = loaded.sparsemm_observe(
+        DTYPES[query.dtype],
+        query.data_ptr(),
+        keys.data_ptr(),
+        valid.data_ptr(),
+        output.data_ptr(),
+        batch,
+        heads,
+        query.shape[1] // heads,
+        query.shape[2],
+        length,
+        dim,
+        cuda.strides(query),
+        cuda.strides(keys),
+        pooling,
+        scaling,
+        torch.get_num_threads(),
+    )
+    _outcome("observe", code, "")
+    return output
+
+
+def _argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    checks.argmax_rows(query, keys, begins, ends)
+    served = serves(query, keys)
+    if served:
+        query, keys = cuda.dense_rows(query), cuda.dense_rows(keys)
+    begins, ends = begins.contiguous(), ends.contiguous()
+    if keys.is_cuda:
+        return (cuda if served else twins).argmax_rows(query, keys, begins, ends)
+    heads, length, dim = keys.shape
+    what = f"it sees beyond {length} keys"
+    if not served:
+        _outcome("argmax_rows", _first((begins < 0) | (ends > length)), what, "row")
+        return twins.argmax_rows(query, keys, begins, ends)
+    loaded = library()
+    assert loaded is not None
+    output = torch.empty(query.shape[:2], dtype=torch.int64)
+    code = loaded.sparsemm_argmax_rows(
+        DTYPES[query.dtype],
+        query.data_ptr(),
+        keys.data_ptr(),
+        begins.data_ptr(),
+        ends.data_ptr(),
+        output.data_ptr(),
+        heads,
+        query.shape[0] // heads,
+        query.shape[1],
+        length,
+        dim,
+        cuda.strides(query),
+        cuda.strides(keys),
+        torch.get_num_threads(),
+    )
+    _outcome("argmax_rows", code, what, "row")
+    return output
 
 
 def _ragged_decode_fake(
@@ -411,8 +408,22 @@ def _ragged_decode_fake(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    _check_decode(query, keys, values, starts, lengths)
+    checks.ragged_decode(query, keys, values, starts, lengths)
     return torch.empty_like(query)
+
+
+def _observe_fake(
+    query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float
+) -> torch.Tensor:
+    checks.observe(query, keys, valid, pooling)
+    return keys.new_empty(keys.shape[:3], dtype=torch.float32)
+
+
+def _argmax_rows_fake(
+    query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
+    checks.argmax_rows(query, keys, begins, ends)
+    return query.new_empty(query.shape[:2], dtype=torch.int64)
 
 
 _SLAB = "Tensor(a!) keys, Tensor(b!) values, "
@@ -425,15 +436,21 @@ for _schema, _function, _fake in (
         _ragged_decode,
         _ragged_decode_fake,
     ),
-    (
-        f"append({_SLAB}Tensor new_keys, Tensor new_values, {_STRETCHES}) -> ()",
-        _append,
-        _check_append,
-    ),
+    (f"append({_SLAB}Tensor new_keys, Tensor new_values, {_STRETCHES}) -> ()", _append, checks.append),
     (
         f"compact({_SLAB}Tensor full_keys, Tensor full_values, Tensor keep, Tensor starts) -> ()",
         _compact,
-        _check_compact,
+        checks.compact,
+    ),
+    (
+        "observe(Tensor query, Tensor keys, Tensor valid, int pooling, float scaling) -> Tensor",
+        _observe,
+        _observe_fake,
+    ),
+    (
+        "argmax_rows(Tensor query, Tensor keys, Tensor begins, Tensor ends) -> Tensor",
+        _argmax_rows,
+        _argmax_rows_fake,
     ),
 ):
     _name = _LIBRARY.define(_schema)

@@ -121,9 +121,8 @@ class Slab:
         self.reserve(new)
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
-        if new == 1 and valid is None and self.keys.dtype == keys.dtype and ops.serves(keys, values):
-            one_row = keys.contiguous().view(-1, keys.shape[-1]), values.contiguous().view(-1, values.shape[-1])
-            ops.append(self.keys, self.values, *one_row, self.starts, self.lengths)
+        if new == 1 and valid is None and self.keys.dtype == keys.dtype:
+            ops.append_row(self.keys, self.values, keys, values, self.starts, self.lengths)
             self.lengths += 1
             return
         offset = torch.arange(new, device=keys.device).expand(self.batch, new)

@@ -12,10 +12,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from sparsemm.cache import ops
 from sparsemm.errors import ModelError
 
 NAME = "sparsemm_chase"
-MOST_LOGITS = 1 << 24  # fp32 logits held at once: 64 MiB, whatever the number of rows, heads and positions
 
 
 class Recorder:
@@ -39,34 +39,32 @@ def argmax_positions(
 ) -> torch.Tensor:
     """Key position with the largest q.k of every head at the given rows of one sample.
 
-    Softmax is monotone, so this is the argmax of the attention row. Products are in fp32; of equal logits the first
-    position wins. Never more than `MOST_LOGITS` logits (and at least one row) exist at a time.
+    Softmax is monotone, so this is the argmax of the attention row. Nothing as large as rows x positions is made.
+    Products and sums are in fp64: batching and devices do not move it; of equal keys the first one wins.
 
     Args:
         query: (Hq, S, D) post-RoPE.
         key: (Hkv, S, D) post-RoPE; query head h reads KV head h // (Hq / Hkv).
         rows: (T,) int64 query positions.
-        mask: (S, S) bool, True where the query (first) sees the key; None means causal.
+        mask: (S, S) bool, True where the query (first) sees the key; None means causal. What a row sees is in one
+            piece: causal, with padding on one side.
 
     Returns:
         (Hq, T) int64.
+
+    Raises:
+        ModelError: if what a row sees has gaps.
     """
-    num_heads, length, dim = query.shape
-    num_kv_heads = key.shape[0]
-    found = torch.empty((num_heads, len(rows)), dtype=torch.int64, device=query.device)
-    if len(rows) == 0:
-        return found
     rows = rows.to(query.device)
-    columns = torch.arange(key.shape[1], device=query.device)
-    keys = key.float().transpose(1, 2)
-    step = max(1, MOST_LOGITS // (num_heads * key.shape[1]))
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        q = query[:, part].float().reshape(num_kv_heads, -1, dim)  # the query group becomes rows of its KV head
-        logits = torch.matmul(q, keys).view(num_heads, len(part), -1)
-        seen = columns <= part[:, None] if mask is None else mask[part]
-        found[:, start : start + step] = logits.masked_fill(~seen, float("-inf")).argmax(dim=-1)
-    return found
+    begins, ends = torch.zeros_like(rows), rows + 1
+    if mask is not None and len(rows):
+        seen = mask[rows]
+        begins = seen.long().argmax(dim=-1)  # the first True
+        ends = begins + seen.sum(dim=-1)
+        at = torch.arange(seen.shape[1], device=seen.device)
+        if not torch.equal(seen, (at >= begins[:, None]) & (at < ends[:, None])):
+            raise ModelError("a row attends to keys with gaps between them", hint="pad prompts on the left")
+    return ops.argmax_rows(query[:, rows], key, begins, ends)
 
 
 def chase_attention(

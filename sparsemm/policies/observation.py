@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
 
 def observe(
@@ -25,24 +24,10 @@ def observe(
     Returns:
         (B, Hkv, S) fp32; -inf on padding and inside the window.
     """
-    batch, num_heads, length, dim = query.shape
-    num_kv_heads = key.shape[1]
-    rows = min(window, length)
-    last = query[:, :, length - rows :].float().reshape(batch, num_kv_heads, -1, dim)
-    logits = (last @ key.float().transpose(-1, -2)).view(batch, num_kv_heads, -1, rows, length) * scaling
-    at = torch.arange(length, device=query.device)
-    causal = at[None, :] <= at[length - rows :, None]
-    seen = causal & valid[:, None, :]
-    logits = logits.masked_fill(~seen[:, None, None], float("-inf"))
-    weights = torch.softmax(logits, dim=-1).nan_to_num(0.0)  # a padding row inside the window sees nothing
-    mean = weights.sum(dim=-2) / rows
-    outside = mean[..., : length - rows]
-    result = torch.full((batch, num_kv_heads, length), float("-inf"), device=query.device)
-    if outside.shape[-1]:
-        flat = outside.reshape(-1, 1, outside.shape[-1])
-        pooled = F.avg_pool1d(flat, pooling_kernel, stride=1, padding=pooling_kernel // 2)
-        result[..., : length - rows] = pooled.view(outside.shape).mean(dim=2)
-    return result.masked_fill(~valid[:, None, :], float("-inf"))
+    from sparsemm.cache import ops  # here: sparsemm.cache imports this module
+
+    rows = min(window, query.shape[2])
+    return ops.observe(query[:, :, query.shape[2] - rows :], key, valid, pooling_kernel, scaling)
 
 
 def select(observed: torch.Tensor, valid: torch.Tensor, slots: torch.Tensor, window: int) -> torch.Tensor:

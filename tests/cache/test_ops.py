@@ -14,12 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsemm.cache import build, ops
+from sparsemm.cache import build, library, ops, twins
 from sparsemm.cache.attention import attend
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
 
-DTYPES = list(ops.DTYPES)
+DTYPES = list(library.DTYPES)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of values about 1: half an ulp and fp32
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 
@@ -80,7 +80,7 @@ def test_ragged_decode_equals_its_twin(slab, group, scaling, threads):
     finally:
         torch.set_num_threads(before)
     assert got.dtype == query.dtype and got.shape == query.shape
-    want = ops.ragged_decode_twin(query.double(), keys.double(), values.double(), starts, lengths, scaling)
+    want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, scaling)
     tolerance = TOLERANCE[keys.dtype] * (1 + scaling * keys.shape[1] ** 0.5)  # logits round before the softmax does
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
 
@@ -92,7 +92,7 @@ def test_append_equals_its_twin(slab):
     _, _, keys, values, starts, lengths = slab
     new_keys, new_values = (torch.randn(len(starts), keys.shape[1]).to(keys.dtype) for _ in range(2))
     twin = keys.clone(), values.clone()
-    ops.append_twin(*twin, new_keys, new_values, starts, lengths)
+    twins.append(*twin, new_keys, new_values, starts, lengths)
     ops.append(keys, values, new_keys, new_values, starts, lengths)
     assert torch.equal(keys, twin[0]) and torch.equal(values, twin[1])
 
@@ -125,8 +125,96 @@ def test_compact_equals_its_twin(batch, heads, length, dim, dtype, share, layout
         ops.compact(*buffers[:2], *full, keep, starts)
     finally:
         torch.set_num_threads(before)
-    ops.compact_twin(*buffers[2:], *full, keep, starts)
+    twins.compact(*buffers[2:], *full, keep, starts)
     assert torch.equal(buffers[0], buffers[2]) and torch.equal(buffers[1], buffers[3])
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.sampled_from([1, 2, 5, 8, 33]),
+    st.sampled_from([0, 1, 40, 63, 64, 65, 300]),
+    st.sampled_from([8, 13, 32, 80]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 3, 5, 99]),
+    st.sampled_from(["none", "left", "anywhere"]),
+    st.sampled_from([1, 3]),
+)
+def test_observe_equals_its_twin(batch, heads, group, window, before, dim, dtype, pooling, padding, threads):
+    length = before + window
+    query = torch.randn(batch, window, heads * group, dim).to(dtype).transpose(1, 2)
+    keys = torch.randn(batch, length, heads, dim).to(dtype).transpose(1, 2)
+    valid = torch.ones(batch, length, dtype=torch.bool)
+    if padding == "left":
+        valid = torch.arange(length) >= torch.randint(0, length, (batch, 1))
+    elif padding == "anywhere":
+        valid = torch.rand(batch, length) < 0.6
+    before_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.observe(query, keys, valid, pooling, 0.3)
+    finally:
+        torch.set_num_threads(before_threads)
+    want = twins.observe(query, keys, valid, pooling, 0.3)
+    assert got.dtype == torch.float32 and got.is_contiguous()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(0, 20),
+    st.sampled_from([1, 2, 5, 64, 301]),
+    st.sampled_from([8, 13, 32, 128]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+    st.integers(0, 999),
+)
+def test_argmax_rows_equals_its_twin(heads, group, rows, length, dim, dtype, ties, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(rows, heads * group, dim, generator=generator).to(dtype).transpose(0, 1)
+    keys = torch.randn(heads, length, dim, generator=generator).to(dtype)
+    if ties:  # small whole numbers: sums are exact in any order, and many are equal
+        query, keys = (torch.randint(-1, 2, t.shape, generator=generator).to(dtype) for t in (query, keys))
+    begins = torch.randint(0, length + 1, (rows,), generator=generator)
+    ends = torch.randint(0, length + 1, (rows,), generator=generator)  # some see nothing
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.argmax_rows(query, keys, begins, ends)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got, twins.argmax_rows(query, keys, begins, ends))
+
+
+def test_observe_and_argmax_rows_with_nothing_to_do(both):
+    query, keys = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8)
+    real = torch.ones(2, 3, dtype=torch.bool)
+    assert torch.isneginf(ops.observe(query, keys, real, 5, 1.0)).all()  # all window
+    assert ops.observe(query[:, :, :0], keys, real, 5, 1.0).shape == (2, 2, 3)
+    assert ops.observe(query[:0], keys[:0], real[:0], 5, 1.0).shape == (0, 2, 3)
+    none = torch.zeros(0, dtype=torch.int64)
+    assert ops.argmax_rows(query[0, :, :0], keys[0], none, none).shape == (4, 0)
+    zero, one = torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
+    assert not ops.argmax_rows(query[0], keys[0, :, :0], zero, zero).any()
+    assert not ops.argmax_rows(query[0], keys[0], zero, one).any()
+
+
+def test_infinities_and_nans_of_observe_and_argmax_rows(both):
+    query, keys = torch.ones(1, 2, 2, 8), torch.rand(1, 1, 70, 8)
+    real = torch.ones(1, 70, dtype=torch.bool)
+    keys[0, 0, 5] = float("inf")
+    keys[0, 0, 7] = float("-inf")
+    assert ops.argmax_rows(query[0], keys[0], torch.tensor([0, 7]), torch.tensor([70, 8])).tolist() == [[5, 0]] * 2
+    assert not ops.observe(query, keys, real, 3, 1.0)[..., :68].any()  # softmax of an infinity is NaN: counts as 0
+    keys[0, 0, 66, 3] = float("nan")
+    assert ops.argmax_rows(query[0], keys[0], torch.tensor([0, 0]), torch.tensor([70, 66])).tolist() == [[66, 5]] * 2
 
 
 @needs_compiler
@@ -174,7 +262,18 @@ APPEND = ["keys", "values", "new_keys", "new_values", "starts", "lengths"]
 COMPACT = ["keys", "values", "full_keys", "full_values", "keep", "starts"]
 
 
+OBSERVE = ["query", "keys", "valid", "pooling", "scaling"]
+ARGMAX = ["query", "keys", "begins", "ends"]
+
+
 def arguments(op):
+    torch.manual_seed(0)
+    if op == "observe":
+        query, keys, valid = torch.randn(2, 4, 2, 8), torch.randn(2, 2, 9, 8), torch.ones(2, 9, dtype=torch.bool)
+        return dict(zip(OBSERVE, [query, keys, valid, 3, 0.5], strict=True))
+    if op == "argmax_rows":
+        ends = torch.tensor([2, 5, 9])
+        return dict(zip(ARGMAX, [torch.randn(4, 3, 8), torch.randn(2, 9, 8), ends - 2, ends], strict=True))
     keys, values, starts, lengths = ragged([2, 3, 1, 4], 8, torch.float32, [1] * 4, 0)
     if op == "ragged_decode":
         return dict(zip(DECODE, [torch.randn(2, 4, 8), keys, values, starts, lengths, 1.0], strict=True))
@@ -236,6 +335,26 @@ BAD = [
     ("compact", at("keep", (1, 0), True), "stretch 2: what it keeps does not fit"),
     ("compact", at("starts", 0, -1), "stretch 0: what it keeps does not fit"),
     ("compact", at("starts", 3, 99), "stretch 2: what it keeps does not fit|stretch 3: what it keeps does not fit"),
+    ("observe", changed("query", torch.Tensor.half), "dtypes"),
+    ("observe", changed("keys", torch.Tensor.long), "dtypes"),
+    ("observe", changed("query", lambda t: t[..., :7]), "do not end with"),
+    ("observe", changed("query", lambda t: t[:, :3]), "3 query heads for 2"),
+    ("observe", changed("keys", lambda t: t[:, :0]), "4 query heads for 0"),
+    ("observe", changed("query", lambda t: t[:1]), "is not the last rows"),
+    ("observe", changed("keys", lambda t: t[:, :, :1]), "is not the last rows"),
+    ("observe", changed("query", lambda t: t.to("meta")), "devices"),
+    ("observe", changed("valid", lambda t: t[:, :8]), "valid is"),
+    ("observe", changed("valid", torch.Tensor.byte), "valid is"),
+    ("observe", changed("pooling", lambda _: 4), "pooling is 4"),
+    ("observe", changed("pooling", lambda _: -1), "pooling is -1"),
+    ("argmax_rows", changed("keys", torch.Tensor.double), "dtypes"),
+    ("argmax_rows", changed("query", lambda t: t[:3]), "3 query heads for 2"),
+    ("argmax_rows", changed("query", lambda t: t[0]), "do not end with"),
+    ("argmax_rows", changed("keys", lambda t: t[None]), "are not"),
+    ("argmax_rows", changed("begins", torch.Tensor.int), "int64"),
+    ("argmax_rows", changed("ends", lambda t: t[:2]), "int64"),
+    ("argmax_rows", at("begins", 1, -1), "row 1: it sees beyond 9 keys"),
+    ("argmax_rows", at("ends", 2, 10), "row 2: it sees beyond 9 keys"),
 ]
 
 
@@ -244,14 +363,14 @@ BAD = [
 def test_what_does_not_fit_is_refused_and_nothing_is_written(both, op, damage, match, direct):
     given = arguments(op)
     damage(given)
-    before = given["keys"].clone(), given["values"].clone()
+    before = {name: given[name].clone() for name in ("keys", "values") if name in given and not given[name].is_meta}
     call = getattr(torch.ops.sparsemm if direct else ops, op)
     with pytest.raises(CacheError, match=match):
         call(**given)
-    assert torch.equal(given["keys"], before[0]) and torch.equal(given["values"], before[1])
+    assert all(torch.equal(given[name], was) for name, was in before.items())
 
 
-@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact"])
+@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact", "observe", "argmax_rows"])
 def test_torch_library_finds_no_fault(both, op):
     with torch.no_grad():
         torch.library.opcheck(getattr(torch.ops.sparsemm, op).default, tuple(arguments(op).values()))
@@ -370,17 +489,17 @@ def test_built_once_and_again_when_a_source_changes(monkeypatch, tmp_path):
 @pytest.mark.parametrize("flags", list(build.flag_sets())[1:], ids=" ".join)
 def test_the_plainer_flags_compute_the_same(tmp_path, flags):
     """Narrower vectors, and at last no OpenMP: what an old compiler or another architecture gets."""
-    assert build.compile_library(build.compiler(), [*flags, "-O1"], tmp_path / "plain.so") == ""
+    assert build.compile_library(build.compiler(), [*build.COMMON, *flags, "-O1"], tmp_path / "plain.so") == ""
     plain = ctypes.CDLL(str(tmp_path / "plain.so")).sparsemm_ragged_decode
-    plain.argtypes, plain.restype = ops.ARGUMENTS["sparsemm_ragged_decode"], ctypes.c_int64
+    plain.argtypes, plain.restype = library.ARGUMENTS["sparsemm_ragged_decode"], ctypes.c_int64
     for dtype in DTYPES:
         keys, values, starts, lengths = ragged([300, 0, 5], 24, dtype, [0] * 3, 0)
         values[:20] *= 1e-6  # subnormal halves
         query = torch.randn(1, 6, 24).to(dtype)
         out = torch.empty_like(query)
         tensors = [t.data_ptr() for t in (query, keys, values, starts, lengths, out)]
-        assert plain(ops.DTYPES[dtype], *tensors, 3, 2, 24, len(keys), 0.2, 4) == ops.DONE
-        want = ops.ragged_decode_twin(query.double(), keys.double(), values.double(), starts, lengths, 0.2)
+        assert plain(library.DTYPES[dtype], *tensors, 3, 2, 24, len(keys), 0.2, 4) == library.DONE
+        want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, 0.2)
         torch.testing.assert_close(out.double(), want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 

@@ -43,24 +43,15 @@ def test_argmax_is_that_of_the_slow_loop(kv: int, group: int, length: int, pads:
     assert torch.equal(argmax_positions(query, key, torch.tensor(rows), mask), slow(query, key, rows, mask))
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, rows = torch.randn(8, 30, 4), torch.randn(2, 30, 4), torch.arange(3, 30)
-    whole = argmax_positions(query, key, rows, None)
-    seen = []
-    matmul = torch.matmul
-
-    def spy(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        out = matmul(a, b)
-        seen.append(out.numel())
-        return out
-
-    monkeypatch.setattr(attention, "MOST_LOGITS", 8 * 30 * 4)
-    monkeypatch.setattr(torch, "matmul", spy)
-    assert torch.equal(argmax_positions(query, key, rows, None), whole)
-    assert len(seen) == 7 and max(seen) <= 8 * 30 * 4
+def test_a_mask_with_gaps_is_refused() -> None:
+    query, key, mask = torch.randn(2, 6, 4), torch.randn(2, 6, 4), torch.ones(6, 6, dtype=torch.bool).tril()
+    mask[5, 2] = False
+    assert argmax_positions(query, key, torch.tensor([4]), mask).shape == (2, 1)
+    with pytest.raises(ModelError, match="gaps"):
+        argmax_positions(query, key, torch.tensor([4, 5]), mask)
 
 
-def test_half_precision_products_are_in_fp32() -> None:
+def test_half_precision_products_are_not_rounded() -> None:
     # In bf16 the two logits, 256 and 256 + 1, round to the same number.
     query = torch.tensor([[[16.0, 1.0]] * 3], dtype=torch.bfloat16)
     key = torch.tensor([[[16.0, 0.0], [16.0, 1.0], [0.0, 0.0]]], dtype=torch.bfloat16)

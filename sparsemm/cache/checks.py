@@ -1,0 +1,134 @@
+"""What the operations of the cache refuse, whoever computes."""
+
+from __future__ import annotations
+
+import torch
+
+from sparsemm.cache.library import FLOATS
+from sparsemm.errors import CacheError
+
+# Written out without loops: they run at every step of every layer, with the processor's caches full of weights.
+
+
+def _slab(op: str, keys: torch.Tensor, values: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> None:
+    shape, dtype, device = keys.shape, keys.dtype, keys.device
+    if len(shape) != 2 or values.shape != shape:
+        raise CacheError(f"keys {tuple(shape)} and values {tuple(values.shape)} are not (rows, D) both", where=op)
+    if dtype not in FLOATS or values.dtype != dtype or one.dtype != dtype or two.dtype != dtype:
+        dtypes = sorted({str(t.dtype) for t in (keys, values, one, two)})
+        raise CacheError(f"dtypes {dtypes} are not one of fp32, fp16, bf16 and fp64", where=op)
+    if not (keys.is_contiguous() and values.is_contiguous()):
+        raise CacheError("keys and values are not contiguous", where=op)
+    if values.device != device or one.device != device or two.device != device:
+        raise CacheError("tensors lie on different devices", where=op)
+    if one.shape[-1:] != shape[1:] or two.shape[-1:] != shape[1:]:
+        shapes = [tuple(t.shape) for t in (one, two)]
+        raise CacheError(f"shapes {shapes} do not end with head dimension {shape[1]}", where=op)
+
+
+def _stretches(op: str, keys: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> None:
+    shape = starts.shape
+    if starts.dtype != torch.int64 or lengths.dtype != torch.int64 or len(shape) != 1 or lengths.shape != shape:
+        shapes = [(tuple(t.shape), t.dtype) for t in (starts, lengths)]
+        raise CacheError(f"starts and lengths are {shapes}, not (B * Hkv,) int64", where=op)
+    if not (starts.is_contiguous() and lengths.is_contiguous()):
+        raise CacheError("starts or lengths are not contiguous", where=op)
+    if starts.device != keys.device or lengths.device != keys.device:
+        raise CacheError("starts or lengths are not on the device of the keys", where=op)
+
+
+def ragged_decode(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
+) -> None:
+    op = "ragged_decode"
+    _slab(op, keys, values, query, query)
+    _stretches(op, keys, starts, lengths)
+    if query.dim() != 3 or not query.is_contiguous():
+        raise CacheError(f"query {tuple(query.shape)} is not (B, Hq, D) and contiguous", where=op)
+    batch, heads = query.shape[:2]
+    stretches = len(starts)
+    if (batch * heads == 0) != (stretches == 0) or (stretches and (stretches % batch or batch * heads % stretches)):
+        what = f"{stretches} stretches do not serve a query of {batch} rows and {heads} heads"
+        raise CacheError(what, where=op, hint="there is one for each batch row and KV head")
+
+
+def append(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    op = "append"
+    _slab(op, keys, values, new_keys, new_values)
+    _stretches(op, keys, starts, lengths)
+    want, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
+    if shapes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
+        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where=op)
+
+
+def compact(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    full_keys: torch.Tensor,
+    full_values: torch.Tensor,
+    keep: torch.Tensor,
+    starts: torch.Tensor,
+) -> None:
+    op = "compact"
+    _slab(op, keys, values, full_keys, full_values)
+    _stretches(op, keys, starts, starts)
+    shape = tuple(full_keys.shape)
+    if full_keys.dim() != 4 or full_values.shape != full_keys.shape or keep.shape != full_keys.shape[:-1]:
+        what = f"full keys {shape}, values {tuple(full_values.shape)} and keep {tuple(keep.shape)} do not fit"
+        raise CacheError(what, where=op)
+    if len(starts) != shape[0] * shape[1]:
+        raise CacheError(f"{len(starts)} stretches for {shape[0]} rows of {shape[1]} KV heads", where=op)
+    if keep.dtype != torch.bool or not keep.is_contiguous() or keep.device != keys.device:
+        raise CacheError("keep is not bool and contiguous on the device of the keys", where=op)
+    if any(t.numel() and t.stride(-1) != 1 for t in (full_keys, full_values)):
+        raise CacheError("the last dimension of the full keys and values is not contiguous", where=op)
+
+
+def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int) -> None:
+    """Raise CacheError where `ops.observe` cannot serve."""
+    op, shape = "observe", keys.shape
+    _heads(op, query, keys)
+    if query.dim() != 4 or keys.dim() != 4 or query.shape[0] != shape[0] or not 0 <= query.shape[2] <= shape[2]:
+        what = f"query {tuple(query.shape)} is not the last rows of keys {tuple(shape)}"
+        raise CacheError(what, where=op, hint="(B, Hq, w, D) and (B, Hkv, S, D), w at most S")
+    if valid.shape != (shape[0], shape[2]) or valid.dtype != torch.bool or valid.device != keys.device:
+        what = f"valid is {valid.dtype} {tuple(valid.shape)}, not bool (B, S) on the device of the keys"
+        raise CacheError(what, where=op)
+    if pooling < 1 or pooling % 2 == 0:
+        raise CacheError(f"pooling is {pooling}", where=op, hint="use an odd number")
+
+
+def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> None:
+    """Raise CacheError where `ops.argmax_rows` cannot serve."""
+    op = "argmax_rows"
+    _heads(op, query, keys)
+    if query.dim() != 3 or keys.dim() != 3:
+        what = f"query {tuple(query.shape)} and keys {tuple(keys.shape)} are not (Hq, T, D) and (Hkv, S, D)"
+        raise CacheError(what, where=op)
+    want = (query.shape[1],)
+    if begins.shape != want or ends.shape != want or begins.dtype != torch.int64 or ends.dtype != torch.int64:
+        shapes = [(tuple(t.shape), t.dtype) for t in (begins, ends)]
+        raise CacheError(f"begins and ends are {shapes}, not (T,) int64", where=op)
+    if begins.device != keys.device or ends.device != keys.device:
+        raise CacheError("begins or ends are not on the device of the keys", where=op)
+
+
+def _heads(op: str, query: torch.Tensor, keys: torch.Tensor) -> None:
+    """Query and keys (..., heads, rows, D) belong together."""
+    if keys.dtype not in FLOATS or query.dtype != keys.dtype:
+        dtypes = sorted({str(query.dtype), str(keys.dtype)})
+        raise CacheError(f"dtypes {dtypes} are not one of fp32, fp16, bf16 and fp64", where=op)
+    if query.device != keys.device:
+        raise CacheError("tensors lie on different devices", where=op)
+    shapes = [tuple(t.shape) for t in (query, keys)]
+    if query.dim() < 3 or keys.dim() < 3 or query.shape[-1] != keys.shape[-1]:
+        raise CacheError(f"shapes {shapes} do not end with (heads, rows, D)", where=op)
+    if keys.shape[-3] == 0 or query.shape[-3] % keys.shape[-3]:
+        raise CacheError(f"{query.shape[-3]} query heads for {keys.shape[-3]} KV heads", where=op)

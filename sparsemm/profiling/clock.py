@@ -1,0 +1,114 @@
+"""Time several functions in turns, so that a busy machine is busy for all of them."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from sparsemm.cache.library import available, cuda_available
+
+TURN = 2e-3  # seconds of one turn of a fast function: it is repeated so often
+COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes of the copy that measures bandwidth: more than any cache holds
+WAITING = ("twin",)  # functions that ask the device for a number, and so cannot be captured in a graph
+Functions = dict[str, Callable[[], Any]]
+
+
+def now(device: torch.device) -> float:
+    """Seconds, after all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def alternating(functions: Functions, repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of one call of every function, called in turns; `repeats` numbers each.
+
+    Every function is called before, to warm up and to see how many calls make a turn. On a CUDA device a turn is
+    captured in a graph where the function lets itself be captured, so that the device is timed and not the host.
+    """
+    turns = {name: _turn(function, device, name not in WAITING) for name, function in functions.items()}
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, (run, calls) in turns.items():
+            began = now(device)
+            run()
+            times[name].append((now(device) - began) / calls)
+    return times
+
+
+def _turn(function: Callable[[], Any], device: torch.device, capture: bool) -> tuple[Callable[[], Any], int]:
+    function()
+    quickest = math.inf  # of three calls: on a busy machine a single one may be any number
+    for _ in range(3):
+        began = now(device)
+        function()
+        quickest = min(quickest, now(device) - began)
+    calls = max(1, min(256, math.ceil(TURN / max(quickest, 1e-9))))
+
+    def run() -> None:
+        for _ in range(calls):
+            function()
+
+    if device.type != "cuda" or not capture:
+        return run, calls
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:  # a backend of others that waits for the device
+        torch.cuda.synchronize(device)
+        return run, calls
+    return graph.replay, calls
+
+
+def copies(device: torch.device) -> tuple[Callable[[], Any], int]:
+    """A function that copies, and the bytes it reads and writes."""
+    size = COPIED[device.type]
+    source, target = torch.ones(size // 4, device=device), torch.zeros(size // 4, device=device)
+    return lambda: target.copy_(source), 2 * size
+
+
+def summary(times: dict[str, list[float]], moved: dict[str, int]) -> dict[str, Any]:
+    """Quartiles of the seconds, and bytes, bytes per second and share of the copy's where the bytes are known.
+
+    Args:
+        times: from `alternating`; "copy" is the copy.
+        moved: bytes that a call has to read and write; the copy's too.
+    """
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    bandwidth = moved["copy"] / median["copy"] if "copy" in moved else None
+    result = {}
+    for name, seconds in times.items():
+        quartiles = statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else seconds * 3
+        entry: dict[str, Any] = {"seconds": [round(q, 9) for q in quartiles]}
+        if name in moved:
+            rate = moved[name] / median[name]
+            entry |= {"bytes": moved[name], "bytes_per_second": round(rate)}
+            entry |= {"copy_share": round(rate / bandwidth, 4)} if bandwidth else {}
+        result[name] = entry
+    return result
+
+
+def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
+    """Median time of one over that of the other."""
+    return round(statistics.median(times[above]) / statistics.median(times[below]), 3)
+
+
+def machine(device: torch.device) -> tuple[str, dict[str, Any]]:
+    """The device in words, and the versions of what ran."""
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "library": cuda_available() if device.type == "cuda" else available(),
+    }
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device), versions | {"cuda": torch.version.cuda}
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", versions

@@ -1,0 +1,156 @@
+"""Everything worth knowing about a GPU, in ten minutes: `python -m sparsemm.profiling.gpu_check [folder]`.
+
+Builds the CUDA library, holds every operation against its twin, replays a CUDA graph, and runs all benches at the
+shapes of three 7B models. Every part is a process of its own with a time limit, and writes as it goes: a part that
+crashes or hangs costs the others nothing. The folder gets gpu.json.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsemm.cache import backends, cuda, ops
+from sparsemm.cache.build import build_cuda
+from sparsemm.errors import CacheError
+from sparsemm.files import write_json
+from sparsemm.profiling import bench, clock
+from sparsemm.profiling.agreement import check
+
+LIMIT = 570  # seconds of everything
+OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows")
+MODELS = ("vicuna-7b", "mistral-7b", "qwen2-vl-7b")
+
+
+def _build() -> Iterator[dict[str, Any]]:
+    began = time.monotonic()
+    path = build_cuda()
+    words, versions = clock.machine(torch.device("cuda"))
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    yield {"library": path.name, "seconds": round(time.monotonic() - began, 1), "device": words} | {
+        "versions": versions,
+        "capability": capability,
+    }
+
+
+def _agreement() -> Iterator[dict[str, Any]]:
+    device = torch.device("cuda")
+    half = torch.zeros(1, 1, 8, dtype=torch.float16, device=device)
+    others = [f"decode/{name}" for name in backends.usable(half, half[0], half[0]) if name in ("varlen", "flash")]
+    for op in (*OPERATIONS, *others):
+        yield check(op, device, seconds=15, rounds=400 if op in OPERATIONS else 60)
+
+
+def _graph() -> Iterator[dict[str, Any]]:
+    """Append and decode captured once and replayed, with lengths that change on the device."""
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    heads, group, dim = 8, 4, 128
+    starts = torch.arange(heads, device=device) * 700
+    keys, values = (torch.randn(heads * 700, dim, device=device).bfloat16() for _ in range(2))
+    lengths = torch.randint(1, 600, (heads,), device=device)
+    query, new = torch.randn(1, heads * group, dim, device=device).bfloat16(), torch.randn(heads, dim, device=device)
+    new = new.bfloat16()
+
+    def step() -> torch.Tensor:
+        ops.append(keys, values, new, new, starts, lengths)
+        lengths.add_(1)
+        return ops.ragged_decode(query, keys, values, starts, lengths, 0.1)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = step()
+    worst = 0.0
+    for _ in range(50):
+        new.normal_()
+        query.normal_()
+        graph.replay()
+        want = backends.BACKENDS["twin"](query, keys, values, starts, lengths, 0.1)
+        worst = max(worst, float((output.float() - want.float()).abs().max()))
+    torch.cuda.synchronize()
+    yield {"replays": 50, "worst_difference": worst, "right": worst < 0.05}
+    lengths.fill_(700)
+    ops.append(keys, values, new, new, starts, lengths)
+    torch.cuda.synchronize()
+    try:
+        cuda.raise_faults()
+        yield {"fault": "an append without room was not reported"}
+    except CacheError as error:
+        yield {"fault_reported": str(error)}
+
+
+def _operations(shape: str) -> Iterator[dict[str, Any]]:
+    for name in ("decode", "append", "compact", "observe"):
+        yield bench.run(name, shape, device="cuda")
+
+
+def _model(shape: str) -> Iterator[dict[str, Any]]:
+    for name in ("memory", "step"):
+        yield bench.run(name, shape, device="cuda")
+
+
+PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # seconds at most
+    "build": (150, _build),
+    "agreement": (150, _agreement),
+    "graph": (60, _graph),
+    **{f"operations-{shape}": (80, lambda shape=shape: _operations(shape)) for shape in MODELS},  # type: ignore[misc]
+    **{f"model-{shape}": (150, lambda shape=shape: _model(shape)) for shape in MODELS},  # type: ignore[misc]
+}
+
+
+def run(folder: Path, limit: float = LIMIT, parts: list[str] | None = None) -> dict[str, Any]:
+    """Run the parts, each in a process, and write gpu.json after each: part -> {seconds, results, error}."""
+    began = time.monotonic()
+    report: dict[str, Any] = {}
+    for part in parts or list(PARTS):
+        left = limit - (time.monotonic() - began)
+        started = time.monotonic()
+        entry: dict[str, Any] = {"results": []}
+        if left < 5:
+            entry["error"] = "no time left"
+        else:
+            command = [sys.executable, "-m", "sparsemm.profiling.gpu_check", "--part", part]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=min(left, PARTS[part][0]))
+                printed, complaint = done.stdout, done.stderr if done.returncode else ""
+            except subprocess.TimeoutExpired as error:
+                printed = (error.stdout or b"").decode() if not isinstance(error.stdout, str) else error.stdout
+                complaint = f"stopped after {PARTS[part][0]} s"
+            entry["results"] = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+            if complaint:
+                entry["error"] = complaint[-4000:]
+        entry["seconds"] = round(time.monotonic() - started, 1)
+        report[part] = entry
+        write_json(folder / "gpu.json", report)
+        failed = "failed" if "error" in entry else "done"
+        print(f"{part}: {failed}, {len(entry['results'])} results, {entry['seconds']} s", flush=True)
+    return report
+
+
+def main() -> int:
+    """Run everything, or print the results of one part line by line."""
+    if sys.argv[1:2] == ["--part"]:
+        for result in PARTS[sys.argv[2]][1]():
+            print(json.dumps(result), flush=True)
+        return 0
+    if not torch.cuda.is_available():
+        print("sparsemm: torch sees no CUDA device", file=sys.stderr)
+        return 1
+    report = run(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/benchmarks"))
+    wrong = [result for result in report["agreement"]["results"] if result.get("failed")]
+    for result in wrong:
+        print(f"{result['op']}: {result['failed']} of {result['rounds']} wrong, {result['failures'][0]}")
+    return 1 if wrong or any("error" in entry for entry in report.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Every bench runs, prints one JSON object, and its figures have stable names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from sparsemm.cli import main
+from sparsemm.profiling import bench, clock
+from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
+from sparsemm.profiling.shapes import Shape
+
+RATIOS = {
+    "append": {"append_32k_over_1k", "copy_append_over_append_32k", "dynamic_append_over_append_32k"},
+    "compact": {"twin_over_compact_8k", "gather_over_compact_32k"},
+    "observe": {"twin_over_observe_8k"},
+    "decode": {"decode_bandwidth_share", "full_over_ragged_decode_32k_b256", "full_over_ragged_decode_long"},
+    "step": {"compression_share_of_prefill_8k", "dynamic_over_sparsemm_step_8k", "static_over_sparsemm_step_8k"},
+    "memory": {"slack_share", "full_over_kept_bytes"},
+}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = Shape(2, 32, 32, 4, 2, 50, 8)
+    monkeypatch.setattr(clock, "COPIED", {"cpu": 1 << 16})
+    monkeypatch.setattr(clock, "TURN", 1e-5)
+    monkeypatch.setattr(bench, "SHAPES", {"mistral-7b": shape, "small": shape})
+    monkeypatch.setattr(bench, "BUDGET", 8)
+    monkeypatch.setattr(bench, "WINDOW", 4)
+    monkeypatch.setattr(bench, "LENGTHS", (20, 40, 60))
+
+
+@pytest.mark.parametrize("name", list(bench.BENCHES))
+def test_one_json_object_with_named_ratios(small: None, capsys: Any, name: str) -> None:
+    assert main(["bench", name, "--json", "--repeats", "2", "--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["bench"] == name and printed["versions"]["torch"] == torch.__version__
+    assert RATIOS[name] <= set(printed["ratios"])
+    assert printed["rows"] and all(isinstance(value, float | int) for value in printed["ratios"].values())
+    for row in printed["rows"]:
+        for timed in row.get("times", {}).values():
+            low, median, high = timed["seconds"]
+            assert 0 < low <= median <= high
+
+
+def test_memory_is_counted_exactly(small: None) -> None:
+    (*_, row) = bench.run("memory", device="cpu", repeats=2)["rows"]
+    assert row["slots"] == 8 * 2 * 2  # the budget, layers, KV heads
+    assert row["kept_bytes"] == row["slots"] * 2 * 8 * 4
+    assert row["length"] == 40 and row["dynamic_bytes"] == 40 * 2 * 2 * 2 * 8 * 4
+
+
+def test_without_json_it_prints_the_ratios(small: None, capsys: Any) -> None:
+    assert main(["bench", "memory", "--device", "cpu"]) == 0
+    assert "slack_share  " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["decod"], ["decode", "--shape", "gpt-2"], ["decode", "--dtype", "int8"], ["decode", "--repeats", "1"]],
+)
+def test_what_is_unknown_is_refused(capsys: Any, given: list[str]) -> None:
+    assert main(["bench", *given, "--device", "cpu"]) == 1
+    assert "sparsemm: " in capsys.readouterr().err
+
+
+def test_the_baselines_append_what_they_say() -> None:
+    keys, values, lengths = torch.randn(5, 4), torch.randn(5, 4), torch.tensor([2, 3])
+    new = torch.randn(2, 4)
+    grown, _ = CopyingAppend(keys, values, lengths)(new, new)
+    assert torch.equal(grown, torch.cat([keys[:2], new[:1], keys[2:], new[1:]]))
+    full = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
+    StaticAppend(*full)(new.view(1, 2, 1, 4), new.view(1, 2, 1, 4))
+    assert torch.equal(full[0][0, :, 2], new) and torch.equal(full[1][0, :, 2], new)
