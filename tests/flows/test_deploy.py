@@ -1,0 +1,97 @@
+"""What `sparsemm flows deploy` makes on a server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.servers import answers, prefect_server, wait_for
+
+
+def client():
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True)
+
+
+def test_pools_limits_automations_and_deployments(deployed):
+    with client() as server:
+        assert {pool.name for pool in server.read_work_pools()} >= {"control", "gpu"}
+        assert server.read_global_concurrency_limit_by_name("gpu").limit == 2
+        automations = [a for a in server.read_automations() if a.name.startswith("sparsemm: ")]
+        found = {(d.name, d.work_pool_name, d.entrypoint): d for d in server.read_deployments()}
+    assert len(automations) == 2 and all(a.enabled for a in automations)
+    assert {(name, pool) for name, pool, _ in found} >= {("process", "control"), ("process", "gpu")}
+    rechase = found["process", "control", "flows/rechase.py:rechase"]
+    assert rechase.schedules and rechase.concurrency_options.collision_strategy.value == "ENQUEUE"
+    assert str(deployed.root) in str(rechase.pull_steps)
+    assert all(d.tags == ["sparsemm"] for d in found.values())
+
+
+def test_deploying_again_doubles_nothing(deployed):
+    def state():
+        with client() as server:
+            named = [a.name for a in server.read_automations() if a.name.startswith("sparsemm: ")]
+            return sorted(named), len(server.read_deployments()), len(server.read_work_pools())
+
+    before = state()
+    command = [sys.executable, "-m", "sparsemm.cli", "flows", "deploy", "--slots", "3"]
+    subprocess.run(command, cwd=deployed.root, check=True, capture_output=True)
+    assert state() == before
+    with client() as server:
+        assert server.read_global_concurrency_limit_by_name("gpu").limit == 3
+
+
+@pytest.mark.parametrize("pool", ["docker", "kubernetes"])
+def test_container_pools_take_their_deployments(deployed, pool, monkeypatch):
+    """Against Prefect's own template of the pool, which is what a worker of it reads; no cluster is here."""
+    for name in ("IMAGE", "REPOSITORY", "BRANCH"):
+        monkeypatch.setenv(f"SPARSEMM_{name}", f"some-{name.lower()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://registry:5000")
+    command = [sys.executable, "-m", "flows.deploy", "--pool", pool]
+    done = subprocess.run(command, cwd=deployed.root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with client() as server:
+        made = server.read_deployment_by_name(f"model/{pool}")
+        template = server.read_work_pool(pool).base_job_template
+    variables = made.job_variables
+    assert variables["image"] == "some-image" and variables["env"]["MLFLOW_TRACKING_URI"] == "http://registry:5000"
+    assert set(variables) <= set(template["variables"]["properties"])
+    jsonschema.validate(variables, template["variables"] | {"required": []})
+    assert "some-repository" in str(made.pull_steps)
+
+
+def test_every_entry_of_prefect_yaml_names_a_flow(deployed):
+    entries = yaml.safe_load((deployed.root / "prefect.yaml").read_text())["deployments"]
+    from importlib import import_module
+
+    for entry in entries:
+        path, _, name = entry["entrypoint"].partition(":")
+        flow = getattr(import_module(path.removesuffix(".py").replace("/", ".")), name)
+        assert flow.name == name
+
+
+def test_deploying_outside_of_a_repository_is_refused(tmp_path):
+    command = [sys.executable, "-m", "sparsemm.cli", "--root", str(tmp_path), "flows", "deploy"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "repository root" in done.stderr
+
+
+def test_a_server_with_an_auth_string_asks_for_it(tmp_path, monkeypatch):
+    import httpx
+
+    monkeypatch.delenv("PREFECT_API_KEY", raising=False)
+    secret = "admin:canary-5a1e"
+    server, address = prefect_server(tmp_path, {"PREFECT_SERVER_API_AUTH_STRING": secret})
+    try:
+        wait_for(lambda: answers(address + "/health"), "the server")
+        assert httpx.post(address + "/flows/filter", json={}).status_code == 401
+        allowed = httpx.post(address + "/flows/filter", json={}, auth=("admin", "canary-5a1e"))
+        assert allowed.status_code == 200
+        assert "canary" not in server.text()
+    finally:
+        server.stop()

@@ -1,0 +1,102 @@
+"""From an arrival to a promotion, with the stand-in's stages and a real registry."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from sparsemm.errors import RegistryError, WatchError
+from sparsemm.registry.client import connect
+from sparsemm.registry.promote import promote as real_promote
+from tests.watch.checkpoints import write_checkpoint
+
+pytestmark = [
+    pytest.mark.usefixtures("gpu_slots"),
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # MLflow's own store
+]
+
+
+@pytest.fixture
+def watched(repository, monkeypatch, tmp_path):
+    """A watched folder for "one", one that does not exist for "two", and a registry in a file."""
+    path = repository.root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["watch"] = {
+        "two": {"source": "folder", "location": "data/incoming/gone"},
+        "one": {"source": "folder", "location": "data/incoming/one", "settle_seconds": 0.0},
+    }
+    path.write_text(yaml.safe_dump(params))
+    repository.git("commit", "-qam", "watch")
+    (repository.root / "data" / "incoming" / "one").mkdir(parents=True)
+    monkeypatch.setenv("STAND_IN_TABLES", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return repository
+
+
+def rechase(repository, **options):
+    from flows.rechase import rechase as flow
+
+    return flow(root=str(repository.root), **options)
+
+
+def versions(tmp_path):
+    """(version, whether it is champion) of every published version of "one"."""
+    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    found = client.search_model_versions("name='visual-heads.one'")
+    champion = client.get_registered_model("visual-heads.one").aliases.get("champion")
+    return sorted((str(v.version), str(v.version) == str(champion)) for v in found)
+
+
+def test_an_arrival_becomes_champion_once(watched, tmp_path):
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
+    (row,) = rechase(watched, watch="checkpoint.one")
+    assert row["champion"] and row["created"] and versions(tmp_path) == [("1", True)]
+    assert watched.called()["chase one"] == 1 and "two" not in str(row)
+    (row,) = rechase(watched, watch="one")
+    assert row["ran"] == "nothing" and not row["created"] and versions(tmp_path) == [("1", True)]
+    assert not watched.called()
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v2", 2.0)
+    (row,) = rechase(watched, watch="one")
+    assert row["champion"] and versions(tmp_path) == [("1", False), ("2", True)]
+
+
+def test_a_source_that_is_gone_does_not_stop_the_others(watched, tmp_path):
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
+    with pytest.raises(WatchError, match="data/incoming/gone"):
+        rechase(watched)
+    assert versions(tmp_path) == [("1", True)]
+
+
+def test_a_refused_candidate_stays_candidate_and_says_why(watched, tmp_path):
+    path = watched.root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["registry"]["gate"]["min_accuracy_ratio"] = 0.99
+    path.write_text(yaml.safe_dump(params))
+    watched.git("commit", "-qam", "a strict gate")
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
+    (row,) = rechase(watched, watch="one")
+    assert not row["champion"] and versions(tmp_path) == [("1", False)]
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        gates = [a for a in client.read_latest_artifacts(limit=200) if a.key == "gate-one"]
+    assert "stays candidate" in str(gates[0].data) and "FAIL" in str(gates[0].data)
+
+
+def test_a_registry_that_is_down_costs_no_results(watched, tmp_path, monkeypatch):
+    """They are committed; the next run publishes them, once."""
+    from flows import pipeline as module
+
+    monkeypatch.setattr(module.publish_model, "retry_delay_seconds", 0)
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        with pytest.raises(RegistryError, match="127.0.0.1:9"):
+            rechase(watched, watch="one")
+    assert "chase@one" in watched.git("show", "HEAD:dvc.lock")
+    watched.called()
+    (row,) = rechase(watched, watch="one")
+    assert row["created"] and not watched.called() and versions(tmp_path) == [("1", True)]
+    done = real_promote(module.load_params(watched.root / "params.yaml"), "one", watched.root)
+    assert not done.moved
