@@ -25,6 +25,11 @@ def prefect_api(tmp_path_factory):
         os.environ["PREFECT_API_URL"] = address  # for child processes
         yield address
         del os.environ["PREFECT_API_URL"], os.environ["PREFECT_HOME"]
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for background in (APILogWorker, EventsWorker):  # or they go on trying after the server has gone
+        background.drain_all(timeout=10)
     server.stop()
 
 

@@ -1,0 +1,86 @@
+"""Both servers on PostgreSQL, from Debian's packages; skipped with a word where there is none."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.registry.conftest import Workspace
+from tests.servers import free_port, prefect_server
+
+PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+def as_postgres(*command: str) -> list[str]:
+    """The command as a user that PostgreSQL runs for: anybody but root."""
+    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else list(command)
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    """`host:port` of a cluster with the databases "prefect" and "mlflow"; whoever connects is trusted."""
+    try:
+        owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    except KeyError:
+        owner = None
+    if not PROGRAMS or owner is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    programs, port = PROGRAMS[-1], free_port()
+    folder = Path(tempfile.mkdtemp(prefix="sparsemm-postgres-"))
+    os.chown(folder, owner.pw_uid, owner.pw_gid)
+    data = folder / "data"
+    quiet = {"check": True, "capture_output": True, "cwd": folder}
+    subprocess.run(as_postgres(str(programs / "initdb"), "-D", str(data), "-U", "me", "--auth=trust"), **quiet)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
+    control = as_postgres(str(programs / "pg_ctl"), "-D", str(data), "-w")
+    subprocess.run([*control, "-o", options, "-l", str(folder / "log"), "start"], **quiet)
+    try:
+        for name in ("prefect", "mlflow"):
+            words = ["-h", "127.0.0.1", "-p", str(port), "-U", "me", name]
+            subprocess.run(as_postgres(str(programs / "createdb"), *words), **quiet)
+        yield f"127.0.0.1:{port}"
+    finally:
+        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+        shutil.rmtree(folder)
+
+
+def test_prefect_runs_the_pipeline_on_it(postgres, repository, tmp_path):
+    variables = {"PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://me@{postgres}/prefect"}
+    server, address = prefect_server(tmp_path, variables)
+    code = (
+        "from prefect.client.orchestration import get_client\n"
+        "from flows.pipeline import pipeline\n"
+        "with get_client(sync_client=True) as client: client.upsert_global_concurrency_limit_by_name('gpu', 1)\n"
+        "assert [row['ran'] != 'nothing' for row in pipeline(publish=False)] == [True, True]\n"
+    )
+    try:
+        client = {"PREFECT_API_URL": address, "PREFECT_HOME": str(tmp_path / "client")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=repository.root, env=os.environ | client, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert repository.called()["report "] == 1
+    finally:
+        server.stop()
+
+
+def test_the_registry_publishes_and_finds_on_it(postgres, registry_server, tmp_path):
+    from sparsemm.registry.lookup import load_scores
+    from sparsemm.registry.publish import publish
+
+    (tmp_path / "work").mkdir()
+    workspace = Workspace(tmp_path / "work", "one")
+    store = {"MLFLOW_BACKEND_STORE_URI": f"postgresql+psycopg://me@{postgres}/mlflow"}
+    with registry_server(tmp_path, **store) as (address, _):
+        made = publish(workspace.params, "one", workspace.root, tracking_uri=address)
+        again = publish(workspace.params, "one", workspace.root, tracking_uri=address)
+        assert made.created and not again.created and made.version == again.version
+        found = load_scores(f"models:/{made.name}/1", tracking_uri=address, cache_dir=tmp_path / "cache")
+        assert found.scores.sum() > 0
