@@ -6,7 +6,7 @@ FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(BIN):$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo smoke test lint setup
+.PHONY: demo smoke test lint audit setup
 
 demo: setup
 	dvc repro
@@ -20,7 +20,7 @@ setup: $(VENV)/.stamp
 
 $(VENV)/.stamp: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
 	uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) -r requirements.txt
 	uv pip install --python $(BIN)/python --no-deps --editable .
 	$(BIN)/python -m sparsemm.cache.build
@@ -31,3 +31,6 @@ test: setup
 
 lint: setup
 	ruff check . && ruff format --check . && mypy
+
+audit: setup
+	python .ci/audit.py
