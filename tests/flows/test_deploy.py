@@ -49,7 +49,7 @@ def test_deploying_again_doubles_nothing(deployed):
 @pytest.mark.parametrize("pool", ["docker", "kubernetes"])
 def test_container_pools_take_their_deployments(deployed, pool, monkeypatch):
     """Against Prefect's own template of the pool, which is what a worker of it reads; no cluster is here."""
-    for name in ("IMAGE", "REPOSITORY", "BRANCH"):
+    for name in ("IMAGE", "REPOSITORY", "BRANCH", "SHARED"):
         monkeypatch.setenv(f"SPARSEMM_{name}", f"some-{name.lower()}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://registry:5000")
     command = [sys.executable, "-m", "flows.deploy", "--pool", pool]
