@@ -45,7 +45,7 @@ def gpu_slots(prefect_api):
 @pytest.fixture
 def deployed(repository, prefect_api):
     """The repository, its flows deployed to the server by the command."""
-    command = [sys.executable, "-m", "flows.deploy", "--slots", "2", "--silence", "30"]
+    command = [sys.executable, "-m", "flows.deploy", "--slots", "2", "--silence", "75"]
     done = subprocess.run(command, cwd=repository.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return repository

@@ -95,3 +95,12 @@ def test_a_server_with_an_auth_string_asks_for_it(tmp_path, monkeypatch):
         assert "canary" not in server.text()
     finally:
         server.stop()
+
+
+def test_the_server_makes_the_runs_that_schedules_ask_for(deployed):
+    def scheduled():
+        with client() as server:
+            runs = server.read_flow_runs(limit=200)
+        return [run for run in runs if run.auto_scheduled and run.state.is_scheduled()]
+
+    wait_for(scheduled, "a scheduled run", 60)

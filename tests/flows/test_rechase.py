@@ -10,10 +10,7 @@ from sparsemm.registry.client import connect
 from sparsemm.registry.promote import promote as real_promote
 from tests.watch.checkpoints import write_checkpoint
 
-pytestmark = [
-    pytest.mark.usefixtures("gpu_slots"),
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # MLflow's own store
-]
+pytestmark = pytest.mark.usefixtures("gpu_slots")
 
 
 @pytest.fixture

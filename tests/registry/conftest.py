@@ -52,13 +52,6 @@ RAN_WITH = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:  # MLflow's own use of SQLAlchemy
-            item.add_marker(pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"))
-
-
 class Workspace:
     """A folder as `dvc repro` leaves it, with the numbers a test wants."""
 

@@ -13,7 +13,6 @@ def test_a_location_of_another_kind_is_refused(location, tmp_path):
         newest(WatchParams(source="mlflow", location=location), "k", tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own store
 def test_the_version_behind_an_alias_is_fetched(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
