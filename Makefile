@@ -26,8 +26,9 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 	$(BIN)/python -m sparsemm.cache.build
 	touch $@
 
+# Two processes, a thread of torch each; many tests wait for servers.
 test: setup
-	python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

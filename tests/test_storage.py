@@ -234,7 +234,6 @@ def test_a_download_that_breaks_off_is_not_taken_for_a_file(pushing, storage, tm
     assert files(clone) == wanted and clone.repro() == Counter()
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_the_registry_keeps_its_files_on_s3(storage, registry_server, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # only the server needs them
         monkeypatch.delenv(name, raising=False)

@@ -412,7 +412,6 @@ def publish(client, folder, number):
 
 
 # MLflow's own use of SQLAlchemy.
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_it_follows_a_registry_and_starts_without_one(folder, registry_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
