@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -33,7 +34,9 @@ def run_stages(root: Path, key: str, until: str | None = None) -> None:
     # The slot comes second: a run that waits for another one of its model must not hold it.
     with worktree(root, key, on_line=log.info) as (folder, lock):
         # A server that restarts cannot renew the lease in time; the stages go on, and GPU locks still hold.
-        with concurrency(GPU_SLOTS, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+        # A killed engine's slot is free again when its lease ends: the shortest that Prefect allows.
+        lease: dict[str, Any] = {"lease_duration": 60, "raise_on_lease_renewal_failure": False}
+        with concurrency(GPU_SLOTS, occupy=1, strict=True, **lease):
             with gpu() as (variables, locks):
                 progress = Progress(key, len(wanted))
 
