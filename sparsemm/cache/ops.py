@@ -137,7 +137,7 @@ def append_row(
         or not (numbers == new_keys.numel() == new_values.numel())
         or not serves(keys, new_keys, new_values)
     ):
-        rows = new_keys.reshape(-1, keys.shape[1]), new_values.reshape(-1, keys.shape[1])
+        rows = [new.reshape(-1, keys.shape[1]).contiguous() for new in (new_keys, new_values)]
         return append(keys, values, *rows, starts, lengths)
     loaded = library()
     assert loaded is not None

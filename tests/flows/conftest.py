@@ -70,4 +70,4 @@ def worker(repository, tmp_path):
 
     yield start
     for process in started:
-        process.stop()
+        process.stop(seconds=5.0)
