@@ -138,7 +138,7 @@ def append_row(
         or not serves(keys, new_keys, new_values)
     ):
         rows = [new.reshape(-1, keys.shape[1]).contiguous() for new in (new_keys, new_values)]
-        return append(keys, values, *rows, starts, lengths)
+        return append(keys, values, rows[0], rows[1], starts, lengths)
     loaded = library()
     assert loaded is not None
     new_keys, new_values = new_keys.contiguous(), new_values.contiguous()
