@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from sparsemm import fetch
+from sparsemm.datasets import coco, folder, pdf, synthdog
 from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
-from sparsemm.errors import ParamsError
-from sparsemm.params import DatasetParams, Params
+from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, ParamsError
+from sparsemm.fetch import Place
+from sparsemm.params import FolderParams, HubParams, Params, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress
 
 STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns, two pages of each in turn
 
+# How a format is read: (place, split, first row) -> rows; (row, source, licence) -> record.
+FORMATS: dict[str, tuple[Callable[..., Iterator[Any]], Callable[..., Record]]] = {
+    "records_jsonl": (folder.rows, folder.record),
+    "synthdog": (synthdog.rows, synthdog.record),
+    "coco": (coco.rows, coco.record),
+}
 
-def records(given: DatasetParams) -> Iterator[Record]:
-    """The records of a data set, in order; the same for the same params.
+
+@dataclass
+class Tally:
+    """What became of a source's rows.
+
+    Attributes:
+        kept: rows that became records.
+        empty: reasons of rows that have nothing to read (a page without a text layer, an image without words).
+        bad: reasons of rows that do not fit the schema.
+    """
+
+    kept: int = 0
+    empty: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+
+def records(given: SyntheticParams) -> Iterator[Record]:
+    """The records of a synthetic data set, in order; the same for the same params.
 
     Even and odd records have the same mix of styles, so that halves of a score table can be compared.
     """
@@ -23,15 +52,105 @@ def records(given: DatasetParams) -> Iterator[Record]:
         yield draw_record(given.split, given.seed, index, STYLES[index // 2 % len(STYLES)])
 
 
+def open_place(given: HubParams | S3Params | FolderParams | PdfParams, root: Path, work: Path) -> Place:
+    """The files of a data set, at the revision that params.yaml names if it names one.
+
+    Raises:
+        FetchError: if they cannot be had, or the revision is another.
+    """
+    if isinstance(given, HubParams):
+        return fetch.hub(given.repo, work, given.revision)
+    if isinstance(given, S3Params):
+        return fetch.s3(given.location, work, given.revision)
+    return fetch.local(given.path, root, given.revision)
+
+
+def drawn(given: HubParams | S3Params | FolderParams | PdfParams, place: Place, tally: Tally) -> Iterator[Record]:
+    """Up to `samples` records of a place, bad and empty rows left out and counted in `tally`.
+
+    Raises:
+        DataError: if the files are not what the format says, more than `max_bad` of the rows are bad, or no record
+            is left.
+        FetchError: if a file cannot be had.
+        ParamsError: if neither params.yaml nor the source names a licence.
+    """
+    licence = given.licence or place.licence
+    if licence is None:
+        hint = "write `licence` in params.yaml"
+        raise ParamsError("the source does not name a licence", where=place.address, hint=hint)
+    source = f"{place.address}@{place.revision}"
+    first, stop = given.rows or (0, None)
+    if isinstance(given, PdfParams):
+        rows, record = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi)
+        stop = None
+    else:
+        read, record = FORMATS[given.format]
+        rows = read(place, given.split, first)
+    seen: set[str] = set()
+    for number, row in enumerate(rows, first):
+        if tally.kept == given.samples or number == stop:
+            break
+        try:
+            made = record(row, source, licence)
+            if not made.entries:
+                raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
+            made.validate()
+            if made.id in seen:
+                raise DataError("two records share this id", where=f"record {made.id!r}")
+        except EmptyRecord as error:
+            tally.empty.append(str(error))
+            continue
+        except DataError as error:
+            tally.bad.append(str(error))
+            if len(tally.bad) > given.max_bad * (given.samples + len(tally.bad)):
+                break  # even if all that are still wanted were good
+            continue
+        seen.add(made.id)
+        tally.kept += 1
+        yield made
+    if len(tally.bad) > given.max_bad * (tally.kept + len(tally.bad)):
+        total = tally.kept + len(tally.bad)
+        what = f"{len(tally.bad)} of {total} rows are bad, the first: {tally.bad[0]}"
+        raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g}, allows")
+    if not tally.kept:
+        reason = f", {len(tally.empty)} have nothing to read" if tally.empty else ""
+        raise DataError(f"no row became a record{reason}", where=place.address)
+
+
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/datasets/<key>.parquet.
+    """Write artifacts/datasets/<key>.parquet, and say what was left out.
+
+    What was fetched before a crash is not fetched again. A file that arrived damaged is fetched once more.
 
     Raises:
         ParamsError: if there is no such data set.
+        DataError: if the source's files are not what params.yaml says.
+        FetchError: if they cannot be had.
     """
     if key not in params.datasets:
         known = ", ".join(params.datasets) or "none yet"
         raise ParamsError(f"no data set {key!r}", where="params.yaml: datasets", hint=f"known: {known}")
     given = params.datasets[key]
-    shown = progress(records(given), given.samples, f"download {key}")
-    write_records(root / "artifacts" / "datasets" / f"{key}.parquet", shown)
+    path = root / "artifacts" / "datasets" / f"{key}.parquet"
+    if isinstance(given, SyntheticParams):
+        write_records(path, progress(records(given), given.samples, f"download {key}"))
+        return
+    work = root / "artifacts" / "work" / "download" / key
+    for attempt in (1, 2):
+        place, tally = open_place(given, root, work), Tally()
+        shown = progress(drawn(given, place, tally), given.samples, f"download {key}")
+        try:
+            write_records(path, shown, lambda t=tally, p=place: _about(p, t))  # type: ignore[misc]
+            break
+        except CorruptFetch:
+            if attempt == 2:
+                raise
+    shutil.rmtree(work, ignore_errors=True)
+    print(f"{key}: {tally.kept} records of {place.address}, revision {place.revision}")
+    for name, reasons in (("with nothing to read", tally.empty), ("bad", tally.bad)):
+        if reasons:
+            print(f"{key}: {len(reasons)} rows {name} left out, the first: {reasons[0]}")
+
+
+def _about(place: Place, tally: Tally) -> dict[str, Any]:
+    return {"address": place.address, "revision": place.revision, "empty": tally.empty, "bad": tally.bad}
