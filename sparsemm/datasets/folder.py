@@ -1,6 +1,6 @@
 """The simple format for own data: JSON lines that name an image and say what stands where on it.
 
-    {"image": "pages/1.png", "entries": [{"text": "Total", "box": [12, 40, 88, 61]}]}
+{"image": "pages/1.png", "entries": [{"text": "Total", "box": [12, 40, 88, 61]}]}
 """
 
 from __future__ import annotations

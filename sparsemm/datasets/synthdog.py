@@ -31,7 +31,9 @@ def record(row: TableRow, source: str, licence: str) -> Record:
     """
     image = decode(image_bytes(row), row.where)
     chunks = row.values[FIELD]
-    if not isinstance(chunks, list) or not all(isinstance(one, dict) and {"chunk", "coord"} <= set(one) for one in chunks):
+    if not isinstance(chunks, list) or not all(
+        isinstance(one, dict) and {"chunk", "coord"} <= set(one) for one in chunks
+    ):
         raise DataError(f"{FIELD} is not a list of chunk and coord", where=row.where)
     entries = []
     for number, one in enumerate(chunks):

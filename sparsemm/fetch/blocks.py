@@ -221,9 +221,19 @@ def open_remote(remote: Remote, folder: Path) -> BinaryIO:
 
 
 def save_remote(remote: Remote, folder: Path, target: Path) -> None:
-    """Fetch a whole remote file to `target`, by way of blocks in `folder` on the same file system."""
-    blocks = Blocks(remote, folder)
-    try:
-        blocks.move(target)
-    finally:
-        blocks.close()
+    """Fetch a whole remote file to `target`, by way of blocks in `folder` on the same file system.
+
+    Raises:
+        CorruptFetch: if the whole file was wrong twice.
+        FetchError: if it cannot be had.
+    """
+    for attempt in (1, 2):
+        blocks = Blocks(remote, folder)
+        try:
+            blocks.move(target)
+            return
+        except CorruptFetch:
+            if attempt == 2:
+                raise
+        finally:
+            blocks.close()

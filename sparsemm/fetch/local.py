@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sparsemm.errors import FetchError
-from sparsemm.files import atomic_path, sha256_file
 from sparsemm.fetch.place import File, Place
+from sparsemm.files import atomic_path, sha256_file
 
 
 def local(path: str, root: Path, revision: str | None = None) -> Place:
