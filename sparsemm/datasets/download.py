@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sparsemm import fetch
-from sparsemm.datasets import coco, folder, pdf, synthdog
+from sparsemm.datasets import coco, ctw, folder, mlt2019, pdf, synthdog
 from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, ParamsError
@@ -20,11 +22,15 @@ from sparsemm.progress import progress
 
 STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns, two pages of each in turn
 
+Outside = HubParams | S3Params | FolderParams | PdfParams
+
 # How a format is read: (place, split, first row) -> rows; (row, source, licence) -> record.
-FORMATS: dict[str, tuple[Callable[..., Iterator[Any]], Callable[..., Record]]] = {
+FORMATS: dict[str, tuple[Callable[..., Generator[Any, None, None]], Callable[..., Record]]] = {
     "records_jsonl": (folder.rows, folder.record),
     "synthdog": (synthdog.rows, synthdog.record),
     "coco": (coco.rows, coco.record),
+    "mlt2019": (mlt2019.rows, mlt2019.record),
+    "ctw": (ctw.rows, ctw.record),
 }
 
 
@@ -52,7 +58,7 @@ def records(given: SyntheticParams) -> Iterator[Record]:
         yield draw_record(given.split, given.seed, index, STYLES[index // 2 % len(STYLES)])
 
 
-def open_place(given: HubParams | S3Params | FolderParams | PdfParams, root: Path, work: Path) -> Place:
+def open_place(given: Outside, root: Path, work: Path) -> Place:
     """The files of a data set, at the revision that params.yaml names if it names one.
 
     Raises:
@@ -65,7 +71,7 @@ def open_place(given: HubParams | S3Params | FolderParams | PdfParams, root: Pat
     return fetch.local(given.path, root, given.revision)
 
 
-def drawn(given: HubParams | S3Params | FolderParams | PdfParams, place: Place, tally: Tally) -> Iterator[Record]:
+def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
     """Up to `samples` records of a place, bad and empty rows left out and counted in `tally`.
 
     Raises:
@@ -78,43 +84,44 @@ def drawn(given: HubParams | S3Params | FolderParams | PdfParams, place: Place, 
     if licence is None:
         hint = "write `licence` in params.yaml"
         raise ParamsError("the source does not name a licence", where=place.address, hint=hint)
-    source = f"{place.address}@{place.revision}"
     first, stop = given.rows or (0, None)
-    if isinstance(given, PdfParams):
-        rows, record = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi)
-        stop = None
+    rows: Generator[Any, None, None]
+    if isinstance(given, PdfParams):  # whose `rows` are documents
+        rows, record, wanted = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi), None
     else:
         read, record = FORMATS[given.format]
-        rows = read(place, given.split, first)
+        rows, wanted = read(place, given.split, first), None if stop is None else stop - first
     seen: set[str] = set()
-    for number, row in enumerate(rows, first):
-        if tally.kept == given.samples or number == stop:
-            break
-        try:
-            made = record(row, source, licence)
-            if not made.entries:
-                raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
-            made.validate()
-            if made.id in seen:
-                raise DataError("two records share this id", where=f"record {made.id!r}")
-        except EmptyRecord as error:
-            tally.empty.append(str(error))
-            continue
-        except DataError as error:
-            tally.bad.append(str(error))
-            if len(tally.bad) > given.max_bad * (given.samples + len(tally.bad)):
-                break  # even if all that are still wanted were good
-            continue
-        seen.add(made.id)
-        tally.kept += 1
-        yield made
-    if len(tally.bad) > given.max_bad * (tally.kept + len(tally.bad)):
-        total = tally.kept + len(tally.bad)
-        what = f"{len(tally.bad)} of {total} rows are bad, the first: {tally.bad[0]}"
-        raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g}, allows")
+    with closing(rows):
+        for row in islice(rows, wanted):
+            if tally.kept == given.samples:
+                break
+            try:
+                made = record(row, f"{place.address}@{place.revision}", licence).validate()
+                if not made.entries:
+                    raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
+                if made.id in seen:
+                    raise DataError("two records share this id", where=f"record {made.id!r}")
+            except EmptyRecord as error:
+                tally.empty.append(str(error))
+            except DataError as error:
+                tally.bad.append(str(error))
+                if _too_many(given, tally, given.samples):  # even if all that are still wanted were good
+                    break
+            else:
+                seen.add(made.id)
+                tally.kept += 1
+                yield made
+    if _too_many(given, tally, tally.kept):
+        what = f"{len(tally.bad)} rows are bad and {tally.kept} are good, the first bad one: {tally.bad[0]}"
+        raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g} of all, allows")
     if not tally.kept:
         reason = f", {len(tally.empty)} have nothing to read" if tally.empty else ""
         raise DataError(f"no row became a record{reason}", where=place.address)
+
+
+def _too_many(given: Outside, tally: Tally, good: int) -> bool:
+    return len(tally.bad) > given.max_bad * (good + len(tally.bad))
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:

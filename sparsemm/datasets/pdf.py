@@ -76,7 +76,7 @@ def record(row: Page, source: str, licence: str, dpi: int) -> Record:
         page = row.document[row.index]
         try:
             scale = min(dpi / 72, LONGEST / max(page.get_size()))  # a PDF's unit is 1/72 inch
-            image = page.render(scale=scale, draw_annots=False).to_pil().convert("RGB")
+            image = page.render(scale=scale).to_pil().convert("RGB")
             words, unknown = _words(page, image.size)
         finally:
             page.close()
@@ -100,7 +100,9 @@ def _words(page: Any, size: tuple[int, int]) -> tuple[list[Entry], int]:
     layer = page.get_textpage()
     words: list[Entry] = []
     unknown = 0
-    text, boxes, told, last = "", [], True, None
+    text, told = "", True
+    boxes: list[Box] = []
+    last: Box | None = None
 
     def end() -> None:
         nonlocal text, boxes, told, last, unknown
@@ -150,7 +152,8 @@ def _plain(character: str) -> str:
     """Ligatures and positional forms (fi, Arabic) as the letters they stand for; soft marks as nothing."""
     if "\ufb00" <= character <= "\ufdff" or "\ufe70" <= character <= "\ufefe":
         return unicodedata.normalize("NFKC", character)
-    return "" if unicodedata.category(character) == "Cf" and character != "\u200c" else character
+    joiner = character in "\u200c\u200d"  # part of how some scripts are written
+    return "" if unicodedata.category(character) == "Cf" and not joiner else character
 
 
 def _device(page: Any, size: tuple[int, int], box: tuple[float, float, float, float]) -> Box:
