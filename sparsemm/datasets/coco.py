@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from sparsemm.datasets.images import clip, decode
@@ -12,7 +12,7 @@ from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 
-def rows(place: Place, split: str | None, start: int) -> Iterator[TableRow]:
+def rows(place: Place, split: str | None, start: int) -> Generator[TableRow, None, None]:
     """The rows of a split (default val) from `start` on.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
@@ -28,28 +28,28 @@ class Photo:
     text: bytes
 
 
-def rows(place: Place, split: str | None, start: int) -> Iterator[Photo]:
+def rows(place: Place, split: str | None, start: int) -> Generator[Photo, None, None]:
     """The lines of <split>.jsonl (default train) from `start` on; only train and val are published with text.
 
     Raises:
         DataError: if there is no such file, or an archive is damaged.
         FetchError: if a file cannot be had.
     """
-    members = Members(place)
-    name = members.find(f"{split or 'train'}.jsonl")
-    if name is None:
-        hint = "expected it there, or in ctw-annotations.tar.gz"
-        raise DataError(f"no {split or 'train'}.jsonl", where=place.address, hint=hint)
-    count = 0
-    try:
-        with members.open(name) as handle:
-            for number, text in enumerate(handle, 1):
-                if text.strip():
-                    if count >= start:
-                        yield Photo(members, f"{place.address}: {name}, line {number}", text)
-                    count += 1
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise DataError(f"cannot be read: {error}", where=f"{place.address}: {name}") from error
+    with Members(place) as members:
+        name = members.find(f"{split or 'train'}.jsonl")
+        if name is None:
+            hint = "expected it there, or in ctw-annotations.tar.gz"
+            raise DataError(f"no {split or 'train'}.jsonl", where=place.address, hint=hint)
+        where, count = f"{place.address}: {name}", 0
+        try:
+            with members.open(name) as handle:
+                for number, text in enumerate(handle, 1):
+                    if text.strip():
+                        if count >= start:
+                            yield Photo(members, f"{where}, line {number}", text)
+                        count += 1
+        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+            raise DataError(f"cannot be read: {error}", where=where) from error
 
 
 def record(row: Photo, source: str, licence: str) -> Record:

@@ -86,6 +86,7 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
         raise ParamsError("the source does not name a licence", where=place.address, hint=hint)
     first, stop = given.rows or (0, None)
     rows: Generator[Any, None, None]
+    record: Callable[..., Record]
     if isinstance(given, PdfParams):  # whose `rows` are documents
         rows, record, wanted = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi), None
     else:

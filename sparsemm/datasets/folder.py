@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -26,7 +26,7 @@ class Line:
     text: bytes
 
 
-def rows(place: Place, split: str | None, start: int) -> Iterator[Line]:
+def rows(place: Place, split: str | None, start: int) -> Generator[Line, None, None]:
     """The lines of <split>.jsonl (default: of every .jsonl file, by name) from `start` on; blank ones do not count.
 
     Raises:

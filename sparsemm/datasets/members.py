@@ -6,8 +6,10 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Self
 
 from sparsemm.errors import DataError
 from sparsemm.fetch import File, Place
@@ -27,6 +29,13 @@ class Members:
         self._place = place
         self._known: dict[str, tuple[str, _Opener]] = {}
         self._rest = self._scan()
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def _scan(self) -> Iterator[tuple[str, str, _Opener]]:
         """(name without folders, where, opener): plain files first, then archives by name."""
@@ -42,21 +51,19 @@ class Members:
     def _archive(self, file: File) -> Iterator[tuple[str, str, _Opener]]:
         where = f"{self._place.address}/{file.name}"
         try:
+            handle = self._open.enter_context(file.open())
             if file.name.lower().endswith(".zip"):
-                folder = zipfile.ZipFile(file.open())
+                folder = self._open.enter_context(zipfile.ZipFile(handle))
                 for one in folder.infolist():
                     if not one.is_dir():
-                        yield (
-                            PurePosixPath(one.filename).name,
-                            f"{where}/{one.filename}",
-                            lambda f=folder, o=one: f.open(o),
-                        )
+                        name = PurePosixPath(one.filename).name
+                        yield name, f"{where}/{one.filename}", partial(folder.open, one)
             else:
-                packed = tarfile.open(fileobj=file.open(), mode="r:*")
+                packed = self._open.enter_context(tarfile.open(fileobj=handle, mode="r:*"))
                 for member in packed:
                     if member.isfile():
                         name = PurePosixPath(member.name).name
-                        yield name, f"{where}/{member.name}", lambda p=packed, m=member: _extract(p, m)
+                        yield name, f"{where}/{member.name}", partial(_extract, packed, member)
         except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
             raise DataError(f"not a readable archive: {error}", where=where) from error
 

@@ -7,7 +7,7 @@ The archives (ImagesPart1.zip, train_gt_t13.zip, ...) may lie there as they are,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -31,21 +31,21 @@ class Labels:
     where: str
 
 
-def rows(place: Place, split: str | None, start: int) -> Iterator[Labels]:
+def rows(place: Place, split: str | None, start: int) -> Generator[Labels, None, None]:
     """The label files from `start` on, by name; a split is the start of their names (tr for training).
 
     Raises:
         DataError: if there is none, or an archive is damaged.
         FetchError: if a file cannot be had.
     """
-    members = Members(place)
-    stems = [(name, name.removeprefix("gt_")) for name in members.names() if name.endswith(".txt")]
-    chosen = [name for name, stem in stems if "_img_" in stem and stem.startswith(split or "")]
-    if not chosen:
-        hint = "expected tr_img_00001.txt, ..., or an archive of them"
-        raise DataError("no label file", where=place.address, hint=hint)
-    for name in chosen[start:]:
-        yield Labels(members, name, f"{place.address}: {name}")
+    with Members(place) as members:
+        stems = [(name, name.removeprefix("gt_")) for name in members.names() if name.endswith(".txt")]
+        chosen = [name for name, stem in stems if "_img_" in stem and stem.startswith(split or "")]
+        if not chosen:
+            hint = "expected tr_img_00001.txt, ..., or an archive of them"
+            raise DataError("no label file", where=place.address, hint=hint)
+        for name in chosen[start:]:
+            yield Labels(members, name, f"{place.address}: {name}")
 
 
 def record(row: Labels, source: str, licence: str) -> Record:

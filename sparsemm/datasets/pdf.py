@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Page:
     reason: str = ""
 
 
-def rows(place: Place, first: int, stop: int | None) -> Iterator[Page]:
+def rows(place: Place, first: int, stop: int | None) -> Generator[Page, None, None]:
     """The pages of the PDF files [first, stop), files by name; a page can be read until the next is asked for.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from sparsemm.datasets.images import bounds, clip, decode
 from sparsemm.datasets.records import Entry, Record
@@ -13,7 +13,7 @@ from sparsemm.fetch import Place
 FIELD = "2_coord"  # [{"chunk": text, "coord": [[xmin, ymin], [xmax, ymax]] in pixels}]
 
 
-def rows(place: Place, split: str | None, start: int) -> Iterator[TableRow]:
+def rows(place: Place, split: str | None, start: int) -> Generator[TableRow, None, None]:
     """The rows of a split (default train) from `start` on.
 
     Raises:

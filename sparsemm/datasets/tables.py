@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ class TableRow:
     where: str
 
 
-def table_rows(place: Place, split: str | None, columns: tuple[str, ...], start: int) -> Iterator[TableRow]:
+def table_rows(
+    place: Place, split: str | None, columns: tuple[str, ...], start: int
+) -> Generator[TableRow, None, None]:
     """The rows from `start` on; only these columns are read, and no row group before `start`.
 
     Args:
