@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsemm.errors import FetchError
+from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, save_remote
+from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place
 from sparsemm.files import sha256_file
-
-TIMEOUT = 30.0  # seconds without a byte
 
 
 def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Place:
@@ -35,9 +35,13 @@ def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["datas
 
     where = f"hub:{repo}"
     api = HfApi()
-    try:
+
+    def listing() -> Any:
         # With files_metadata: sizes, and the hashes that a file must have when it is here.
-        found: Any = api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=TIMEOUT)
+        return api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=patience.TIMEOUT)
+
+    try:
+        found = patiently(listing, _passing)
     except HFValidationError as error:
         raise FetchError(f"not a hub id: {error}", where=where) from error
     except _failures() as error:
@@ -69,7 +73,7 @@ def _read(url: str, where: str, start: int, stop: int) -> bytes:
     # Without `identity` a server may compress, and a range of compressed bytes is of no use.
     headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     try:
-        response = http_backoff("GET", url, headers=headers, timeout=TIMEOUT)
+        response = http_backoff("GET", url, headers=headers, timeout=patience.TIMEOUT)
         hf_raise_for_status(response)
     except _failures() as error:
         raise _explained(error, where, None) from error
@@ -92,6 +96,16 @@ def _failures() -> tuple[type[BaseException], ...]:
 
     transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library this version of the hub's client is built on
     return (HfHubHTTPError, transport, OSError)
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled) or not isinstance(error, _failures()):
+        return False
+    return status is None or status == 429 or status >= 500
 
 
 def _explained(error: BaseException, where: str, revision: str | None) -> FetchError:

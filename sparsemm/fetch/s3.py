@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import random
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparsemm.errors import FetchError
+from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, save_remote
+from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place
-
-TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 6
-PAUSE = 0.5  # seconds before the second attempt; doubled before each later one
 
 
 def s3(location: str, work: Path, revision: str | None = None) -> Place:
@@ -40,11 +36,16 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
     if not location.startswith("s3://") or not bucket:
         raise FetchError("not s3://bucket/prefix", where=location)
     prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    options = {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}, "read_timeout": TIMEOUT}
-    client = boto3.client("s3", config=Config(connect_timeout=TIMEOUT, max_pool_connections=16, **options))
-    try:
+    waits: dict[str, Any] = {"connect_timeout": patience.TIMEOUT, "read_timeout": patience.TIMEOUT}
+    retries: Any = {"mode": "standard", "total_max_attempts": 1}  # `patiently` also knows of bodies that break off
+    client = boto3.Session().client("s3", config=Config(retries=retries, max_pool_connections=16, **waits))
+
+    def listing() -> list[dict[str, Any]]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        objects = [one for page in pages for one in page.get("Contents", ()) if not one["Key"].endswith("/")]
+        return [one for page in pages for one in page.get("Contents", ()) if not one["Key"].endswith("/")]
+
+    try:
+        objects = patiently(listing, _passing)
     except (BotoCoreError, ClientError, OSError, ValueError) as error:
         raise _explained(error, location) from error
     if not objects:
@@ -70,29 +71,31 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
 
 
 def _read(client: Any, bucket: str, key: str, etag: str, start: int, stop: int) -> bytes:
-    """The bytes [start, stop) of an object that still has this etag.
+    """The bytes [start, stop) of an object that still has this etag."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    botocore repeats a request that fails, but not one whose body breaks off.
-    """
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    def body() -> bytes:
+        answer = client.get_object(Bucket=bucket, Key=key, IfMatch=etag, Range=f"bytes={start}-{stop - 1}")
+        data: bytes = answer["Body"].read()
+        if len(data) != stop - start:
+            raise OSError(f"{len(data)} bytes arrived, not {stop - start}")
+        return data
 
-    where = f"s3://{bucket}/{key}"
-    for attempt in range(ATTEMPTS):
-        try:
-            answer = client.get_object(Bucket=bucket, Key=key, IfMatch=etag, Range=f"bytes={start}-{stop - 1}")
-            body: bytes = answer["Body"].read()
-            if len(body) == stop - start:
-                return body
-            failure: Exception = OSError(f"{len(body)} bytes arrived, not {stop - start}")
-        except ClientError as error:
-            raise _explained(error, where) from error
-        except (HTTPClientError, OSError) as error:  # cut off, too slow, connection lost
-            failure = error
-        except BotoCoreError as error:
-            raise _explained(error, where) from error
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(PAUSE * 2**attempt * random.uniform(0.5, 1.0))  # not all workers at the same moment
-    raise _explained(failure, where) from failure
+    try:
+        return patiently(body, _passing)
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise _explained(error, f"s3://{bucket}/{key}") from error
+
+
+def _passing(error: Exception) -> bool:
+    """Whether the same request may succeed a little later: cut off, too slow, connection lost, 429, 5xx."""
+    from botocore.exceptions import ClientError, HTTPClientError
+
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = error.response.get("Error", {}).get("Code")
+        return status == 429 or status >= 500 or code in ("RequestTimeout", "Throttling", "SlowDown")
+    return isinstance(error, HTTPClientError | OSError)
 
 
 def _verify(client: Any, bucket: str, key: str, etag: str, path: Path) -> bool:
@@ -110,7 +113,8 @@ def _verify(client: Any, bucket: str, key: str, etag: str, path: Path) -> bool:
         if not parts and hashlib.file_digest(handle, _md5).hexdigest() == digest:
             return True
     try:
-        head = client.head_object(Bucket=bucket, Key=key, IfMatch=etag, **({"PartNumber": 1} if parts else {}))
+        options = {"PartNumber": 1} if parts else {}
+        head = patiently(lambda: client.head_object(Bucket=bucket, Key=key, **options), _passing)
     except (BotoCoreError, ClientError, OSError) as error:
         raise _explained(error, f"s3://{bucket}/{key}") from error
     if head.get("SSECustomerAlgorithm") or "kms" in head.get("ServerSideEncryption", ""):
@@ -134,7 +138,7 @@ def _md5(data: bytes = b"") -> Any:
 def _explained(error: BaseException, where: str) -> FetchError:
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
-    answer = getattr(error, "response", {})
+    answer = getattr(error, "response", None) or {}
     code = str(answer.get("Error", {}).get("Code", ""))
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):

@@ -1,37 +1,10 @@
-import urllib.request
-
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from sparsemm.errors import WatchError
 from sparsemm.models import content_revision
 from sparsemm.params import WatchParams
 from sparsemm.watch import newest
 from tests.watch.checkpoints import write_checkpoint
-
-
-@pytest.fixture
-def store(monkeypatch):
-    """A client of an S3 server with a bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset).close()  # its stores outlive a server
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "canary-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    yield client
-    client.close()
-    server.stop()
-
 
 WATCHED = WatchParams(source="s3", location="s3://bucket/models/k")
 
