@@ -39,8 +39,8 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Labels, None,
         FetchError: if a file cannot be had.
     """
     with Members(place) as members:
-        stems = [(name, name.removeprefix("gt_")) for name in members.names() if name.endswith(".txt")]
-        chosen = [name for name, stem in stems if "_img_" in stem and stem.startswith(split or "")]
+        stems = sorted((name.removeprefix("gt_"), name) for name in members.names() if name.endswith(".txt"))
+        chosen = [name for stem, name in stems if "_img_" in stem and stem.startswith(split or "")]
         if not chosen:
             hint = "expected tr_img_00001.txt, ..., or an archive of them"
             raise DataError("no label file", where=place.address, hint=hint)

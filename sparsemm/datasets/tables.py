@@ -25,7 +25,7 @@ class TableRow:
 def table_rows(
     place: Place, split: str | None, columns: tuple[str, ...], start: int
 ) -> Generator[TableRow, None, None]:
-    """The rows from `start` on; only these columns are read, and no row group before `start`.
+    """The rows from `start` on; only these columns, of row groups as they are needed, are fetched.
 
     Args:
         place: with parquet files, named as the hub names them (data/train-00000-of-00040-<hash>.parquet).
@@ -50,7 +50,7 @@ def table_rows(
         where = f"{place.address}/{name}"
         try:
             with place.files[name].open() as handle:
-                # With a buffer a column is read as it is needed, not a whole row group of images at once.
+                # One row group after the other, and of large ones page by page.
                 file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**16)
                 missing = [column for column in columns if column not in file.schema_arrow.names]
                 if missing:
@@ -66,7 +66,7 @@ def table_rows(
                         first = before + rows
                     before += rows
                 number = first
-                for batch in file.iter_batches(batch_size=8, row_groups=groups, columns=list(columns)):
+                for batch in file.iter_batches(batch_size=1, row_groups=groups, columns=list(columns)):
                     for values in batch.to_pylist():
                         if number >= start:
                             yield TableRow(number, values, features, f"{where}, row {number}")

@@ -51,13 +51,13 @@ def test_rows_become_records(repo, tmp_path):
 
 
 def test_only_the_wanted_rows_are_fetched(repo, hub, tmp_path):
-    for name, first in (("data/train-00000-of-00002-0a1b.parquet", 0), ("data/train-00001-of-00002-2c3d.parquet", 20)):
-        repo.files[name] = parquet(synthdog_rows(20, first, size=(200, 150)), group=10)
+    for name, first in (("data/train-00000-of-00002-0a1b.parquet", 0), ("data/train-00001-of-00002-2c3d.parquet", 40)):
+        repo.files[name] = parquet(synthdog_rows(40, first, size=(200, 150)), group=10)
     whole = len(repo.files["data/train-00000-of-00002-0a1b.parquet"])
     assert len(run(tmp_path, samples=3)) == 3
     assert hub.sent < whole / 2 and not any("00001-of" in path for path in hub.paths)
-    hub.sent = 0
-    assert [r.id for r in run(tmp_path, rows=[37, 39])] == ["synthdog-000037", "synthdog-000038"]
+    hub.sent = 0  # the last row group of the second file
+    assert [r.id for r in run(tmp_path, rows=[77, 79])] == ["synthdog-000077", "synthdog-000078"]
     assert hub.sent < whole / 2
 
 
