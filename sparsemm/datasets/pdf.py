@@ -139,7 +139,8 @@ def _words(page: Any, size: tuple[int, int]) -> tuple[list[Entry], int]:
                 text += "-"
                 end()
                 continue
-            if code == 0 or unicodedata.category(character) in ("Co", "Cn") or character == "\ufffd":
+            private = unicodedata.category(character) in ("Co", "Cn") or character == "\ufffd"
+            if private or pdfium.FPDFText_HasUnicodeMapError(layer, index) == 1:
                 told = False
             text += _plain(character)
         end()
