@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -15,8 +16,9 @@ from sparsemm import fetch
 from sparsemm.datasets import coco, ctw, folder, mlt2019, pdf, synthdog
 from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
-from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, ParamsError
+from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
 from sparsemm.fetch import Place
+from sparsemm.fetch.blocks import room
 from sparsemm.params import FolderParams, HubParams, Params, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress
 
@@ -65,10 +67,14 @@ def open_place(given: Outside, root: Path, work: Path) -> Place:
         FetchError: if they cannot be had, or the revision is another.
     """
     if isinstance(given, HubParams):
-        return fetch.hub(given.repo, work, given.revision)
-    if isinstance(given, S3Params):
-        return fetch.s3(given.location, work, given.revision)
-    return fetch.local(given.path, root, given.revision)
+        place = fetch.hub(given.repo, work, given.revision)
+    elif isinstance(given, S3Params):
+        place = fetch.s3(given.location, work, given.revision)
+    else:
+        place = fetch.local(given.path, root, given.revision)
+    if not place.files:
+        raise FetchError("nothing is there", where=place.address, hint="check the spelling")
+    return place
 
 
 def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
@@ -148,11 +154,14 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         place, tally = open_place(given, root, work), Tally()
         shown = progress(drawn(given, place, tally), given.samples, f"download {key}")
         try:
-            write_records(path, shown, lambda t=tally, p=place: _about(p, t))  # type: ignore[misc]
+            with room(str(path)):
+                write_records(work / path.name, shown, lambda t=tally, p=place: _about(p, t))  # type: ignore[misc]
             break
         except CorruptFetch:
             if attempt == 2:
                 raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / path.name, path)  # a killed process leaves its half-written file in the folder that goes now
     shutil.rmtree(work, ignore_errors=True)
     print(f"{key}: {tally.kept} records of {place.address}, revision {place.revision}")
     for name, reasons in (("with nothing to read", tally.empty), ("bad", tally.bad)):

@@ -46,11 +46,16 @@ class Remote:
 
 
 @contextmanager
-def _room(where: str) -> Iterator[None]:
+def room(where: str) -> Iterator[None]:
+    """Tell of a full disk as one.
+
+    Raises:
+        FetchError: if what happens inside fails for want of space.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             raise FetchError("the disk is full", where=where, hint="free some space and run it again") from error
         raise
 
@@ -67,7 +72,7 @@ class Blocks:
         self.remote = remote
         name = sha256(f"{remote.where}\n{remote.identity}\n{remote.size}".encode()).hexdigest()[:32]
         self._data, self._journal = folder / f"{name}.data", folder / f"{name}.journal"
-        with _room(str(folder)):
+        with room(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._data, os.O_RDWR | os.O_CREAT, 0o644)
         self._lock = threading.Lock()
@@ -119,7 +124,7 @@ class Blocks:
         if len(block) != stop - start:
             what = f"{len(block)} bytes arrived, not {stop - start}"
             raise CorruptFetch(what, where=self.remote.where, hint="run it again")
-        with _room(self.remote.where), self._lock:
+        with room(self.remote.where), self._lock:
             os.pwrite(self._file, block, start)
             with open(self._journal, "ab") as journal:
                 journal.write(f"{number} {zlib.crc32(block):08x}\n".encode())
@@ -165,7 +170,7 @@ class Blocks:
         """Give the whole, verified file its final name; the blocks are gone afterwards."""
         self.fill()
         self.close()
-        with _room(str(target)):
+        with room(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self._data, target)
         self._journal.unlink(missing_ok=True)

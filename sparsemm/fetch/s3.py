@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsemm.errors import FetchError
+from sparsemm.errors import CorruptFetch, FetchError
 from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, save_remote
 from sparsemm.fetch.patience import patiently
@@ -26,7 +26,7 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
         revision: what it must hold.
 
     Raises:
-        FetchError: if the store cannot be asked or refuses, nothing is there, or it holds another revision.
+        FetchError: if the store cannot be asked or refuses, or it holds another revision.
     """
     import boto3
     from botocore.config import Config
@@ -48,8 +48,6 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
         objects = patiently(listing, _passing)
     except (BotoCoreError, ClientError, OSError, ValueError) as error:
         raise _explained(error, location) from error
-    if not objects:
-        raise FetchError("nothing is there", where=location, hint="check bucket and prefix")
     objects.sort(key=lambda one: str(one["Key"]))
     text = "".join(f"{one['Key']} {one['Size']} {one['ETag']}\n" for one in objects)
     held = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -88,14 +86,14 @@ def _read(client: Any, bucket: str, key: str, etag: str, start: int, stop: int) 
 
 
 def _passing(error: Exception) -> bool:
-    """Whether the same request may succeed a little later: cut off, too slow, connection lost, 429, 5xx."""
-    from botocore.exceptions import ClientError, HTTPClientError
+    """Whether the same request may succeed a little later: cut off, damaged, too slow, 429, 5xx."""
+    from botocore.exceptions import ClientError, FlexibleChecksumError, HTTPClientError
 
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code")
         return status == 429 or status >= 500 or code in ("RequestTimeout", "Throttling", "SlowDown")
-    return isinstance(error, HTTPClientError | OSError)
+    return isinstance(error, HTTPClientError | FlexibleChecksumError | OSError)
 
 
 def _verify(client: Any, bucket: str, key: str, etag: str, path: Path) -> bool:
@@ -136,11 +134,13 @@ def _md5(data: bytes = b"") -> Any:
 
 
 def _explained(error: BaseException, where: str) -> FetchError:
-    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+    from botocore.exceptions import FlexibleChecksumError, NoCredentialsError, PartialCredentialsError
 
     answer = getattr(error, "response", None) or {}
     code = str(answer.get("Error", {}).get("Code", ""))
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if isinstance(error, FlexibleChecksumError):
+        return CorruptFetch("what arrives is not what the store promised", where=where, hint="run it again")
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return FetchError("no credentials", where=where, hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"):

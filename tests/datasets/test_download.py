@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import yaml
 
 from sparsemm.datasets import download
 from sparsemm.datasets.records import read_records
-from sparsemm.errors import ParamsError
+from sparsemm.errors import FetchError, ParamsError
 from sparsemm.files import sha256_file
 from tests.datasets.pdfs import pdf, text
 from tests.datasets.samples import OWN, params, parquet, png, synthdog_rows
@@ -27,6 +28,29 @@ ROOT = Path(__file__).parent.parent.parent
 def test_an_unknown_key_names_the_known_ones(tmp_path):
     with pytest.raises(ParamsError, match="known: calibration, evaluation, mine"):
         download.run(params(source="pdf", path="x", licence="x"), "none", tmp_path)
+
+
+def test_a_place_without_files_is_told(store, tmp_path):
+    (tmp_path / "void").mkdir()
+    for given in (
+        {"source": "s3", "location": "s3://bucket/none", "format": "coco"},
+        {"source": "folder", "path": "void", "format": "coco"},
+        {"source": "pdf", "path": "void"},
+    ):
+        with pytest.raises(FetchError, match="(none|void): nothing is there"):
+            download.run(params(licence="x", **given), "mine", tmp_path)
+
+
+def test_a_disk_that_is_full_while_records_are_written(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.pdf").write_bytes(pdf((text([(20, 100, b"word")]), b"")))
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(FetchError, match="mine.parquet: the disk is full"):
+        download.run(params(source="pdf", path="a.pdf", licence="x"), "mine", tmp_path)
 
 
 def test_synthetic_pages_are_the_ones_in_the_lock_file(tmp_path):
@@ -56,6 +80,11 @@ def _params(folder: Path, **given: object) -> Path:
     return path
 
 
+def _command(given: Path, root: Path) -> list[str]:
+    options = ["--params", str(given), "--root", str(root)]
+    return [sys.executable, "-m", "sparsemm.cli", *options, "download", "mine"]
+
+
 @pytest.mark.parametrize("source", ["hub", "s3"])
 def test_killed_in_the_middle_it_goes_on_where_it_was(source, hub, store, store_proxy, tmp_path):
     """The command in a process of its own; the server goes silent in the middle, and SIGKILL comes."""
@@ -74,17 +103,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(source, hub, store, store_
         for name, data in files.items():
             store.put_object(Bucket="bucket", Key=f"d/{name}", Body=data)
         given = _params(tmp_path, source="s3", location="s3://bucket/d", format="synthdog", licence="mit")
-    command = [
-        sys.executable,
-        "-m",
-        "sparsemm.cli",
-        "--params",
-        str(given),
-        "--root",
-        str(tmp_path),
-        "download",
-        "mine",
-    ]
+    command = _command(given, tmp_path)
     server.faults = [None, None, None, "stall"]
     log = tmp_path / "log"
     with open(log, "wb") as handle:
@@ -110,17 +129,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_status(tmp_path):
     (tmp_path / "own" / "a.png").write_bytes(png())
     (tmp_path / "own" / "a.jsonl").write_text(json.dumps({"image": "b.png", "entries": []}))
     given = _params(tmp_path, source="folder", path="own", format="records_jsonl", licence="x")
-    command = [
-        sys.executable,
-        "-m",
-        "sparsemm.cli",
-        "--params",
-        str(given),
-        "--root",
-        str(tmp_path),
-        "download",
-        "mine",
-    ]
+    command = _command(given, tmp_path)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "no file 'b.png'" in done.stderr and "max_bad" in done.stderr
