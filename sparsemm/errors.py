@@ -26,6 +26,18 @@ class DataError(SparseMMError):
     """A record, image or parquet file does not fit its schema."""
 
 
+class EmptyRecord(DataError):
+    """An image or page with nothing to read on it."""
+
+
+class FetchError(SparseMMError):
+    """A source of data or checkpoints cannot be reached, refuses, or does not hold what was asked for."""
+
+
+class CorruptFetch(FetchError):
+    """What arrived is not what the source promised; it was thrown away, and another try starts afresh."""
+
+
 class LayoutError(SparseMMError):
     """No layout supports the model, or a box does not lie on its image."""
 

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from sparsemm.compat import define_missing_torchvision_operators
+from tests.faults import Hub, Proxy, running
 from tests.repository import STAND_IN, Pipeline, Repository, copy_repository, make_template
 
 define_missing_torchvision_operators()  # before any test module imports transformers
@@ -117,3 +118,47 @@ def registry_server() -> Callable[..., Any]:
             process.wait()
 
     return serve
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[Hub]:
+    """A stand-in for the hub, reached as HF_ENDPOINT would have it reached; it has no repository yet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with running(Hub()) as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+
+
+@pytest.fixture
+def store(monkeypatch) -> Iterator[Any]:
+    """A client of an S3 server with an empty bucket named bucket; everybody else reaches it by AWS_ENDPOINT_URL."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # its stores outlive a server
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "canary-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    yield client
+    client.close()
+    server.stop()
+
+
+@pytest.fixture
+def store_proxy(store, monkeypatch) -> Iterator[Proxy]:
+    """A proxy before the store that AWS_ENDPOINT_URL now names, for faults."""
+    with running(Proxy(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]))) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        yield server

@@ -73,6 +73,87 @@ def test_files_that_are_no_params_are_refused(text, reason):
         parse_params(text)
 
 
+HUB = {"source": "hub", "repo": "o/d", "format": "synthdog", "samples": 8}
+S3 = {"source": "s3", "location": "s3://b/p", "format": "coco", "samples": 8, "licence": "x"}
+FOLDER = {"source": "folder", "path": "d", "format": "records_jsonl", "samples": 8, "licence": "x"}
+PDF = {"source": "pdf", "path": "d", "samples": 8, "licence": "x"}
+
+
+@pytest.mark.parametrize("given", [HUB, S3, FOLDER, PDF])
+def test_every_source_of_data_has_its_own_keys(given):
+    dataset = parse_params(changed(datasets__more=given)).datasets["more"]
+    assert dataset.source == given["source"] and dataset.rows is None and dataset.max_bad == 0.05
+    with pytest.raises(ParamsError, match="datasets.more.seed: Extra inputs are not permitted"):
+        parse_params(changed(datasets__more=given | {"seed": 1}))
+    for key in set(given) - {"source"}:
+        with pytest.raises(ParamsError, match=f"datasets.more.{key}: Field required"):
+            parse_params(changed(datasets__more={k: v for k, v in given.items() if k != key}))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({}, "datasets.more: .*source"),
+        ({"source": "ftp"}, "datasets.more: .*'hub', 's3', 'folder', 'pdf'"),
+        (HUB | {"format": "voc"}, "datasets.more.format: .*'mlt2019'"),
+        (HUB | {"repo": "https://hub/o/d"}, "datasets.more.repo"),
+        (HUB | {"repo": "../d/x"}, "datasets.more.repo"),
+        (HUB | {"rows": [5, 5]}, "datasets.more.rows: .*holds no row"),
+        (HUB | {"rows": [-1, 5]}, "datasets.more.rows.0"),
+        (HUB | {"max_bad": 1.5}, "datasets.more.max_bad"),
+        (HUB | {"samples": 0}, "datasets.more.samples"),
+        (S3 | {"location": "b/p"}, "datasets.more.location"),
+        (S3 | {"location": "s3://user:secret@b/p"}, "datasets.more.location"),
+        (FOLDER | {"licence": ""}, "datasets.more.licence"),
+        (PDF | {"dpi": 10}, "datasets.more.dpi"),
+        (PDF | {"format": "coco"}, "datasets.more.format: Extra"),
+    ],
+)
+def test_a_wrong_source_of_data_is_told(given, reason):
+    with pytest.raises(ParamsError, match=reason):
+        parse_params(changed(datasets__more=given))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        (HUB, HUB, "may draw the same rows of o/d"),
+        (HUB, HUB | {"revision": "v2"}, "same rows"),
+        (HUB | {"split": "train"}, HUB | {"split": "val"}, None),
+        (HUB | {"split": "train"}, HUB, "same rows"),
+        (HUB, HUB | {"repo": "O/D"}, "same rows"),
+        (HUB, HUB | {"repo": "o/e"}, None),
+        (HUB | {"rows": [0, 10]}, HUB | {"rows": [10, 20]}, None),
+        (HUB | {"rows": [0, 11]}, HUB | {"rows": [10, 20]}, "same rows"),
+        (HUB | {"rows": [0, 10]}, HUB, "same rows"),
+        (HUB, S3, None),
+        (S3, S3 | {"location": "s3://b/p/"}, "same rows"),
+        (S3, S3 | {"location": "s3://b/p/val"}, "one inside the other"),
+        (S3, S3 | {"location": "s3://b/p2"}, None),
+        (FOLDER, FOLDER | {"path": "./d/"}, "same rows"),
+        (FOLDER, FOLDER | {"path": "."}, "one inside the other"),
+        (PDF, PDF, "same rows"),
+        (PDF | {"rows": [0, 3]}, PDF | {"rows": [3, 9]}, None),
+        (PDF, PDF | {"path": "d/one.pdf"}, "one inside the other"),
+        (PDF, FOLDER, None),
+    ],
+)
+def test_the_chase_and_the_evaluation_share_no_row(one, other, reason):
+    values = {"chase__dataset": "a", "evaluate__dataset": "b", "evaluate__samples": 8, "evaluate__tasks": ["read"]}
+    for pair in ((one, other), (other, one)):
+        text = changed(datasets__a=pair[0], datasets__b=pair[1], **values)
+        if reason is None:
+            parse_params(text)
+        else:
+            with pytest.raises(ParamsError, match=reason):
+                parse_params(text)
+
+
+def test_questions_need_synthetic_pages():
+    with pytest.raises(ParamsError, match="qa asks about synthetic pages"):
+        parse_params(changed(datasets__b=HUB, evaluate__dataset="b", evaluate__samples=8))
+
+
 def test_every_error_is_told_at_once():
     with pytest.raises(ParamsError, match="chase.speed.*allocate.rho"):
         parse_params(changed(chase__speed=1, allocate__rho=-1.0))

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+from sparsemm import fetch
+from sparsemm.datasets import coco, ctw, folder, mlt2019, pdf, synthdog
 from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
-from sparsemm.errors import ParamsError
-from sparsemm.params import DatasetParams, Params
+from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
+from sparsemm.fetch import Place
+from sparsemm.fetch.blocks import room
+from sparsemm.params import FolderParams, HubParams, Params, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress
 
 STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns, two pages of each in turn
 
+Outside = HubParams | S3Params | FolderParams | PdfParams
 
-def records(given: DatasetParams) -> Iterator[Record]:
-    """The records of a data set, in order; the same for the same params.
+# How a format is read: (place, split, first row) -> rows; (row, source, licence) -> record.
+FORMATS: dict[str, tuple[Callable[..., Generator[Any, None, None]], Callable[..., Record]]] = {
+    "records_jsonl": (folder.rows, folder.record),
+    "synthdog": (synthdog.rows, synthdog.record),
+    "coco": (coco.rows, coco.record),
+    "mlt2019": (mlt2019.rows, mlt2019.record),
+    "ctw": (ctw.rows, ctw.record),
+}
+
+
+@dataclass
+class Tally:
+    """What became of a source's rows.
+
+    Attributes:
+        kept: rows that became records.
+        empty: reasons of rows that have nothing to read (a page without a text layer, an image without words).
+        bad: reasons of rows that do not fit the schema.
+    """
+
+    kept: int = 0
+    empty: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)
+
+
+def records(given: SyntheticParams) -> Iterator[Record]:
+    """The records of a synthetic data set, in order; the same for the same params.
 
     Even and odd records have the same mix of styles, so that halves of a score table can be compared.
     """
@@ -23,15 +60,114 @@ def records(given: DatasetParams) -> Iterator[Record]:
         yield draw_record(given.split, given.seed, index, STYLES[index // 2 % len(STYLES)])
 
 
+def open_place(given: Outside, root: Path, work: Path) -> Place:
+    """The files of a data set, at the revision that params.yaml names if it names one.
+
+    Raises:
+        FetchError: if they cannot be had, or the revision is another.
+    """
+    if isinstance(given, HubParams):
+        place = fetch.hub(given.repo, work, given.revision)
+    elif isinstance(given, S3Params):
+        place = fetch.s3(given.location, work, given.revision)
+    else:
+        place = fetch.local(given.path, root, given.revision)
+    if not place.files:
+        raise FetchError("nothing is there", where=place.address, hint="check the spelling")
+    return place
+
+
+def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
+    """Up to `samples` records of a place, bad and empty rows left out and counted in `tally`.
+
+    Raises:
+        DataError: if the files are not what the format says, more than `max_bad` of the rows are bad, or no record
+            is left.
+        FetchError: if a file cannot be had.
+        ParamsError: if neither params.yaml nor the source names a licence.
+    """
+    licence = given.licence or place.licence
+    if licence is None:
+        hint = "write `licence` in params.yaml"
+        raise ParamsError("the source does not name a licence", where=place.address, hint=hint)
+    first, stop = given.rows or (0, None)
+    rows: Generator[Any, None, None]
+    record: Callable[..., Record]
+    if isinstance(given, PdfParams):  # whose `rows` are documents
+        rows, record, wanted = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi), None
+    else:
+        read, record = FORMATS[given.format]
+        rows, wanted = read(place, given.split, first), None if stop is None else stop - first
+    seen: set[str] = set()
+    with closing(rows):
+        for row in islice(rows, wanted):
+            if tally.kept == given.samples:
+                break
+            try:
+                made = record(row, f"{place.address}@{place.revision}", licence).validate()
+                if not made.entries:
+                    raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
+                if made.id in seen:
+                    raise DataError("two records share this id", where=f"record {made.id!r}")
+            except EmptyRecord as error:
+                tally.empty.append(str(error))
+            except DataError as error:
+                tally.bad.append(str(error))
+                if _too_many(given, tally, given.samples):  # even if all that are still wanted were good
+                    break
+            else:
+                seen.add(made.id)
+                tally.kept += 1
+                yield made
+    if _too_many(given, tally, tally.kept):
+        what = f"{len(tally.bad)} rows are bad and {tally.kept} are good, the first bad one: {tally.bad[0]}"
+        raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g} of all, allows")
+    if not tally.kept:
+        reason = f", {len(tally.empty)} have nothing to read" if tally.empty else ""
+        raise DataError(f"no row became a record{reason}", where=place.address)
+
+
+def _too_many(given: Outside, tally: Tally, good: int) -> bool:
+    return len(tally.bad) > given.max_bad * (good + len(tally.bad))
+
+
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/datasets/<key>.parquet.
+    """Write artifacts/datasets/<key>.parquet, and say what was left out.
+
+    What was fetched before a crash is not fetched again. A file that arrived damaged is fetched once more.
 
     Raises:
         ParamsError: if there is no such data set.
+        DataError: if the source's files are not what params.yaml says.
+        FetchError: if they cannot be had.
     """
     if key not in params.datasets:
         known = ", ".join(params.datasets) or "none yet"
         raise ParamsError(f"no data set {key!r}", where="params.yaml: datasets", hint=f"known: {known}")
     given = params.datasets[key]
-    shown = progress(records(given), given.samples, f"download {key}")
-    write_records(root / "artifacts" / "datasets" / f"{key}.parquet", shown)
+    path = root / "artifacts" / "datasets" / f"{key}.parquet"
+    if isinstance(given, SyntheticParams):
+        write_records(path, progress(records(given), given.samples, f"download {key}"))
+        return
+    work = root / "artifacts" / "work" / "download" / key
+    for attempt in (1, 2):
+        place, tally = open_place(given, root, work), Tally()
+        shown = progress(drawn(given, place, tally), given.samples, f"download {key}")
+        try:
+            with room(str(path)):
+                write_records(work / path.name, shown, lambda t=tally, p=place: _about(p, t))  # type: ignore[misc]
+            break
+        except CorruptFetch:
+            if attempt == 2:
+                raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / path.name, path)  # a killed process leaves its half-written file in the folder that goes now
+    shutil.rmtree(work, ignore_errors=True)
+    print(f"{key}: {tally.kept} records of {place.address}, revision {place.revision}")
+    for name, reasons in (("with nothing to read", tally.empty), ("bad", tally.bad)):
+        if reasons:
+            print(f"{key}: {len(reasons)} rows {name} left out, the first: {reasons[0]}")
+
+
+def _about(place: Place, tally: Tally) -> dict[str, Any]:
+    return {"address": place.address, "revision": place.revision, "empty": tally.empty, "bad": tally.bad}

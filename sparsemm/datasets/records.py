@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,15 @@ def _schema() -> Any:
     )
 
 
-def write_records(path: str | Path, records: Iterable[Record]) -> int:
+def write_records(
+    path: str | Path, records: Iterable[Record], about: Callable[[], dict[str, Any]] | None = None
+) -> int:
     """Write validated records as parquet (PNG image bytes); atomic; returns how many were written.
+
+    Args:
+        path: of the file.
+        records: to write.
+        about: called after the last record; what it gives is kept beside them, for `read_about`.
 
     Raises:
         DataError: if a record does not fit the schema or two share an id.
@@ -108,7 +116,20 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
                 "licence": record.licence,
             }
             writer.write_table(pa.Table.from_pylist([row], schema=_schema()))
+        if about is not None:
+            writer.add_key_value_metadata({"sparsemm": json.dumps(about(), sort_keys=True)})
     return len(seen)
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What was kept beside the records: where they came from, and which rows were left out; {} if nothing was.
+
+    Raises:
+        DataError: if the file is missing or is not parquet.
+    """
+    metadata = _open(Path(path)).metadata.metadata or {}
+    found = json.loads(metadata.get(b"sparsemm", b"{}"))
+    return found if isinstance(found, dict) else {}
 
 
 def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
@@ -117,16 +138,8 @@ def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
     Raises:
         DataError: if the file is missing, is not parquet, has other columns, or holds a bad record.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
-    if not path.is_file():
-        raise DataError("no such file", where=str(path), hint="run the download stage first")
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"not a readable parquet file: {error}", where=str(path)) from error
+    file = _open(path)
     if not file.schema_arrow.equals(_schema()):
         raise DataError("columns differ from the record schema", where=str(path), hint="run the download stage again")
     records: list[Record] = []
@@ -136,6 +149,18 @@ def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
                 return records
             records.append(_record(row, path))
     return records
+
+
+def _open(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise DataError("no such file", where=str(path), hint="run the download stage first")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"not a readable parquet file: {error}", where=str(path)) from error
 
 
 def _record(row: dict[str, Any], path: Path) -> Record:

@@ -14,11 +14,13 @@ from sparsemm.watch.arrival import Arrival, is_complete, relative
 def fetched(root: Path, key: str, revision: str, fetch: Callable[[Path], None]) -> Arrival | None:
     """The local copy of a revision, fetched if it is not there; never half a one.
 
+    A fetch that fails leaves its files in a hidden folder, for the next one to go on with.
+
     Args:
         root: the repository.
         key: of the model.
         revision: the source's own name of what it holds now; a folder name.
-        fetch: writes the files into the empty folder it is given.
+        fetch: writes the files into the folder it is given, where whole ones of an earlier try may lie.
 
     Returns:
         the checkpoint, or None if what was fetched is not complete yet.
@@ -26,20 +28,20 @@ def fetched(root: Path, key: str, revision: str, fetch: Callable[[Path], None]) 
     folder = root / "data" / "incoming" / key / revision
     if not folder.is_dir():
         partial = folder.with_name(f".{revision}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            fetch(partial)
-            if not is_complete(partial):
-                return None
-            partial.rename(folder)
-        finally:
+        for other in folder.parent.glob(".*.partial"):
+            if other != partial:  # of a revision that the source no longer holds
+                shutil.rmtree(other, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        fetch(partial)
+        if not is_complete(partial):
             shutil.rmtree(partial, ignore_errors=True)
+            return None
+        partial.rename(folder)
     return Arrival(relative(folder, root), content_revision(folder))
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """The path of a fetched file, its folders made.
+    """The path of a fetched file.
 
     Raises:
         WatchError: if the name leads out of the folder.
@@ -47,5 +49,4 @@ def inside(folder: Path, name: str, where: str) -> Path:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or path == folder.resolve():
         raise WatchError(f"the name {name!r} leads out of the checkpoint", where=where)
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path

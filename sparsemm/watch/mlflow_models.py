@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from sparsemm.errors import WatchError
@@ -29,6 +30,8 @@ def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
         fixed = f"models:/{name if at else name.rpartition('/')[0]}/{version}"
 
         def fetch(folder: Path) -> None:
+            shutil.rmtree(folder)  # MLflow cannot go on where it was
+            folder.mkdir()
             mlflow.artifacts.download_artifacts(fixed, dst_path=str(folder))
 
         return fetched(root, key, f"v{version}", fetch)

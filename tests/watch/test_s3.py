@@ -1,37 +1,10 @@
-import urllib.request
-
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from sparsemm.errors import WatchError
 from sparsemm.models import content_revision
 from sparsemm.params import WatchParams
 from sparsemm.watch import newest
 from tests.watch.checkpoints import write_checkpoint
-
-
-@pytest.fixture
-def store(monkeypatch):
-    """A client of an S3 server with a bucket."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
-    urllib.request.urlopen(reset).close()  # its stores outlive a server
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "canary-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="bucket")
-    yield client
-    client.close()
-    server.stop()
-
 
 WATCHED = WatchParams(source="s3", location="s3://bucket/models/k")
 
@@ -72,7 +45,7 @@ def test_a_name_that_leads_out_is_refused(store, tmp_path):
     store.put_object(Bucket="bucket", Key="models/k/../../../out.txt", Body=b"x")
     with pytest.raises(WatchError, match="leads out"):
         newest(WATCHED, "k", tmp_path)
-    assert not (tmp_path / "out.txt").exists() and not list((tmp_path / "data" / "incoming" / "k").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("location", ["s3://", "b/models", "https://b/models"])
@@ -90,3 +63,31 @@ def test_a_missing_bucket_or_store_is_an_error_without_secrets(store, tmp_path, 
     with pytest.raises(WatchError, match="AWS_ENDPOINT_URL") as caught:
         newest(WATCHED, "k", tmp_path)
     assert "canary" not in str(caught.value)
+
+
+def test_a_download_that_broke_off_goes_on_where_it_was(store, store_proxy, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    source = write_checkpoint(tmp_path / "source", shards=2)
+    upload(store, source)
+    sizes = sum(path.stat().st_size for path in source.iterdir())
+    store_proxy.faults = [None, None, "expired"]
+    with pytest.raises(WatchError, match="credentials have expired.*renew them"):
+        newest(WATCHED, "k", tmp_path)
+    incoming = tmp_path / "data" / "incoming" / "k"
+    assert not [path for path in incoming.iterdir() if path.name[0] != "."]
+    assert 0 < store_proxy.sent < sizes
+    store_proxy.faults = ["flip"]  # and one file arrives damaged
+    found = newest(WATCHED, "k", tmp_path)
+    assert found.revision == content_revision(source)
+    assert [path.name for path in incoming.iterdir()] == [(tmp_path / found.checkpoint).name]
+
+
+def test_what_is_left_of_another_revision_is_cleared_away(store, store_proxy, tmp_path):
+    upload(store, write_checkpoint(tmp_path / "source", 1.0, shards=2))
+    store_proxy.faults = [None, "expired"]
+    with pytest.raises(WatchError):
+        newest(WATCHED, "k", tmp_path)
+    upload(store, write_checkpoint(tmp_path / "source", 2.0, shards=2))
+    found = newest(WATCHED, "k", tmp_path)
+    incoming = tmp_path / "data" / "incoming" / "k"
+    assert [path.name for path in incoming.iterdir()] == [(tmp_path / found.checkpoint).name]

@@ -1,0 +1,82 @@
+"""The simple format for own data: JSON lines that name an image and say what stands where on it.
+
+{"image": "pages/1.png", "entries": [{"text": "Total", "box": [12, 40, 88, 61]}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from sparsemm.datasets.images import clip, decode
+from sparsemm.datasets.records import Entry, Record
+from sparsemm.errors import DataError
+from sparsemm.fetch import Place
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a JSONL file, not parsed yet."""
+
+    place: Place
+    name: str
+    number: int
+    text: bytes
+
+
+def rows(place: Place, split: str | None, start: int) -> Generator[Line, None, None]:
+    """The lines of <split>.jsonl (default: of every .jsonl file, by name) from `start` on; blank ones do not count.
+
+    Raises:
+        DataError: if there is no such file.
+        FetchError: if it cannot be had.
+    """
+    names = [name for name in place.files if name.endswith(".jsonl")]
+    chosen = [name for name in names if split is None or PurePosixPath(name).stem == split]
+    if not chosen:
+        wanted = f"no {split}.jsonl" if split else "no .jsonl file"
+        raise DataError(wanted, where=place.address, hint=f"there: {', '.join(names) or 'none'}")
+    count = 0
+    for name in chosen:
+        with place.files[name].open() as handle:
+            for number, text in enumerate(handle, 1):
+                if text.strip():
+                    if count >= start:
+                        yield Line(place, name, number, text)
+                    count += 1
+
+
+def record(row: Line, source: str, licence: str) -> Record:
+    """One line: `image` (path from the JSONL file's folder), `entries` of `text`, `box` (x0, y0, x1, y1 in pixels)
+    and, if it is not "word", `kind`; and, if it is not file and line number, `id`.
+
+    Raises:
+        DataError: if the line is no such object, or image or boxes do not fit.
+        FetchError: if the image cannot be had.
+    """
+    where = f"{row.place.address}/{row.name}, line {row.number}"
+    try:
+        value = json.loads(row.text)
+        path, given = value["image"], value["entries"]
+        known = isinstance(path, str) and isinstance(given, list) and set(value) <= {"id", "image", "entries"}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"not an object with image and entries: {error!r}", where=where) from error
+    if not known:
+        raise DataError("not an object with image and entries, and perhaps id", where=where)
+    name = str(PurePosixPath(row.name).parent / path)
+    if name not in row.place.files:  # so no name leads out of the place
+        raise DataError(f"no file {path!r}", where=where, hint="paths count from the folder of the JSONL file")
+    with row.place.files[name].open() as handle:
+        image = decode(handle.read(), f"{row.place.address}/{name}")
+    entries = []
+    for number, one in enumerate(given):
+        at = f"{where}, entry {number}"
+        if not isinstance(one, dict) or not isinstance(one.get("text"), str) or set(one) - {"text", "box", "kind"}:
+            raise DataError("not an object with text and box, and perhaps kind", where=at)
+        entries.append(Entry(one["text"], clip(one.get("box", ()), image.size, at), one.get("kind", "word")))
+    identity = value.get("id", f"{PurePosixPath(row.name).stem}-{row.number}")
+    if not isinstance(identity, str):
+        raise DataError("id is not text", where=where)
+    return Record(identity, image, tuple(entries), source, licence)

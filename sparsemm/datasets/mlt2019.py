@@ -1,0 +1,81 @@
+"""ICDAR 2019 MLT as published: photographs, and for each a text file with a quad, script and transcription a line.
+
+    x1,y1,x2,y2,x3,y3,x4,y4,script,transcription
+
+The archives (ImagesPart1.zip, train_gt_t13.zip, ...) may lie there as they are, or unpacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from sparsemm.datasets.images import bounds, clip, decode, reading_order
+from sparsemm.datasets.members import Members
+from sparsemm.datasets.records import Entry, Record
+from sparsemm.errors import DataError
+from sparsemm.fetch import Place
+
+SCRIPTS = ("Arabic", "Latin", "Chinese", "Japanese", "Korean", "Bangla", "Hindi", "Symbols", "Mixed", "None")
+UNREADABLE = "###"
+IMAGES = (".jpg", ".png", ".gif", ".jpeg", ".JPG", ".PNG")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """One label file, not parsed yet."""
+
+    members: Members
+    name: str
+    where: str
+
+
+def rows(place: Place, split: str | None, start: int) -> Generator[Labels, None, None]:
+    """The label files from `start` on, by name; a split is the start of their names (tr for training).
+
+    Raises:
+        DataError: if there is none, or an archive is damaged.
+        FetchError: if a file cannot be had.
+    """
+    with Members(place) as members:
+        stems = sorted((name.removeprefix("gt_"), name) for name in members.names() if name.endswith(".txt"))
+        chosen = [name for stem, name in stems if "_img_" in stem and stem.startswith(split or "")]
+        if not chosen:
+            hint = "expected tr_img_00001.txt, ..., or an archive of them"
+            raise DataError("no label file", where=place.address, hint=hint)
+        for name in chosen[start:]:
+            yield Labels(members, name, f"{place.address}: {name}")
+
+
+def record(row: Labels, source: str, licence: str) -> Record:
+    """One photograph; the box of a quad is the upright one around it, unreadable words (###) are left out.
+
+    Raises:
+        DataError: if a line is not as published, or there is no such image.
+        FetchError: if a file cannot be had.
+    """
+    stem = PurePosixPath(row.name).stem.removeprefix("gt_")
+    try:
+        text = row.members.read(row.name).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8: {error}", where=row.where) from error
+    found = row.members.find(*(stem + ending for ending in IMAGES))
+    if found is None:
+        raise DataError(f"no image {stem}", where=row.where)
+    image = decode(row.members.read(found), f"{row.where}: {found}")
+    entries = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{row.where}, line {number}"
+        *fields, words = line.rstrip("\r").split(",", 9)  # the transcription may hold commas
+        if len(fields) != 9 or fields[8] not in SCRIPTS:
+            raise DataError("not x1,y1,...,y4,script,transcription", where=where)
+        if words.strip() != UNREADABLE:
+            quad = [(fields[i], fields[i + 1]) for i in range(0, 8, 2)]
+            box = clip(bounds(quad, where), image.size, where)  # type: ignore[arg-type]
+            # Chinese and Japanese are labelled by line, the others by word.
+            kind = "line" if fields[8] in ("Chinese", "Japanese") else "word"
+            entries.append(Entry(words.strip(), box, kind))
+    return Record(f"mlt2019-{stem}", image, reading_order(entries), source, licence)

@@ -1,0 +1,132 @@
+"""A data set or model repository of the Hugging Face hub, at one commit."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from sparsemm.errors import FetchError
+from sparsemm.fetch import patience
+from sparsemm.fetch.blocks import Remote, open_remote, save_remote
+from sparsemm.fetch.patience import patiently
+from sparsemm.fetch.place import File, Place
+from sparsemm.files import sha256_file
+
+
+def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Place:
+    """The files of a repository; `revision` (a branch, tag or commit; default main) is resolved to a commit.
+
+    HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count. Requests that fail in passing (429, 5xx, a lost connection) are
+    repeated with growing pauses by huggingface_hub.
+
+    Args:
+        repo: owner/name.
+        work: folder for blocks of files that are being read.
+        revision: what to resolve.
+        kind: of repository.
+
+    Raises:
+        FetchError: if the hub cannot be reached, or the repository is gated, private or missing, or lacks the revision.
+    """
+    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub.errors import HFValidationError
+
+    where = f"hub:{repo}"
+    api = HfApi()
+
+    def listing() -> Any:
+        # With files_metadata: sizes, and the hashes that a file must have when it is here.
+        return api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=patience.TIMEOUT)
+
+    try:
+        found = patiently(listing, _passing)
+    except HFValidationError as error:
+        raise FetchError(f"not a hub id: {error}", where=where) from error
+    except _failures() as error:
+        raise _explained(error, where, revision) from error
+    commit = str(found.sha)
+    files = {}
+    for one in sorted(found.siblings or (), key=lambda one: one.rfilename):
+        url = hf_hub_url(repo, one.rfilename, repo_type=kind, revision=commit, endpoint=api.endpoint)
+        digest = one.lfs.sha256 if one.lfs else None
+        remote = Remote(
+            f"{where}@{commit}/{one.rfilename}",
+            digest or one.blob_id or "",
+            one.size or 0,
+            partial(_read, url, f"{where}/{one.rfilename}"),
+            partial(_verify, digest, one.blob_id),
+        )
+        files[one.rfilename] = File(
+            one.rfilename, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work)
+        )
+    licence = found.card_data.get("license") if found.card_data else None
+    if isinstance(licence, list):
+        licence = ", ".join(str(one) for one in licence)
+    return Place(where, commit, licence, files)
+
+
+def _read(url: str, where: str, start: int, stop: int) -> bytes:
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+    # Without `identity` a server may compress, and a range of compressed bytes is of no use.
+    headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    try:
+        response = http_backoff("GET", url, headers=headers, timeout=patience.TIMEOUT)
+        hf_raise_for_status(response)
+    except _failures() as error:
+        raise _explained(error, where, None) from error
+    return response.content if response.status_code == 206 else response.content[start:stop]
+
+
+def _verify(sha256: str | None, git: str | None, path: Path) -> bool:
+    """By the SHA-256 of a large file, or the git blob id of a small one."""
+    if sha256:
+        return sha256_file(path) == sha256
+    if git:
+        digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+        with open(path, "rb") as handle:
+            return hashlib.file_digest(handle, lambda: digest).hexdigest() == git
+    return True
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library this version of the hub's client is built on
+    return (HfHubHTTPError, transport, OSError)
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled) or not isinstance(error, _failures()):
+        return False
+    return status is None or status == 429 or status >= 500
+
+
+def _explained(error: BaseException, where: str, revision: str | None) -> FetchError:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return FetchError("is gated", where=where, hint="accept its terms on its hub page, then set HF_TOKEN")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return FetchError(f"has no revision {revision!r}", where=where, hint="name a branch, tag or commit it has")
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return FetchError("does not exist, or is private", where=where, hint="check the spelling, or set HF_TOKEN")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return FetchError("HF_HUB_OFFLINE is set", where=where, hint="unset it, or name a local copy: source: folder")
+    if status == 403:
+        return FetchError("this account may not read it", where=where, hint="check HF_TOKEN")
+    if status == 404:
+        return FetchError("is not there", where=where)
+    if status == 429:
+        return FetchError("the hub asks to come back later (429)", where=where, hint="wait a while and run it again")
+    if status is not None:
+        return FetchError(f"the hub answers {status}", where=where, hint="run it again later")
+    hint = "check the network and HF_ENDPOINT, then run it again"
+    return FetchError(f"the hub cannot be reached: {error}", where=where, hint=hint)

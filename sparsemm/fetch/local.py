@@ -1,0 +1,58 @@
+"""A local folder, or a single file, as a place."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from sparsemm.errors import FetchError
+from sparsemm.fetch.place import File, Place
+from sparsemm.files import atomic_path, sha256_file
+
+
+def local(path: str, root: Path, revision: str | None = None) -> Place:
+    """The files of a folder and its subfolders (hidden ones left out), or one file.
+
+    Args:
+        path: as params.yaml says it, from `root`.
+        root: the repository.
+        revision: what it must hold.
+
+    Raises:
+        FetchError: if there is no such path, it cannot be read, or it holds another revision.
+    """
+    base = root / path
+    if not base.exists():
+        raise FetchError("no such file or folder", where=path, hint="the path counts from the repository's root")
+    try:
+        found = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
+        names = {p.name if p == base else p.relative_to(base).as_posix(): p for p in found}
+        names = {name: p for name, p in names.items() if not any(part[0] == "." for part in name.split("/"))}
+        text = "".join(f"{name} {sha256_file(p)}\n" for name, p in sorted(names.items()))
+        files = {name: _file(name, p) for name, p in sorted(names.items())}
+    except OSError as error:
+        raise FetchError(f"cannot be read: {error}", where=path) from error
+    held = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if revision not in (None, held):
+        what = f"holds revision {held}, params.yaml names {revision}"
+        raise FetchError(what, where=path, hint="correct it if the change is wanted")
+    return Place(path, held, None, files)
+
+
+def _file(name: str, path: Path) -> File:
+    return File(name, path.stat().st_size, partial(_open, path), partial(_save, path))
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise FetchError(f"cannot be read: {error}", where=str(path)) from error
+
+
+def _save(path: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
