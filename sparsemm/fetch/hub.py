@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsemm.errors import FetchError
+from sparsemm.errors import CorruptFetch, FetchError
 from sparsemm.fetch import patience
-from sparsemm.fetch.blocks import Remote, open_remote, save_remote
+from sparsemm.fetch.blocks import Remote, open_remote, room, save_remote
 from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place
-from sparsemm.files import sha256_file
+from sparsemm.files import sha256_file, write_json
+
+CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 
 
-def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Place:
-    """The files of a repository; `revision` (a branch, tag or commit; default main) is resolved to a commit.
+def hub(repo: str, work: Path, revision: str | None = None) -> Place:
+    """The files of a data set; `revision` (a branch, tag or commit; default main) is resolved to a commit.
 
     HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count. Requests that fail in passing (429, 5xx, a lost connection) are
     repeated with growing pauses by huggingface_hub.
@@ -25,11 +29,91 @@ def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["datas
         repo: owner/name.
         work: folder for blocks of files that are being read.
         revision: what to resolve.
-        kind: of repository.
 
     Raises:
         FetchError: if the hub cannot be reached, or the repository is gated, private or missing, or lacks the revision.
     """
+    commit, licence, remotes = _listing(repo, revision, "dataset")
+    files = {
+        name: File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
+        for name, remote in remotes.items()
+    }
+    return Place(f"hub:{repo}", commit, licence, files)
+
+
+def checkpoint(repo: str, revision: str | None = None) -> Path:
+    """The folder of a model's files in huggingface_hub's cache: downloaded where they are not there, and verified once.
+
+    A download that was stopped goes on where it was; a file whose hash is wrong is fetched once more. Without a
+    connection, what the cache holds is taken as it is.
+
+    Args:
+        repo: owner/name.
+        revision: branch, tag or commit; default main.
+
+    Raises:
+        FetchError: as `hub`, or if a file cannot be fetched or the disk is full.
+        CorruptFetch: if a file was wrong twice.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    where = f"hub:{repo}"
+    try:
+        commit, _, remotes = _listing(repo, revision, "model")
+    except FetchError as unreachable:
+        try:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, ValueError):
+            raise unreachable from None
+    names = [name for name in remotes if "/" not in name and any(fnmatch(name, one) for one in CHECKPOINT)]
+    if not any(name.endswith(".safetensors") for name in names):
+        raise FetchError(
+            "holds no safetensors file", where=where, hint="other weights may run code when loaded"
+        )
+    wrong: list[str] = []
+    for _ in range(2):
+        try:
+            with room(where):
+                paths = [patiently(partial(hf_hub_download, repo, name, revision=commit), _passing) for name in names]
+        except _failures() as error:
+            raise _explained(error, where, revision) from error
+        folder = Path(paths[0]).parent
+        wrong = _wrong(folder, commit, {name: remotes[name] for name in names})
+        if not wrong:
+            return folder
+        for name in wrong:
+            (folder / name).resolve().unlink()  # the content, which the name in the snapshot links to
+            (folder / name).unlink(missing_ok=True)
+    what = f"{', '.join(wrong)}: what arrived is not what the hub promised (its hash differs)"
+    raise CorruptFetch(what, where=where, hint="it was thrown away; run it again")
+
+
+def _wrong(folder: Path, commit: str, remotes: dict[str, Remote]) -> list[str]:
+    """Names of files whose hash is not the hub's; those found right before that did not change are not read again."""
+    memo = folder.parent.parent / f".sparsemm-{commit}.json"
+    try:
+        right = json.loads(memo.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        right = {}
+    wrong = []
+    for name, remote in remotes.items():
+        path = folder / name
+        seen = [path.stat().st_size, path.stat().st_mtime_ns]
+        if right.get(name) == seen:
+            continue
+        if remote.verify(path):
+            right[name] = seen
+        else:
+            wrong.append(name)
+    write_json(memo, right)
+    return wrong
+
+
+def _listing(
+    repo: str, revision: str | None, kind: Literal["dataset", "model"]
+) -> tuple[str, str | None, dict[str, Remote]]:
+    """Commit, licence and files of a repository."""
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.errors import HFValidationError
 
@@ -47,24 +131,21 @@ def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["datas
     except _failures() as error:
         raise _explained(error, where, revision) from error
     commit = str(found.sha)
-    files = {}
+    remotes = {}
     for one in sorted(found.siblings or (), key=lambda one: one.rfilename):
         url = hf_hub_url(repo, one.rfilename, repo_type=kind, revision=commit, endpoint=api.endpoint)
         digest = one.lfs.sha256 if one.lfs else None
-        remote = Remote(
+        remotes[one.rfilename] = Remote(
             f"{where}@{commit}/{one.rfilename}",
             digest or one.blob_id or "",
             one.size or 0,
             partial(_read, url, f"{where}/{one.rfilename}"),
             partial(_verify, digest, one.blob_id),
         )
-        files[one.rfilename] = File(
-            one.rfilename, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work)
-        )
     licence = found.card_data.get("license") if found.card_data else None
     if isinstance(licence, list):
         licence = ", ".join(str(one) for one in licence)
-    return Place(where, commit, licence, files)
+    return commit, licence, remotes
 
 
 def _read(url: str, where: str, start: int, stop: int) -> bytes:
