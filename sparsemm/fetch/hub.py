@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import re
+import shutil
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sparsemm.errors import CorruptFetch, FetchError
+from sparsemm.errors import FetchError
 from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, room, save_remote
 from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place
-from sparsemm.files import sha256_file, write_json
+from sparsemm.files import sha256_file
 
 CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 
@@ -42,10 +44,10 @@ def hub(repo: str, work: Path, revision: str | None = None) -> Place:
 
 
 def checkpoint(repo: str, revision: str | None = None) -> Path:
-    """The folder of a model's files in huggingface_hub's cache: downloaded where they are not there, and verified once.
+    """A folder with the verified files of a model, downloaded where huggingface_hub's own cache does not have them.
 
-    A download that was stopped goes on where it was; a file whose hash is wrong is fetched once more. Without a
-    connection, what the cache holds is taken as it is.
+    huggingface_hub begins a file anew when its process was killed, and does not look at hashes; so it lies beside its
+    cache, in $HF_HOME/sparsemm. Without a connection, what either holds has to do.
 
     Args:
         repo: owner/name.
@@ -55,10 +57,13 @@ def checkpoint(repo: str, revision: str | None = None) -> Path:
         FetchError: as `hub`, or if a file cannot be fetched or the disk is full.
         CorruptFetch: if a file was wrong twice.
     """
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from filelock import FileLock
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    where = f"hub:{repo}"
+    base = Path(constants.HF_HUB_CACHE).parent / "sparsemm" / repo.replace("/", "--")
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and (base / revision).is_dir():
+        return base / revision
     try:
         commit, _, remotes = _listing(repo, revision, "model")
     except FetchError as unreachable:
@@ -68,46 +73,37 @@ def checkpoint(repo: str, revision: str | None = None) -> Path:
             raise unreachable from None
     names = [name for name in remotes if "/" not in name and any(fnmatch(name, one) for one in CHECKPOINT)]
     if not any(name.endswith(".safetensors") for name in names):
-        raise FetchError(
-            "holds no safetensors file", where=where, hint="other weights may run code when loaded"
-        )
-    wrong: list[str] = []
-    for _ in range(2):
+        hint = "other weights may run code when loaded"
+        raise FetchError("holds no safetensors file", where=f"hub:{repo}", hint=hint)
+    folder, partial_folder = base / commit, base / f".{commit}.partial"
+    with room(str(base)):
+        base.mkdir(parents=True, exist_ok=True)
+        with FileLock(base / ".lock"):  # the processes of several GPUs come at the same time
+            if not folder.is_dir():
+                for other in base.glob(".*.partial"):
+                    if other != partial_folder:
+                        shutil.rmtree(other, ignore_errors=True)
+                for name in names:
+                    if not (partial_folder / name).is_file():
+                        _take(repo, commit, remotes[name], name, partial_folder)
+                shutil.rmtree(partial_folder / ".blocks", ignore_errors=True)
+                partial_folder.rename(folder)
+    return folder
+
+
+def _take(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> None:
+    """Put a verified file into a folder: a second name of what huggingface_hub has, or a download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, name, revision=commit)
+    if isinstance(cached, str) and remote.verify(Path(cached)):
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            with room(where):
-                paths = [patiently(partial(hf_hub_download, repo, name, revision=commit), _passing) for name in names]
-        except _failures() as error:
-            raise _explained(error, where, revision) from error
-        folder = Path(paths[0]).parent
-        wrong = _wrong(folder, commit, {name: remotes[name] for name in names})
-        if not wrong:
-            return folder
-        for name in wrong:
-            (folder / name).resolve().unlink()  # the content, which the name in the snapshot links to
-            (folder / name).unlink(missing_ok=True)
-    what = f"{', '.join(wrong)}: what arrived is not what the hub promised (its hash differs)"
-    raise CorruptFetch(what, where=where, hint="it was thrown away; run it again")
-
-
-def _wrong(folder: Path, commit: str, remotes: dict[str, Remote]) -> list[str]:
-    """Names of files whose hash is not the hub's; those found right before that did not change are not read again."""
-    memo = folder.parent.parent / f".sparsemm-{commit}.json"
-    try:
-        right = json.loads(memo.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        right = {}
-    wrong = []
-    for name, remote in remotes.items():
-        path = folder / name
-        seen = [path.stat().st_size, path.stat().st_mtime_ns]
-        if right.get(name) == seen:
-            continue
-        if remote.verify(path):
-            right[name] = seen
-        else:
-            wrong.append(name)
-    write_json(memo, right)
-    return wrong
+            os.link(Path(cached).resolve(), folder / name)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    save_remote(remote, folder / ".blocks", folder / name)
 
 
 def _listing(
