@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sparsemm.errors import PipelineError, RegistryError, SparseMMError
+from sparsemm.errors import ModelError, PipelineError, RegistryError, SparseMMError
 from sparsemm.params import load_params, schema
 
 MODEL_STAGES = {
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         dest="action", required=True
     )
     add = models.add_parser("add", help="detect the family from config.json and write the entry")
-    add.add_argument("checkpoint", help="local folder or hub id")
+    add.add_argument("checkpoint", help="folder, hub id, or s3://bucket/prefix (fetched to data/incoming)")
     add.add_argument("--revision", help="hub revision (a local folder's is computed)")
     add.add_argument("--key", help="name of the entry (from the checkpoint's name)")
     add.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: what config.json says")
@@ -107,11 +107,28 @@ def _models(given: argparse.Namespace) -> None:
         models.remove_entry(given.params, given.key)
         print(f"removed {given.key} from {given.params}")
     else:
-        key = given.key or models.default_key(given.checkpoint)
-        entry = models.new_entry(given.checkpoint, given.revision, given.dtype, given.note)
+        key, checkpoint = given.key or models.default_key(given.checkpoint), given.checkpoint
+        fetched = checkpoint.startswith("s3://")
+        if fetched:
+            checkpoint = _from_s3(checkpoint, key, given.root)
+        place = str(given.root / checkpoint) if fetched else checkpoint
+        entry = models.new_entry(place, given.revision, given.dtype, given.note)
+        entry = entry.model_copy(update={"checkpoint": checkpoint})
         changed = models.add_entry(given.params, key, entry)
         print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
         print(f"written to {given.params}; `dvc repro` runs its stages" if changed else "nothing changed")
+
+
+def _from_s3(location: str, key: str, root: Path) -> str:
+    """Fetch a checkpoint to data/incoming, and return its folder."""
+    from sparsemm.params import WatchParams
+    from sparsemm.watch import newest
+
+    arrival = newest(WatchParams.model_validate({"source": "s3", "location": location}), key, root)
+    if arrival is None:
+        hint = "config.json and every safetensors shard must be there"
+        raise ModelError("no complete checkpoint", where=location, hint=hint)
+    return arrival.checkpoint
 
 
 def _scores(given: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sparsemm import fetch
 from sparsemm.errors import ModelError, ParamsError
 from sparsemm.files import atomic_path, sha256_file
 from sparsemm.params import ModelParams, parse_params
@@ -47,6 +48,7 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     A local folder is read offline, and its contents must be what `revision` names.
 
     Raises:
+        FetchError: if a hub checkpoint cannot be fetched.
         ModelError: if the folder does not hold the revision, or the checkpoint cannot be loaded.
     """
     import torch
@@ -60,9 +62,8 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     local = Path(entry.checkpoint).is_dir()
     if local:
         logging.disable_progress_bar()  # a bar that is over before it can be read
-    options: dict[str, Any] = {"trust_remote_code": False}
+    options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if local:
-        options["local_files_only"] = True
         found = content_revision(entry.checkpoint)
         if entry.revision is not None and found != entry.revision:
             raise ModelError(
@@ -70,13 +71,10 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
                 where=entry.checkpoint,
                 hint="run `sparsemm models add` on it again if the change is wanted",
             )
-    elif entry.revision is not None:
-        options["revision"] = entry.revision
+    folder = entry.checkpoint if local else str(fetch.checkpoint(entry.checkpoint, entry.revision))
     try:
-        processor = AutoProcessor.from_pretrained(entry.checkpoint, **options)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            entry.checkpoint, dtype=getattr(torch, entry.dtype), **options
-        )
+        processor = AutoProcessor.from_pretrained(folder, **options)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, entry.dtype), **options)
     except (OSError, ValueError, KeyError) as error:
         hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
         raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
@@ -90,20 +88,10 @@ def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
     Raises:
         ModelError: if there is none, it is not JSON, or the hub cannot be reached.
     """
-    if Path(checkpoint).is_dir():
-        path = Path(checkpoint) / "config.json"
-    else:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    return _parsed(_config_path(checkpoint, revision), checkpoint)
 
-        try:
-            path = Path(hf_hub_download(checkpoint, "config.json", revision=revision))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise ModelError(
-                f"neither a local folder nor a reachable hub checkpoint: {error}",
-                where=checkpoint,
-                hint="check the spelling and the network (HF_ENDPOINT, HF_TOKEN)",
-            ) from error
+
+def _parsed(path: Path, checkpoint: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -113,8 +101,24 @@ def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
     return config
 
 
+def _config_path(checkpoint: str, revision: str | None) -> Path:
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint) / "config.json"
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(checkpoint, "config.json", revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"neither a local folder nor a reachable hub checkpoint: {error}",
+            where=checkpoint,
+            hint="check the spelling and the network (HF_ENDPOINT, HF_TOKEN)",
+        ) from error
+
+
 def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = None, note: str = "") -> ModelParams:
-    """The params entry of a checkpoint; family from config.json, revision of a local folder from its contents.
+    """The params entry of a checkpoint: family from config.json, revision the hub's commit or the folder's contents.
 
     Raises:
         LayoutError: if no layout supports the model.
@@ -122,13 +126,16 @@ def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = 
     """
     from sparsemm.layouts import family_of
 
-    config = read_config(checkpoint, revision)
+    path = _config_path(checkpoint, revision)
+    config = _parsed(path, checkpoint)
     family = family_of(config)
     if Path(checkpoint).is_dir():
         found = content_revision(checkpoint)
         if revision not in (None, found):
             raise ModelError(f"the folder's contents are revision {found}, not {revision}", where=checkpoint)
         revision = found
+    elif re.fullmatch(r"[0-9a-f]{40}", path.parent.name):
+        revision = path.parent.name  # huggingface_hub keeps files under the commit that a branch or tag stands for
     text = config.get("text_config") or {}
     stated = dtype or config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
     values = {"checkpoint": checkpoint, "revision": revision, "family": family, "dtype": stated, "note": note}

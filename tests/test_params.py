@@ -149,6 +149,13 @@ def test_the_chase_and_the_evaluation_share_no_row(one, other, reason):
                 parse_params(text)
 
 
+def test_the_examples_of_the_manual_are_valid():
+    text = (OWN.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    examples = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])["datasets"]
+    datasets = parse_params(changed(datasets={**yaml.safe_load(OWN.read_text())["datasets"], **examples})).datasets
+    assert {datasets[key].source for key in examples} == {"hub", "s3", "folder", "pdf"}
+
+
 def test_questions_need_synthetic_pages():
     with pytest.raises(ParamsError, match="qa asks about synthetic pages"):
         parse_params(changed(datasets__b=HUB, evaluate__dataset="b", evaluate__samples=8))

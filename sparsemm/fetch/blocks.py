@@ -23,6 +23,7 @@ from typing import BinaryIO
 from sparsemm.errors import CorruptFetch, FetchError
 
 BLOCK = 4 * 2**20  # bytes of one request
+LARGE = 2**30  # bytes of a file that is asked for in blocks four times as large
 WORKERS = 4  # requests at a time while a whole file is fetched
 
 
@@ -66,11 +67,15 @@ class Blocks:
     Args:
         remote: the file.
         folder: that keeps the blocks; it may hold those of an earlier process.
+
+    Attributes:
+        size: of a block, in bytes; the last one may be shorter.
     """
 
     def __init__(self, remote: Remote, folder: Path) -> None:
         self.remote = remote
-        name = sha256(f"{remote.where}\n{remote.identity}\n{remote.size}".encode()).hexdigest()[:32]
+        self.size = BLOCK if remote.size < LARGE else 4 * BLOCK
+        name = sha256(f"{remote.where}\n{remote.identity}\n{remote.size}\n{self.size}".encode()).hexdigest()[:32]
         self._data, self._journal = folder / f"{name}.data", folder / f"{name}.journal"
         with room(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +103,7 @@ class Blocks:
     @property
     def count(self) -> int:
         """Blocks of the whole file."""
-        return -(-self.remote.size // BLOCK)
+        return -(-self.remote.size // self.size)
 
     def missing(self) -> list[int]:
         """Numbers of the blocks that are not on disk."""
@@ -111,7 +116,7 @@ class Blocks:
             FetchError: if they cannot be had.
             CorruptFetch: if it was the last block and the whole file is not what the source promised.
         """
-        start, stop = number * BLOCK, min((number + 1) * BLOCK, self.remote.size)
+        start, stop = number * self.size, min((number + 1) * self.size, self.remote.size)
         if number in self._checks:
             block = os.pread(self._file, stop - start, start)
             if number in self._sound or (len(block) == stop - start and zlib.crc32(block) == self._checks[number]):
@@ -152,8 +157,8 @@ class Blocks:
         """
         missing = self.missing()
         free = shutil.disk_usage(self._data.parent).free
-        if len(missing) * BLOCK > free + BLOCK:
-            needed = f"{len(missing) * BLOCK / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"
+        if len(missing) * self.size > free + self.size:
+            needed = f"{len(missing) * self.size / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"
             raise FetchError(f"the disk is too small: {needed}", where=self.remote.where, hint="free some space")
         with ThreadPoolExecutor(WORKERS) as pool:
             try:
@@ -188,6 +193,7 @@ class BlockFile(io.RawIOBase):
     def __init__(self, blocks: Blocks) -> None:
         super().__init__()
         self._blocks, self._at = blocks, 0
+        self._last: tuple[int, bytes] = (-1, b"")  # most reads go on where the one before ended
 
     def readable(self) -> bool:
         return True
@@ -208,8 +214,10 @@ class BlockFile(io.RawIOBase):
     def readinto(self, buffer, /) -> int:  # type: ignore[no-untyped-def]
         if self._at >= self._blocks.remote.size:
             return 0
-        number, offset = divmod(self._at, BLOCK)
-        piece = self._blocks.get(number)[offset : offset + len(buffer)]
+        number, offset = divmod(self._at, self._blocks.size)
+        if number != self._last[0]:
+            self._last = number, self._blocks.get(number)
+        piece = memoryview(self._last[1])[offset : offset + len(buffer)]
         buffer[: len(piece)] = piece
         self._at += len(piece)
         return len(piece)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import shutil
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from sparsemm.errors import FetchError
 from sparsemm.fetch import patience
-from sparsemm.fetch.blocks import Remote, open_remote, save_remote
+from sparsemm.fetch.blocks import Remote, open_remote, room, save_remote
 from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place
 from sparsemm.files import sha256_file
 
+CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 
-def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["dataset", "model"] = "dataset") -> Place:
-    """The files of a repository; `revision` (a branch, tag or commit; default main) is resolved to a commit.
+
+def hub(repo: str, work: Path, revision: str | None = None) -> Place:
+    """The files of a data set; `revision` (a branch, tag or commit; default main) is resolved to a commit.
 
     HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count. Requests that fail in passing (429, 5xx, a lost connection) are
     repeated with growing pauses by huggingface_hub.
@@ -25,11 +31,85 @@ def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["datas
         repo: owner/name.
         work: folder for blocks of files that are being read.
         revision: what to resolve.
-        kind: of repository.
 
     Raises:
         FetchError: if the hub cannot be reached, or the repository is gated, private or missing, or lacks the revision.
     """
+    commit, licence, remotes = _listing(repo, revision, "dataset")
+    files = {
+        name: File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
+        for name, remote in remotes.items()
+    }
+    return Place(f"hub:{repo}", commit, licence, files)
+
+
+def checkpoint(repo: str, revision: str | None = None) -> Path:
+    """A folder with the verified files of a model, downloaded where huggingface_hub's own cache does not have them.
+
+    huggingface_hub begins a file anew when its process was killed, and does not look at hashes; so it lies beside its
+    cache, in $HF_HOME/sparsemm. Without a connection, what either holds has to do.
+
+    Args:
+        repo: owner/name.
+        revision: branch, tag or commit; default main.
+
+    Raises:
+        FetchError: as `hub`, or if a file cannot be fetched or the disk is full.
+        CorruptFetch: if a file was wrong twice.
+    """
+    from filelock import FileLock
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    base = Path(constants.HF_HUB_CACHE).parent / "sparsemm" / repo.replace("/", "--")
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and (base / revision).is_dir():
+        return base / revision
+    try:
+        commit, _, remotes = _listing(repo, revision, "model")
+    except FetchError as unreachable:
+        try:
+            return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, ValueError):
+            raise unreachable from None
+    names = [name for name in remotes if "/" not in name and any(fnmatch(name, one) for one in CHECKPOINT)]
+    if not any(name.endswith(".safetensors") for name in names):
+        hint = "other weights may run code when loaded"
+        raise FetchError("holds no safetensors file", where=f"hub:{repo}", hint=hint)
+    folder, partial_folder = base / commit, base / f".{commit}.partial"
+    with room(str(base)):
+        base.mkdir(parents=True, exist_ok=True)
+        with FileLock(base / ".lock"):  # the processes of several GPUs come at the same time
+            if not folder.is_dir():
+                for other in base.glob(".*.partial"):
+                    if other != partial_folder:
+                        shutil.rmtree(other, ignore_errors=True)
+                for name in names:
+                    if not (partial_folder / name).is_file():
+                        _take(repo, commit, remotes[name], name, partial_folder)
+                shutil.rmtree(partial_folder / ".blocks", ignore_errors=True)
+                partial_folder.rename(folder)
+    return folder
+
+
+def _take(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> None:
+    """Put a verified file into a folder: a second name of what huggingface_hub has, or a download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, name, revision=commit)
+    if isinstance(cached, str) and remote.verify(Path(cached)):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(Path(cached).resolve(), folder / name)
+            return
+        except OSError:  # another file system, or one without links
+            pass
+    save_remote(remote, folder / ".blocks", folder / name)
+
+
+def _listing(
+    repo: str, revision: str | None, kind: Literal["dataset", "model"]
+) -> tuple[str, str | None, dict[str, Remote]]:
+    """Commit, licence and files of a repository."""
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.errors import HFValidationError
 
@@ -47,24 +127,21 @@ def hub(repo: str, work: Path, revision: str | None = None, kind: Literal["datas
     except _failures() as error:
         raise _explained(error, where, revision) from error
     commit = str(found.sha)
-    files = {}
+    remotes = {}
     for one in sorted(found.siblings or (), key=lambda one: one.rfilename):
         url = hf_hub_url(repo, one.rfilename, repo_type=kind, revision=commit, endpoint=api.endpoint)
         digest = one.lfs.sha256 if one.lfs else None
-        remote = Remote(
+        remotes[one.rfilename] = Remote(
             f"{where}@{commit}/{one.rfilename}",
             digest or one.blob_id or "",
             one.size or 0,
             partial(_read, url, f"{where}/{one.rfilename}"),
             partial(_verify, digest, one.blob_id),
         )
-        files[one.rfilename] = File(
-            one.rfilename, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work)
-        )
     licence = found.card_data.get("license") if found.card_data else None
     if isinstance(licence, list):
         licence = ", ".join(str(one) for one in licence)
-    return Place(where, commit, licence, files)
+    return commit, licence, remotes
 
 
 def _read(url: str, where: str, start: int, stop: int) -> bytes:

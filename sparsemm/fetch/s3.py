@@ -28,9 +28,12 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
     Raises:
         FetchError: if the store cannot be asked or refuses, or it holds another revision.
     """
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError as error:
+        raise FetchError("boto3 is not installed", where=location, hint="pip install boto3") from error
 
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     if not location.startswith("s3://") or not bucket:
