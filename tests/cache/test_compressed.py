@@ -90,7 +90,7 @@ def test_the_bytes_held_are_what_the_budget_says(tiny, name, method):
     per_row = layers * heads * (12 + 3)  # the last of the four new tokens is never fed back
     assert cache.kept_slots().tolist() == [per_row, per_row]
     assert [int(s.sum()) for s in torch.stack(cache.budgets()).sum(-1).T] == [layers * heads * 12] * 2
-    head_dim = config.hidden_size // config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     assert cache.kept_bytes() == 2 * per_row * 2 * head_dim * 4
     assert cache.kept_bytes() <= cache.slab_bytes() <= cache.kept_bytes() + 2 * layers * heads * 2 * head_dim * 4 * 64
 
