@@ -219,6 +219,18 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     return Qwen2VLForConditionalGeneration(config), processor
 
 
+def base_name(name: str) -> str:
+    """The one of `NAMES` that a checkpoint's name begins with.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    for known in NAMES:
+        if name == known or name.startswith(f"{known}-"):
+            return known
+    raise ModelError(f"no small architecture is called {name!r}", hint=f"use one of {', '.join(NAMES)}")
+
+
 def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     """Build an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
 
@@ -228,9 +240,7 @@ def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     Raises:
         ModelError: if the name is unknown.
     """
-    base = next((known for known in NAMES if name == known or name.startswith(f"{known}-")), None)
-    if base is None:
-        raise ModelError(f"no small architecture is called {name!r}", hint=f"use one of {', '.join(NAMES)}")
+    base = base_name(name)
     tokenizer = build_tokenizer(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
