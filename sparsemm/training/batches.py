@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -257,10 +258,8 @@ class PageFeed:
 
     def __iter__(self) -> Iterator[tuple[int, PageStyle, bool]]:
         """What to draw, without end: from the next batch on, for the stage at hand."""
-        number = self.number
-        while True:
-            yield number, *self.plan(number, self.stage)
-            number += 1
+        stage = self.stage  # no generator function: its body would begin at the first batch, not now
+        return ((number, *self.plan(number, stage)) for number in count(self.number))
 
     def next(self, number: int, stage: int) -> Batch:
         """Batch `number` of a stage; what was drawn ahead is thrown away if it is not the one that follows."""

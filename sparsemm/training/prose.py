@@ -23,7 +23,7 @@ FOLDERS = (Path("/usr/share/doc"), Path("/usr/share/dict"), Path("/usr/share/com
 LENGTH = 256  # tokens of a window
 HELD_OUT = 0.03  # share of the files
 MOST_BYTES = 1 << 20  # read of one file, so that a few changelogs do not outweigh the rest
-MOST_CHARACTERS = 48_000_000  # kept in all
+MOST_CHARACTERS = 32_000_000  # kept in all
 LONGEST_WORD = 30  # longer ones are hashes and addresses
 LEAST_WORDS = 0.7  # share of letters and blanks; tables, dumps and code have less
 
