@@ -23,7 +23,8 @@ FOLDERS = (Path("/usr/share/doc"), Path("/usr/share/dict"), Path("/usr/share/com
 LENGTH = 256  # tokens of a window
 HELD_OUT = 0.03  # share of the files
 MOST_BYTES = 1 << 20  # read of one file, so that a few changelogs do not outweigh the rest
-MOST_CHARACTERS = 32_000_000  # kept in all
+MOST_CHARACTERS = 32_000_000  # kept to train on
+MOST_HELD_OUT = 1_000_000  # characters kept to measure on
 LONGEST_WORD = 30  # longer ones are hashes and addresses
 LEAST_WORDS = 0.7  # share of letters and blanks; tables, dumps and code have less
 
@@ -107,11 +108,13 @@ def read_prose(folders: list[Path], tokenizer: Any) -> Prose:
             raise DataError("no such folder of prose", where=str(folder))
     characters = frozenset(token for token in tokenizer.get_vocab() if len(token) == 1)
     seen: set[str] = set()
-    parts: dict[bool, list[str]] = {True: [], False: []}
-    skipped, total = 0, 0
+    parts: dict[bool, list[str]] = {True: [], False: []}  # by whether it is held out
+    room = {True: MOST_HELD_OUT, False: MOST_CHARACTERS}
+    skipped = 0
     for digest, path in sorted(found for folder in folders for found in _files(folder)):
-        if total >= MOST_CHARACTERS:
-            break
+        held = int(digest[:8], 16) < HELD_OUT * 2**32  # the lowest: these files come first
+        if room[held] <= 0:
+            continue
         text = _read(path)
         paragraphs = [p for p in dict.fromkeys(clean(text or "", characters)) if p not in seen]
         if not paragraphs:
@@ -119,8 +122,8 @@ def read_prose(folders: list[Path], tokenizer: Any) -> Prose:
             continue
         seen.update(paragraphs)
         joined = "\n\n".join(paragraphs) + "\n\n"
-        parts[int(digest[:8], 16) < HELD_OUT * 2**32].append(joined)
-        total += len(joined)
+        parts[held].append(joined)
+        room[held] -= len(joined)
     held_out, train = _tokens(parts[True], tokenizer), _tokens(parts[False], tokenizer)
     for tokens, name in ((train, "to train on"), (held_out, "to hold out")):
         if len(tokens) < LENGTH:

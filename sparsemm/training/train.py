@@ -249,7 +249,9 @@ def train(
         model.set_attn_implementation({"text_config": "eager"})
     weights = {"answer": 1.0, "visual_mass": sparsity} if sparsity else WEIGHTS
     model.to(device).train()
-    probes = Probes(model.config.text_config.hidden_size).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probes = Probes(model.config.text_config.hidden_size).to(device)
     maker = BatchMaker(processor, seed)
     optimizer_list = optimizers(model, probes)
     base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
