@@ -349,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
     parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="of plain text; may be repeated")
     parser.add_argument("--prose-share", type=float, help="share of the steps; default: 0.4 for small-, 0 for tiny-")
-    parser.add_argument("--workers", type=int, help="processes that draw pages; default: 0, on a GPU at most 8")
+    parser.add_argument("--workers", type=int, help="processes that draw pages; default: 0, on a GPU at most 6")
     given = parser.parse_args(arguments)
     cuda = torch.device(given.device).type == "cuda"
     share = given.prose_share
@@ -377,7 +377,7 @@ def main(arguments: list[str] | None = None) -> None:
         stage=given.stage,
         prose=prose,
         prose_share=share,
-        workers=(min(8, (os.cpu_count() or 1) - 1) if cuda else 0) if given.workers is None else given.workers,
+        workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if given.workers is None else given.workers,
     )
     family = "qwen2_vl" if "qwen2-vl" in given.name else "llava_next"
     print(json.dumps(write_card(given.output, family, run, given.note, prose)["held_out"]))
