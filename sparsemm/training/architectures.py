@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,21 +27,38 @@ from transformers import (
 from sparsemm.datasets.synthetic import ANCHORS
 from sparsemm.errors import ModelError
 
-LAYERS, QUERY_HEADS = 6, 16
+LAYERS, QUERY_HEADS = 6, 16  # of the tiny models
 TILE, PATCH = 84, 14  # pixels; a visual token is 14 x 14 px and holds two characters of a page at scale 1
-NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
+NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl", "small-qwen2-vl")
+
+
+@dataclass(frozen=True)
+class QwenSizes:
+    """Sizes of a Qwen2-VL model; a head has hidden / query_heads dimensions, two per M-RoPE frequency."""
+
+    layers: int
+    query_heads: int
+    hidden: int
+    intermediate: int
+    mrope_section: tuple[int, int, int]
+    vision_layers: int
+    vision_hidden: int
+
+
+QWEN_SIZES = {
+    "tiny-qwen2-vl": QwenSizes(LAYERS, QUERY_HEADS, 192, 384, (2, 2, 2), 2, 96),
+    "small-qwen2-vl": QwenSizes(10, 16, 384, 640, (4, 4, 4), 3, 192),
+}
 
 _WORDS = ("USER", "ASSISTANT", "Read", "the", "page", "What", "is", "follows", "user", "assistant", "INST")
 _TEMPLATES = {
     "tiny-llava-next-vicuna": ("{{ bos_token }}", "USER: ", "ASSISTANT:", " "),
     "tiny-llava-next-mistral": ("{{ bos_token }}", "[INST] ", "[/INST]", " "),
-    "tiny-qwen2-vl": ("", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"),
-}
+} | dict.fromkeys(QWEN_SIZES, ("", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"))
 _IMAGE_TEXT = {
     "tiny-llava-next-vicuna": "<image>\n",
     "tiny-llava-next-mistral": "<image>\n",
-    "tiny-qwen2-vl": "<|vision_start|><|image_pad|><|vision_end|>",
-}
+} | dict.fromkeys(QWEN_SIZES, "<|vision_start|><|image_pad|><|vision_end|>")
 
 
 def chat_template(name: str) -> str:
@@ -62,8 +80,12 @@ def chat_template(name: str) -> str:
 
 
 def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A character tokenizer whose anchors and instruction words are single tokens."""
-    qwen = name == "tiny-qwen2-vl"
+    """A character tokenizer whose anchors and instruction words are single tokens.
+
+    The tiny models know the characters of pages and prompts; the small one, which also reads prose, knows all of
+    printable ASCII. The ids of what both know are the same.
+    """
+    qwen = name in QWEN_SIZES
     eos = "<|im_end|>" if qwen else "</s>"
     special = ["<pad>", "<unk>", "<s>", eos]
     special += (
@@ -77,6 +99,8 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     core.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in (*_WORDS, *ANCHORS)])
+    if name.startswith("small-"):
+        core.add_tokens([AddedToken(c, normalized=False) for c in string.punctuation if c not in vocabulary])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
@@ -150,25 +174,25 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
 
 
 def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
-    ids = tokenizer.get_vocab()
+    ids, sizes = tokenizer.get_vocab(), QWEN_SIZES[name]
     text = dict(
         vocab_size=len(tokenizer),
-        hidden_size=192,  # 12 per head: three M-RoPE sections of two frequencies
-        intermediate_size=384,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=QUERY_HEADS,
-        num_key_value_heads=QUERY_HEADS // 4,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.query_heads,
+        num_key_value_heads=sizes.query_heads // 4,
         max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [*sizes.mrope_section]},
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
     )
     vision = dict(
-        depth=2,
-        embed_dim=96,
-        hidden_size=192,
+        depth=sizes.vision_layers,
+        embed_dim=sizes.vision_hidden,
+        hidden_size=sizes.hidden,
         num_heads=4,
         mlp_ratio=2,
         patch_size=PATCH // 2,
@@ -195,6 +219,18 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     return Qwen2VLForConditionalGeneration(config), processor
 
 
+def base_name(name: str) -> str:
+    """The one of `NAMES` that a checkpoint's name begins with.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    for known in NAMES:
+        if name == known or name.startswith(f"{known}-"):
+            return known
+    raise ModelError(f"no small architecture is called {name!r}", hint=f"use one of {', '.join(NAMES)}")
+
+
 def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     """Build an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
 
@@ -204,13 +240,11 @@ def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     Raises:
         ModelError: if the name is unknown.
     """
-    base = next((known for known in NAMES if name == known or name.startswith(f"{known}-")), None)
-    if base is None:
-        raise ModelError(f"no small architecture is called {name!r}", hint=f"use one of {', '.join(NAMES)}")
+    base = base_name(name)
     tokenizer = build_tokenizer(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, processor = (_qwen if base == "tiny-qwen2-vl" else _llava)(base, tokenizer)
+        model, processor = (_qwen if base in QWEN_SIZES else _llava)(base, tokenizer)
     generation = model.generation_config
     generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     generation.eos_token_id = tokenizer.eos_token_id

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.datasets.synthetic import (
@@ -32,7 +35,7 @@ class Batch:
     """One step's tensors.
 
     Attributes:
-        inputs: keyword arguments of the model's forward.
+        inputs: keyword arguments of the model's forward; pixel_values are uint8 of one channel until `to`.
         labels: (B, S) int64, the next-token targets' own tokens; `IGNORE` outside answers.
         characters: (B, N, 2) int64, the two characters under each high-resolution visual token.
         lines: (B, N) int64, index of the anchor of the line a visual token lies on, or `IGNORE`.
@@ -45,31 +48,60 @@ class Batch:
     lines: torch.Tensor
     pointers: torch.Tensor
 
-    def to(self, device: str) -> Batch:
-        """The same batch on another device."""
-        inputs = {key: value.to(device) for key, value in self.inputs.items()}
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        inputs = {key: change(value) for key, value in self.inputs.items()}
         rest = (self.labels, self.characters, self.lines, self.pointers)
-        return Batch(inputs, *(tensor.to(device) for tensor in rest))
+        return Batch(inputs, *(change(tensor) for tensor in rest))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU can copy while it computes."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def to(self, device: str) -> Batch:
+        """The batch on a device, with the pixels as the model takes them."""
+        batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
+        batch.inputs["pixel_values"] = normalised(batch.inputs["pixel_values"])
+        return batch
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    """What `llava_pixels` and `qwen_pixels` give -> fp32 in -1..1 in the shape of the real image processor.
+
+    (B, 1 + tiles, 1, 84, 84) uint8 -> (B, 1 + tiles, 3, 84, 84), (patches, 1, 49) uint8 -> (patches, 3 * 2 * 49).
+    """
+    values = pixels.float().div_(127.5).sub_(1.0)
+    if values.ndim == 3:
+        return values.expand(-1, 6, -1).flatten(1)  # three channels times two frames
+    return values.expand(-1, -1, 3, -1, -1).contiguous()
 
 
 def llava_pixels(pages: np.ndarray) -> torch.Tensor:
-    """(B, h, w) uint8 pages, multiples of a tile -> (B, 1 + tiles, 3, 84, 84) fp32 as LlavaNextImageProcessor."""
+    """(B, h, w) uint8 pages, multiples of a tile -> thumbnail and tiles, (B, 1 + tiles, 1, 84, 84) uint8."""
     rows, columns = pages.shape[1] // TILE, pages.shape[2] // TILE
     small = np.stack([np.asarray(Image.fromarray(p).resize((TILE, TILE), Image.Resampling.BICUBIC)) for p in pages])
     tiles = pages.reshape(-1, rows, TILE, columns, TILE).transpose(0, 1, 3, 2, 4).reshape(len(pages), -1, TILE, TILE)
     stacked = np.concatenate([small[:, None], tiles], axis=1)
-    values = torch.from_numpy(stacked).float().div_(127.5).sub_(1.0)
-    return values[:, :, None].expand(-1, -1, 3, -1, -1).contiguous()
+    return torch.from_numpy(stacked)[:, :, None]
 
 
 def qwen_pixels(pages: np.ndarray) -> torch.Tensor:
-    """(B, h, w) uint8 pages -> (B * patches, 3 * 2 * 7 * 7) fp32 in the order of Qwen2VLImageProcessor."""
+    """(B, h, w) uint8 pages -> (B * patches, 1, 7 * 7) uint8 in the order of Qwen2VLImageProcessor."""
     half = PATCH // 2
     b, h, w = pages.shape
-    values = torch.from_numpy(pages).float().div_(127.5).sub_(1.0)
-    patches = values.view(b, h // PATCH, 2, half, w // PATCH, 2, half).permute(0, 1, 4, 2, 5, 3, 6)
-    flat = patches.reshape(-1, 1, 1, half, half).expand(-1, 3, 2, half, half)
-    return flat.reshape(-1, 6 * half * half).contiguous()
+    patches = torch.from_numpy(pages).view(b, h // PATCH, 2, half, w // PATCH, 2, half).permute(0, 1, 4, 2, 5, 3, 6)
+    return patches.reshape(-1, 1, half * half)
+
+
+def qwen_positions(start: int, rows: int, columns: int, length: int) -> torch.Tensor:
+    """M-RoPE positions (3, S) of a sequence whose visual tokens, `rows` of `columns`, begin at index `start`.
+
+    The same for every page of a batch, so that the model need not work them out page by page on the device.
+    """
+    visual = rows * columns
+    row, column = torch.arange(visual) // columns, torch.arange(visual) % columns
+    before, after = torch.arange(start), torch.arange(length - start - visual) + start + max(rows, columns)
+    grid = start + torch.stack([torch.zeros_like(row), row, column])
+    return torch.cat([before.expand(3, -1), grid, after.expand(3, -1)], dim=1)
 
 
 def _targets(record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -174,4 +206,65 @@ class BatchMaker:
         )
         if self.qwen:
             extra["mm_token_type_ids"] = (ids == self.image_id).long()
+            start = rows_of_tokens[0][0].index(self.image_id)
+            extra["position_ids"] = qwen_positions(start, rows, columns, longest)[:, None].repeat(1, size, 1)
         return Batch({"input_ids": ids, **extra}, labels, characters.flatten(1, 2), lines.flatten(1, 2), pointers)
+
+
+class _Drawn(Dataset[Batch]):
+    """What a loader draws from: (number of the batch, style, whether to read) -> Batch."""
+
+    def __init__(self, maker: BatchMaker, size: int, seeded: bool) -> None:
+        self.maker, self.size, self.seeded = maker, size, seeded
+
+    def __getitem__(self, wanted: tuple[int, PageStyle, bool]) -> Batch:
+        number, style, read = wanted
+        self.maker.drawn = number * self.size
+        if self.seeded:
+            self.maker.rng.seed(f"batches/{self.maker.seed}/page batch {number}")
+        return self.maker.make(self.size, style, read)
+
+
+class PageFeed:
+    """Page batches in order; worker processes, if any, draw them ahead of the training.
+
+    Workers draw out of order, so each of their batches has its own generator for the choice of questions. In one
+    process the choices run on from batch to batch, as they did for the tiny checkpoints.
+
+    Args:
+        maker: draws; its tokenizer goes to the workers too.
+        size: pages of a batch.
+        plan: (number of the batch, stage) -> (style, whether to read).
+        workers: processes; 0 draws in this one, when a batch is asked for.
+        pin: whether batches lie in page-locked memory.
+    """
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        size: int,
+        plan: Callable[[int, int], tuple[PageStyle, bool]],
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.number, self.stage = 0, 0
+        self.batches: Iterator[Batch] | None = None
+        # Spawned: a fork of a process whose CUDA and tokenizer threads run may hang.
+        ahead: dict[str, Any] = {"persistent_workers": True, "multiprocessing_context": "spawn"} if workers else {}
+        self.loader = DataLoader(
+            _Drawn(maker, size, workers > 0), None, sampler=self, num_workers=workers, pin_memory=pin, **ahead
+        )
+
+    def __iter__(self) -> Iterator[tuple[int, PageStyle, bool]]:
+        """What to draw, without end: from the next batch on, for the stage at hand."""
+        stage = self.stage  # no generator function: its body would begin at the first batch, not now
+        return ((number, *self.plan(number, stage)) for number in count(self.number))
+
+    def next(self, number: int, stage: int) -> Batch:
+        """Batch `number` of a stage; what was drawn ahead is thrown away if it is not the one that follows."""
+        if self.batches is None or (number, stage) != (self.number, self.stage):
+            self.number, self.stage = number, stage
+            self.batches = iter(self.loader)
+        self.number = number + 1
+        return next(self.batches)

@@ -18,6 +18,7 @@ from sparsemm.models import load_model
 from sparsemm.params import ModelParams
 from sparsemm.prompts import build_inputs
 from sparsemm.training.batches import READ_PROMPT
+from sparsemm.training.prose import Prose, held_out_loss
 
 STYLES = {"one column": PageStyle(1, 6, (3, 6)), "two columns": PageStyle(2, 6, (6, 12))}
 
@@ -49,10 +50,13 @@ def held_out(model: Any, processor: Any, pages: int = 128) -> dict[str, Any]:
     return result
 
 
-def write_card(folder: Path, family: str, run: dict[str, Any], note: str = "") -> dict[str, Any]:
+def write_card(
+    folder: Path, family: str, run: dict[str, Any], note: str = "", prose: Prose | None = None
+) -> dict[str, Any]:
     """Write card.json beside a checkpoint: architecture, data, how it was trained, held-out accuracy.
 
-    The accuracy is measured on the checkpoint as saved, in fp32.
+    The accuracy is measured on the checkpoint as saved, in fp32; so is the loss on held-out prose, if it was trained
+    on prose.
     """
     entry = ModelParams(checkpoint=str(folder), revision=None, family=family, dtype="float32", note=note)  # type: ignore[arg-type]
     model, processor = load_model(entry)
@@ -78,6 +82,9 @@ def write_card(folder: Path, family: str, run: dict[str, Any], note: str = "") -
         "training": run,
         "held_out": held_out(model, processor),
     }
+    if prose is not None:
+        loss = held_out_loss(model, processor.tokenizer, prose)
+        card["prose"] = prose.source | {"held_out_nats_per_character": round(loss, 4)}
     write_json(folder / "card.json", card)
     return card
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ from torch.nn import functional as F
 
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
 from sparsemm.files import write_json
-from sparsemm.training.architectures import build
-from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
+from sparsemm.training.architectures import base_name, build, build_tokenizer
+from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker, PageFeed
 from sparsemm.training.card import write_card
+from sparsemm.training.prose import FOLDERS, Prose, prose_loss, read_prose
 from sparsemm.training.state import load_state, save_state
 
 LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
 POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
-VISION_STEPS = 400  # steps in which the vision tower alone learns its letters
+VISION_STEPS = 400  # steps on pages in which the vision tower alone learns its letters
 MOST_VISUAL = 72  # high-resolution visual tokens of the largest page
+SAVE_STEPS = 200  # steps between two saved states
 WEIGHTS = {"answer": 1.0, "characters": 0.3, "lines": 0.3, "pointers": 0.3}
 
 
@@ -166,6 +170,20 @@ STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
 )
 
 
+def page_plan(alone: int, number: int, stage: int) -> tuple[PageStyle, bool]:
+    """Style of page batch `number` in a stage, and whether it is read (else asked about).
+
+    The first `alone` batches are for the vision tower alone, which learns its letters from full pages.
+    """
+    styles = STAGES[-2 if number < alone else stage][0]
+    return styles[number // 2 % len(styles)], number % 5 < 3 if stage < 2 else number % 2 == 0
+
+
+def pages_before(step: int, share: float) -> int:
+    """How many of the first `step` steps are on pages when prose has `share` of them, evenly spread."""
+    return step - int(step * share)
+
+
 def rate_at(progress: float, step: int) -> float:
     """Multiplier of the learning rate: 40 steps of warm-up, constant, linear to zero over the last 35 %."""
     return min((step + 1) / 40, 1.0, (1.0 - progress) / 0.35)
@@ -197,6 +215,9 @@ def train(
     rate: float = 1.0,
     sparsity: float = 0.0,
     stage: int | None = None,
+    prose: Prose | None = None,
+    prose_share: float = 0.0,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Train `name` for `steps` steps and write model and processor to `output` (fp16 safetensors).
 
@@ -211,10 +232,16 @@ def train(
         rate: multiplier of the learning rates.
         sparsity: weight of `visual_mass` in the loss; the probes are left out then.
         stage: of the curriculum, to stay in; None starts with the first (the last after `initial`) and moves on.
+        prose: text for the steps that are not on pages; None is for pages alone.
+        prose_share: share of the steps that are on prose.
+        workers: processes that draw pages ahead; 0 draws them in this one.
 
     Returns:
         what the card says of the run: steps, seconds, batch size, seed, device, last losses.
     """
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.set_float32_matmul_precision("high")  # TF32
     model, processor = build(name, seed)
     if initial is not None:
         model = type(model).from_pretrained(initial, dtype=torch.float32, local_files_only=True)
@@ -222,7 +249,9 @@ def train(
         model.set_attn_implementation({"text_config": "eager"})
     weights = {"answer": 1.0, "visual_mass": sparsity} if sparsity else WEIGHTS
     model.to(device).train()
-    probes = Probes(model.config.text_config.hidden_size).to(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probes = Probes(model.config.text_config.hidden_size).to(device)
     maker = BatchMaker(processor, seed)
     optimizer_list = optimizers(model, probes)
     base = [[group["lr"] for group in o.param_groups] for o in optimizer_list]
@@ -233,21 +262,27 @@ def train(
     start, spent = 0, 0.0
     if state_path.exists():
         meta = load_state(state_path, {"model": model, "probes": probes}, optimizer_list)
-        start, spent, maker.drawn, stage = (meta[k] for k in ("step", "seconds", "drawn", "stage"))
+        start, spent, stage = (meta[k] for k in ("step", "seconds", "stage"))
         print(f"{name}: going on at step {start}", flush=True)
     maker.rng.seed(f"batches/{seed}/{start}")
+    plan = partial(page_plan, 0 if initial else VISION_STEPS)
+    feed = PageFeed(maker, batch_size, plan, workers, pin=cuda)
+    share = 0.0 if prose is None else prose_share
     running: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
         progress = step / steps
-        alone = step < VISION_STEPS and initial is None
-        styles, read_goal, ask_goal = STAGES[-2 if alone else stage]
-        read = step % 5 < 3 if stage < 2 else step % 2 == 0
-        batch = maker.make(batch_size, styles[step // 2 % len(styles)], read).to(device)
-        if alone:
-            parts = vision_losses(model, probes, batch, maker.qwen)
+        number = pages_before(step, share)  # of the next batch of pages
+        if prose is not None and pages_before(step + 1, share) == number:
+            kind = "prose"
+            parts = {"answer": prose_loss(model, prose.batch(batch_size, seed, step).to(device))}
         else:
-            parts = losses(model, probes, batch, maker.image_id, maker.qwen)
+            kind = "read" if plan(number, stage)[1] else "ask"
+            batch = feed.next(number, stage).to(device)
+            if number < VISION_STEPS and initial is None:
+                parts = vision_losses(model, probes, batch, maker.qwen)
+            else:
+                parts = losses(model, probes, batch, maker.image_id, maker.qwen)
         sum(
             (weights[key] * value for key, value in parts.items() if key in weights), torch.zeros((), device=device)
         ).backward()
@@ -257,10 +292,11 @@ def train(
                 group["lr"] = base_rate * rate * rate_at(progress, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        kind = "read" if read else "ask"
-        for key, value in parts.items():
+        values = torch.stack([value.detach() for value in parts.values()]).tolist()  # one wait for the device
+        for key, value in zip(parts, values, strict=True):
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
-            running[label] = 0.8 * running.get(label, value.item()) + 0.2 * value.item()
+            running[label] = 0.8 * running.get(label, value) + 0.2 * value
+        _, read_goal, ask_goal = STAGES[stage]
         if not stays and running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) > ask_goal:
             stage += 1
             running = {}
@@ -268,9 +304,9 @@ def train(
         if (step + 1) % every == 0:
             shown = " ".join(f"{k} {v:.3f}" for k, v in sorted(running.items()))
             print(f"{name} step {step + 1}/{steps} {spent + time.monotonic() - began:.0f} s {shown}", flush=True)
-        if (step + 1) % 200 == 0 and step + 1 < steps:
+        if (step + 1) % SAVE_STEPS == 0 and step + 1 < steps:
             seconds = spent + time.monotonic() - began
-            meta = {"step": step + 1, "seconds": seconds, "drawn": maker.drawn, "stage": stage}
+            meta = {"step": step + 1, "seconds": seconds, "stage": stage}
             save_state(state_path, {"model": model, "probes": probes}, optimizer_list, meta)
     seconds = spent + time.monotonic() - began
     save(model, processor, output)
@@ -278,6 +314,8 @@ def train(
     last = {k: round(v, 4) for k, v in running.items()}
     run: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "rate": rate}
     run["stage"] = stage
+    if prose is not None:
+        run["prose_share"] = prose_share
     if initial is not None:
         run["sparsity"] = sparsity
         run["after"] = json.loads((initial / "card.json").read_text(encoding="utf-8"))["training"]
@@ -301,7 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, help="default: 32, on a GPU 128")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--initial", type=Path, help="trained checkpoint to go on from")
@@ -309,21 +347,40 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the penalty on visual attention")
     parser.add_argument("--stage", type=int, choices=range(len(STAGES)), help="stay in this stage of the curriculum")
     parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
+    parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="of plain text; may be repeated")
+    parser.add_argument("--prose-share", type=float, help="share of the steps; default: 0.4 for small-, 0 for tiny-")
+    parser.add_argument("--workers", type=int, help="processes that draw pages; default: 0, on a GPU at most 6")
     given = parser.parse_args(arguments)
+    cuda = torch.device(given.device).type == "cuda"
+    share = given.prose_share
+    if share is None:
+        share = 0.4 if given.name.startswith("small-") else 0.0
+    if not 0.0 <= share < 1.0:
+        parser.error("--prose-share is at least 0 and below 1")
+    if given.prose and not share:
+        parser.error("--prose without a --prose-share")
+    prose = None
+    if share:
+        folders = given.prose or [folder for folder in FOLDERS if folder.is_dir()]
+        prose = read_prose(folders, build_tokenizer(base_name(given.name)))
+        print(f"{given.name}: {prose.source['characters']} characters of prose", flush=True)
     run = train(
         given.name,
         given.output,
         steps=given.steps,
-        batch_size=given.batch_size,
+        batch_size=given.batch_size or (128 if cuda else 32),
         seed=given.seed,
         device=given.device,
         initial=given.initial,
         rate=given.rate,
         sparsity=given.sparsity,
         stage=given.stage,
+        prose=prose,
+        prose_share=share,
+        workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if given.workers is None else given.workers,
     )
     family = "qwen2_vl" if "qwen2-vl" in given.name else "llava_next"
-    print(json.dumps(write_card(given.output, family, run, given.note)["held_out"]))
+    print(json.dumps(write_card(given.output, family, run, given.note, prose)["held_out"]))
 
 
 if __name__ == "__main__":
