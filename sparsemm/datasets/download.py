@@ -166,7 +166,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     print(f"{key}: {tally.kept} records of {place.address}, revision {place.revision}")
     for name, reasons in (("with nothing to read", tally.empty), ("bad", tally.bad)):
         if reasons:
-            print(f"{key}: {len(reasons)} rows {name} left out, the first: {reasons[0]}")
+            print(f"{key}: left out {len(reasons)} {name}, the first: {reasons[0]}")
 
 
 def _about(place: Place, tally: Tally) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def test_a_bad_line_is_left_out_counted_and_listed(mine, tmp_path, capsys, line,
     Image.new("1", (20_000, 20_000)).save(tmp_path / "mine" / "bomb.png")
     assert [record.id for record in mine(GOOD, line)] == ["records-1"]
     (bad,) = read_about(tmp_path / "artifacts" / "datasets" / "mine.parquet")["bad"]
-    assert reason in bad and "1 rows bad left out" in capsys.readouterr().out
+    assert reason in bad and "left out 1 bad, the first: " in capsys.readouterr().out
 
 
 def test_a_page_without_text_is_counted_apart(mine, tmp_path):

@@ -143,7 +143,7 @@ def test_pages_without_a_text_layer_are_left_out_and_counted(run, tmp_path, caps
     assert [r.id for r in run(files, max_bad=0.0)] == ["text.pdf#1", "text.pdf#3"]
     about = read_about(tmp_path / "artifacts" / "datasets" / "mine.parquet")
     assert len(about["empty"]) == 2 and "scan.pdf, page 1: no text layer" in about["empty"][0]
-    assert "2 rows with nothing to read left out" in capsys.readouterr().out
+    assert "left out 2 with nothing to read, the first: " in capsys.readouterr().out
 
 
 def test_a_font_without_a_meaning_is_no_text(run, tmp_path):

@@ -16,7 +16,7 @@ SOURCE = {"source": "hub", "repo": "nnethercott/synthdog-en-detection", "format"
 
 @pytest.fixture(autouse=True)
 def small_and_quick(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 4096)
+    monkeypatch.setattr(blocks, "BLOCK", 2**14)
     monkeypatch.setattr("time.sleep", lambda _: None)
 
 
@@ -50,7 +50,8 @@ def test_rows_become_records(repo, tmp_path):
     assert not (tmp_path / "artifacts" / "work" / "download" / "mine").exists()
 
 
-def test_only_the_wanted_rows_are_fetched(repo, hub, tmp_path):
+def test_only_the_wanted_rows_are_fetched(repo, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 2**16)
     for name, first in (("data/train-00000-of-00002-0a1b.parquet", 0), ("data/train-00001-of-00002-2c3d.parquet", 40)):
         repo.files[name] = parquet(synthdog_rows(40, first, size=(200, 150)), group=10)
     whole = len(repo.files["data/train-00000-of-00002-0a1b.parquet"])
