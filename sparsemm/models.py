@@ -1,4 +1,4 @@
-"""Load a checkpoint, name its exact contents, and keep its entry in params.yaml."""
+"""Load a checkpoint, name its exact contents, and describe it for params.yaml."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from sparsemm import fetch
-from sparsemm.errors import ModelError, ParamsError
-from sparsemm.files import atomic_path, sha256_file
-from sparsemm.params import ModelParams, parse_params
+from sparsemm.errors import ModelError
+from sparsemm.files import sha256_file
+from sparsemm.params import ModelParams
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -145,88 +143,6 @@ def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = 
 def default_key(checkpoint: str) -> str:
     """A model key from a checkpoint's last path part: Qwen/Qwen2.5-VL-7B -> qwen2-5-vl-7b."""
     return re.sub(r"[^a-z0-9_-]+", "-", Path(checkpoint).name.lower()).strip("-_")
-
-
-def _models_node(text: str, where: str) -> tuple[yaml.MappingNode, yaml.Node]:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
-        if key.value == "models":
-            return value, key
-    raise ParamsError("no `models`", where=where)
-
-
-def _save(path: Path, text: str) -> None:
-    parse_params(text, str(path))  # never write what could not be read back
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
-    """Write an entry under `models` of a params file, comments elsewhere untouched; an existing one is replaced.
-
-    Returns:
-        whether anything changed.
-
-    Raises:
-        ParamsError: if the file or the key is not valid.
-    """
-    path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    params = parse_params(text, str(path))
-    if params.models.get(key) == entry:
-        return False
-    if key in params.models:
-        text = _without(text, key, str(path))
-    node, name = _models_node(text, str(path))
-    values = entry.model_dump(exclude_defaults=False)
-    values = {k: v for k, v in values.items() if v not in (None, "")}
-    body = yaml.safe_dump({key: values}, sort_keys=False, width=1000, allow_unicode=True)
-    lines = text.splitlines(keepends=True)
-    block = ["  " + line for line in body.splitlines(keepends=True)]
-    if not node.value:  # `models: {}`
-        lines[name.start_mark.line : node.end_mark.line + 1] = ["models:\n"]
-        at = name.start_mark.line + 1
-    else:
-        at = _content_end(lines, node.value[0][0].start_mark.line, node.end_mark.line)
-    if at and not lines[at - 1].endswith("\n"):
-        lines[at - 1] += "\n"
-    lines[at:at] = block
-    _save(path, "".join(lines))
-    return True
-
-
-def _content_end(lines: list[str], first: int, end: int) -> int:
-    """Index after the last line of [first, end) that is neither blank nor a comment."""
-    end = min(end, len(lines))
-    while end > first and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
-        end -= 1
-    return end
-
-
-def _without(text: str, key: str, where: str) -> str:
-    node, name = _models_node(text, where)
-    lines = text.splitlines(keepends=True)
-    if node.flow_style:
-        raise ParamsError("`models` is written in flow style", where=where, hint="write one entry per line block")
-    for entry_key, value in node.value:
-        if entry_key.value == key:
-            first = entry_key.start_mark.line
-            last = max(_content_end(lines, first, value.end_mark.line), first + 1)
-            del lines[first:last]
-            if len(node.value) == 1:
-                lines[name.start_mark.line] = "models: {}\n"
-            return "".join(lines)
-    raise ParamsError(f"no model {key!r}", where=f"{where}: models")
-
-
-def remove_entry(path: str | Path, key: str) -> None:
-    """Remove a model's entry from a params file; its artifacts stay.
-
-    Raises:
-        ParamsError: if there is no such entry.
-    """
-    path = Path(path)
-    _save(path, _without(path.read_text(encoding="utf-8"), key, str(path)))
 
 
 def imported_header(entry: ModelParams) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections import Counter
 
 import pytest
 
-from sparsemm.models import add_entry, remove_entry
 from sparsemm.params import ModelParams
+from sparsemm.params.entries import add_entry, remove_entry
 
 
 @pytest.fixture(scope="module")

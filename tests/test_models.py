@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from sparsemm.errors import LayoutError, ModelError, ParamsError
+from sparsemm.errors import LayoutError, ModelError
 from sparsemm.models import (
-    add_entry,
     content_revision,
     default_key,
     fingerprint,
     load_model,
     new_entry,
     read_config,
-    remove_entry,
 )
-from sparsemm.params import ModelParams, load_params
+from sparsemm.params import ModelParams
 from sparsemm.training.architectures import build
-
-OWN = Path(__file__).parent.parent / "params.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -32,53 +27,6 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-qwen2-vl"
     save(*build("tiny-qwen2-vl", 4), folder)
     return folder
-
-
-@pytest.fixture
-def params_file(tmp_path):
-    path = tmp_path / "params.yaml"
-    path.write_text(OWN.read_text(encoding="utf-8"), encoding="utf-8")
-    return path
-
-
-def test_add_list_and_remove_leave_the_rest_of_the_file_alone(params_file, checkpoint):
-    before = params_file.read_text()
-    entry = new_entry(str(checkpoint))
-    assert entry.family == "qwen2_vl" and entry.dtype == "float32"
-    assert entry.revision == content_revision(checkpoint)
-    assert add_entry(params_file, "second-seed", entry)
-    assert load_params(params_file).models["second-seed"] == entry
-    assert not add_entry(params_file, "second-seed", entry)  # nothing changed
-    remove_entry(params_file, "second-seed")
-    assert params_file.read_text() == before
-
-
-def test_adding_again_replaces_the_entry(params_file, checkpoint):
-    entry = new_entry(str(checkpoint))
-    first = next(iter(load_params(params_file).models))
-    count = len(load_params(params_file).models)
-    assert add_entry(params_file, first, entry)
-    params = load_params(params_file)
-    assert params.models[first] == entry and len(params.models) == count
-    assert "# The only configuration" in params_file.read_text()
-
-
-def test_the_last_model_can_be_removed_and_one_added_to_none(params_file, checkpoint):
-    for key in load_params(params_file).models:
-        remove_entry(params_file, key)
-    assert load_params(params_file).models == {}
-    add_entry(params_file, "one", new_entry(str(checkpoint)))
-    assert list(load_params(params_file).models) == ["one"]
-
-
-def test_bad_keys_and_unknown_entries_change_nothing(params_file, checkpoint):
-    before = params_file.read_text()
-    with pytest.raises(ParamsError, match="key 'a.b'"):
-        add_entry(params_file, "a.b", new_entry(str(checkpoint)))
-    with pytest.raises(ParamsError, match="no model"):
-        remove_entry(params_file, "nobody")
-    assert params_file.read_text() == before
-    assert sorted(path.name for path in params_file.parent.iterdir()) == ["params.yaml"]
 
 
 def test_unsupported_and_broken_checkpoints_are_refused(tmp_path):

@@ -19,7 +19,8 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
 from sparsemm.fetch import Place
 from sparsemm.fetch.blocks import room
-from sparsemm.params import FolderParams, HubParams, Params, PdfParams, S3Params, SyntheticParams
+from sparsemm.params import Params
+from sparsemm.params.datasets import FolderParams, HubParams, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress
 
 STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns, two pages of each in turn

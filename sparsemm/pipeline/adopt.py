@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemm.errors import WatchError
-from sparsemm.models import add_entry, new_entry
+from sparsemm.models import new_entry
 from sparsemm.params import load_params
+from sparsemm.params.entries import add_entry
 from sparsemm.pipeline.integrate import commit
 from sparsemm.pipeline.locks import locked
 from sparsemm.pipeline.worktree import Line, check_clean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsemm.params import GateParams
+from sparsemm.params.registry import GateParams
 from sparsemm.scores import ScoreTable
 
 METHOD, WHOLE = "sparsemm", "full"

@@ -12,7 +12,8 @@ import pytest
 from sparsemm.datasets.records import read_records, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import AlignError, ScoreTableError
-from sparsemm.params import ChaseParams, ModelParams, Params, load_params
+from sparsemm.params import ModelParams, Params, load_params
+from sparsemm.params.stages import ChaseParams
 
 NAME = "tiny-qwen2-vl"
 STYLE = PageStyle(columns=1, rows=4, filled=(2, 4))

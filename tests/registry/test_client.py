@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from sparsemm.errors import RegistryError, RegistryUnreachable
-from sparsemm.params import GateParams
+from sparsemm.params.registry import GateParams
 from sparsemm.registry.client import connect, default_store, model_name, registry_uri
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparsemm.params import GateParams
+from sparsemm.params.registry import GateParams
 from sparsemm.registry.gate import Evidence, judge
 from sparsemm.scores import ScoreTable
 

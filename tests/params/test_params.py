@@ -12,7 +12,7 @@ from sparsemm.layouts import families
 from sparsemm.params import ModelParams, load_params, parse_params, schema
 from sparsemm.policies import METHODS
 
-OWN = Path(__file__).parent.parent / "params.yaml"
+OWN = Path(__file__).parents[2] / "params.yaml"
 
 
 def changed(**changes):

@@ -1,0 +1,71 @@
+"""`sparsemm models`: the models in params.yaml."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sparsemm.commands import Commands, group
+from sparsemm.errors import ModelError
+from sparsemm.params import WatchParams, load_params
+from sparsemm.params.entries import add_entry, remove_entry
+
+
+def add(commands: Commands) -> None:
+    """`models add`, `models list` and `models remove`."""
+    models = group(commands, "models", "the models in params.yaml")
+    added = models.add_parser("add", help="detect the family from config.json and write the entry")
+    added.add_argument("checkpoint", help="folder, hub id, or s3://bucket/prefix (fetched to data/incoming)")
+    added.add_argument("--revision", help="hub revision (a local folder's is computed)")
+    added.add_argument("--key", help="name of the entry (from the checkpoint's name)")
+    added.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: what config.json says")
+    added.add_argument("--note", default="", help="shown beside the model in every table")
+    added.set_defaults(run=run_add)
+    models.add_parser("list", help="key, family, dtype, revision, checkpoint").set_defaults(run=run_list)
+    removed = models.add_parser("remove", help="remove an entry; artifacts stay")
+    removed.add_argument("key")
+    removed.set_defaults(run=run_remove)
+
+
+def run_add(given: argparse.Namespace) -> None:
+    """Write the entry of a checkpoint, fetched first where it lies on S3."""
+    from sparsemm.models import default_key, new_entry
+
+    key, checkpoint = given.key or default_key(given.checkpoint), given.checkpoint
+    fetched = checkpoint.startswith("s3://")
+    if fetched:
+        checkpoint = from_s3(checkpoint, key, given.root)
+    place = str(given.root / checkpoint) if fetched else checkpoint
+    entry = new_entry(place, given.revision, given.dtype, given.note)
+    entry = entry.model_copy(update={"checkpoint": checkpoint})
+    changed = add_entry(given.params, key, entry)
+    print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
+    print(f"written to {given.params}; `dvc repro` runs its stages" if changed else "nothing changed")
+
+
+def from_s3(location: str, key: str, root: Path) -> str:
+    """Fetch a checkpoint to data/incoming, and return its folder.
+
+    Raises:
+        ModelError: if no complete checkpoint is there.
+    """
+    from sparsemm.watch import newest
+
+    arrival = newest(WatchParams.model_validate({"source": "s3", "location": location}), key, root)
+    if arrival is None:
+        hint = "config.json and every safetensors shard must be there"
+        raise ModelError("no complete checkpoint", where=location, hint=hint)
+    return arrival.checkpoint
+
+
+def run_list(given: argparse.Namespace) -> None:
+    """One line per model."""
+    for key, entry in load_params(given.params).models.items():
+        note = f"  ({entry.note})" if entry.note else ""
+        print(f"{key}  {entry.family}  {entry.dtype}  {entry.revision or '-'}  {entry.checkpoint}{note}")
+
+
+def run_remove(given: argparse.Namespace) -> None:
+    """Remove an entry."""
+    remove_entry(given.params, given.key)
+    print(f"removed {given.key} from {given.params}")

@@ -1,0 +1,62 @@
+"""`sparsemm scores`: show, compare, export and import score tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sparsemm.commands import Commands, group
+from sparsemm.params import load_params
+
+
+def add(commands: Commands) -> None:
+    """`scores show`, `scores diff`, `scores export` and `scores import`."""
+    scores = group(commands, "scores", "score tables")
+    show = scores.add_parser("show", help="top heads, shares, reliability")
+    show.add_argument("table", type=Path)
+    show.set_defaults(run=run_show)
+    diff = scores.add_parser("diff", help="rank correlation and overlap of two tables")
+    diff.add_argument("table", type=Path)
+    diff.add_argument("other", type=Path)
+    diff.set_defaults(run=run_diff)
+    export = scores.add_parser("export", help='write the published JSON form {"layer-head": [..]}')
+    export.add_argument("table", type=Path)
+    export.add_argument("output", type=Path)
+    export.set_defaults(run=run_export)
+    imported = scores.add_parser("import", help="read the published JSON form as the table of a model in params.yaml")
+    imported.add_argument("source", type=Path)
+    imported.add_argument("key", help="model key")
+    imported.add_argument("output", type=Path)
+    imported.set_defaults(run=run_import)
+
+
+def run_show(given: argparse.Namespace) -> None:
+    """Print one table."""
+    from sparsemm.scores import ScoreTable, show
+
+    print(show(ScoreTable.load(given.table)))
+
+
+def run_diff(given: argparse.Namespace) -> None:
+    """Print how two tables agree."""
+    from sparsemm.scores import ScoreTable, diff
+
+    print(diff(ScoreTable.load(given.table), ScoreTable.load(given.other)))
+
+
+def run_export(given: argparse.Namespace) -> None:
+    """Write the published form."""
+    from sparsemm.scores import ScoreTable, export_published
+
+    export_published(ScoreTable.load(given.table), given.output)
+    print(f"wrote {given.output}")
+
+
+def run_import(given: argparse.Namespace) -> None:
+    """Read the published form."""
+    from sparsemm.models import imported_header
+    from sparsemm.scores import import_published
+
+    header = imported_header(load_params(given.params).model(given.key))
+    import_published(given.source, header).save(given.output)
+    print(f"wrote {given.output}")

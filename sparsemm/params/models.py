@@ -1,0 +1,30 @@
+"""params.yaml, `models` and `watch`: where checkpoints come from, and where new ones appear."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sparsemm.params.base import Strict
+
+Family = Literal["llava_next", "qwen2_vl"]
+
+
+class ModelParams(Strict):
+    """Where a model comes from."""
+
+    checkpoint: str = Field(min_length=1, description="local folder or hub id")
+    revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
+    family: Family = Field(description="layout that knows where the image sits in the prompt")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
+    note: str = Field("", description="shown beside the model in every table")
+
+
+class WatchParams(Strict):
+    """Where new revisions of a model appear."""
+
+    source: Literal["folder", "hub", "s3", "mlflow"] = Field(description="what kind of place it is")
+    location: str = Field(min_length=1, description="folder, hub id, s3://bucket/prefix or models:/name@alias")
+    branch: str = Field("main", min_length=1, description="of a hub id")
+    settle_seconds: float = Field(10.0, ge=0.0, description="a folder's files must be at least this old")

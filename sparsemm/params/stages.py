@@ -1,0 +1,72 @@
+"""params.yaml, one part per stage: what each one does."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from sparsemm.params.base import Count, Strict
+
+Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
+
+
+class ChaseParams(Strict):
+    """How heads are scored."""
+
+    dataset: str = Field(description="key of a data set")
+    batch_size: Count = 32
+    prompt: str = Field("Read the page.", min_length=1)
+    answer: Literal["greedy", "ground_truth"] = Field("greedy", description="whose text is aligned with the boxes")
+    align: Literal["ordered", "paper"] = Field("ordered", description="in order, or substring of exactly one chunk")
+    max_new_tokens: Count = 128
+    shard_size: Count = Field(64, description="samples between two points a stopped chase resumes from")
+
+
+class AllocateParams(Strict):
+    """How a score table becomes budgets."""
+
+    budgets: tuple[Count, ...] = Field(min_length=1, description="mean slots per KV head, window included")
+    window: Count = Field(32, description="newest tokens every head keeps")
+    rho: float = Field(0.1, ge=0.0, le=1.0, description="share beyond the window that is split evenly")
+    mode: Literal["exact", "paper"] = Field("exact", description="exact totals, or the public code's arithmetic")
+
+    @model_validator(mode="after")
+    def _budgets_hold_the_window(self) -> Self:
+        if min(self.budgets) < self.window:
+            raise ValueError(f"budget {min(self.budgets)} is below the window of {self.window}")
+        if list(self.budgets) != sorted(set(self.budgets)):
+            raise ValueError("budgets must rise and not repeat")
+        return self
+
+
+class EvaluateParams(Strict):
+    """Which tasks are run, with which methods."""
+
+    dataset: str = Field(description="key of a data set")
+    samples: Count = Field(description="pages, and questions about them")
+    batch_size: Count = 32
+    tasks: tuple[Literal["read", "qa"], ...] = Field(("read", "qa"), min_length=1)
+    methods: tuple[Method, ...] = Field(min_length=1)
+    pooling_kernel: int = Field(5, ge=1, description="average-pool over the observation scores; odd")
+    max_new_tokens: Count = 128
+    bootstrap: Count = Field(2000, description="resamples behind an interval")
+    seed: int = Field(0, ge=0)
+
+    @field_validator("pooling_kernel")
+    @classmethod
+    def _odd(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("must be odd, so that a position is the middle of its pool")
+        return value
+
+
+class ProfileParams(Strict):
+    """What is timed."""
+
+    methods: tuple[Method, ...] = Field(min_length=1)
+    budget: Count
+    lengths: tuple[Count, ...] = Field(min_length=1, description="prompt lengths in tokens")
+    new_tokens: int = Field(16, ge=2)
+    repetitions: Count = 3
+    batch_size: Count = 1
