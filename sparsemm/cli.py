@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sparsemm.commands import bench, group, models, registry, scores, stages
+from sparsemm.commands import bench, doctor, group, models, registry, scores, stages
 from sparsemm.errors import PipelineError, SparseMMError
 from sparsemm.params import load_params, schema
 
@@ -18,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (params.yaml)")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds artifacts/ (here)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for one in (stages, models, scores, bench, registry):
+    for one in (stages, models, scores, bench, registry, doctor):
         one.add(commands)
     flows = group(commands, "flows", "Prefect flows")
     flows.add_parser(

@@ -28,24 +28,14 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
     Raises:
         FetchError: if the store cannot be asked or refuses, or it holds another revision.
     """
-    try:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError as error:
-        raise FetchError("boto3 is not installed", where=location, hint="pip install boto3") from error
-
-    bucket, _, prefix = location.removeprefix("s3://").partition("/")
-    if not location.startswith("s3://") or not bucket:
-        raise FetchError("not s3://bucket/prefix", where=location)
-    prefix = prefix.rstrip("/") + "/" if prefix.strip("/") else ""
-    waits: dict[str, Any] = {"connect_timeout": patience.TIMEOUT, "read_timeout": patience.TIMEOUT}
-    retries: Any = {"mode": "standard", "total_max_attempts": 1}  # `patiently` also knows of bodies that break off
-    client = boto3.Session().client("s3", config=Config(retries=retries, max_pool_connections=16, **waits))
+    bucket, prefix = split(location)
+    client = connect(location)
 
     def listing() -> list[dict[str, Any]]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [one for page in pages for one in page.get("Contents", ()) if not one["Key"].endswith("/")]
+
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         objects = patiently(listing, _passing)
@@ -69,6 +59,56 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
         )
         files[name] = File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
     return Place(location.rstrip("/"), held, None, files)
+
+
+def split(location: str) -> tuple[str, str]:
+    """(bucket, prefix) of s3://bucket/prefix; the prefix ends in a slash unless it is empty.
+
+    Raises:
+        FetchError: if it is no such address.
+    """
+    bucket, _, prefix = location.removeprefix("s3://").partition("/")
+    if not location.startswith("s3://") or not bucket:
+        raise FetchError("not s3://bucket/prefix", where=location)
+    return bucket, prefix.rstrip("/") + "/" if prefix.strip("/") else ""
+
+
+def connect(location: str, seconds: float | None = None, endpoint: str | None = None) -> Any:
+    """A boto3 client that gives up after `seconds` without a byte (`patience.TIMEOUT`), for requests about `location`.
+
+    Raises:
+        FetchError: if boto3 is not installed, or its settings make no sense.
+    """
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError as error:
+        raise FetchError("boto3 is not installed", where=location, hint="pip install boto3") from error
+    seconds = seconds or patience.TIMEOUT
+    waits: dict[str, Any] = {"connect_timeout": seconds, "read_timeout": seconds}
+    retries: Any = {"mode": "standard", "total_max_attempts": 1}  # `patiently` also knows of bodies that break off
+    config = Config(retries=retries, max_pool_connections=16, **waits)
+    try:
+        return boto3.Session().client("s3", endpoint_url=endpoint, config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise _explained(error, location) from error
+
+
+def ask(location: str, seconds: float, endpoint: str | None = None) -> None:
+    """Ask once whether a store lists what is under s3://bucket/prefix.
+
+    Raises:
+        FetchError: if it does not.
+    """
+    bucket, prefix = split(location)
+    client = connect(location, seconds, endpoint)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    except (BotoCoreError, ClientError, OSError, ValueError) as error:
+        raise _explained(error, location) from error
 
 
 def _read(client: Any, bucket: str, key: str, etag: str, start: int, stop: int) -> bytes:

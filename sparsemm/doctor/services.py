@@ -1,0 +1,142 @@
+"""The services: does each one answer, and with these credentials?"""
+
+from __future__ import annotations
+
+import configparser
+import http.client
+import os
+import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sparsemm.doctor.finding import Finding
+from sparsemm.errors import FetchError, RegistryError
+from sparsemm.fetch.s3 import ask
+from sparsemm.params import Params
+from sparsemm.registry.client import registry_uri, sqlite_file
+
+PATIENCE = 5.0  # seconds a service may take
+
+
+def public(address: str) -> str:
+    """An address without user name and password."""
+    scheme, slashes, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}" if slashes else address
+
+
+def knock(name: str, address: str, path: str, hint: str) -> Finding:
+    """Ask an HTTP server for one page; whatever it says but 5xx means that it is there."""
+    shown = public(address)
+    try:
+        if urlsplit(address).scheme not in ("http", "https"):
+            return Finding(name, "broken", f"{shown} is not http(s)", hint)
+        with urllib.request.urlopen(address.rstrip("/") + path, timeout=PATIENCE):  # noqa: S310  (http only)
+            return Finding(name, "ok", f"{shown} answers")
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code < 500:
+            return Finding(name, "ok", f"{shown} answers ({error.code})")
+        return Finding(name, "broken", f"{shown} answers {error.code}", hint)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return Finding(name, "broken", f"{shown} does not answer: {getattr(error, 'reason', error)}", hint)
+
+
+def hub(params: Params | None) -> Finding:
+    """The Hugging Face hub, which only matters where something comes from there."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return Finding("hub", "absent", "HF_HUB_OFFLINE is set", "unset it to download")
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    found = knock("hub", address, "/api/models?limit=1", "check the network, HF_ENDPOINT and proxies")
+    if found.status == "broken" and params is not None and not _from_hub(params):
+        return Finding("hub", "absent", found.detail, "nothing in params.yaml needs it")
+    return found
+
+
+def _from_hub(params: Params) -> bool:
+    """Whether a data set or a model comes from the hub."""
+    models = any(not Path(one.checkpoint).exists() for one in params.models.values())
+    return models or any(one.source == "hub" for one in params.datasets.values())
+
+
+def stores(params: Params | None) -> list[Finding]:
+    """Every S3 address of params.yaml."""
+    if params is None:
+        return []
+    locations = [one.location for one in params.datasets.values() if one.source == "s3"]
+    locations += [one.location for one in params.watch.values() if one.source == "s3"]
+    if not locations:
+        return [Finding("s3", "absent", "nothing in params.yaml is on S3", "nothing to do")]
+    return [_store("s3", location) for location in sorted(set(locations))]
+
+
+def _store(name: str, location: str, endpoint: str | None = None) -> Finding:
+    try:
+        ask(location, PATIENCE, endpoint)
+    except FetchError as error:
+        return Finding(name, "broken", f"{location}: {error.what}", error.hint or "check the address")
+    return Finding(name, "ok", f"{location} answers")
+
+
+def dvc_remotes(root: Path) -> list[Finding]:
+    """The remotes of .dvc/config and .dvc/config.local: folders and S3 are asked, others only named."""
+    config = configparser.ConfigParser(interpolation=None)
+    files = [root / ".dvc" / name for name in ("config", "config.local")]
+    try:
+        config.read(files, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        return [Finding("dvc remote", "broken", f"{files[0].parent}: {error}", "correct it, or see `dvc remote list`")]
+    if not files[0].is_file():
+        return [Finding("dvc remote", "absent", f"no DVC repository in {root}", "run from the repository root")]
+    found = []
+    for section in config.sections():
+        if section.strip("'").startswith("remote "):
+            label = section.strip("'").removeprefix("remote ").strip('"')
+            found.append(_remote(f"dvc remote {label}", config[section], files[0].parent))
+    hint = "`dvc remote add -d storage s3://bucket/prefix` shares results between machines (docs/storage.md)"
+    return found or [Finding("dvc remote", "absent", "none", hint)]
+
+
+def _remote(name: str, values: configparser.SectionProxy, folder: Path) -> Finding:
+    url = values.get("url", "")
+    if url.startswith("s3://"):
+        return _store(name, url, values.get("endpointurl"))
+    if "://" in url:
+        return Finding(name, "ok", f"{public(url)}, not asked here", "`dvc push` tells")
+    if (folder / url).is_dir():
+        return Finding(name, "ok", url)
+    return Finding(name, "broken", f"{url or 'no url'}: no such folder", f"make it, or `dvc remote modify {name}`")
+
+
+def registry(params: Params | None, root: Path) -> Finding:
+    """The MLflow registry."""
+    try:
+        address = registry_uri(None, params, root)
+    except RegistryError as error:
+        return Finding("registry", "broken", str(error), error.hint or "")
+    file = sqlite_file(address)
+    if file is None:
+        hint = "start it (`sparsemm registry serve`), or correct registry.tracking_uri or MLFLOW_TRACKING_URI"
+        return knock("registry", address, "/health", hint)
+    if file.is_file():
+        return Finding("registry", "ok", f"SQLite in {file}")
+    return Finding("registry", "absent", f"nothing published yet to {file}", "`sparsemm publish <model>` makes it")
+
+
+def prefect() -> Finding:
+    """The Prefect server: PREFECT_API_URL, or what the active profile says."""
+    home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
+    address = os.environ.get("PREFECT_API_URL", "")
+    if not address:
+        try:
+            profiles = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+            active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
+            address = str(profiles.get("profiles", {}).get(active, {}).get("PREFECT_API_URL", ""))
+        except (OSError, ValueError, AttributeError):
+            address = ""
+    if not address:
+        hint = "`prefect server start`, then set PREFECT_API_URL; flows run without it on a temporary server"
+        return Finding("prefect", "absent", "no address", hint)
+    return knock("prefect", address, "/health", "start it (`prefect server start`), or correct PREFECT_API_URL")
