@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsemm.datasets.records import Entry, Record, read_records
-from sparsemm.errors import AlignError
+from sparsemm.errors import AlignError, DataError
 from sparsemm.files import atomic_path, sha256_file, write_json
 from sparsemm.params import ModelParams, Params
+from sparsemm.params.stages import ChaseParams
 from sparsemm.progress import progress
 
 
@@ -29,6 +30,7 @@ class Alignment:
         entry_index: index into the record's entries, one per `token_index`.
         words: words in the record.
         words_found: words of the record that the answer has in the same order.
+        refused: why the model cannot take the record, if it cannot; it has no answer then.
     """
 
     sample_id: str
@@ -37,6 +39,7 @@ class Alignment:
     entry_index: list[int]
     words: int
     words_found: int
+    refused: str = ""
 
 
 def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
@@ -160,19 +163,35 @@ def greedy_answers(
     return [cut_at_end(row, ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
+def _answers(model: Any, processor: Any, records: list[Record], given: ChaseParams) -> list[list[int] | str]:
+    """The answer tokens of each record of a batch, or why the model cannot take it.
+
+    A batch that fails is tried record by record, so that one image no processor was made for sinks nothing else.
+    """
+    from sparsemm.prompts import build_inputs
+
+    try:
+        if given.answer == "greedy":
+            return [*greedy_answers(model, processor, records, given.prompt, given.max_new_tokens)]
+        build_inputs(processor, [[r.image] for r in records], [given.prompt] * len(records))
+        texts = [" ".join(entry.text for entry in record.entries) for record in records]
+        return [processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    except (DataError, IndexError, ValueError) as error:
+        if len(records) == 1:
+            return [f"record {records[0].id!r}: {error}"]
+        return [answer for record in records for answer in _answers(model, processor, [record], given)]
+
+
 def _shard(model: Any, processor: Any, records: list[Record], params: Params, family: str) -> list[Alignment]:
     given = params.chase
-    answers: list[list[int]] = []
+    answers: list[list[int] | str] = []
     for start in range(0, len(records), given.batch_size):
-        batch = records[start : start + given.batch_size]
-        if given.answer == "greedy":
-            answers += greedy_answers(model, processor, batch, given.prompt, given.max_new_tokens)
-        else:
-            texts = [" ".join(entry.text for entry in record.entries) for record in batch]
-            answers += [processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        answers += _answers(model, processor, records[start : start + given.batch_size], given)
     return [
-        align_answer(record.id, ids, processor.tokenizer, record.entries, given.align, family)
-        for record, ids in zip(records, answers, strict=True)
+        Alignment(record.id, [], [], [], sum(len(entry.text.split()) for entry in record.entries), 0, answer)
+        if isinstance(answer, str)
+        else align_answer(record.id, answer, processor.tokenizer, record.entries, given.align, family)
+        for record, answer in zip(records, answers, strict=True)
     ]
 
 
@@ -182,7 +201,8 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     Stopped and run again, it goes on after the last whole shard.
 
     Raises:
-        AlignError: if not one token of any answer could be aligned.
+        AlignError: if the model cannot take more than `chase.max_bad` of the records, or not one token of any answer
+            could be aligned.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -201,6 +221,13 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         for path, shard in progress(todo, len(todo), f"align {key} (shards of {given.shard_size})"):
             write_json(path, [vars(a) for a in _shard(model, processor, shard, params, entry.family)])
     done = [Alignment(**row) for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
+    refused = [a.refused for a in done if a.refused]
+    if len(refused) > given.max_bad * len(done):
+        raise AlignError(
+            f"the model cannot take {len(refused)} of {len(done)} records, the first: {refused[0]}",
+            where=f"model {key}, dataset {given.dataset}",
+            hint=f"more than chase.max_bad, {given.max_bad:g} of all, allows",
+        )
     aligned = sum(len(a.token_index) for a in done)
     tokens, words = sum(len(a.answer_ids) for a in done), sum(a.words for a in done)
     if aligned == 0:
@@ -209,16 +236,14 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
             where=f"model {key}, dataset {given.dataset}",
             hint="can the model read these pages with this prompt? See chase.prompt and chase.answer",
         )
-    columns = ("sample_id", "answer_ids", "token_index", "entry_index")
-    lists = pa.list_(pa.int64())
-    table = pa.table(
-        {name: [getattr(a, name) for a in done] for name in columns},
-        schema=pa.schema([("sample_id", pa.string()), *((name, lists) for name in columns[1:])]),
-    )
+    lists, text = pa.list_(pa.int64()), pa.string()
+    columns = {"sample_id": text, "answer_ids": lists, "token_index": lists, "entry_index": lists, "refused": text}
+    table = pa.table({name: [getattr(a, name) for a in done] for name in columns}, schema=pa.schema(columns))
     with atomic_path(root / "artifacts" / "align" / f"{key}.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
     metrics = {
         "samples": len(done),
+        "refused": len(refused),
         "tokens": tokens,
         "tokens_aligned": aligned,
         "share_aligned": round(aligned / max(tokens, 1), 6),
@@ -228,6 +253,8 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     }
     write_json(root / "artifacts" / "align" / f"{key}.json", metrics)
     shutil.rmtree(work.parent, ignore_errors=True)
+    for reason in refused:
+        print(f"{key}: left out {reason}")
 
 
 def _identity(entry: ModelParams, params: Params, source: Path) -> str:

@@ -21,7 +21,8 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
         BatchFeature with input_ids, attention_mask (B, S) int64 and the family's own pixel tensors.
 
     Raises:
-        DataError: if there is no row, or not one list of images per text.
+        DataError: if there is no row, not one list of images per text, or the processor refuses (Qwen2-VL's does, for
+            one, where an image is more than 200 times as wide as high).
     """
     if not texts or len(images) != len(texts):
         raise DataError(f"{len(images)} lists of images for {len(texts)} texts", where="build_inputs")
@@ -35,4 +36,10 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
     bos = processor.tokenizer.bos_token
     special = not (bos and prompts[0].startswith(bos))
-    return processor(text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special)
+    try:
+        return processor(
+            text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special
+        )
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        sizes = ", ".join(f"{image.width}x{image.height}" for image in flat)
+        raise DataError(f"the processor refuses images of {sizes}: {error}", where="build_inputs") from error

@@ -95,11 +95,18 @@ def read_answers(path: str | Path, records: list[Record]) -> list[Answer]:
 def chase_batch(
     model: Any, processor: Any, layout: Layout, records: list[Record], answers: list[Answer], prompt: str, forced: bool
 ) -> Shard:
-    """Hits of one batch of samples, from one forward pass.
+    """Hits of one batch of samples, from one forward pass over those that have an aligned token.
 
     Args:
         forced: the answers are the ground truth: only rows whose own argmax is the target count.
     """
+    chosen = [number for number, one in enumerate(answers) if one.token_index]
+    text = model.config.get_text_config()
+    shape = (len(records), int(text.num_hidden_layers), int(text.num_attention_heads))
+    result = Shard(np.zeros(shape, np.int64), np.zeros(shape), np.zeros((len(records), 3), np.int64))
+    if not chosen:
+        return result
+    records, answers = [records[i] for i in chosen], [answers[i] for i in chosen]
     inputs = build_inputs(processor, [[record.image] for record in records], [prompt] * len(records))
     batch = append_answers(inputs, [one.answer_ids for one in answers], processor.tokenizer.pad_token_id)
     targets: list[list[NDArray[np.int64]]] = []
@@ -109,18 +116,16 @@ def chase_batch(
         targets.append([boxes[j] for j in one.entry_index])
     rows = [[first + t for t in one.token_index] for first, one in zip(batch.first_rows, answers, strict=True)]
     looked = look(model, batch.inputs, rows)
-    hits, weighted, counts = [], [], []
-    for one, target, seen in zip(answers, targets, looked, strict=True):
+    for row, one, target, seen in zip(chosen, answers, targets, looked, strict=True):
         wanted = np.array([one.answer_ids[t] for t in one.token_index], dtype=np.int64)
         said = seen.predicted.numpy() == wanted
         # A page so narrow that unpadding leaves no grid has no R_t to hit.
         usable = np.array([len(positions) > 0 for positions in target], dtype=bool)
         keep = np.flatnonzero(usable & said if forced else usable)
         found = score_sample(seen.indices.numpy()[:, :, keep], [target[i] for i in keep])
-        hits.append(found[0])
-        weighted.append(found[1])
-        counts.append([len(wanted), int(said.sum()), len(keep)])
-    return Shard(np.stack(hits), np.stack(weighted), np.array(counts, dtype=np.int64))
+        result.hits[row], result.weighted[row] = found
+        result.counts[row] = len(wanted), int(said.sum()), len(keep)
+    return result
 
 
 def save_shard(path: Path, shard: Shard, ids: list[str]) -> None:

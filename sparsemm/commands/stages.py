@@ -8,25 +8,42 @@ import importlib
 from sparsemm.commands import Commands
 from sparsemm.params import load_params
 
-MODEL_STAGES = {
-    "align": ("sparsemm.align", "get answers and tie their tokens to the page"),
-    "chase": ("sparsemm.chase.stage", "score the heads of a model"),
-    "allocate": ("sparsemm.allocate", "turn scores into slots per KV head"),
-    "evaluate": ("sparsemm.evaluate.stage", "accuracy of every method at every budget"),
-    "profile": ("sparsemm.profiling.stage", "latency and bytes of every method"),
+MODEL_STAGES = {  # name: module, what it does, what it reads and what it writes under artifacts/
+    "align": ("align", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
+    "chase": ("chase.stage", "score the heads of a model", "align/KEY.parquet", "scores/KEY.*"),
+    "allocate": ("allocate", "turn scores into slots per KV head", "scores/KEY.safetensors", "budgets/KEY.json"),
+    "evaluate": ("evaluate.stage", "accuracy of every method at every budget", "budgets/KEY.json", "evaluate/KEY.*"),
+    "profile": ("profiling.stage", "latency and bytes of every method", "scores/KEY.safetensors", "profile/KEY.*"),
 }
+DVC = "`dvc repro` runs it when it is stale; alone it runs with what is there. Stopped, it goes on where it was."
 
 
 def add(commands: Commands) -> None:
     """One command per stage."""
-    download = commands.add_parser("download", help="make a data set's records")
+    download = commands.add_parser(
+        "download",
+        help="make a data set's records",
+        description="Make the records of a data set of params.yaml: artifacts/datasets/KEY.parquet. " + DVC,
+        epilog="example: sparsemm download calibration",
+    )
     download.add_argument("key", help="data set key")
     download.set_defaults(run=run_download)
-    for name, (_, text) in MODEL_STAGES.items():
-        stage = commands.add_parser(name, help=text)
+    for name, (_, text, reads, writes) in MODEL_STAGES.items():
+        stage = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text.capitalize()}: artifacts/{reads} -> artifacts/{writes}. {DVC}",
+            epilog=f"example: sparsemm {name} tiny-qwen2-vl",
+        )
         stage.add_argument("key", help="model key")
         stage.set_defaults(run=run_stage)
-    commands.add_parser("report", help="write the HTML report and its figures").set_defaults(run=run_report)
+    report = commands.add_parser(
+        "report",
+        help="write the HTML report and its figures",
+        description="Write artifacts/report/index.html and its figures from what the other stages left. " + DVC,
+        epilog="example: sparsemm report",
+    )
+    report.set_defaults(run=run_report)
 
 
 def run_download(given: argparse.Namespace) -> None:
@@ -38,7 +55,7 @@ def run_download(given: argparse.Namespace) -> None:
 
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
-    stage = importlib.import_module(MODEL_STAGES[given.command][0])
+    stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
     stage.run(load_params(given.params), given.key, given.root)
 
 

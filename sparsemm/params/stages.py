@@ -21,6 +21,9 @@ class ChaseParams(Strict):
     align: Literal["ordered", "paper"] = Field("ordered", description="in order, or substring of exactly one chunk")
     max_new_tokens: Count = 128
     shard_size: Count = Field(64, description="samples between two points a stopped chase resumes from")
+    max_bad: float = Field(
+        0.05, ge=0.0, le=1.0, description="share of records the model may not take; more is an error"
+    )
 
 
 class AllocateParams(Strict):
