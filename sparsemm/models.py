@@ -8,9 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from sparsemm import fetch
 from sparsemm.errors import ModelError
 from sparsemm.files import sha256_file
+from sparsemm.layouts import family_of
 from sparsemm.params import ModelParams
 
 if TYPE_CHECKING:
@@ -47,7 +50,8 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
 
     Raises:
         FetchError: if a hub checkpoint cannot be fetched.
-        ModelError: if the folder does not hold the revision, or the checkpoint cannot be loaded.
+        LayoutError: if no layout supports the model.
+        ModelError: if the folder does not hold the revision, is of another family, or cannot be loaded.
     """
     import torch
 
@@ -70,10 +74,14 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
                 hint="run `sparsemm models add` on it again if the change is wanted",
             )
     folder = entry.checkpoint if local else str(fetch.checkpoint(entry.checkpoint, entry.revision))
+    family = family_of(_parsed(Path(folder) / "config.json", entry.checkpoint))
+    if family != entry.family:
+        what = f"config.json is of family {family}, params.yaml says {entry.family}"
+        raise ModelError(what, where=entry.checkpoint, hint="run `sparsemm models add` on it again")
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
         model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, entry.dtype), **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
         raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
     processor.tokenizer.padding_side = "left"
@@ -122,8 +130,6 @@ def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = 
         LayoutError: if no layout supports the model.
         ModelError: if config.json cannot be read, or `revision` is not what a local folder holds.
     """
-    from sparsemm.layouts import family_of
-
     path = _config_path(checkpoint, revision)
     config = _parsed(path, checkpoint)
     family = family_of(config)

@@ -98,6 +98,33 @@ def test_a_folder_without_weights_is_refused(tmp_path, checkpoint):
         load_model(ModelParams(checkpoint=str(tmp_path), family="qwen2_vl"))
 
 
+def sharded(checkpoint, folder):
+    """A copy of the checkpoint in several weight files, and its entry without a revision."""
+    model, processor = load_model(ModelParams(checkpoint=str(checkpoint), family="qwen2_vl"))
+    model.save_pretrained(folder, max_shard_size="300KB")
+    processor.save_pretrained(folder)
+    weights = sorted(folder.glob("model-*.safetensors"))
+    assert len(weights) > 1
+    return weights, ModelParams(checkpoint=str(folder), family="qwen2_vl")
+
+
+def test_a_missing_or_damaged_shard_is_told(checkpoint, tmp_path):
+    weights, entry = sharded(checkpoint, tmp_path)
+    load_model(entry)
+    data = weights[1].read_bytes()
+    weights[1].write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(entry)
+    weights[1].unlink()
+    with pytest.raises(ModelError, match="complete checkpoint"):
+        load_model(entry)
+
+
+def test_a_config_of_another_family_is_refused(checkpoint):
+    with pytest.raises(ModelError, match="is of family qwen2_vl, params.yaml says llava_next"):
+        load_model(ModelParams(checkpoint=str(checkpoint), family="llava_next"))
+
+
 def test_fingerprint_ignores_where_a_config_lies_but_not_what_it_says():
     one, other = build("tiny-qwen2-vl", 0)[0].config, build("tiny-qwen2-vl", 1)[0].config
     assert fingerprint(one) == fingerprint(other)
