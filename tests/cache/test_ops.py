@@ -27,9 +27,9 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "cl
 @pytest.fixture(autouse=True)
 def fresh_library(monkeypatch):
     monkeypatch.delenv("SPARSEMM_KERNELS", raising=False)
-    ops.library.cache_clear()
+    library.library.cache_clear()
     yield
-    ops.library.cache_clear()
+    library.library.cache_clear()
 
 
 @pytest.fixture(params=["library", "twin"])
@@ -426,7 +426,7 @@ def test_a_slab_decodes_with_the_library_as_with_the_twin(dtype, monkeypatch):
     ours, got = steps()
     assert len(calls) == 5
     monkeypatch.setenv("SPARSEMM_KERNELS", "off")
-    ops.library.cache_clear()
+    library.library.cache_clear()
     twin, want = steps()
     assert len(calls) == 5
     torch.testing.assert_close(got, want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -458,7 +458,7 @@ def test_a_compiler_that_fails_and_a_damaged_library_are_reported(monkeypatch, c
     monkeypatch.setenv("CXX", "false")
     assert not ops.available() and "fails" in caplog.text
     assert not list(tmp_path.rglob("*.so"))
-    ops.library.cache_clear()
+    library.library.cache_clear()
     (tmp_path / "damaged.so").write_bytes(b"nothing")
     monkeypatch.setattr(build, "build", lambda: tmp_path / "damaged.so")
     assert not ops.available() and "damaged.so" in caplog.text
