@@ -17,6 +17,7 @@ from sparsemm.files import sha256_file, write_json
 from sparsemm.registry import manifest
 from sparsemm.registry.client import connect
 from tests.examples.services import MODEL, READ, RECORDS, Gate, direct, form, served, until
+from tests.servers import registry_server
 
 
 def test_a_promotion_is_followed_and_running_requests_keep_their_table(folder, tiny):
@@ -66,7 +67,7 @@ def publish(client, folder, number):
     client.set_registered_model_alias(name, "champion", version.version)
 
 
-def test_it_follows_a_registry_and_starts_without_one(folder, registry_server, tmp_path, monkeypatch):
+def test_it_follows_a_registry_and_starts_without_one(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
