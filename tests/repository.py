@@ -28,7 +28,7 @@ outputs = {{
     "allocate": ["budgets/{{}}.json"],
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
-    "report": ["report/index.html", "report/figures/a.png"],
+    "report": ["report/index.html", "report/figures/accuracy-one.png"],
 }}[command]
 name = (command + " " + key).strip()
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())

@@ -64,7 +64,7 @@ def test_an_edit_in_one_module_runs_only_who_uses_it(pipeline):
 def test_metrics_plots_and_params_can_be_looked_at(pipeline):
     assert "value" in pipeline.dvc("metrics", "show")
     out = pipeline.dvc("plots", "show", "-o", "plots")
-    assert (pipeline.root / "artifacts/report/figures/a.png").exists()
+    assert (pipeline.root / "artifacts/report/figures/accuracy-one.png").exists()
     assert "index.html" in out and (pipeline.root / "plots" / "index.html").stat().st_size > 1000
     pipeline.dvc("params", "diff")
 
