@@ -8,19 +8,7 @@ from typing import Any
 import torch
 
 from sparsemm.cache import backends, checks, cpu, cuda, ranges, twins
-from sparsemm.cache.library import available, serves
-
-__all__ = [
-    "append",
-    "append_row",
-    "argmax_rows",
-    "available",
-    "compact",
-    "decodes",
-    "observe",
-    "ragged_decode",
-    "serves",
-]
+from sparsemm.cache.library import serves
 
 
 def decodes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
