@@ -57,13 +57,13 @@ class Task:
         self._task.apply_filters()
         said = [next(iter(request.filtered_resps.values())) for request in requests]
         docs = [self._task.eval_docs_no_media[request.doc_id] for request in requests]
-        wanted = [self._task.doc_to_target(doc) for doc in docs]
+        column = "answer" if self.name in LOCAL else PUBLISHED[self.name].reference
+        answers = [doc[column] if isinstance(doc[column], str) else json.dumps(doc[column]) for doc in docs]
         metrics = [self._task.process_results(doc, [one]) for doc, one in zip(docs, said, strict=True)]
         if self.name in LOCAL:
             each: list[float | None] = [float(one[LOCAL[self.name]]) for one in metrics]
         else:
             each = values(self.name, metrics)
-        answers = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in wanted]
         rows = zip(self.ids, said, answers, each, strict=True)
         return [Scored(i, str(text), answer, value) for i, text, answer, value in rows if value is not None]
 

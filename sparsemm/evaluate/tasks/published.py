@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import shutil
 from collections.abc import Sequence
@@ -27,25 +28,27 @@ class Published:
         file: below lmms-eval's tasks.
         split: the documents it scores.
         metric: what a document's value is called in tables.
-        overrides: what local rows need otherwise.
+        reference: column with what is right.
+        dropped: what local rows do without.
     """
 
     file: str
     split: str
     metric: str
-    overrides: tuple[str, ...] = ()
+    reference: str
+    dropped: tuple[str, ...] = ()
 
 
 PUBLISHED = {
-    "docvqa_val": Published("docvqa/docvqa_val.yaml", "validation", "anls"),
-    "ocrbench": Published("ocrbench/ocrbench.yaml", "test", "ocrbench_accuracy"),
-    "textvqa_val": Published("textvqa/textvqa_val.yaml", "validation", "exact_match"),
-    "chartqa": Published("chartqa/chartqa.yaml", "test", "relaxed_overall"),
-    "textcaps_val": Published("textcaps/textcaps_val.yaml", "val", "textcaps_CIDEr"),
+    "docvqa_val": Published("docvqa/docvqa_val.yaml", "validation", "anls", "answers"),
+    "ocrbench": Published("ocrbench/ocrbench.yaml", "test", "ocrbench_accuracy", "answer"),
+    "textvqa_val": Published("textvqa/textvqa_val.yaml", "validation", "exact_match", "answers"),
+    "chartqa": Published("chartqa/chartqa.yaml", "test", "relaxed_overall", "answer"),
+    "textcaps_val": Published("textcaps/textcaps_val.yaml", "val", "textcaps_CIDEr", "caption_str"),
     # The file without "static" asks a model of OpenAI about answers whose option it cannot infer.
-    "mmbench_en_dev": Published("mmbench/mmbench_en_dev_static.yaml", "dev", "gpt_eval_score"),
-    "gqa": Published("gqa/gqa.yaml", "testdev", "exact_match", ("process_docs",)),  # which fetches images by name
-    "vqav2_val": Published("vqav2/vqav2_val.yaml", "validation", "exact_match"),
+    "mmbench_en_dev": Published("mmbench/mmbench_en_dev_static.yaml", "dev", "gpt_eval_score", "answer"),
+    "gqa": Published("gqa/gqa.yaml", "testdev", "exact_match", "answer", ("process_docs",)),  # which fetches images by name
+    "vqav2_val": Published("vqav2/vqav2_val.yaml", "validation", "exact_match", "answers"),
 }
 
 
@@ -57,17 +60,21 @@ def task_config(task: str, name: str, files: Sequence[Path] | None, cache: Path 
         name: of the new task.
         files: parquet with the columns of the published data set; None leaves the documents on the hub.
         cache: where `datasets` keeps what it converts.
-    """
-    import lmms_eval.tasks
 
+    Raises:
+        DataError: if lmms-eval is not installed.
+    """
     given = PUBLISHED[task]
-    config: dict[str, Any] = {"include": str(Path(lmms_eval.tasks.__file__).parent / given.file), "task": name}
+    package = importlib.util.find_spec("lmms_eval")
+    if package is None or package.origin is None:
+        raise DataError("lmms-eval is not installed", where=task, hint="pip install lmms-eval")
+    config: dict[str, Any] = {"include": str(Path(package.origin).parent / "tasks" / given.file), "task": name}
     if files is not None:
         options: dict[str, Any] = {"data_files": {given.split: [str(path.resolve()) for path in files]}}
         if cache is not None:
             options["cache_dir"] = str(cache.resolve())
         config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": options}
-        config |= dict.fromkeys(given.overrides)
+        config |= dict.fromkeys(given.dropped)
     return config
 
 
