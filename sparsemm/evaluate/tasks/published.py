@@ -47,7 +47,8 @@ PUBLISHED = {
     "textcaps_val": Published("textcaps/textcaps_val.yaml", "val", "textcaps_CIDEr", "caption_str"),
     # The file without "static" asks a model of OpenAI about answers whose option it cannot infer.
     "mmbench_en_dev": Published("mmbench/mmbench_en_dev_static.yaml", "dev", "gpt_eval_score", "answer"),
-    "gqa": Published("gqa/gqa.yaml", "testdev", "exact_match", "answer", ("process_docs",)),  # which fetches images by name
+    # Its process_docs fetches the images from the hub; local rows hold theirs.
+    "gqa": Published("gqa/gqa.yaml", "testdev", "exact_match", "answer", ("process_docs",)),
     "vqav2_val": Published("vqav2/vqav2_val.yaml", "validation", "exact_match", "answers"),
 }
 
