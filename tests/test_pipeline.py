@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,17 @@ def test_rows_of_the_evaluation(place):
             assert row["diff_vs_full"] != "" and (row["diff_vs_sparsemm"] == "") == (row["method"] == "sparsemm")
     read = next(row for row in rows if row["method"] == "full" and row["task"] == "read")
     assert float(read["value"]) > 0.8
+
+
+def test_a_limited_evaluation_leaves_the_results_alone(place, capsys):
+    before = hashes(place)
+    assert run(place, "evaluate", KEY, "--limit", "2") == 0
+    limited = place / "artifacts" / "work" / "limited"
+    with open(limited / f"{KEY}.csv", encoding="utf-8") as handle:
+        assert {row["n"] for row in csv.DictReader(handle)} == {"2"}
+    shutil.rmtree(place / "artifacts" / "work")
+    assert hashes(place) == before and run(place, "evaluate", KEY, "--limit", "0") == 1
+    assert "limit is 0" in capsys.readouterr().err
 
 
 def test_rows_of_the_profile(place):
