@@ -36,6 +36,8 @@ def add(commands: Commands) -> None:
             epilog=f"example: sparsemm {name} tiny-qwen2-vl",
         )
         stage.add_argument("key", help="model key")
+        if name == "evaluate":
+            stage.add_argument("--limit", type=int, help="first documents only; results go to artifacts/work/limited")
         stage.set_defaults(run=run_stage)
     report = commands.add_parser(
         "report",
@@ -56,7 +58,8 @@ def run_download(given: argparse.Namespace) -> None:
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
-    stage.run(load_params(given.params), given.key, given.root)
+    options = {"limit": given.limit} if given.command == "evaluate" else {}
+    stage.run(load_params(given.params), given.key, given.root, **options)
 
 
 def run_report(given: argparse.Namespace) -> None:
