@@ -30,9 +30,8 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
         content: list[dict[str, Any]] = [{"type": "image"} for _ in row] + [{"type": "text", "text": text}]
         message = [{"role": "user", "content": content}]
         prompts.append(processor.apply_chat_template(message, add_generation_prompt=True))
-    flat = [image for row in images for image in row]
     processor.tokenizer.padding_side = "left"
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
     bos = processor.tokenizer.bos_token
     special = not (bos and prompts[0].startswith(bos))
-    return processor(text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special)
+    return processor(text=prompts, images=images if any(images) else None, padding=True, return_tensors="pt", add_special_tokens=special)

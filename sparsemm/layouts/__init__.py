@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import llava_next, qwen2_vl
+from sparsemm.layouts import gemma3, idefics3, internvl, llava_next, pixtral, qwen2_vl
 from sparsemm.layouts.tokens import ImageTokens, box_positions
 
 __all__ = ["ImageTokens", "Layout", "box_positions", "families", "family_of", "get_layout"]
@@ -24,7 +24,14 @@ class Layout:
 
 _LAYOUTS = {
     name: Layout(name, module.MODEL_TYPES, module.image_tokens)
-    for name, module in (("llava_next", llava_next), ("qwen2_vl", qwen2_vl))
+    for name, module in (
+        ("llava_next", llava_next),
+        ("qwen2_vl", qwen2_vl),
+        ("internvl", internvl),
+        ("gemma3", gemma3),
+        ("idefics3", idefics3),
+        ("pixtral", pixtral),
+    )
 }
 
 
