@@ -95,15 +95,21 @@ def internvl() -> tuple[Any, Any]:
     return finish(transformers.InternVLForConditionalGeneration(config)), processor
 
 
+class PanAndScan(transformers.Gemma3Processor):
+    """Gemma 3's processor, called as it is for pan and scan."""
+
+    def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
+        crops = dict(do_pan_and_scan=True, pan_and_scan_min_crop_size=16, pan_and_scan_max_num_crops=4)
+        return super().__call__(images, text, **crops, pan_and_scan_min_ratio_to_activate=1.2, **options)
+
+
 @lru_cache
 def gemma3(pan_and_scan: bool = False) -> tuple[Any, Any]:
     """56 px, patches of 7 px, of which 2 x 2 are pooled: 4 x 4 tokens; sliding, full and sliding attention."""
     named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     words = tokenizer(named)
-    crops: dict[str, Any] = dict(pan_and_scan_min_crop_size=16, pan_and_scan_max_num_crops=4)
-    crops |= dict(do_pan_and_scan=pan_and_scan, pan_and_scan_min_ratio_to_activate=1.2)
-    processor = transformers.Gemma3Processor(
-        transformers.Gemma3ImageProcessor(size={"height": 56, "width": 56}, **crops, **NORMAL),
+    processor = (PanAndScan if pan_and_scan else transformers.Gemma3Processor)(
+        transformers.Gemma3ImageProcessor(size={"height": 56, "width": 56}, **NORMAL),
         words,
         chat_template=template("<start_of_image>"),
         image_seq_length=16,

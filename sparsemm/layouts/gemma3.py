@@ -26,39 +26,55 @@ def most_crops(size: tuple[int, int]) -> int:
     return max(2, (2 * long + short) // (2 * short))
 
 
-def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]]) -> list[int] | None:
-    """Crops of every image of a row, from the tokens between one view and the next; None if that is not possible.
+def parse(gaps: list[tuple[int, ...]], between: tuple[int, ...]) -> list[int] | None:
+    """Crops of every image of a row if `between` is what stands between two crops; None if it cannot be.
 
-    The processor does not say how many there are, but between two crops of an image always stand the same tokens,
-    and others (a sentence) between the image and its first crop. What these tokens are is not known, so every kind
-    of gap is tried; one that leaves the right number of images and fits their shapes is it.
+    Before the first crop of an image stands a longer gap, the same one everywhere, and neither stands elsewhere.
+    """
+    counts, intros, others, at = [], set(), set(), 0
+    while at <= len(gaps):
+        last = at + 1
+        while last < len(gaps) and gaps[last] == between:
+            last += 1
+        cropped = at < len(gaps) and last > at + 1
+        counts.append(last - at if cropped else 0)
+        if cropped:
+            intros.add(gaps[at])
+        at = last if cropped else at
+        others.update(gaps[at : at + 1])
+        at += 1
+    possible = len(intros) == 1 and not others & {*intros, between} and len(min(intros)) > len(between)
+    return counts if possible else None
+
+
+def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]], where: str) -> list[int]:
+    """Crops of every image of a row, from the tokens between one view and the next.
+
+    The processor does not say how many there are, and writes its own words between the views. What tokens these are
+    is not known here, so every kind of gap is tried; the one that leaves the right number of images, with no more
+    crops than their shapes allow, is what stands between crops.
 
     Raises:
-        LayoutError: if more than one kind does.
+        LayoutError: if none does, or more than one.
     """
     views = len(gaps) + 1
-    if len(image_sizes) == 1:
-        return [views - 1]
-    if views == len(image_sizes):
-        return [0] * views
-    answers = []
-    for between in set(gaps):
-        counts, at = [], 0
-        while at < views:
-            last = at + 1
-            while last < views - 1 and gaps[last] == between:
-                last += 1
-            cropped = last > at + 1 and gaps[at] != between
-            counts.append(last - at if cropped else 0)
-            at = last + 1 if cropped else at + 1
-        fits = len(counts) == len(image_sizes) and all(
-            n <= most_crops(size) for n, size in zip(counts, image_sizes, strict=True)
+    guesses: list[list[int] | None] = [[views - 1]] if len(image_sizes) == 1 else [[0] * views]
+    if len(image_sizes) not in (1, views):
+        guesses = [parse(gaps, between) for between in sorted(set(gaps))]
+    answers = [
+        counts
+        for counts in guesses
+        if counts is not None
+        and len(counts) == len(image_sizes)
+        and all(n <= most_crops(size) for n, size in zip(counts, image_sizes, strict=True))
+    ]
+    if len(answers) != 1:
+        raise LayoutError(
+            f"{len(image_sizes)} image sizes for {views} views of images",
+            where=where,
+            hint="if pan and scan is on, give one image per prompt",
         )
-        if fits and counts not in answers:
-            answers.append(counts)
-    if len(answers) > 1:
-        raise LayoutError("the crops of several images cannot be told apart", hint="give one image per prompt")
-    return answers[0] if answers else None
+    return answers[0]
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
@@ -82,9 +98,9 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=where)
     ids = np.asarray(inputs["input_ids"][row].cpu())
     gaps = [tuple(ids[a[-1] + 1 : b[0]].tolist()) for a, b in pairwise(found)]
-    counts = crop_counts(gaps, image_sizes) if found else []
-    if counts is None or len(counts) != len(image_sizes):
+    if len(found) < len(image_sizes):
         raise LayoutError(f"{len(image_sizes)} image sizes for {len(found)} views of images", where=where)
+    counts = crop_counts(gaps, image_sizes, where) if found else []
     result, at = [], 0
     for (width, height), crops in zip(image_sizes, counts, strict=True):
         image = tile.whole((width, height), found[at])
