@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import gemma3, idefics3, internvl, llava_next, pixtral, qwen2_vl
 from sparsemm.layouts.tokens import ImageTokens, box_positions
 
 __all__ = ["ImageTokens", "Layout", "box_positions", "families", "family_of", "get_layout"]
+
+# A family is a module of this package and its line here; docs/families.md says what the module holds.
+FAMILIES = (
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "gemma3",
+    "idefics3",
+    "pixtral",
+)
 
 
 @dataclass(frozen=True)
@@ -22,22 +35,9 @@ class Layout:
     image_tokens: Callable[[Any, Any, int, list[tuple[int, int]]], list[ImageTokens]]
 
 
-_LAYOUTS = {
-    name: Layout(name, module.MODEL_TYPES, module.image_tokens)
-    for name, module in (
-        ("llava_next", llava_next),
-        ("qwen2_vl", qwen2_vl),
-        ("internvl", internvl),
-        ("gemma3", gemma3),
-        ("idefics3", idefics3),
-        ("pixtral", pixtral),
-    )
-}
-
-
 def families() -> tuple[str, ...]:
     """Names of the supported families."""
-    return tuple(_LAYOUTS)
+    return FAMILIES
 
 
 def get_layout(family: str) -> Layout:
@@ -46,20 +46,27 @@ def get_layout(family: str) -> Layout:
     Raises:
         LayoutError: if there is none.
     """
-    if family not in _LAYOUTS:
-        raise LayoutError(f"family {family!r} is not supported", hint=f"supported: {', '.join(_LAYOUTS)}")
-    return _LAYOUTS[family]
+    if family not in FAMILIES:
+        raise LayoutError(f"family {family!r} is not supported", hint=f"supported: {', '.join(FAMILIES)}")
+    module = import_module(f"sparsemm.layouts.{family}")
+    return Layout(family, module.MODEL_TYPES, module.image_tokens)
 
 
 def family_of(config: dict[str, Any]) -> str:
     """The family of a config.json, by its `model_type`.
 
     Raises:
-        LayoutError: if no layout supports it.
+        LayoutError: if no layout supports it; it says what kind of model it is.
     """
     model_type = config.get("model_type")
-    for layout in _LAYOUTS.values():
+    layouts = [get_layout(family) for family in FAMILIES]
+    for layout in layouts:
         if model_type in layout.model_types:
             return layout.family
-    known = ", ".join(t for layout in _LAYOUTS.values() for t in layout.model_types)
-    raise LayoutError(f"no layout supports model_type {model_type!r}", hint=f"supported: {known}")
+    from sparsemm.layouts.unsupported import kind
+
+    known = ", ".join(name for layout in layouts for name in layout.model_types)
+    raise LayoutError(
+        f"model_type {model_type!r} is not supported: {kind(config)}",
+        hint=f"supported: {known}; docs/families.md says how to add one",
+    )

@@ -118,3 +118,20 @@ def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Po
             hint="give the sizes of exactly the images of this row, in order; was the prompt truncated?",
         )
     return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
+
+
+def check_seen(seen: list[tuple[int, int]], image_sizes: list[tuple[int, int]], row: int) -> None:
+    """Refuse sizes that are not what the processor saw: in another order they may give the same number of tokens.
+
+    Args:
+        seen, image_sizes: (width, height) in pixels of the row's images.
+
+    Raises:
+        LayoutError: if they differ.
+    """
+    if seen != [tuple(size) for size in image_sizes]:
+        raise LayoutError(
+            f"the processor saw images of (width, height) {seen}, not {image_sizes}",
+            where=f"row {row}",
+            hint="give the sizes of exactly the images of this row, in order",
+        )

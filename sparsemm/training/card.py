@@ -58,7 +58,7 @@ def write_card(
     The accuracy is measured on the checkpoint as saved, in fp32; so is the loss on held-out prose, if it was trained
     on prose.
     """
-    entry = ModelParams(checkpoint=str(folder), revision=None, family=family, dtype="float32", note=note)  # type: ignore[arg-type]
+    entry = ModelParams(checkpoint=str(folder), revision=None, family=family, dtype="float32", note=note)
     model, processor = load_model(entry)
     text, vision = model.config.get_text_config(), model.config.vision_config
     card = {

@@ -15,7 +15,7 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import ImageTokens, box_positions, get_layout
-from sparsemm.layouts.llava_next import grid
+from sparsemm.layouts.anyres import grid
 from sparsemm.prompts import build_inputs
 
 NAME = "tiny-llava-next-mistral"
