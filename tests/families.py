@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 
 from sparsemm.training.architectures import QWEN_SPECIAL, build, character_tokenizer, turn_template
+from tests import tiled_families
 
 CHATML = ("", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n")
 NORMAL: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
@@ -186,6 +187,7 @@ MODELS: dict[str, tuple[str, Callable[[], Made]]] = {
     "qwen2-vl": ("qwen2_vl", lambda: build("tiny-qwen2-vl")),
     "qwen2.5-vl": ("qwen2_5_vl", qwen2_5_vl),
     "qwen3-vl": ("qwen3_vl", qwen3_vl),
+    **tiled_families.MODELS,
 }
 
 

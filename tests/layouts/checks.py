@@ -33,7 +33,9 @@ def random_batches(seed: int, images: int, least: int, most: int) -> Iterator[Ba
 
 def inputs_of(processor: Any, batch: Batch) -> Any:
     """What the processor makes of blank images of these sizes."""
-    return build_inputs(processor, [[Image.new("RGB", size) for size in row] for row in batch], ["Read it"] * len(batch))
+    return build_inputs(
+        processor, [[Image.new("RGB", size) for size in row] for row in batch], ["Read it"] * len(batch)
+    )
 
 
 def assert_tiles(tokens: ImageTokens) -> None:

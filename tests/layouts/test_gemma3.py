@@ -7,21 +7,40 @@ from fractions import Fraction
 
 import pytest
 import torch
+from transformers import Gemma3Config, Gemma3Processor
 
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.gemma3 import crop_counts
+from tests.families import made
 from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
-from tests.tiled_families import gemma3
 
 LAYOUT = get_layout("gemma3")
+
+
+class PanAndScan(Gemma3Processor):
+    """The processor, called as it is for pan and scan."""
+
+    crops = dict(pan_and_scan_min_crop_size=16, pan_and_scan_max_num_crops=4, pan_and_scan_min_ratio_to_activate=1.2)
+
+    def __call__(self, images=None, text=None, **options):
+        return super().__call__(images, text, do_pan_and_scan=True, **self.crops, **options)
+
+
+def model_and_processor(pan_and_scan):
+    model, processor = made("gemma3")
+    if pan_and_scan:
+        processor = PanAndScan(
+            processor.image_processor, processor.tokenizer, chat_template=processor.chat_template, image_seq_length=16
+        )
+    return model, processor
 
 
 def crops_of(processor, size):
     """(left, top, right, bottom) of the crops that the processor's own function makes of an image."""
     width, height = size
     where = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    crops = processor.image_processor.pan_and_scan_batched(where, 16, 4, 1.2)  # as in tests/tiled_families.py
+    crops = processor.image_processor.pan_and_scan_batched(where, **PanAndScan.crops)
     return [(int(c[1].min()), int(c[0].min()), int(c[1].max()) + 1, int(c[0].max()) + 1) for c in crops]
 
 
@@ -33,7 +52,7 @@ def exact_edges(spans):
 
 @pytest.mark.parametrize("pan_and_scan", [False, True])
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(pan_and_scan):
-    model, processor = gemma3(pan_and_scan)
+    model, processor = model_and_processor(pan_and_scan)
     rng, cropped = random.Random(1), 0
     for batch in random_batches(0, 60, 8, 260):
         for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
@@ -48,7 +67,7 @@ def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(pan_and
 
 @pytest.mark.parametrize("pan_and_scan", [False, True])
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(pan_and_scan):
-    model, processor = gemma3(pan_and_scan)
+    model, processor = model_and_processor(pan_and_scan)
     rng = random.Random(3)
     sizes = [(rng.randint(20, 120), rng.randint(20, 120)) for _ in range(10)]
     assert not pan_and_scan or sum(bool(crops_of(processor, size)) for size in sizes) > 4
@@ -57,8 +76,6 @@ def test_pixels_that_change_lie_under_the_tokens_of_their_box(pan_and_scan):
 
 def test_the_published_geometry():
     """896 px, patches of 14 px, 4 x 4 of them pooled."""
-    from transformers import Gemma3Config
-
     config = Gemma3Config(image_token_index=9, vision_config={"image_size": 896, "patch_size": 14})
     inputs = {"input_ids": torch.tensor([[1, *[9] * 256, 1]])}
     (tokens,) = LAYOUT.image_tokens(config, inputs, 0, [(160, 320)])
@@ -88,7 +105,7 @@ def test_crops_of_several_images_are_told_apart_by_what_stands_between_them():
 
 
 def test_other_images_than_the_prompts_are_refused():
-    model, processor = gemma3()
+    model, processor = made("gemma3")
     inputs = inputs_of(processor, [[(60, 30), (30, 60)]])
     for wrong in ([], [(60, 30)] * 3):
         with pytest.raises(LayoutError, match="image sizes for 2 views"):

@@ -16,8 +16,8 @@ from transformers.utils import is_num2words_available
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.idefics3 import fits
+from tests.families import made
 from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
-from tests.tiled_families import idefics3, smolvlm
 
 LAYOUT = get_layout("idefics3")
 
@@ -30,7 +30,7 @@ class Shapes(Idefics3ImageProcessor):
 
 
 WITHOUT = pytest.mark.skipif(not is_num2words_available(), reason="SmolVLM's processor needs num2words")
-FAMILIES = [(idefics3, 30, 7, 2), pytest.param(smolvlm, 48, 8, 3, marks=WITHOUT)]
+FAMILIES = [("idefics3", 30, 7, 2), pytest.param("smolvlm", 48, 8, 3, marks=WITHOUT)]
 
 
 def exact_edges(length, tiles, pixels, cell, side):
@@ -47,7 +47,7 @@ def splits(processor, size):
 
 @pytest.mark.parametrize(("family", "pixels", "patch", "side"), FAMILIES)
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(family, pixels, patch, side):
-    model, processor = family()
+    model, processor = made(family)
     rng = random.Random(1)
     for batch in random_batches(0, 50, 10, 200):
         for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
@@ -61,7 +61,7 @@ def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(family,
 @pytest.mark.parametrize(("family", "pixels", "patch", "side"), FAMILIES)
 def test_images_that_are_not_split(family, pixels, patch, side, monkeypatch):
     """Two in a prompt, one behind the other, are two whole views; so they are where splitting is off."""
-    model, processor = family()
+    model, processor = made(family)
     monkeypatch.setattr(processor.image_processor, "do_image_splitting", False)
     rng, batch = random.Random(1), [[(60, 30), (30, 70)], [], [(200, 10)]]
     for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
@@ -71,7 +71,7 @@ def test_images_that_are_not_split(family, pixels, patch, side, monkeypatch):
 
 @pytest.mark.parametrize(("family", "pixels", "patch", "side"), FAMILIES)
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(family, pixels, patch, side):
-    model, processor = family()
+    model, processor = made(family)
     rng = random.Random(3)
     sizes = [(rng.randint(20, 140), rng.randint(20, 140)) for _ in range(8)]
     assert_order(LAYOUT, model, processor, sizes, 10)
@@ -104,7 +104,7 @@ def test_the_published_geometry():
 
 
 def test_other_images_than_the_prompts_are_refused():
-    model, processor = idefics3()
+    model, processor = made("idefics3")
     inputs = inputs_of(processor, [[(60, 20), (30, 60)]])
     for wrong in ([], [(60, 20)], [(60, 30)] * 3):
         with pytest.raises(LayoutError, match="image sizes for 2 images"):

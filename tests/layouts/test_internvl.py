@@ -12,24 +12,26 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import get_layout
+from tests.families import made
 from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
-from tests.tiled_families import internvl
 
 LAYOUT = get_layout("internvl")
 
 
-def exact_edges(length, tiles, side, pixels):
-    return [Fraction(length * cell, tiles * side) for cell in range(tiles * side + 1)]
+def exact_edges(length, tiles):
+    """Fractions: two cells a tile."""
+    return [Fraction(length * cell, 2 * tiles) for cell in range(2 * tiles + 1)]
 
 
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect():
-    model, processor = internvl()
+    model, processor = made("internvl")
     rng = random.Random(1)
     for batch in random_batches(0, 90, 8, 260):
         for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
             columns, rows = get_optimal_tiled_canvas(tokens.size[::-1], (28, 28), 1, 6)
             assert (tokens.thumbnail is None) == (rows * columns == 1)
-            assert_boxes(tokens, *(exact_edges(n, t, 2, 28) for n, t in zip(tokens.size, (columns, rows))), rng)
+            x_edges, y_edges = exact_edges(tokens.size[0], columns), exact_edges(tokens.size[1], rows)
+            assert_boxes(tokens, x_edges, y_edges, rng)
 
 
 def test_the_published_geometry_at_many_sizes():
@@ -51,13 +53,13 @@ def test_the_published_geometry_at_many_sizes():
 
 
 def test_pixels_that_change_lie_under_the_tokens_of_their_box():
-    model, processor = internvl()
+    model, processor = made("internvl")
     rng = random.Random(3)
     assert_order(LAYOUT, model, processor, [(rng.randint(20, 120), rng.randint(20, 120)) for _ in range(10)], 12)
 
 
 def test_other_images_than_the_prompts_are_refused():
-    model, processor = internvl()
+    model, processor = made("internvl")
     inputs = inputs_of(processor, [[(60, 30), (30, 60)]])
     for wrong in ([], [(60, 30)], [(60, 30)] * 3):
         with pytest.raises(LayoutError, match="image sizes for 2 images"):

@@ -13,8 +13,8 @@ from transformers.models.pixtral.image_processing_pixtral import get_resize_outp
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.pixtral import fits
+from tests.families import made
 from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
-from tests.tiled_families import mistral3, pixtral
 
 LAYOUT = get_layout("pixtral")
 
@@ -26,20 +26,21 @@ def cells(size, longest, pixels):
     return resized[0] // pixels, resized[1] // pixels
 
 
-@pytest.mark.parametrize(("family", "pixels"), [(pixtral, 7), (mistral3, 14)])
+@pytest.mark.parametrize(("family", "pixels"), [("pixtral", 7), ("mistral3", 14)])
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(family, pixels):
-    model, processor = family()
+    model, processor = made(family)
     rng = random.Random(1)
     for batch in random_batches(0, 70, 8, 230):
         for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
             rows, columns = cells(tokens.size, 112, pixels)
-            edges = [[Fraction(n * i, c) for i in range(c + 1)] for n, c in zip(tokens.size, (columns, rows))]
-            assert_boxes(tokens, *edges, rng)
+            x_edges = [Fraction(tokens.size[0] * i, columns) for i in range(columns + 1)]
+            y_edges = [Fraction(tokens.size[1] * i, rows) for i in range(rows + 1)]
+            assert_boxes(tokens, x_edges, y_edges, rng)
 
 
-@pytest.mark.parametrize("family", [pixtral, mistral3])
+@pytest.mark.parametrize("family", ["pixtral", "mistral3"])
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(family):
-    model, processor = family()
+    model, processor = made(family)
     rng = random.Random(3)
     assert_order(LAYOUT, model, processor, [(rng.randint(20, 160), rng.randint(20, 160)) for _ in range(10)], 6)
 
@@ -57,7 +58,7 @@ def test_every_resize_fits_and_other_shapes_do_not():
 
 
 def test_images_that_do_not_fit_the_prompt_are_refused():
-    model, processor = mistral3()
+    model, processor = made("mistral3")
     inputs = inputs_of(processor, [[(100, 80)], []])
     for row, wrong in ((0, []), (0, [(100, 80)] * 2), (1, [(100, 80)])):
         with pytest.raises(LayoutError):
@@ -71,6 +72,6 @@ def test_images_that_do_not_fit_the_prompt_are_refused():
 
 def test_a_llava_with_another_vision_tower_is_refused():
     """LLaVA 1.5 cuts a square out of the image; its geometry is another."""
-    _, processor = pixtral()
+    _, processor = made("pixtral")
     with pytest.raises(LayoutError, match="clip_vision_model"):
         LAYOUT.image_tokens(LlavaConfig(), inputs_of(processor, [[(100, 80)]]), 0, [(100, 80)])
