@@ -55,6 +55,11 @@ def prompt(processor: Any) -> Any:
     return build_inputs(processor, [[noise[0]], [noise[1]], []], ["Read the page.", "What is sun?", "What is name?"])
 
 
+def sliding_layers(text: Any) -> list[int]:
+    kinds = getattr(text, "layer_types", None) or []
+    return [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
+
+
 def generate(model: Any, inputs: Any, cache: Any) -> torch.Tensor:
     with torch.no_grad():
         return model.generate(**inputs, past_key_values=cache, max_new_tokens=6, min_new_tokens=6)
@@ -77,9 +82,11 @@ def test_end_to_end(checkpoint, tmp_path):
     table.check_model(model.config)
     assert table.scores.shape == (text.num_hidden_layers, text.num_attention_heads)
     assert table.header["family"] == entry.family and (table.hits.sum(1) > 0).any()
-    heads = text.num_hidden_layers * text.num_key_value_heads
-    slots = json.loads((tmp_path / "artifacts" / "budgets" / "m.json").read_text())["slots"]
-    assert np.array(slots[str(BUDGET)]).sum() == heads * BUDGET
+    full_layers = [i for i in range(text.num_hidden_layers) if i not in sliding_layers(text)]
+    heads = len(full_layers) * text.num_key_value_heads
+    budgets = json.loads((tmp_path / "artifacts" / "budgets" / "m.json").read_text())
+    assert budgets["layers"] == table.full_layers() == full_layers
+    assert np.array(budgets["slots"][str(BUDGET)]).sum() == heads * BUDGET
 
     inputs = prompt(processor)
     lengths = inputs["attention_mask"].sum(1)
@@ -90,6 +97,10 @@ def test_end_to_end(checkpoint, tmp_path):
     small = sparsemm.compressed_cache(model, "sparsemm", BUDGET, table, window=WINDOW)
     generate(model, inputs, small)
     rows = len(lengths) * heads * (BUDGET + 5)  # the last new token is never put back in
+    # A window of w holds w - 1 tokens of the past, padding included.
+    sliding = len(sliding_layers(text)) * text.num_key_value_heads
+    rows += len(lengths) * sliding * ((text.sliding_window - 1) if sliding else 0)
+    assert small.kept_slots().tolist() == [rows // len(lengths)] * len(lengths)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     assert small.kept_bytes() == rows * 2 * head_dim * 4
     assert torch.stack(small.budgets()).sum(dim=(0, 2)).tolist() == [heads * BUDGET] * len(lengths)

@@ -121,7 +121,7 @@ def _set_attention(model: Any, config: Any) -> None:
         raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
 
 
-def _layers(config: Any, where: str) -> tuple[list[Any], list[int]]:
+def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
     """What transformers would make of a model's layers, and which of them are plain full attention.
 
     Raises:
@@ -184,7 +184,7 @@ def compressed_cache(
         CacheError: if the model has layers this cache cannot serve, or options exclude each other.
     """
     config = model.config.get_text_config()
-    layers, full = _layers(config, type(model).__name__)
+    layers, full = layers_of(config, type(model).__name__)
     if pooling_kernel < 1 or pooling_kernel % 2 == 0:
         raise BudgetError(f"pooling_kernel is {pooling_kernel}", hint="use an odd number")
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
