@@ -114,6 +114,25 @@ def test_edges_against_exact_fractions_of_the_processors_own_geometry():
     assert shrunk > 30
 
 
+@pytest.mark.parametrize("size", [(117, 50), (50, 117), (116, 116), (58, 29)])
+def test_cells_of_whole_images_are_whole_patches_of_their_tile(size):
+    """Four patches of 14 px show 56 of 58 px, so a cell is 14/58 of the image; the last one gets the rest."""
+    model, processor = made(NAME)
+    alone, shared = inputs_of(processor, [[size]]), inputs_of(processor, [[(80, 80), size]])
+    (one,) = LAYOUT.image_tokens(model.config, alone, 0, [size])
+    _, other = LAYOUT.image_tokens(model.config, shared, 0, [(80, 80), size])
+    width, height = size
+    cells = one.thumbnail.rectangles.reshape(4, 4, 4)
+    assert cells[0, :, 2].tolist() == [float(Fraction(14 * i * width, 58)) for i in (1, 2, 3)] + [width]
+    assert cells[:, 0, 3].tolist() == [float(Fraction(14 * i * height, 58)) for i in (1, 2, 3)] + [height]
+    longest = max(size)  # of the square that is padded to
+    ends = [Fraction(14 * i * longest, 58) for i in range(4)] + [Fraction(longest)]
+    for length, axis in ((width, 0), (height, 1)):
+        padding = (longest - length) // 2
+        want = [float(e - padding) for e in ends if 0 < e - padding < length] + [length]
+        assert sorted(set(other.rectangles[:, axis + 2])) == pytest.approx(want)
+
+
 @pytest.mark.parametrize("size", [(100, 70), (230, 170), (90, 232)])
 def test_the_model_puts_its_features_where_the_layout_says(size):
     """Features of the tiles, put together here, must be what the language model sees at the layout's positions."""
