@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 import sparsemm
 from sparsemm import align, allocate
+from sparsemm.cache.graphs import greedy
 from sparsemm.chase import stage
 from sparsemm.datasets.records import write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
@@ -104,3 +105,47 @@ def test_end_to_end(checkpoint, tmp_path):
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     assert small.kept_bytes() == rows * 2 * head_dim * 4
     assert torch.stack(small.budgets()).sum(dim=(0, 2)).tolist() == [heads * BUDGET] * len(lengths)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_second_turn_goes_on_from_the_tokens_seen(name):
+    """Text after an answer: what is kept, or how little, must not move the positions of what comes."""
+    model, processor = made(name)
+    text = model.config.get_text_config()
+    inputs = prompt(processor)
+    more = processor.tokenizer(["What is moon?"] * 3, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    said, positions = {}, {}
+
+    def note(module, arguments, options):
+        seen.append(options["position_ids"])
+
+    hook = model.model.language_model.register_forward_pre_hook(note, with_kwargs=True)
+    for budget, cache in (
+        (None, DynamicCache(config=text)),
+        (10**4, sparsemm.compressed_cache(model, "snapkv", 10**4, window=WINDOW)),
+        (BUDGET, sparsemm.compressed_cache(model, "snapkv", BUDGET, window=WINDOW)),
+    ):
+        seen: list[torch.Tensor] = []
+        out = generate(model, inputs, cache)
+        mask = torch.cat([inputs["attention_mask"], torch.ones(3, 6 + more.shape[1], dtype=torch.int64)], dim=1)
+        second = {"input_ids": torch.cat([out, more], dim=1), "attention_mask": mask}
+        said[budget] = generate(model, second, cache)
+        positions[budget] = [one for one in seen if one is not None]
+    hook.remove()
+    assert torch.equal(said[10**4], said[None])
+    assert len(positions[None]) == 12
+    for budget in (10**4, BUDGET):
+        for got, want in zip(positions[budget], positions[None], strict=True):
+            assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_that_can_be_graphs_say_the_same(name, monkeypatch):
+    model, processor = made(name)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    inputs = dict(prompt(processor))
+    with torch.no_grad():
+        cache = sparsemm.compressed_cache(model, "snapkv", BUDGET, window=WINDOW)
+        want = model.generate(**inputs, past_key_values=cache, max_new_tokens=6)
+    cache = sparsemm.compressed_cache(model, "snapkv", BUDGET, window=WINDOW, max_new_tokens=6)
+    assert torch.equal(greedy(model, inputs, cache, 6), want)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsemm.layouts.tokens import ImageTokens, Positions, Rectangles, even_edges, tile
+from sparsemm.layouts.tokens import ImageTokens, Positions, Rectangles, tile
 
 Grid = tuple[tuple[int, int], Rectangles]
 
@@ -80,18 +80,26 @@ def listed_sizes(inputs: Any) -> list[tuple[int, int]]:
     return [(int(width), int(height)) for height, width in inputs["image_sizes"]]
 
 
-def with_thumbnail(size: tuple[int, int], side: int, unpadded: Grid, positions: Positions) -> ImageTokens:
-    """Tokens of one image: side * side of the stretched image, then rows of the grid, each with a newline token.
+def tile_edges(config: Any, length: int) -> np.ndarray:
+    """Cell edges of one tile that shows `length` pixels; pixels behind the last whole patch go to the last cell."""
+    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    result = np.arange(side // patch + 1) * patch * length / side
+    result[-1] = length
+    return result
+
+
+def with_thumbnail(config: Any, size: tuple[int, int], unpadded: Grid, positions: Positions) -> ImageTokens:
+    """Tokens of one image: a tile of all of it, stretched, then rows of the grid, each with a newline token behind it.
 
     Args:
+        config: the model's.
         size: (width, height) in pixels.
-        side: cells of the thumbnail along either axis.
         unpadded: (rows, columns) and rectangles of the grid.
-        positions: (side * side + rows * (columns + 1),) int64.
+        positions: of all its visual tokens, int64.
     """
     (rows, columns), rectangles = unpadded
-    width, height = size
-    small = tile(even_edges(height, side), even_edges(width, side))
-    thumbnail = ImageTokens(positions[: side * side], small, (side, side), size)
+    x, y = (tile_edges(config, length) for length in size)
+    side = len(x) - 1
+    thumbnail = ImageTokens(positions[: side * side], tile(y, x), (side, side), size)
     cells = positions[side * side :].reshape(rows, columns + 1)[:, :columns].ravel()
     return ImageTokens(cells, rectangles, (rows, columns), size, thumbnail)

@@ -38,4 +38,4 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         listed = listed_sizes(inputs)
         first = first_image(inputs, row, token, counts([grid(config, *size) for size in listed]))
         check_seen(listed[first : first + len(image_sizes)], image_sizes, row)
-    return [with_thumbnail(*one) for one in zip(image_sizes, [side] * len(found), grids, found, strict=True)]
+    return [with_thumbnail(config, *one) for one in zip(image_sizes, grids, found, strict=True)]

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsemm.layouts.anyres import Grid, grid, listed_sizes, with_thumbnail
+from sparsemm.layouts.anyres import Grid, grid, listed_sizes, tile_edges, with_thumbnail
 from sparsemm.layouts.tokens import (
     ImageTokens,
     Positions,
     check_seen,
-    even_edges,
     first_image,
     image_positions,
     split_by_count,
@@ -27,16 +26,18 @@ def unpadded(config: Any, size: tuple[int, int]) -> Grid:
     return grid(config, *size, most=int(config.vision_aspect_ratio.rpartition("_")[2]) * side**2)
 
 
-def squared(size: tuple[int, int], side: int, positions: Positions) -> ImageTokens:
+def squared(config: Any, size: tuple[int, int], positions: Positions) -> ImageTokens:
     """Tokens of an image that was padded to a square, centred: those whose cell is not wholly padding.
 
     Args:
         positions: (side * side + 1,) int64, the last one a newline token.
     """
     longest = max(size)
+    edges = tile_edges(config, longest)
+    side = len(edges) - 1
 
     def axis(length: int) -> tuple[Positions, np.ndarray]:
-        ends = np.clip(even_edges(longest, side) - (longest - length) // 2, 0, length)
+        ends = np.clip(edges - (longest - length) // 2, 0, length)
         cells = np.flatnonzero(np.diff(ends) > 0)
         return cells, np.append(ends[cells], length)
 
@@ -81,6 +82,6 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
     found = split_by_count(image_positions(inputs, row, config.image_token_id), counts[mine], row)
     check_seen(listed[mine], image_sizes, row)
     return [
-        squared(size, side, positions) if one is None else with_thumbnail(size, side, one, positions)
+        squared(config, size, positions) if one is None else with_thumbnail(config, size, one, positions)
         for size, one, positions in zip(image_sizes, grids[mine], found, strict=True)
     ]
