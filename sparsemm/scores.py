@@ -77,7 +77,7 @@ class ScoreTable:
         if type(kv) is not int or kv < 1 or shape[1] % kv:
             raise ScoreTableError(f"{shape[1]} query heads cannot share {kv!r} KV heads", where=where)
         sliding = self.header.get("sliding_layers", [])
-        if not isinstance(sliding, list) or not all(type(i) is int for i in sliding) or not self.full_layers():
+        if type(sliding) is not list or not all(type(i) is int for i in sliding) or not self.full_layers():
             raise ScoreTableError(f"sliding_layers {sliding!r} leave no layer of {shape[0]}", where=where)
         return self
 

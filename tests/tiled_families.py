@@ -93,9 +93,7 @@ def gemma3() -> Made:
         image_seq_length=16,
     )
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    text = hf.Gemma3TextConfig(
-        layer_types=kinds, sliding_window=24, query_pre_attn_scalar=8, **text_sizes(words)
-    )
+    text = hf.Gemma3TextConfig(layer_types=kinds, sliding_window=24, query_pre_attn_scalar=8, **text_sizes(words))
     config = hf.Gemma3Config(
         text_config=text,
         vision_config=hf.SiglipVisionConfig(**VISION, image_size=56, patch_size=7, vision_use_head=False),

@@ -28,11 +28,25 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The geometry of one family: its name, the `model_type`s it serves, and `image_tokens`."""
+    """The geometry of one family: its name, the `model_type`s it serves, and `image_tokens`.
+
+    Where `vision_types` is not empty, the vision tower must have one of these `model_type`s.
+    """
 
     family: str
     model_types: tuple[str, ...]
     image_tokens: Callable[[Any, Any, int, list[tuple[int, int]]], list[ImageTokens]]
+    vision_types: tuple[str, ...] = ()
+
+    def serves(self, config: dict[str, Any]) -> bool:
+        """Whether this is the geometry of a config.json's model."""
+        tower = (config.get("vision_config") or {}).get("model_type")
+        return config.get("model_type") in self.model_types and (not self.vision_types or tower in self.vision_types)
+
+    def names(self) -> list[str]:
+        """The served `model_type`s as told to users."""
+        towers = f" (vision tower {', '.join(self.vision_types)})" if self.vision_types else ""
+        return [name + towers for name in self.model_types]
 
 
 def families() -> tuple[str, ...]:
@@ -49,7 +63,7 @@ def get_layout(family: str) -> Layout:
     if family not in FAMILIES:
         raise LayoutError(f"family {family!r} is not supported", hint=f"supported: {', '.join(FAMILIES)}")
     module = import_module(f"sparsemm.layouts.{family}")
-    return Layout(family, module.MODEL_TYPES, module.image_tokens)
+    return Layout(family, module.MODEL_TYPES, module.image_tokens, getattr(module, "VISION_TYPES", ()))
 
 
 def family_of(config: dict[str, Any]) -> str:
@@ -61,11 +75,11 @@ def family_of(config: dict[str, Any]) -> str:
     model_type = config.get("model_type")
     layouts = [get_layout(family) for family in FAMILIES]
     for layout in layouts:
-        if model_type in layout.model_types:
+        if layout.serves(config):
             return layout.family
     from sparsemm.layouts.unsupported import kind
 
-    known = ", ".join(name for layout in layouts for name in layout.model_types)
+    known = ", ".join(name for layout in layouts for name in layout.names())
     raise LayoutError(
         f"model_type {model_type!r} is not supported: {kind(config)}",
         hint=f"supported: {known}; docs/families.md says how to add one",

@@ -8,6 +8,7 @@ from sparsemm.errors import LayoutError
 from sparsemm.layouts.tokens import ImageTokens, even_edges, first_image, image_positions, split_by_count, tile
 
 MODEL_TYPES = ("llava", "mistral3")
+VISION_TYPES = ("pixtral",)  # LLaVA 1.5's CLIP sees a square cut out of the image
 
 
 def fits(width: int, height: int, rows: int, columns: int, pixels: int) -> bool:
@@ -38,11 +39,8 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         one ImageTokens per image.
 
     Raises:
-        LayoutError: if the vision tower is not Pixtral's, or the visual tokens do not fit the images.
+        LayoutError: if the number of visual tokens or the shape of a grid does not fit the images.
     """
-    if config.vision_config.model_type != "pixtral":
-        kind = config.vision_config.model_type
-        raise LayoutError(f"the vision tower is {kind!r}", hint="of the llava models those with Pixtral's are served")
     pixels = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
     seen = inputs.get("image_sizes")
     grids = [] if seen is None else [(int(h) // pixels, int(w) // pixels) for h, w in seen]

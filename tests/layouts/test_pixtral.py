@@ -7,11 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from transformers import LlavaConfig
 from transformers.models.pixtral.image_processing_pixtral import get_resize_output_image_size
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import get_layout
+from sparsemm.layouts import family_of, get_layout
 from sparsemm.layouts.pixtral import fits
 from tests.families import made
 from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
@@ -72,6 +71,7 @@ def test_images_that_do_not_fit_the_prompt_are_refused():
 
 def test_a_llava_with_another_vision_tower_is_refused():
     """LLaVA 1.5 cuts a square out of the image; its geometry is another."""
-    _, processor = made("pixtral")
-    with pytest.raises(LayoutError, match="clip_vision_model"):
-        LAYOUT.image_tokens(LlavaConfig(), inputs_of(processor, [[(100, 80)]]), 0, [(100, 80)])
+    assert family_of({"model_type": "llava", "vision_config": {"model_type": "pixtral"}}) == "pixtral"
+    for tower in ({"vision_config": {"model_type": "clip_vision_model"}}, {"vision_config": None}, {}):
+        with pytest.raises(LayoutError, match=r"'llava' is not supported.*llava \(vision tower pixtral\)"):
+            family_of({"model_type": "llava", **tower})
