@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsemm import layouts
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import ImageTokens, box_positions, family_of, get_layout
+from sparsemm.layouts import ImageTokens, box_positions, families, family_of, get_layout
 from sparsemm.layouts.tokens import even_edges, first_image, image_positions, tile
 
 
@@ -81,3 +83,12 @@ def test_families_are_found_by_model_type_and_others_refused():
             family_of(config)
     with pytest.raises(LayoutError, match="supported"):
         get_layout("bert")
+
+
+def test_every_file_of_geometry_is_registered_and_serves_model_types_of_its_own():
+    folder = Path(layouts.__file__).parent
+    written = {path.stem for path in folder.glob("*.py") if "MODEL_TYPES = " in path.read_text(encoding="utf-8")}
+    assert written == set(families()) and len(families()) == len(written)
+    types = [name for family in families() for name in get_layout(family).model_types]
+    assert len(types) == len(set(types))
+    assert set(map(family_of, ({"model_type": name} for name in types))) == set(families())
