@@ -26,55 +26,34 @@ def most_crops(size: tuple[int, int]) -> int:
     return max(2, (2 * long + short) // (2 * short))
 
 
-def parse(gaps: list[tuple[int, ...]], between: tuple[int, ...]) -> list[int] | None:
-    """Crops of every image of a row if `between` is what stands between two crops; None if it cannot be.
-
-    Before the first crop of an image stands a longer gap, the same one everywhere, and neither stands elsewhere.
-    """
-    counts, intros, others, at = [], set(), set(), 0
-    while at <= len(gaps):
-        last = at + 1
-        while last < len(gaps) and gaps[last] == between:
-            last += 1
-        cropped = at < len(gaps) and last > at + 1
-        counts.append(last - at if cropped else 0)
-        if cropped:
-            intros.add(gaps[at])
-        at = last if cropped else at
-        others.update(gaps[at : at + 1])
-        at += 1
-    possible = len(intros) == 1 and not others & {*intros, between} and len(min(intros)) > len(between)
-    return counts if possible else None
-
-
 def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]], where: str) -> list[int]:
     """Crops of every image of a row, from the tokens between one view and the next.
 
-    The processor does not say how many there are, and writes its own words between the views. What tokens these are
-    is not known here, so every kind of gap is tried; the one that leaves the right number of images, with no more
-    crops than their shapes allow, is what stands between crops.
+    The processor does not say how many there are, but it writes a long sentence between an image and its first crop,
+    which no other gap between images is as long as, and the same few tokens between all crops.
 
     Raises:
-        LayoutError: if none does, or more than one.
+        LayoutError: if that does not leave the right number of images, with no more crops than their shapes allow.
     """
-    views = len(gaps) + 1
-    guesses: list[list[int] | None] = [[views - 1]] if len(image_sizes) == 1 else [[0] * views]
-    if len(image_sizes) not in (1, views):
-        guesses = [parse(gaps, between) for between in sorted(set(gaps))]
-    answers = [
-        counts
-        for counts in guesses
-        if counts is not None
-        and len(counts) == len(image_sizes)
-        and all(n <= most_crops(size) for n, size in zip(counts, image_sizes, strict=True))
-    ]
-    if len(answers) != 1:
+    sentence = max(gaps, key=len) if len(gaps) >= len(image_sizes) else None
+    counts, at, fits = [], 0, True
+    while at <= len(gaps):
+        last = at
+        if at < len(gaps) and gaps[at] == sentence:
+            last = at + 1
+            while last < len(gaps) and gaps[last] == gaps[at + 1]:
+                last += 1
+            fits &= gaps[last : last + 1] != [sentence]  # it stands behind the image itself only
+        counts.append(last - at)
+        at = last + 1
+    fits &= len(counts) == len(image_sizes)
+    if not fits or any(n > most_crops(size) for n, size in zip(counts, image_sizes, strict=True)):
         raise LayoutError(
-            f"{len(image_sizes)} image sizes for {views} views of images",
+            f"{len(image_sizes)} image sizes for {len(gaps) + 1} views of images",
             where=where,
-            hint="if pan and scan is on, give one image per prompt",
+            hint="with pan and scan, images come before the text",
         )
-    return answers[0]
+    return counts
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:

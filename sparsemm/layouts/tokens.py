@@ -70,7 +70,7 @@ def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -
         raise LayoutError(f"box {box} reaches outside the {width}x{height} image", hint="boxes are in its own pixels")
     r = tokens.rectangles
     shared = (np.maximum(r[:, 0], x0) < np.minimum(r[:, 2], x1)) & (np.maximum(r[:, 1], y0) < np.minimum(r[:, 3], y1))
-    return tokens.positions[shared]
+    return np.sort(tokens.positions[shared])  # tiles follow one another, cell rows of an image run through them
 
 
 def image_positions(inputs: Any, row: int, token_id: int) -> Positions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from sparsemm.layouts import ImageTokens, Layout, box_positions
 from sparsemm.prompts import build_inputs
 
 Size = tuple[int, int]
+OUTPUTS = (".out_proj.", ".o_proj.", ".attn.proj.", ".projection_layer.")  # of a vision tower's attention
 
 
 def draw_batches(images: int, least: int, most: int, seed: int = 0) -> list[list[list[Size]]]:
@@ -35,7 +37,7 @@ def check_tiling(tokens: ImageTokens) -> None:
     """Rectangles in raster order, as many as positions, cover the image without gap or overlap."""
     (rows, columns), (width, height) = tokens.grid, tokens.size
     assert len(tokens.positions) == len(tokens.rectangles) == rows * columns > 0
-    assert (np.diff(tokens.positions) > 0).all()
+    assert len(set(tokens.positions)) == rows * columns
     cells = tokens.rectangles.reshape(rows, columns, 4)
     x, y = cells[0, :, [0, 2]], cells[:, 0, [1, 3]]
     for (first, last), length in ((x, width), (y.T, height)):
@@ -73,11 +75,40 @@ def check_batches(model: Any, processor: Any, layout: Layout, batches: list[list
                 check_boxes(tokens)
 
 
+def check_views(model: Any, layout: Layout, inputs: Any, batch: list[list[Size]]) -> list[ImageTokens]:
+    """Of families that cut images into tiles: every placeholder token is a cell of one view; all images, row by row."""
+    images = []
+    for row, sizes in enumerate(batch):
+        found = layout.image_tokens(model.config, inputs, row, sizes)
+        views = [view for tokens in found for view in (tokens, tokens.thumbnail) if view is not None]
+        marks = np.flatnonzero((inputs["input_ids"][row] == model.config.image_token_id).numpy())
+        assert sorted(p for view in views for p in view.positions) == marks.tolist()
+        assert [tokens.size for tokens in found] == sizes
+        for view in views:
+            check_tiling(view)
+        images += found
+    return images
+
+
+def check_exact_boxes(tokens: ImageTokens, x: list[Fraction], y: list[Fraction], rng: random.Random) -> None:
+    """The tokens of a random box, which may end on an edge, are the cells between these edges that it intersects."""
+    width, height = tokens.size
+    assert tokens.grid == (len(y) - 1, len(x) - 1)
+    whole = [[int(edge) for edge in axis if edge.denominator == 1] for axis in (x, y)]
+    for _ in range(8):
+        x0, x1 = sorted(rng.sample(rng.choice((range(width + 1), whole[0])), 2))
+        y0, y1 = sorted(rng.sample(rng.choice((range(height + 1), whole[1])), 2))
+        across = [c for c in range(len(x) - 1) if max(x[c], x0) < min(x[c + 1], x1)]
+        down = [r for r in range(len(y) - 1) if max(y[r], y0) < min(y[r + 1], y1)]
+        want = sorted(int(tokens.positions[r * (len(x) - 1) + c]) for r in down for c in across)
+        assert box_positions(tokens, (x0, y0, x1, y1)).tolist() == want
+
+
 @torch.no_grad()
 def embedded(model: Any, inputs: Any) -> torch.Tensor:
     """What the language model gets: (B, S, hidden), image features in their places."""
     seen: dict[str, Any] = {}
-    hook = model.model.language_model.register_forward_pre_hook(
+    hook = model.get_decoder().register_forward_pre_hook(
         lambda module, arguments, options: seen.update(options), with_kwargs=True
     )
     try:
@@ -91,7 +122,7 @@ def cut_attention(model: Any) -> dict[str, torch.Tensor]:
     """Silence the vision tower's attention, so that a patch shows in its own token alone; returns what was there."""
     before = {}
     for name, weight in model.named_parameters():
-        if ("visual" in name or "vision" in name) and any(end in name for end in (".out_proj.", ".attn.proj.")):
+        if ("visual" in name or "vision" in name) and any(end in name for end in OUTPUTS):
             before[name] = weight.detach().clone()
             weight.data.zero_()
     assert before
@@ -114,12 +145,21 @@ def changed(model: Any, processor: Any, row: list[Size], which: int, box: tuple[
     return (embedded(model, inputs) - embedded(model, other)).abs().amax(-1)[0].double().numpy()
 
 
+def around(view: ImageTokens, box: tuple[int, int, int, int]) -> np.ndarray:
+    """Positions of the cells that a box touches if one cell is added on every side."""
+    r, (width, height) = view.rectangles, view.size
+    across, down = (r[:, 2] - r[:, 0]).max(), (r[:, 3] - r[:, 1]).max()
+    x0, y0, x1, y1 = box
+    wide = (max(0, x0 - across), max(0, y0 - down), min(width, x1 + across), min(height, y1 + down))
+    return box_positions(view, wide)
+
+
 def check_order(model: Any, processor: Any, layout: Layout, most: int, cell: int, per_row: int = 1) -> None:
     """A bright square changes the features of all tokens inside it most, and of none further off than a cell.
 
     Args:
         most: px of an image at most.
-        cell: px of a token's cell at most; resizing blurs by less.
+        cell: px that the box is long at least, and half of what an image is.
         per_row: images in the prompt; the last one changes.
     """
     before = cut_attention(model)
@@ -130,17 +170,16 @@ def check_order(model: Any, processor: Any, layout: Layout, most: int, cell: int
             width, height = row[-1]
             x, y = rng.randint(0, width - 2 * cell), rng.randint(0, height - 2 * cell)
             box = (x, y, x + rng.randint(cell, 2 * cell), y + rng.randint(cell, 2 * cell))
-            wide = (max(0, x - cell), max(0, y - cell), min(width, box[2] + cell), min(height, box[3] + cell))
             change = changed(model, processor, row, per_row - 1, box)
             tokens = layout.image_tokens(model.config, inputs_of(processor, [row]), 0, row)[-1]
-            near = box_positions(tokens, wide)
-            if tokens.thumbnail is not None:
-                near = np.concatenate([near, tokens.thumbnail.positions])
+            views = [view for view in (tokens, tokens.thumbnail) if view is not None]
+            near = np.concatenate([around(view, box) for view in views])
             moved = np.flatnonzero(change > 1e-3 * change.max())
             assert np.isin(moved, near).all(), (row, box)
             assert tokens.positions[change[tokens.positions].argmax()] in box_positions(tokens, box)
-            r = tokens.rectangles
-            inside = (r[:, 0] >= x) & (r[:, 1] >= y) & (r[:, 2] <= box[2]) & (r[:, 3] <= box[3])
-            assert np.isin(tokens.positions[inside], moved).all(), (row, box)
+            for view in views:
+                r = view.rectangles
+                inside = (r[:, 0] >= x) & (r[:, 1] >= y) & (r[:, 2] <= box[2]) & (r[:, 3] <= box[3])
+                assert np.isin(view.positions[inside], moved).all(), (row, box)
     finally:
         restore(model, before)

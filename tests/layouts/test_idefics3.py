@@ -17,7 +17,7 @@ from sparsemm.errors import LayoutError
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.idefics3 import fits
 from tests.families import made
-from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
+from tests.layouts.geometry import check_exact_boxes, check_order, check_views, draw_batches, inputs_of
 
 LAYOUT = get_layout("idefics3")
 
@@ -49,13 +49,13 @@ def splits(processor, size):
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(family, pixels, patch, side):
     model, processor = made(family)
     rng = random.Random(1)
-    for batch in random_batches(0, 50, 10, 200):
-        for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
+    for batch in draw_batches(50, 10, 200):
+        for tokens in check_views(model, LAYOUT, inputs_of(processor, batch), batch):
             rows, columns = splits(processor, tokens.size)
             edges = [
                 exact_edges(n, t, pixels, 2 * patch, side) for n, t in zip(tokens.size, (columns, rows), strict=True)
             ]
-            assert_boxes(tokens, *edges, rng)
+            check_exact_boxes(tokens, *edges, rng)
 
 
 @pytest.mark.parametrize(("family", "pixels", "patch", "side"), FAMILIES)
@@ -64,17 +64,16 @@ def test_images_that_are_not_split(family, pixels, patch, side, monkeypatch):
     model, processor = made(family)
     monkeypatch.setattr(processor.image_processor, "do_image_splitting", False)
     rng, batch = random.Random(1), [[(60, 30), (30, 70)], [], [(200, 10)]]
-    for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
+    for tokens in check_views(model, LAYOUT, inputs_of(processor, batch), batch):
         assert tokens.thumbnail is None
-        assert_boxes(tokens, *(exact_edges(n, 1, pixels, 2 * patch, side) for n in tokens.size), rng)
+        check_exact_boxes(tokens, *(exact_edges(n, 1, pixels, 2 * patch, side) for n in tokens.size), rng)
 
 
 @pytest.mark.parametrize(("family", "pixels", "patch", "side"), FAMILIES)
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(family, pixels, patch, side):
     model, processor = made(family)
-    rng = random.Random(3)
-    sizes = [(rng.randint(20, 140), rng.randint(20, 140)) for _ in range(8)]
-    assert_order(LAYOUT, model, processor, sizes, 10)
+    check_order(model, processor, LAYOUT, most=140, cell=16)
+    check_order(model, processor, LAYOUT, most=140, cell=16, per_row=2)
 
 
 @pytest.mark.parametrize(("longest", "pixels"), [(1456, 364), (2048, 512), (1536, 384), (1500, 384), (600, 512)])

@@ -13,7 +13,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import get_layout
 from tests.families import made
-from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
+from tests.layouts.geometry import check_exact_boxes, check_order, check_views, draw_batches, inputs_of
 
 LAYOUT = get_layout("internvl")
 
@@ -26,12 +26,12 @@ def exact_edges(length, tiles):
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect():
     model, processor = made("internvl")
     rng = random.Random(1)
-    for batch in random_batches(0, 90, 8, 260):
-        for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
+    for batch in draw_batches(90, 8, 260):
+        for tokens in check_views(model, LAYOUT, inputs_of(processor, batch), batch):
             columns, rows = get_optimal_tiled_canvas(tokens.size[::-1], (28, 28), 1, 6)
             assert (tokens.thumbnail is None) == (rows * columns == 1)
             x_edges, y_edges = exact_edges(tokens.size[0], columns), exact_edges(tokens.size[1], rows)
-            assert_boxes(tokens, x_edges, y_edges, rng)
+            check_exact_boxes(tokens, x_edges, y_edges, rng)
 
 
 def test_the_published_geometry_at_many_sizes():
@@ -54,8 +54,8 @@ def test_the_published_geometry_at_many_sizes():
 
 def test_pixels_that_change_lie_under_the_tokens_of_their_box():
     model, processor = made("internvl")
-    rng = random.Random(3)
-    assert_order(LAYOUT, model, processor, [(rng.randint(20, 120), rng.randint(20, 120)) for _ in range(10)], 12)
+    check_order(model, processor, LAYOUT, most=120, cell=16)
+    check_order(model, processor, LAYOUT, most=120, cell=16, per_row=2)
 
 
 def test_other_images_than_the_prompts_are_refused():

@@ -13,7 +13,7 @@ from sparsemm.errors import LayoutError
 from sparsemm.layouts import family_of, get_layout
 from sparsemm.layouts.pixtral import fits
 from tests.families import made
-from tests.layouts.checks import assert_boxes, assert_found, assert_order, inputs_of, random_batches
+from tests.layouts.geometry import check_exact_boxes, check_order, check_views, draw_batches, inputs_of
 
 LAYOUT = get_layout("pixtral")
 
@@ -29,19 +29,19 @@ def cells(size, longest, pixels):
 def test_every_visual_token_is_a_cell_and_boxes_take_what_they_intersect(family, pixels):
     model, processor = made(family)
     rng = random.Random(1)
-    for batch in random_batches(0, 70, 8, 230):
-        for tokens in assert_found(LAYOUT, model.config, inputs_of(processor, batch), batch):
+    for batch in draw_batches(70, 8, 230):
+        for tokens in check_views(model, LAYOUT, inputs_of(processor, batch), batch):
             rows, columns = cells(tokens.size, 112, pixels)
             x_edges = [Fraction(tokens.size[0] * i, columns) for i in range(columns + 1)]
             y_edges = [Fraction(tokens.size[1] * i, rows) for i in range(rows + 1)]
-            assert_boxes(tokens, x_edges, y_edges, rng)
+            check_exact_boxes(tokens, x_edges, y_edges, rng)
 
 
 @pytest.mark.parametrize("family", ["pixtral", "mistral3"])
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(family):
     model, processor = made(family)
-    rng = random.Random(3)
-    assert_order(LAYOUT, model, processor, [(rng.randint(20, 160), rng.randint(20, 160)) for _ in range(10)], 6)
+    check_order(model, processor, LAYOUT, most=160, cell=16)
+    check_order(model, processor, LAYOUT, most=160, cell=16, per_row=2)
 
 
 def test_every_resize_fits_and_other_shapes_do_not():

@@ -89,6 +89,8 @@ def test_every_file_of_geometry_is_registered_and_serves_model_types_of_its_own(
     folder = Path(layouts.__file__).parent
     written = {path.stem for path in folder.glob("*.py") if "MODEL_TYPES = " in path.read_text(encoding="utf-8")}
     assert written == set(families()) and len(families()) == len(written)
-    types = [name for family in families() for name in get_layout(family).model_types]
-    assert len(types) == len(set(types))
-    assert set(map(family_of, ({"model_type": name} for name in types))) == set(families())
+    types = {name: get_layout(family) for family in families() for name in get_layout(family).model_types}
+    assert len(types) == sum(len(get_layout(family).model_types) for family in families())
+    for name, layout in types.items():
+        towers = [{"vision_config": {"model_type": tower}} for tower in layout.vision_types] or [{}]
+        assert [family_of({"model_type": name, **tower}) for tower in towers] == [layout.family] * len(towers)
