@@ -51,7 +51,7 @@ def sliding_layers(config: PretrainedConfig) -> dict[str, Any]:
     text = config.get_text_config()
     full = layers_of(text, str(config.model_type))[1]
     sliding = [i for i in range(text.num_hidden_layers) if i not in full]
-    return {"sliding_layers": sliding, "sliding_window": text.sliding_window} if sliding else {}
+    return {"sliding_layers": sliding, "sliding_window": getattr(text, "sliding_window", None)} if sliding else {}
 
 
 def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]:
