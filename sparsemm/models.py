@@ -43,6 +43,20 @@ def fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def sliding_layers(config: PretrainedConfig) -> dict[str, Any]:
+    """What a score table's header says of a model that has sliding-window layers beside full ones, else nothing.
+
+    Raises:
+        CacheError: if it has layers of yet another kind, or no layer with full attention.
+    """
+    from sparsemm.cache.compressed import layers_of
+
+    text = config.get_text_config()
+    full = layers_of(text, str(config.model_type))[1]
+    sliding = [i for i in range(text.num_hidden_layers) if i not in full]
+    return {"sliding_layers": sliding, "sliding_window": getattr(text, "sliding_window", None)} if sliding else {}
+
+
 def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]:
     """Load (model in eval mode, processor) of an entry; CUDA where there is one unless `device` says otherwise.
 
@@ -171,4 +185,5 @@ def imported_header(entry: ModelParams) -> dict[str, Any]:
         "revision": entry.revision,
         "fingerprint": fingerprint(config),
         "num_kv_heads": config.get_text_config().num_key_value_heads,
+        **sliding_layers(config),
     }

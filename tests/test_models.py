@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
+from sparsemm.cli import main
 from sparsemm.errors import LayoutError, ModelError
+from sparsemm.layouts import families, family_of, get_layout
 from sparsemm.models import (
     content_revision,
     default_key,
@@ -29,10 +31,39 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def test_unsupported_and_broken_checkpoints_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(LayoutError, match="llava_next, qwen2_vl"):
-        new_entry(str(tmp_path))
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("t5", "encoder-decoder"),
+        ("florence2", "encoder-decoder"),
+        ("vision-encoder-decoder", "encoder-decoder"),
+        ("clip", "vision-only"),
+        ("vit", "vision-only"),
+        ("siglip_vision_model", "vision-only"),
+        ("llama", "text-only"),
+        ("mllama", "no layout knows"),
+        ("wav2vec2", "not one of image and text"),
+        ("my_own", "transformers does not know it"),
+        (None, "names no model_type"),
+    ],
+)
+def test_models_that_are_not_supported_are_refused_by_kind(tmp_path, capsys, model_type, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "params.yaml").write_text("models: {}\n")
+    assert main(["--params", str(tmp_path / "params.yaml"), "models", "add", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert kind in said
+    for family in families():
+        assert all(name in said for name in get_layout(family).model_types)
+    assert (tmp_path / "params.yaml").read_text() == "models: {}\n"
+
+
+def test_a_config_may_say_itself_that_it_is_an_encoder_decoder():
+    with pytest.raises(LayoutError, match="encoder-decoder"):
+        family_of({"model_type": "my_own", "is_encoder_decoder": True})
+
+
+def test_broken_checkpoints_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="config.json"):
         new_entry(str(tmp_path))

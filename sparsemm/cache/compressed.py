@@ -122,7 +122,7 @@ def _set_attention(model: Any, config: Any) -> None:
         raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
 
 
-def _layers(config: Any, where: str) -> tuple[list[Any], list[int]]:
+def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
     """What transformers would make of a model's layers, and which of them are plain full attention.
 
     Raises:
@@ -145,7 +145,7 @@ def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
         CacheError: if the model has layers this cache cannot serve, or its attention cannot be chosen.
     """
     config = model.config.get_text_config()
-    layers, full = _layers(config, type(model).__name__)
+    layers, full = layers_of(config, type(model).__name__)
     _set_attention(model, config)
     for i, at in enumerate(full):
         layers[at] = make(i)
@@ -171,7 +171,7 @@ def policy_of(
         CacheError: if the model has layers the cache cannot serve.
     """
     config = model.config.get_text_config()
-    _, full = _layers(config, type(model).__name__)
+    _, full = layers_of(config, type(model).__name__)
     shape = (len(full), config.num_key_value_heads)
     if isinstance(method, Policy):
         if (method.num_layers, method.num_kv_heads) != shape:

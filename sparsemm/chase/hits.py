@@ -14,6 +14,7 @@ from sparsemm.chase.attention import recording
 from sparsemm.errors import AlignError
 
 Positions = NDArray[np.int64]
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's, Gemma 3's: 1 at image tokens, 0 at text and pads
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequenc
     result = {key: value for key, value in inputs.items()}
     result["input_ids"] = ids.new_full((len(ids), total), pad_id)
     result["attention_mask"] = mask.new_zeros((len(ids), total))
-    types = inputs.get("mm_token_type_ids")  # Qwen2-VL: 1 at image tokens; text and pads are 0
-    if types is not None:
-        result["mm_token_type_ids"] = types.new_zeros((len(ids), total))
+    typed = [name for name in TOKEN_TYPES if name in inputs]
+    for name in typed:
+        result[name] = inputs[name].new_zeros((len(ids), total))
     first_rows = []
     for b, answer in enumerate(answers):
         prompt_end = total - len(answer)
@@ -59,8 +60,8 @@ def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequenc
         result["input_ids"][b, prompt] = ids[b, real]
         result["input_ids"][b, prompt_end:] = ids.new_tensor(list(answer))
         result["attention_mask"][b, prompt.start :] = 1
-        if types is not None:
-            result["mm_token_type_ids"][b, prompt] = types[b, real]
+        for name in typed:
+            result[name][b, prompt] = inputs[name][b, real]
         first_rows.append(prompt_end - 1)
     return Forced(result, first_rows)
 

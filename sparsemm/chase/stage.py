@@ -22,7 +22,7 @@ from sparsemm.datasets.records import Record, read_records
 from sparsemm.errors import AlignError, ScoreTableError
 from sparsemm.files import atomic_path, sha256_file, write_json
 from sparsemm.layouts import Layout, box_positions, get_layout
-from sparsemm.models import content_revision, fingerprint, load_model
+from sparsemm.models import content_revision, fingerprint, load_model, sliding_layers
 from sparsemm.params import Params
 from sparsemm.progress import progress
 from sparsemm.prompts import build_inputs
@@ -229,6 +229,7 @@ class Work:
             "prompt": given.prompt,
             "mode": given.answer,
             "params": given.model_dump(mode="json"),
+            **sliding_layers(self.model.config),
         }
         self.work = root / "artifacts" / "work" / "chase" / key
         self.folder = self.work / _identity({"work_format": WORK_FORMAT, **self.header})

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
+from sparsemm.layouts import families
 from sparsemm.params.base import Strict
 
-Family = Literal["llava_next", "qwen2_vl"]
+
+def _known(family: str) -> str:
+    if family not in families():
+        raise ValueError(f"{family!r} is not one of {', '.join(families())}")
+    return family
+
+
+Family = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(families())})]
 
 
 class ModelParams(Strict):

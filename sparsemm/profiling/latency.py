@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sparsemm.chase.hits import TOKEN_TYPES
 from sparsemm.errors import DataError
 from sparsemm.prompts import build_inputs
 
@@ -43,7 +44,7 @@ def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size
         at = (ids[0] == last).nonzero().max()
         filler = torch.full((batch_size, missing), last)
         inputs["input_ids"] = torch.cat([ids[:, :at], filler, ids[:, at:]], dim=1)
-        for name in ("attention_mask", "mm_token_type_ids"):
+        for name in ("attention_mask", *TOKEN_TYPES):
             if name in inputs:
                 fill = inputs[name][:, at : at + 1].expand(-1, missing)
                 inputs[name] = torch.cat([inputs[name][:, :at], fill, inputs[name][:, at:]], dim=1)

@@ -192,10 +192,12 @@ def test_answers_are_appended_and_padded_on_the_left() -> None:
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     types = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0]])
     given = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "pixel_values": torch.ones(2)}
+    given["token_type_ids"] = types
     forced = append_answers(given, [[1, 2, 3], []], 99)
     assert forced.inputs["input_ids"].tolist() == [[5, 6, 1, 2, 3], [99, 7, 8, 9, 10]]
     assert forced.inputs["attention_mask"].tolist() == [[1] * 5, [0, 1, 1, 1, 1]]
-    assert forced.inputs["mm_token_type_ids"].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        assert forced.inputs[name].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
     assert forced.first_rows == [1, 4]
     assert forced.inputs["pixel_values"] is given["pixel_values"]
     with pytest.raises(AlignError, match="1 answers for 2"):
