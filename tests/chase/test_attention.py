@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsemm.chase import attention
-from sparsemm.chase.attention import argmax_positions, chase_attention, recording
+from sparsemm.chase.attention import Recorder, chase_attention, recording, seen_keys
 from sparsemm.errors import ModelError
 
 
