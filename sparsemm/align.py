@@ -13,9 +13,10 @@ from typing import Any
 
 from sparsemm.datasets.records import Entry, Record, read_records
 from sparsemm.errors import AlignError
-from sparsemm.files import atomic_path, sha256_file, write_json
+from sparsemm.files import artifacts, atomic_path, sha256_file, work_folder, write_json
 from sparsemm.params import ModelParams, Params
 from sparsemm.progress import progress
+from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,6 @@ def greedy_answers(
     """The model's own greedy answer tokens to `prompt` over each record's image, as one batch, end token cut off."""
     import torch
 
-    from sparsemm.prompts import build_inputs
-
     inputs = build_inputs(processor, [[r.image] for r in records], [prompt] * len(records)).to(model.device)
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.inference_mode():
@@ -162,38 +161,46 @@ def greedy_answers(
 
 def _shard(model: Any, processor: Any, records: list[Record], params: Params, family: str) -> list[Alignment]:
     given = params.chase
-    answers: list[list[int]] = []
-    for start in range(0, len(records), given.batch_size):
-        batch = records[start : start + given.batch_size]
-        if given.answer == "greedy":
-            answers += greedy_answers(model, processor, batch, given.prompt, given.max_new_tokens)
-        else:
-            texts = [" ".join(entry.text for entry in record.entries) for record in batch]
-            answers += [processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    answers: dict[int, list[int]] = {}
+    if given.answer == "ground_truth":
+        texts = [" ".join(entry.text for entry in record.entries) for record in records]
+        answers = {i: processor.tokenizer(text, add_special_tokens=False).input_ids for i, text in enumerate(texts)}
+    else:
+        lengths = visual_lengths(processor, [record.image.size for record in records])
+        for batch in by_length(lengths, given.batch_size):
+            chosen = [records[i] for i in batch]
+            said = greedy_answers(model, processor, chosen, given.prompt, given.max_new_tokens)
+            answers.update(zip(batch, said, strict=True))
     return [
-        align_answer(record.id, ids, processor.tokenizer, record.entries, given.align, family)
-        for record, ids in zip(records, answers, strict=True)
+        align_answer(record.id, answers[i], processor.tokenizer, record.entries, given.align, family)
+        for i, record in enumerate(records)
     ]
 
 
-def run(params: Params, key: str, root: Path = Path(".")) -> None:
+def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = None) -> None:
     """Get an answer for every calibration record, align it, and write artifacts/align/<key>.parquet and .json.
 
     Stopped and run again, it goes on after the last whole shard.
 
+    Args:
+        dataset: of `robustness`, whose files are in artifacts/align/also/<dataset>; None for `chase.dataset`.
+
     Raises:
         AlignError: if not one token of any answer could be aligned.
+        ParamsError: if the model or the data set is unknown.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from sparsemm.models import load_model
 
+    params = params.over(dataset)
     given, entry = params.chase, params.model(key)
+    folder = artifacts(root, "align", dataset)
     source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
     records = read_records(source)
     shards = [records[i : i + given.shard_size] for i in range(0, len(records), given.shard_size)]
-    work = root / "artifacts" / "work" / "align" / key / _identity(entry, params, source)
+    work = work_folder(root, "align", key, dataset) / _identity(entry, params, source)
     paths = [work / f"{i:05d}.json" for i in range(len(shards))]
     todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
     if todo:
@@ -215,7 +222,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         {name: [getattr(a, name) for a in done] for name in columns},
         schema=pa.schema([("sample_id", pa.string()), *((name, lists) for name in columns[1:])]),
     )
-    with atomic_path(root / "artifacts" / "align" / f"{key}.parquet") as temporary:
+    with atomic_path(folder / f"{key}.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
     metrics = {
         "samples": len(done),
@@ -226,7 +233,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         "words_found": sum(a.words_found for a in done),
         "share_found": round(sum(a.words_found for a in done) / max(words, 1), 6),
     }
-    write_json(root / "artifacts" / "align" / f"{key}.json", metrics)
+    write_json(folder / f"{key}.json", metrics)
     shutil.rmtree(work.parent, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -36,3 +37,15 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
     bos = processor.tokenizer.bos_token
     special = not (bos and prompts[0].startswith(bos))
     return processor(text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special)
+
+
+def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that an image of each (width, height) in pixels takes up in a prompt."""
+    counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
+    return [int(count) for count in counted["num_image_tokens"]]
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of samples in batches of like length, the shortest first: little of a batch is padding then."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # stable: equal lengths keep their order
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]

@@ -149,8 +149,7 @@ def score_sample(
     """Hits of one sample: an argmax inside R_t counts 1, and 1 / |R_t| in the visual score.
 
     Args:
-        indices: (L, Hq, T) int64 argmax positions.
-        targets: R_t of each of the T answer tokens, positions on the same axis, no repeats, not empty.
+        indices, targets: see `inside`.
 
     Returns:
         hits: (L, Hq) int64.
@@ -159,16 +158,29 @@ def score_sample(
     Raises:
         AlignError: if there is not one target per row, or one is empty.
     """
+    hit = inside(indices, targets)
+    return hit.sum(axis=2), (hit / np.array([len(target) for target in targets])).sum(axis=2)
+
+
+def inside(indices: torch.Tensor | Positions, targets: Sequence[Positions]) -> NDArray[np.bool_]:
+    """Which heads look at the box of which answer token, (L, Hq, T) bool.
+
+    Args:
+        indices: (L, Hq, T) int64 argmax positions.
+        targets: R_t of each of the T answer tokens, positions on the same axis, no repeats, not empty.
+
+    Raises:
+        AlignError: if there is not one target per row, or one is empty.
+    """
     found = np.asarray(indices)
     if found.ndim != 3 or found.shape[2] != len(targets):
         raise AlignError(f"{len(targets)} targets for indices of shape {found.shape}")
-    sizes = np.array([len(target) for target in targets], dtype=np.int64)
-    if (sizes == 0).any():
-        raise AlignError("no visual token belongs to the answer token", where=f"token {int(sizes.argmin())}")
+    for t, target in enumerate(targets):
+        if len(target) == 0:
+            raise AlignError("no visual token belongs to the answer token", where=f"token {t}")
     if not targets:
-        return np.zeros(found.shape[:2], dtype=np.int64), np.zeros(found.shape[:2], dtype=np.float64)
+        return np.zeros(found.shape, dtype=bool)
     # One search for all tokens: token t's positions are moved to a stretch of numbers of their own.
     stretch = max(int(found.max(initial=0)), *(int(target.max()) for target in targets)) + 1
     wanted = np.concatenate([target + t * stretch for t, target in enumerate(targets)])
-    inside = np.isin(found + np.arange(len(targets)) * stretch, wanted)
-    return inside.sum(axis=2), (inside / sizes).sum(axis=2)
+    return np.isin(found + np.arange(len(targets)) * stretch, wanted)

@@ -25,7 +25,12 @@ def add(commands: Commands) -> None:
     for name, (_, text) in MODEL_STAGES.items():
         stage = commands.add_parser(name, help=text)
         stage.add_argument("key", help="model key")
-        stage.set_defaults(run=run_stage)
+        stage.set_defaults(run=run_chase if name == "chase" else run_stage)
+        if name in ("align", "chase"):
+            stage.add_argument("--dataset", help="one of `robustness` (the calibration data)")
+        if name == "chase":
+            stage.add_argument("--processes", type=int, help="to share the shards (one per visible GPU)")
+            stage.add_argument("--shards", metavar="I/N", help="compute this part of the shards alone, and keep them")
     commands.add_parser("report", help="write the HTML report and its figures").set_defaults(run=run_report)
 
 
@@ -39,7 +44,23 @@ def run_download(given: argparse.Namespace) -> None:
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(MODEL_STAGES[given.command][0])
-    stage.run(load_params(given.params), given.key, given.root)
+    over = {"dataset": given.dataset} if "dataset" in given else {}
+    stage.run(load_params(given.params), given.key, given.root, **over)
+
+
+def run_chase(given: argparse.Namespace) -> None:
+    """The chase stage, a part of its shards, or the same in several processes."""
+    from sparsemm.chase import workers
+
+    params = load_params(given.params)
+    if given.shards:
+        workers.compute(params, given.key, workers.parse_part(given.shards), given.root, given.dataset)
+        return
+    count = given.processes or workers.how_many(params, given.key, given.dataset)
+    if count > 1:
+        command = ["--params", str(given.params), "--root", str(given.root), "chase", given.key]
+        workers.spread([*command, *(["--dataset", given.dataset] if given.dataset else [])], count)
+    run_stage(given)  # finds the shards, and adds them up
 
 
 def run_report(given: argparse.Namespace) -> None:

@@ -18,6 +18,8 @@ class ModelParams(Strict):
     revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
     family: Family = Field(description="layout that knows where the image sits in the prompt")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
+    device_map: Literal["auto"] | None = Field(None, description="auto: spread over all visible GPUs (accelerate)")
+    load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantise the weights (bitsandbytes)")
     note: str = Field("", description="shown beside the model in every table")
 
 

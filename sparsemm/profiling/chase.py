@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,80 +20,102 @@ from sparsemm.chase.hits import append_answers, look, score_sample
 from sparsemm.datasets.download import records
 from sparsemm.errors import SparseMMError
 from sparsemm.layouts import box_positions, family_of, get_layout
-from sparsemm.models import load_model
+from sparsemm.models import load_model, read_config
 from sparsemm.params import ModelParams
 from sparsemm.params.datasets import SyntheticParams
 from sparsemm.profiling import clock
 from sparsemm.profiling.peak import peak_bytes
 from sparsemm.profiling.shapes import SHAPES, random_model
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 CHECKPOINT = Path("data/checkpoints/tiny-qwen2-vl")
-PAGES = 32  # of a checkpoint
-SAMPLES, PROMPT, ANSWER = 4, 2048, 64  # of random weights: prompts, their tokens, tokens of an answer
+PAGES, BATCH = 32, 8  # of a checkpoint
+RANDOM, PROMPT, ANSWER = 4, 2048, 64  # of random weights: prompts, their tokens, tokens of an answer
 PROMPT_TEXT = "Read the page."
 
 Inputs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Samples:
-    """A model and what it is chased over.
+class Batch:
+    """Samples that go through the model together.
 
     Attributes:
         inputs: prompts with answers, padded on the left, on the model's device.
         rows: rows[b], the rows that predict the answer of sample b.
         targets: targets[b][t], visual positions of answer token t in the padded row.
-        prompts: every prompt alone, without padding, on the model's device.
-        answers: token ids.
     """
 
-    model: Any
     inputs: Inputs
     rows: list[list[int]]
     targets: list[list[NDArray[np.int64]]]
-    prompts: list[Inputs]
-    answers: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A sample by itself: its prompt without padding, its answer, and the positions of each token's box."""
+
+    prompt: Inputs
+    answer: list[int]
+    targets: list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A model and what it is chased over, in batches of like length as the stage has them, and one by one."""
+
+    model: Any
+    batches: list[Batch]
+    alone: list[Alone]
 
 
 def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
     """Synthetic pages, their text as the answers, and a checkpoint that reads them."""
-    from sparsemm.models import read_config
-
     layout = get_layout(family_of(read_config(str(folder))))
     entry = {"checkpoint": str(folder), "family": layout.family, "dtype": dtype}
     model, processor = load_model(ModelParams.model_validate(entry), str(device))
     pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES)))
-    answers, owners = [], []
-    for page in pages:
-        pieces = [processor.tokenizer(e.text, add_special_tokens=False).input_ids for e in page.entries]
-        answers.append([token for piece in pieces for token in piece])
-        owners.append([j for j, piece in enumerate(pieces) for _ in piece])
-    given = build_inputs(processor, [[page.image] for page in pages], [PROMPT_TEXT] * len(pages))
-    forced = append_answers(given, answers, processor.tokenizer.pad_token_id)
-    targets = []
-    for b, page in enumerate(pages):
-        (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [page.image.size])
-        targets.append([box_positions(tokens, page.entries[j].box) for j in owners[b]])
-    alone = [_moved(build_inputs(processor, [[page.image]], [PROMPT_TEXT]), model) for page in pages]
-    rows = [[first + t for t in range(len(a))] for first, a in zip(forced.first_rows, answers, strict=True)]
-    return Samples(model, _moved(forced.inputs, model), rows, targets, alone, answers)
+    pieces = [[processor.tokenizer(e.text, add_special_tokens=False).input_ids for e in page.entries] for page in pages]
+    answers = [[token for piece in one for token in piece] for one in pieces]
+
+    def batch(chosen: list[int]) -> Batch:
+        texts = [PROMPT_TEXT] * len(chosen)
+        given = build_inputs(processor, [[pages[i].image] for i in chosen], texts)
+        forced = append_answers(given, [answers[i] for i in chosen], processor.tokenizer.pad_token_id)
+        targets = []
+        for b, i in enumerate(chosen):
+            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [pages[i].image.size])
+            boxes = [box_positions(tokens, entry.box) for entry in pages[i].entries]
+            targets.append([box for box, piece in zip(boxes, pieces[i], strict=True) for _ in piece])
+        rows = [[first + t for t in range(len(answers[i]))] for first, i in zip(forced.first_rows, chosen, strict=True)]
+        return Batch(_moved(forced.inputs, model), rows, targets)
+
+    visual = visual_lengths(processor, [page.image.size for page in pages])
+    batches = by_length([n + len(a) for n, a in zip(visual, answers, strict=True)], BATCH)
+    alone = []
+    for i, page in enumerate(pages):
+        prompt = build_inputs(processor, [[page.image]], [PROMPT_TEXT])
+        alone.append(Alone(_moved(prompt, model), answers[i], batch([i]).targets[0]))
+    return Samples(model, [batch(chosen) for chosen in batches], alone)
 
 
 def of_shape(shape: str, dtype: str, device: torch.device) -> Samples:
     """Random tokens and a language model with random weights; there is no image, and nothing of it is timed."""
     model = random_model(SHAPES[shape], getattr(torch, dtype), device, PROMPT + ANSWER)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, SHAPES[shape].vocab_size, (SAMPLES, PROMPT), generator=generator)
+    ids = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, PROMPT), generator=generator)
     mask = torch.ones_like(ids)
-    for b in range(SAMPLES):
-        mask[b, : b * PROMPT // (8 * SAMPLES)] = 0  # prompts of different length
-    answers = torch.randint(1, SHAPES[shape].vocab_size, (SAMPLES, ANSWER), generator=generator).tolist()
+    for b in range(RANDOM):
+        mask[b, : b * PROMPT // (8 * RANDOM)] = 0  # prompts of different length
+    answers = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, ANSWER), generator=generator).tolist()
     forced = append_answers({"input_ids": ids, "attention_mask": mask}, answers, 0)
     rows = [[first + t for t in range(ANSWER)] for first in forced.first_rows]
-    targets = [[np.arange(PROMPT // 2 + t, PROMPT // 2 + t + 4) for t in range(ANSWER)]] * SAMPLES
-    alone = [{"input_ids": i[m.bool()][None], "attention_mask": m[m.bool()][None]} for i, m in zip(ids, mask, strict=True)]
-    return Samples(model, _moved(forced.inputs, model), rows, targets, [_moved(one, model) for one in alone], answers)
+    boxes = [np.arange(PROMPT // 2 + t, PROMPT // 2 + t + 4) for t in range(ANSWER)]
+    alone = []
+    for one, real, answer in zip(ids, mask.bool(), answers, strict=True):
+        prompt = {"input_ids": one[real][None], "attention_mask": torch.ones_like(one[real][None])}
+        alone.append(Alone(_moved(prompt, model), answer, boxes))
+    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * RANDOM)], alone)
 
 
 def _moved(inputs: Any, model: Any) -> Inputs:
@@ -100,17 +124,19 @@ def _moved(inputs: Any, model: Any) -> Inputs:
 
 def forward(given: Samples) -> None:
     """A plain forward pass over the same tokens with sdpa, without a cache; logits of the last row alone."""
-    inputs = dict(given.inputs)
-    if not hasattr(getattr(given.model, given.model.base_model_prefix), "get_rope_index"):
-        inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
-    given.model(**inputs, use_cache=False, logits_to_keep=1)
+    for batch in given.batches:
+        inputs = dict(batch.inputs)
+        if not hasattr(getattr(given.model, given.model.base_model_prefix), "get_rope_index"):
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=-1) - 1).clamp(min=0)
+        given.model(**inputs, use_cache=False, logits_to_keep=1)
 
 
 def chase(given: Samples) -> None:
     """Teacher-forced: one forward pass, argmax and greedy token at every answer row, and hits of every head."""
-    looked = look(given.model, given.inputs, given.rows)
-    for one, targets in zip(looked, given.targets, strict=True):
-        score_sample(one.indices, targets)
+    for batch in given.batches:
+        looked = look(given.model, batch.inputs, batch.rows)
+        for one, targets in zip(looked, batch.targets, strict=True):
+            score_sample(one.indices, targets)
 
 
 class _Force(LogitsProcessor):
@@ -126,28 +152,30 @@ class _Force(LogitsProcessor):
 
 
 def loop(given: Samples) -> None:
-    """The public method: sample by sample, `generate` with eager attention that returns every weight.
-
-    Kinder than the published code: the argmax is taken layer by layer, not head by head.
-    """
+    """The public method: page by page, `generate` with eager attention that returns every weight, head by head."""
     text = given.model.config.get_text_config()
     part = "" if text is given.model.config else "text_config"
     before = text._attn_implementation
     given.model.set_attn_implementation({part: "eager"})
     try:
-        for prompt, answer, targets in zip(given.prompts, given.answers, given.targets, strict=True):
+        for one in given.alone:
             out = given.model.generate(
-                **prompt,
+                **one.prompt,
                 do_sample=False,
-                max_new_tokens=len(answer),
+                max_new_tokens=len(one.answer),
                 eos_token_id=None,
                 pad_token_id=0,
-                logits_processor=[_Force(prompt["input_ids"].shape[1], answer)],
+                logits_processor=[_Force(one.prompt["input_ids"].shape[1], one.answer)],
                 output_attentions=True,
                 return_dict_in_generate=True,
             )
-            found = [torch.stack([layer[0, :, -1].argmax(dim=-1).cpu() for layer in step]) for step in out.attentions]
-            score_sample(torch.stack(found, dim=-1), targets)
+            scores: dict[tuple[int, int], float] = defaultdict(float)
+            for target, step in zip(one.targets, out.attentions, strict=True):
+                wanted = set(target.tolist())
+                for at, layer in enumerate(step):
+                    for head in range(layer.shape[1]):
+                        if int(layer[0, head, -1].argmax()) in wanted:
+                            scores[at, head] += 1 / len(wanted)
     finally:
         given.model.set_attn_implementation({part: before})
 
@@ -157,17 +185,23 @@ VARIANTS: dict[str, Callable[[Samples], None]] = {"forward": forward, "chase": c
 
 @torch.inference_mode()
 def measure(given: Samples, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every variant, called in turns after one call each; the loop in every third turn, at least twice."""
+    """Seconds of every variant, called in turns after a warm-up; the loop, which is slow, in every third turn."""
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for turn in range(repeats + 1):
+    for variant, what in ((forward, given), (chase, given), (loop, _longest(given))):
+        variant(what)
+    for turn in range(repeats):
         for name, variant in VARIANTS.items():
-            if name == "loop" and turn % 3 and turn > 2:
+            if name == "loop" and turn % 3:
                 continue
             began = clock.now(device)
             variant(given)
-            if turn:
-                times[name].append(clock.now(device) - began)
+            times[name].append(clock.now(device) - began)
     return times
+
+
+def _longest(given: Samples) -> Samples:
+    """The longest prompt alone: what the loop, which goes page by page, needs most memory for."""
+    return replace(given, alone=[max(given.alone, key=lambda one: one.prompt["input_ids"].shape[1] + len(one.answer))])
 
 
 def run(
@@ -203,14 +237,15 @@ def run(
     rows = []
     with torch.inference_mode():
         for name, variant in VARIANTS.items():
-            row = {"variant": name, "samples": len(given.rows), "times": {name: summary[name]}}
-            row["samples_per_second"] = round(len(given.rows) / statistics.median(times[name]), 3)
-            rows.append(row | {"peak_bytes": peak_bytes(lambda variant=variant: variant(given), where)})
+            row = {"variant": name, "samples": len(given.alone), "times": {name: summary[name]}}
+            row["samples_per_second"] = round(len(given.alone) / statistics.median(times[name]), 3)
+            what = _longest(given) if name == "loop" else given
+            rows.append(row | {"peak_bytes": peak_bytes(partial(variant, what), where)})
     words, versions = clock.machine(where)
     peaks = {row["variant"]: row["peak_bytes"] for row in rows}
     shapes = {
-        "positions": int(given.inputs["attention_mask"].sum()),
-        "answer_tokens": sum(map(len, given.answers)),
+        "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in given.batches),
+        "answer_tokens": sum(len(one.answer) for one in given.alone),
         "weight_bytes": sum(p.numel() * p.element_size() for p in given.model.parameters()),
     }
     head = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words, "versions": versions}
