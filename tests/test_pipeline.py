@@ -66,7 +66,7 @@ def test_running_again_gives_the_same_bytes(place):
     ("stage", "module", "function", "calls"),
     [
         ("align", "sparsemm.align", "greedy_answers", 2),
-        ("chase", "sparsemm.chase.stage", "chase_batch", 2),
+        ("chase", "sparsemm.chase.work", "chase_batch", 2),
         ("evaluate", "sparsemm.evaluate.stage", "write_results", 0),
     ],
 )

@@ -147,16 +147,15 @@ def chase_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 
-def chase_mask(
-    *given: Any, mask_function: Any = causal_mask_function, local_size: int | None = None, **options: Any
-) -> torch.Tensor | None:
+def chase_mask(*given: Any, **options: Any) -> torch.Tensor | None:
     """No mask where attention is causal and a recorder knows the padding; else that of sdpa.
 
     A padded batch of 32K tokens would have a mask of 1 GiB a sample, and no fast kernel that takes it.
     """
-    if _recorder.get() is not None and mask_function is causal_mask_function and local_size is None:
+    causal = options.get("mask_function", causal_mask_function) is causal_mask_function
+    if _recorder.get() is not None and causal and options.get("local_size") is None:
         return None
-    return sdpa_mask(*given, mask_function=mask_function, local_size=local_size, **options)
+    return sdpa_mask(*given, **options)
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence
         rows: rows[b], positions in the padded row b whose attention is looked at; may be empty.
 
     Raises:
-        AlignError: if there is not one list of rows per sample, a row is outside the sequence or on padding, or there is
-            padding inside a sample.
+        AlignError: if there is not one list of rows per sample, a row is outside the sequence or on padding, or there
+            is padding inside a sample.
     """
     mask = inputs["attention_mask"]
     if len(rows) != len(mask):

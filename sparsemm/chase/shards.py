@@ -53,7 +53,7 @@ def one_sample(
     sizes = np.array([len(target) for target in targets], dtype=np.int64)
     tokens = np.stack([np.zeros_like(sizes), np.array(entries, dtype=np.int64), sizes], axis=1)
     layers, heads, count = inside.shape
-    looked = np.packbits(inside.reshape(layers * heads, count).T, axis=1)
+    looked = np.packbits(np.ascontiguousarray(inside.reshape(layers * heads, count).T), axis=1)
     hits, weighted = inside.sum(axis=2, dtype=np.int64), (inside / sizes).sum(axis=2, dtype=np.float64)
     return Shard(hits[None], weighted[None], np.array([counts], dtype=np.int64), tokens, looked)
 
@@ -72,7 +72,9 @@ def joined(parts: Sequence[Shard]) -> Shard:
 def save_shard(path: Path, shard: Shard, ids: list[str]) -> None:
     """Write a shard atomically."""
     with atomic_path(path) as temporary:
-        save_file(shard.tensors(), temporary, metadata={"sparsemm": json.dumps(ids)})
+        # safetensors writes memory as it lies, whatever the strides say.
+        arrays = {name: np.ascontiguousarray(values) for name, values in shard.tensors().items()}
+        save_file(arrays, temporary, metadata={"sparsemm": json.dumps(ids)})
 
 
 def load_shard(path: Path, ids: list[str], shape: tuple[int, int]) -> Shard | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,8 +18,10 @@ class ModelParams(Strict):
     revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
     family: Family = Field(description="layout that knows where the image sits in the prompt")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
-    device_map: Literal["auto"] | None = Field(None, description="auto: spread over all visible GPUs (accelerate)")
-    load_in: Literal["4bit", "8bit"] | None = Field(None, description="quantise the weights (bitsandbytes)")
+    device_map: Annotated[
+        Literal["auto"] | None, Field(description="auto: spread over all visible GPUs (accelerate)")
+    ] = None
+    load_in: Annotated[Literal["4bit", "8bit"] | None, Field(description="quantise the weights (bitsandbytes)")] = None
     note: str = Field("", description="shown beside the model in every table")
 
 

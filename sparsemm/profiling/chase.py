@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -74,7 +73,7 @@ def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
     layout = get_layout(family_of(read_config(str(folder))))
     entry = {"checkpoint": str(folder), "family": layout.family, "dtype": dtype}
     model, processor = load_model(ModelParams.model_validate(entry), str(device))
-    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES)))
+    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES, seed=0)))
     pieces = [[processor.tokenizer(e.text, add_special_tokens=False).input_ids for e in page.entries] for page in pages]
     answers = [[token for piece in one for token in piece] for one in pieces]
 
@@ -131,12 +130,14 @@ def forward(given: Samples) -> None:
         given.model(**inputs, use_cache=False, logits_to_keep=1)
 
 
-def chase(given: Samples) -> None:
-    """Teacher-forced: one forward pass, argmax and greedy token at every answer row, and hits of every head."""
+def chase(given: Samples) -> NDArray[np.float64]:
+    """Teacher-forced: one forward pass, argmax and greedy token at every answer row; (L, Hq) scores."""
+    scores: Any = 0
     for batch in given.batches:
         looked = look(given.model, batch.inputs, batch.rows)
         for one, targets in zip(looked, batch.targets, strict=True):
-            score_sample(one.indices, targets)
+            scores = scores + score_sample(one.indices, targets)[1]
+    return scores
 
 
 class _Force(LogitsProcessor):
@@ -151,11 +152,12 @@ class _Force(LogitsProcessor):
         return forced
 
 
-def loop(given: Samples) -> None:
-    """The public method: page by page, `generate` with eager attention that returns every weight, head by head."""
+def loop(given: Samples) -> NDArray[np.float64]:
+    """The public method: page by page, `generate` with eager attention that returns every weight; (L, Hq) scores."""
     text = given.model.config.get_text_config()
     part = "" if text is given.model.config else "text_config"
     before = text._attn_implementation
+    scores = np.zeros((text.num_hidden_layers, text.num_attention_heads))
     given.model.set_attn_implementation({part: "eager"})
     try:
         for one in given.alone:
@@ -169,7 +171,6 @@ def loop(given: Samples) -> None:
                 output_attentions=True,
                 return_dict_in_generate=True,
             )
-            scores: dict[tuple[int, int], float] = defaultdict(float)
             for target, step in zip(one.targets, out.attentions, strict=True):
                 wanted = set(target.tolist())
                 for at, layer in enumerate(step):
@@ -178,17 +179,21 @@ def loop(given: Samples) -> None:
                             scores[at, head] += 1 / len(wanted)
     finally:
         given.model.set_attn_implementation({part: before})
+    return scores
 
 
-VARIANTS: dict[str, Callable[[Samples], None]] = {"forward": forward, "chase": chase, "loop": loop}
+VARIANTS: dict[str, Callable[[Samples], Any]] = {"forward": forward, "chase": chase, "loop": loop}
 
 
 @torch.inference_mode()
 def measure(given: Samples, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every variant, called in turns after a warm-up; the loop, which is slow, in every third turn."""
+    """Seconds of every variant over all samples, called in turns after a warm-up.
+
+    The loop, which is slow, takes every third turn.
+    """
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for variant, what in ((forward, given), (chase, given), (loop, _longest(given))):
-        variant(what)
+    for name, variant in VARIANTS.items():
+        variant(_longest(given) if name == "loop" else given)
     for turn in range(repeats):
         for name, variant in VARIANTS.items():
             if name == "loop" and turn % 3:
@@ -234,16 +239,17 @@ def run(
     given = of_shape(shape, dtype, where) if shape else of_checkpoint(checkpoint, dtype, where)
     times = measure(given, repeats, where)
     summary = clock.summary(times, {})
-    rows = []
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for name, variant in VARIANTS.items():
-            row = {"variant": name, "samples": len(given.alone), "times": {name: summary[name]}}
-            row["samples_per_second"] = round(len(given.alone) / statistics.median(times[name]), 3)
-            what = _longest(given) if name == "loop" else given
-            rows.append(row | {"peak_bytes": peak_bytes(partial(variant, what), where)})
+            rate = round(len(given.alone) / statistics.median(times[name]), 3)
+            row = {"variant": name, "samples_per_second": rate, "times": {name: summary[name]}}
+            held = _longest(given) if name == "loop" else given
+            rows.append(row | {"peak_bytes": peak_bytes(partial(variant, held), where)})
     words, versions = clock.machine(where)
-    peaks = {row["variant"]: row["peak_bytes"] for row in rows}
+    peaks: dict[str, int] = {row["variant"]: row["peak_bytes"] for row in rows}
     shapes = {
+        "samples": len(given.alone),
         "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in given.batches),
         "answer_tokens": sum(len(one.answer) for one in given.alone),
         "weight_bytes": sum(p.numel() * p.element_size() for p in given.model.parameters()),
