@@ -58,6 +58,6 @@ def test_rates_are_means_over_tokens_and_heads(tmp_path: Path) -> None:
     assert found["script", "digits"] == found["box_height_px", "32-64"] == found["visual_tokens", "16-32"]
     assert [row[1] for row in rows if row[0] == "visual_tokens"] == ["1-2", "16-32"]  # by size, not by letters
     write_covariates(tmp_path / "c.csv", joined(parts), records, np.array([[9.0, 0.0, 1.0, 1.0]]))
-    listed = list(csv.DictReader((tmp_path / "c.csv").open()))
+    listed = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
     assert tuple(listed[0]) == COLUMNS and len(listed) == len(rows)
     assert sum(int(row["tokens"]) for row in listed if row["covariate"] == "script") == 3
