@@ -28,7 +28,7 @@ from sparsemm.profiling.shapes import SHAPES, random_model
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 CHECKPOINT = Path("data/checkpoints/tiny-qwen2-vl")
-PAGES, BATCH = 32, 8  # of a checkpoint
+PAGES, BATCH = 64, 32  # of a checkpoint; the batch size of params.yaml
 RANDOM, PROMPT, ANSWER = 4, 2048, 64  # of random weights: prompts, their tokens, tokens of an answer
 PROMPT_TEXT = "Read the page."
 

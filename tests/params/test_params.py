@@ -195,13 +195,13 @@ def test_unknown_model_names_the_known_ones():
     ],
 )
 def test_further_data_sets_and_early_stops_are_checked(where, value, reason):
-    raw = yaml.safe_load(Path("params.yaml").read_text()) | {where: value}
+    raw = yaml.safe_load(OWN.read_text()) | {where: value}
     with pytest.raises(ParamsError, match=reason):
         parse_params(yaml.safe_dump(raw))
 
 
 def test_params_over_another_data_set():
-    raw = yaml.safe_load(Path("params.yaml").read_text()) | {"robustness": {"evaluation": {"prompt": "Read"}}}
+    raw = yaml.safe_load(OWN.read_text()) | {"robustness": {"evaluation": {"prompt": "Read"}}}
     params = parse_params(yaml.safe_dump(raw))
     assert params.over(None) is params
     assert (params.over("evaluation").chase.dataset, params.over("evaluation").chase.prompt) == ("evaluation", "Read")
