@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -48,3 +49,22 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         sizes = ", ".join(f"{image.width}x{image.height}" for row in images for image in row)
         raise DataError(f"the processor refuses images of {sizes}: {error}", where="build_inputs") from error
+
+
+def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that an image of each (width, height) in pixels takes up in a prompt; 0 if the processor refuses it."""
+
+    def count(some: Sequence[tuple[int, int]]) -> list[int]:
+        found = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in some])
+        return [int(number) for number in found["num_image_tokens"]]
+
+    try:
+        return count(sizes)
+    except (ArithmeticError, LookupError, RuntimeError, ValueError):
+        return [0] if len(sizes) == 1 else [number for one in sizes for number in visual_lengths(processor, [one])]
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of samples in batches of like length, the shortest first: little of a batch is padding then."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # stable: equal lengths keep their order
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]

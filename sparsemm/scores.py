@@ -191,7 +191,7 @@ class ScoreTable:
             ScoreTableError: if the tables are of different shapes.
         """
         self._same_shape(other)
-        return _pearson(_ranks(self.scores.ravel()), _ranks(other.scores.ravel()))
+        return rank_correlation(self.scores, other.scores)
 
     def top_overlap(self, other: ScoreTable, fraction: float = 0.05) -> float:
         """Share of the best `fraction` of heads that both tables name.
@@ -207,6 +207,16 @@ class ScoreTable:
     def _same_shape(self, other: ScoreTable) -> None:
         if self.scores.shape != other.scores.shape:
             raise ScoreTableError(f"tables of {self.scores.shape} and {other.scores.shape} heads cannot be compared")
+
+
+def rank_correlation(a: Scores, b: Scores) -> float:
+    """Spearman correlation of two (L, Hq) scores, tied heads sharing their mean rank; NaN if one is constant."""
+    return _pearson(_ranks(a.ravel()), _ranks(b.ravel()))
+
+
+def top_set(scores: Scores, fraction: float) -> set[int]:
+    """Flat indices of the best `fraction` of heads; of equal heads the first ones."""
+    return set(np.argsort(-scores.ravel(), kind="stable")[: top_count(scores.size, fraction)].tolist())
 
 
 def top_count(heads: int, fraction: float) -> int:

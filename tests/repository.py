@@ -24,12 +24,14 @@ print("stage", command, key, flush=True)
 outputs = {{
     "download": ["datasets/{{}}.parquet"],
     "align": ["align/{{}}.parquet", "align/{{}}.json"],
-    "chase": ["scores/{{}}.safetensors", "scores/{{}}.json", "scores/{{}}.csv"],
+    "chase": ["scores/{{}}.safetensors", "scores/{{}}.json", "scores/{{}}.csv", "scores/{{}}.covariates.csv"],
     "allocate": ["budgets/{{}}.json"],
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
     "report": ["report/index.html", "report/figures/accuracy-one.png"],
 }}[command]
+if "--dataset" in sys.argv:  # of `robustness`
+    outputs = [o.replace("/", "/also/" + sys.argv[4] + "/", 1) for o in outputs]
 name = (command + " " + key).strip()
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
 for output in outputs:

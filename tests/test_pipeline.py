@@ -66,8 +66,8 @@ def test_running_again_gives_the_same_bytes(place):
 @pytest.mark.parametrize(
     ("stage", "module", "function", "calls"),
     [
-        ("align", "sparsemm.align", "greedy_answers", 2),
-        ("chase", "sparsemm.chase.stage", "chase_batch", 2),
+        ("align", "sparsemm.align.stage", "greedy_answers", 2),
+        ("chase", "sparsemm.chase.work", "chase_batch", 2),
         ("evaluate", "sparsemm.evaluate.stage", "answer", 2),
         ("evaluate", "sparsemm.evaluate.stage", "write_results", 0),
     ],

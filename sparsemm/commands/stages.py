@@ -9,7 +9,7 @@ from sparsemm.commands import Commands
 from sparsemm.params import load_params
 
 MODEL_STAGES = {  # name: module, what it does, what it reads and what it writes under artifacts/
-    "align": ("align", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
+    "align": ("align.stage", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
     "chase": ("chase.stage", "score the heads of a model", "align/KEY.parquet", "scores/KEY.*"),
     "allocate": ("allocate", "turn scores into slots per KV head", "scores/KEY.safetensors", "budgets/KEY.json"),
     "evaluate": ("evaluate.stage", "accuracy of every method at every budget", "budgets/KEY.json", "evaluate/KEY.*"),
@@ -36,9 +36,14 @@ def add(commands: Commands) -> None:
             epilog=f"example: sparsemm {name} tiny-qwen2-vl",
         )
         stage.add_argument("key", help="model key")
+        stage.set_defaults(run=run_chase if name == "chase" else run_stage)
+        if name in ("align", "chase"):
+            stage.add_argument("--dataset", help="one of `robustness` (the calibration data)")
+        if name == "chase":
+            stage.add_argument("--processes", type=int, help="to share the shards (one per visible GPU)")
+            stage.add_argument("--shards", metavar="I/N", help="compute this part of the shards alone, and keep them")
         if name == "evaluate":
             stage.add_argument("--limit", type=int, help="first documents only; results go to artifacts/work/limited")
-        stage.set_defaults(run=run_stage)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -58,8 +63,23 @@ def run_download(given: argparse.Namespace) -> None:
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
-    options = {"limit": given.limit} if given.command == "evaluate" else {}
+    options = {name: getattr(given, name) for name in ("dataset", "limit") if name in given}
     stage.run(load_params(given.params), given.key, given.root, **options)
+
+
+def run_chase(given: argparse.Namespace) -> None:
+    """The chase stage, a part of its shards, or the same in several processes."""
+    from sparsemm.chase import workers
+
+    params = load_params(given.params)
+    if given.shards:
+        workers.compute(params, given.key, workers.parse_part(given.shards), given.root, given.dataset)
+        return
+    count = given.processes or workers.how_many(params, given.key, given.dataset)
+    if count > 1:
+        command = ["--params", str(given.params), "--root", str(given.root), "chase", given.key]
+        workers.spread([*command, *(["--dataset", given.dataset] if given.dataset else [])], count)
+    run_stage(given)  # finds the shards, and adds them up
 
 
 def run_report(given: argparse.Namespace) -> None:

@@ -26,6 +26,10 @@ class ModelParams(Strict):
     revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
     family: Family = Field(description="layout that knows where the image sits in the prompt")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
+    device_map: Annotated[
+        Literal["auto"] | None, Field(description="auto: spread over all visible GPUs (accelerate)")
+    ] = None
+    load_in: Annotated[Literal["4bit", "8bit"] | None, Field(description="quantise the weights (bitsandbytes)")] = None
     note: str = Field("", description="shown beside the model in every table")
 
 

@@ -23,6 +23,15 @@ Task = Literal[
 ]
 
 
+class StopParams(Strict):
+    """When a chase has seen enough: looked at after every shard, in the order of the shards."""
+
+    min_samples: Count = Field(description="samples that are scored in any case")
+    top_overlap: float = Field(1.0, ge=0.0, le=1.0, description="of the top 5 % of heads before and after a shard")
+    rank_correlation: float = Field(0.95, ge=-1.0, le=1.0, description="of the scores of even and of odd samples")
+    patience: Count = Field(2, description="shards in a row for which both hold")
+
+
 class ChaseParams(Strict):
     """How heads are scored."""
 
@@ -36,6 +45,13 @@ class ChaseParams(Strict):
     max_bad: float = Field(
         0.05, ge=0.0, le=1.0, description="share of records the model may not take; more is an error"
     )
+    stop: StopParams | None = Field(None, description="when fewer samples than there are will do; default: never")
+
+
+class RobustnessParams(Strict):
+    """A data set that the models are chased over besides `chase.dataset`, to see how far the tables agree."""
+
+    prompt: str | None = Field(None, min_length=1, description="where `chase.prompt` does not fit its images")
 
 
 class AllocateParams(Strict):

@@ -11,6 +11,7 @@ from sparsemm.params import load_params
 from sparsemm.pipeline.process import run
 
 STAGES = ("align", "chase", "allocate", "evaluate", "profile")  # of one model, in order
+SHARED = ("download", "align-also", "chase-also", "report")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Plan:
 
     Attributes:
         models: model key -> its stale stages; what depends on them is stale too, but not named.
-        shared: stale stages that belong to no model (download@..., report).
+        shared: stale stages that hold up no model (download@..., align-also@..., chase-also@..., report).
     """
 
     models: dict[str, tuple[str, ...]]
@@ -51,7 +52,7 @@ def plan(root: Path = Path(".")) -> Plan:
         stage, _, key = name.partition("@")
         if stage in STAGES and key in known:
             models.setdefault(key, []).append(stage)
-        elif stage in ("download", "report"):
+        elif stage in SHARED:
             shared.append(name)
     ordered = {key: tuple(s for s in STAGES if s in models[key]) for key in known if key in models}
     return Plan(ordered, tuple(sorted(shared)))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsemm.align import cut_at_end
+from sparsemm.align.stage import cut_at_end
 from sparsemm.datasets.records import Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text, questions
 from sparsemm.errors import ModelError, SparseMMError

@@ -241,3 +241,61 @@ def test_score_sample_refuses_what_does_not_fit() -> None:
         score_sample(indices, [])
     with pytest.raises(AlignError, match="token 0: no visual token"):
         score_sample(indices, [np.array([], dtype=np.int64)])
+
+
+def test_padding_between_tokens_is_refused(tiny: Any) -> None:
+    from sparsemm.chase.hits import collect
+
+    model, processor = tiny("tiny-qwen2-vl")
+    inputs, _, _ = batch(processor, 1)
+    inputs["attention_mask"][0, 3] = 0
+    with pytest.raises(AlignError, match="sample 0: there is padding between tokens"):
+        collect(model, inputs, [[]])
+
+
+@pytest.mark.parametrize("pads", [0, 300])
+def test_long_prompts_need_no_more_memory_than_keys_and_values(pads: int) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from sparsemm.chase.hits import look
+    from sparsemm.profiling.shapes import Shape, random_model
+
+    length, rows = 4096, 64
+    model = random_model(Shape(2, 32, 32, 4, 2, 50, 8), torch.float32, torch.device("cpu"), length)
+    inputs = {"input_ids": torch.ones(2, length, dtype=torch.int64), "attention_mask": torch.ones(2, length)}
+    inputs["attention_mask"][1, :pads] = 0
+    largest: dict[str, int] = {}
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            for one in out if isinstance(out, tuple) else (out,):
+                if isinstance(one, torch.Tensor):
+                    largest[str(function)] = max(largest.get(str(function), 0), one.untyped_storage().nbytes())
+            return out
+
+    with Largest():
+        looked = look(model, inputs, [list(range(length - rows, length))] * 2)
+    assert [one.indices.shape for one in looked] == [(2, 4, rows)] * 2
+    keys_and_values = 2 * 2 * 2 * length * 8 * 4  # of a layer: samples, KV heads, positions, head size, bytes
+    assert max(largest.values()) <= keys_and_values < length * length / 8  # nothing of positions x positions
+    assert sum("argmax_rows" in name for name in largest) == 1
+
+
+def test_the_head_runs_over_pieces_of_the_rows(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsemm.chase import hits
+
+    model, processor = tiny("tiny-qwen2-vl")
+    inputs, _, _ = batch(processor)
+    forced = hits.append_answers(inputs, ANSWERS, 0)
+    rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
+    whole = hits.look(model, forced.inputs, rows)
+    sizes: list[int] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    monkeypatch.setattr(hits, "MOST_LOGITS", 3 * model.get_output_embeddings().weight.shape[0])
+    try:
+        pieces = hits.look(model, forced.inputs, rows)
+    finally:
+        hook.remove()
+    assert sizes == [3, 3, 1, 2, 3, 2]
+    assert [one.predicted.tolist() for one in pieces] == [one.predicted.tolist() for one in whole]
