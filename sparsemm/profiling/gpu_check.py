@@ -22,10 +22,9 @@ from sparsemm.cache.build import build_cuda
 from sparsemm.errors import CacheError
 from sparsemm.files import write_json
 from sparsemm.profiling import bench, clock
-from sparsemm.profiling.agreement import check
+from sparsemm.profiling.agreement import OPERATIONS, check
 
 LIMIT = 570  # seconds of everything
-OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows")
 MODELS = ("vicuna-7b", "mistral-7b", "qwen2-vl-7b")
 
 
