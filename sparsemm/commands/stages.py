@@ -1,12 +1,14 @@
-"""`sparsemm download|align|chase|allocate|evaluate|profile|report`: the stages of dvc.yaml."""
+"""`sparsemm download|align|chase|allocate|evaluate|profile|profile-shape|report`: the stages of dvc.yaml."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from typing import get_args
 
 from sparsemm.commands import Commands
 from sparsemm.params import load_params
+from sparsemm.params.stages import Shape
 
 MODEL_STAGES = {
     "align": ("sparsemm.align", "get answers and tie their tokens to the page"),
@@ -26,6 +28,9 @@ def add(commands: Commands) -> None:
         stage = commands.add_parser(name, help=text)
         stage.add_argument("key", help="model key")
         stage.set_defaults(run=run_stage)
+    shape = commands.add_parser("profile-shape", help="latency and bytes of a 7B shape with random weights")
+    shape.add_argument("name", choices=get_args(Shape), help="which one")
+    shape.set_defaults(run=run_shape)
     commands.add_parser("report", help="write the HTML report and its figures").set_defaults(run=run_report)
 
 
@@ -40,6 +45,13 @@ def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(MODEL_STAGES[given.command][0])
     stage.run(load_params(given.params), given.key, given.root)
+
+
+def run_shape(given: argparse.Namespace) -> None:
+    """The profile-shape stage."""
+    from sparsemm.profiling.stage import run_shape as run
+
+    run(load_params(given.params), given.name, given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:

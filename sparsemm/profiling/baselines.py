@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from sparsemm.cache import CompressedCache
@@ -90,5 +92,5 @@ class CopyingLayer(RaggedLayer):
 
 def copying_cache(cache: CompressedCache) -> CompressedCache:
     """A fresh cache whose layers choose like those of `cache`, and append by copying everything."""
-    layers = [CopyingLayer(layer.index, layer.policy, layer.pooling_kernel) for layer in cache.ragged]
+    layers: list[Any] = [CopyingLayer(layer.index, layer.policy, layer.pooling_kernel) for layer in cache.ragged]
     return CompressedCache(layers=layers)

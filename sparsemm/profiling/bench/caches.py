@@ -6,20 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from transformers import DynamicCache, StaticCache
 
 from sparsemm.cache import CompressedCache, compressed_cache
 from sparsemm.profiling.baselines import copying_cache
 from sparsemm.profiling.bench.setting import Setting
+from sparsemm.profiling.shapes import random_scores
 
 Caches = dict[str, Callable[[], Any]]
 
 
 def ours(model: Any, setting: Setting, length: int, **options: Any) -> CompressedCache:
     """A cache of ours with random head scores, few of them high."""
-    sizes = setting.shape.num_hidden_layers, setting.shape.num_attention_heads
-    scores = torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64) ** 8
+    scores = random_scores(setting.shape)
     return compressed_cache(model, "sparsemm", min(setting.budget, length), scores, window=setting.window, **options)
 
 
