@@ -82,7 +82,9 @@ def random_scores(shape: Shape) -> torch.Tensor:
 
 
 def check_room(name: str, length: int, batch_size: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse a shape whose weights, full cache and a prompt's largest activations exceed the memory that is free.
+    """Refuse a shape whose weights, full cache and a prompt's largest activations exceed the memory there is for it.
+
+    That is what is free of a CUDA device; of a CPU's half of it, because whatever else runs there shares it.
 
     Raises:
         ModelError: with the memory wanted and found.
@@ -93,18 +95,16 @@ def check_room(name: str, length: int, batch_size: int, dtype: torch.dtype, devi
     numbers = shape.parameters() + batch_size * length * (shape.cache() + activations)
     wanted, found = numbers * dtype.itemsize, _free(device)
     if found is not None and wanted > found:
-        what = (
-            f"{length} tokens want {wanted / 2**30:.1f} GiB, {found / 2**30:.1f} GiB of {device.type} memory are free"
-        )
+        what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {found / 2**30:.1f} GiB of {device.type} memory are there for it"
         raise ModelError(what, where=f"profile.shapes: {name}", hint="use a larger device, or smaller profile.lengths")
 
 
 def _free(device: torch.device) -> int | None:
-    """Bytes that can be allocated, or None where the system does not say."""
+    """Bytes that may be allocated, or None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return next((512 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)  # half of KiB
