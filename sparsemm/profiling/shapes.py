@@ -95,7 +95,8 @@ def check_room(name: str, length: int, batch_size: int, dtype: torch.dtype, devi
     numbers = shape.parameters() + batch_size * length * (shape.cache() + activations)
     wanted, found = numbers * dtype.itemsize, _free(device)
     if found is not None and wanted > found:
-        what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {found / 2**30:.1f} GiB of {device.type} memory are there for it"
+        there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for it"
+        what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {there}"
         raise ModelError(what, where=f"profile.shapes: {name}", hint="use a larger device, or smaller profile.lengths")
 
 
