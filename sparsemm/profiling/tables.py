@@ -72,11 +72,17 @@ def _when(*results: dict[str, Any]) -> str:
     return f"Measured on {devices}, {load} before the benches, {days}."
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def kernels(results: Results) -> list[str]:
     """The ratios of `FIGURES`."""
     used = [_one(results, bench) for bench in dict.fromkeys(bench for bench, _ in FIGURES)]
     lines = [_when(*used), "", "| figure | measured |", "|---|---|"]
-    return lines + [f"| {words} | {_one(results, b)['ratios'][name]:,.4g} |" for (b, name), words in FIGURES.items()]
+    return lines + [
+        f"| {words} | {_number(_one(results, b)['ratios'][name])} |" for (b, name), words in FIGURES.items()
+    ]
 
 
 def steps(results: Results) -> list[str]:
