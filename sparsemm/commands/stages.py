@@ -1,12 +1,14 @@
-"""`sparsemm download|align|chase|allocate|evaluate|profile|report`: the stages of dvc.yaml."""
+"""`sparsemm download|align|chase|allocate|evaluate|profile|profile-shape|report`: the stages of dvc.yaml."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from typing import get_args
 
 from sparsemm.commands import Commands
 from sparsemm.params import load_params
+from sparsemm.params.stages import Shape
 
 MODEL_STAGES = {  # name: module, what it does, what it reads and what it writes under artifacts/
     "align": ("align.stage", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
@@ -44,6 +46,14 @@ def add(commands: Commands) -> None:
             stage.add_argument("--shards", metavar="I/N", help="compute this part of the shards alone, and keep them")
         if name == "evaluate":
             stage.add_argument("--limit", type=int, help="first documents only; results go to artifacts/work/limited")
+    shape = commands.add_parser(
+        "profile-shape",
+        help="latency and bytes of a 7B shape with random weights",
+        description="Profile a shape of `profile.shapes` with random weights: artifacts/profile/shapes/NAME.*. " + DVC,
+        epilog="example: sparsemm profile-shape vicuna-7b",
+    )
+    shape.add_argument("name", choices=get_args(Shape), help="which one")
+    shape.set_defaults(run=run_shape)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -80,6 +90,13 @@ def run_chase(given: argparse.Namespace) -> None:
         command = ["--params", str(given.params), "--root", str(given.root), "chase", given.key]
         workers.spread([*command, *(["--dataset", given.dataset] if given.dataset else [])], count)
     run_stage(given)  # finds the shards, and adds them up
+
+
+def run_shape(given: argparse.Namespace) -> None:
+    """The profile-shape stage."""
+    from sparsemm.profiling.stage import run_shape as run
+
+    run(load_params(given.params), given.name, given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:

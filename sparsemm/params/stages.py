@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from sparsemm.params.base import Count, Strict
 
 Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
+Shape = Literal["small", "vicuna-7b", "mistral-7b", "qwen2-vl-7b"]  # of sparsemm.profiling.shapes
 Task = Literal[
     "read",
     "qa",
@@ -102,3 +103,11 @@ class ProfileParams(Strict):
     new_tokens: int = Field(16, ge=2)
     repetitions: Count = 3
     batch_size: Count = 1
+    shapes: tuple[Shape, ...] = Field((), description="7B configurations to time with random weights in bf16")
+
+    @field_validator("lengths", "shapes")
+    @classmethod
+    def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("repeats itself")
+        return value
