@@ -178,13 +178,22 @@ def qwen3_vl() -> Made:
     return hf.Qwen3VLForConditionalGeneration(config), processor
 
 
+def small(name: str) -> Made:
+    """A small architecture, untrained, its layers as loud as those above: answers vary, and look at something."""
+    model, processor = build(name)
+    with torch.no_grad():
+        for weight in model.model.language_model.layers.parameters():
+            weight.mul_(10.0 if weight.ndim == 2 else 1.0)
+    return model, processor
+
+
 # Name of a model -> its family, and what makes it.
 MODELS: dict[str, tuple[str, Callable[[], Made]]] = {
-    "llava-next-vicuna": ("llava_next", lambda: build("tiny-llava-next-vicuna")),
-    "llava-next-mistral": ("llava_next", lambda: build("tiny-llava-next-mistral")),
+    "llava-next-vicuna": ("llava_next", lambda: small("tiny-llava-next-vicuna")),
+    "llava-next-mistral": ("llava_next", lambda: small("tiny-llava-next-mistral")),
     "llava-next-llama3": ("llava_next", llava_next_llama3),
     "llava-onevision": ("llava_onevision", llava_onevision),
-    "qwen2-vl": ("qwen2_vl", lambda: build("tiny-qwen2-vl")),
+    "qwen2-vl": ("qwen2_vl", lambda: small("tiny-qwen2-vl")),
     "qwen2.5-vl": ("qwen2_5_vl", qwen2_5_vl),
     "qwen3-vl": ("qwen3_vl", qwen3_vl),
     **tiled_families.MODELS,

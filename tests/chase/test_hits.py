@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sparsemm.errors import AlignError
+from tests.families import MODELS, made
 
 NAMES = ["tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl"]
 ANSWERS = [[20, 31, 42, 25, 33, 60, 21], [50, 22], [24, 26, 28, 33, 35]]
@@ -78,11 +79,11 @@ def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int])
     return torch.stack(found, dim=-1), [int(logits[0].argmax()) for logits in out.logits]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *(name for name in MODELS if f"tiny-{name}" not in NAMES)])
 def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) -> None:
     from sparsemm.chase.hits import append_answers, look, score_sample
 
-    model, processor = tiny(name)
+    model, processor = tiny(name) if name in NAMES else made(name)
     inputs, images, texts = batch(processor)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     assert len(set(lengths)) == 3
