@@ -49,7 +49,7 @@ def text_sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "head_dim": 8,
         "max_position_embeddings": 4096,
-        "initializer_range": 0.3,
+        "initializer_range": 0.4,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -93,7 +93,9 @@ def gemma3() -> Made:
         image_seq_length=16,
     )
     kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    text = hf.Gemma3TextConfig(layer_types=kinds, sliding_window=24, query_pre_attn_scalar=8, **text_sizes(words))
+    text = hf.Gemma3TextConfig(
+        layer_types=kinds, sliding_window=24, query_pre_attn_scalar=8, tie_word_embeddings=False, **text_sizes(words)
+    )
     config = hf.Gemma3Config(
         text_config=text,
         vision_config=hf.SiglipVisionConfig(**VISION, image_size=56, patch_size=7, vision_use_head=False),
@@ -101,6 +103,7 @@ def gemma3() -> Made:
         boi_token_index=words.boi_token_id,
         eoi_token_index=words.eoi_token_id,
         image_token_index=words.image_token_id,
+        tie_word_embeddings=False,  # tied ones say the last token again and again
     )
     model = hf.Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)  # the class has zeros

@@ -21,7 +21,7 @@ ANSWERS = [[20, 31, 42, 25, 33, 60, 21], [50, 22], [24, 26, 28, 33, 35]]
 @contextmanager
 def sharpened(model: Any, factor: float = 6.0) -> Iterator[None]:
     """Scale the queries: an untrained model attends almost evenly, and rounding would decide the argmax."""
-    weights = [m.weight for n, m in model.named_modules() if n.endswith("q_proj") and "language_model" in n]
+    weights = [m.weight for n, m in model.get_decoder().named_modules() if n.endswith("q_proj")]
     assert len(weights) == model.config.text_config.num_hidden_layers
     untrained = [weight for weight in weights if weight.std() < 0.03]
     before = [weight.detach().clone() for weight in untrained]
@@ -79,14 +79,17 @@ def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int])
     return torch.stack(found, dim=-1), [int(logits[0].argmax()) for logits in out.logits]
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(name for name in MODELS if f"tiny-{name}" not in NAMES)])
+# Gemma 3's sliding layers attend to a window, whose columns are no positions: tests/chase/test_mixed.py has it.
+@pytest.mark.parametrize(
+    "name", [*NAMES, *(name for name in MODELS if f"tiny-{name}" not in NAMES and name != "gemma3")]
+)
 def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) -> None:
     from sparsemm.chase.hits import append_answers, look, score_sample
 
     model, processor = tiny(name) if name in NAMES else made(name)
     inputs, images, texts = batch(processor)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    assert len(set(lengths)) == 3
+    assert len(set(lengths)) > 1
     forced = append_answers(inputs, ANSWERS, processor.tokenizer.pad_token_id)
     rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
     with sharpened(model):
