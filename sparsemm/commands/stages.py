@@ -1,4 +1,4 @@
-"""`sparsemm download|align|chase|allocate|evaluate|profile|report`: the stages of dvc.yaml."""
+"""`sparsemm download|align|chase|allocate|evaluate|profile|study|report`: the stages of dvc.yaml."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def add(commands: Commands) -> None:
         stage = commands.add_parser(name, help=text)
         stage.add_argument("key", help="model key")
         stage.set_defaults(run=run_stage)
+    study = commands.add_parser("study", help="one study of a model, with intervals")
+    study.add_argument("name", help="key under studies in params.yaml")
+    study.add_argument("key", help="model key")
+    study.set_defaults(run=run_study)
     commands.add_parser("report", help="write the HTML report and its figures").set_defaults(run=run_report)
 
 
@@ -40,6 +44,13 @@ def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(MODEL_STAGES[given.command][0])
     stage.run(load_params(given.params), given.key, given.root)
+
+
+def run_study(given: argparse.Namespace) -> None:
+    """The study stage."""
+    from sparsemm.studies.stage import run
+
+    run(load_params(given.params), given.name, given.key, given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:
