@@ -90,7 +90,7 @@ def _measure(
     from lmms_eval.evaluator import evaluate
     from loguru import logger
 
-    from sparsemm.evaluate.model import CompressedModel
+    from sparsemm.evaluate.plugin import CompressedModel
 
     logger.remove()  # lmms-eval logs a dozen lines per call; progress is ours
     logging.getLogger("datasets").setLevel(logging.ERROR)
