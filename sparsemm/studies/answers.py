@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from sparsemm.cache import CompressedCache, compressed_cache
+from sparsemm.cache import compressed_cache
+from sparsemm.cache.prefill import prefill
 from sparsemm.datasets.records import Record
+from sparsemm.evaluate.model import kept_slots
 from sparsemm.evaluate.tasks import documents
 from sparsemm.prompts import build_inputs
 
@@ -56,12 +58,8 @@ class Kept:
 
     method: str
     budget: int | None
-    scores: Any = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def cache(self, model: Any, **more: Any) -> CompressedCache:
-        """A fresh cache."""
-        return compressed_cache(model, self.method, self.budget or 0, self.scores, **self.options, **more)
+    scores: Any
+    options: Mapping[str, Any]
 
 
 def questions(task: str, records: list[Record], read_prompt: str, seed: int) -> list[Question]:
@@ -92,19 +90,23 @@ def plain(model: Any, batch: Batch, max_new_tokens: int) -> Reply:
 
 
 def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str, Kept]) -> dict[str, Reply]:
-    """Greedy answers through compressed caches."""
+    """Greedy answers through compressed caches: from one prefill, or from one each where the cache is cut earlier."""
+    length = batch.inputs["input_ids"].shape[1]
     found = {}
+    if batch.cut is None:
+        every_row = any(way.method == "h2o" for way in ways.values())
+        start = prefill(model, batch.inputs, None if every_row else max(w.options["window"] for w in ways.values()))
     for name, way in ways.items():
-        cache = way.cache(model, prompt_length=batch.cut)
-        out = model.generate(
-            **batch.inputs, past_key_values=cache, do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
-        )
-        found[name] = _reply(cache, out[:, batch.inputs["input_ids"].shape[1] :])
+        if batch.cut is None:
+            cache = start.compress(way.method, way.budget, way.scores, **way.options)
+            out = start.generate(cache, max_new_tokens)
+        else:
+            cache = compressed_cache(
+                model, way.method, way.budget, way.scores, prompt_length=batch.cut, **way.options
+            )
+            options: dict[str, Any] = {"do_sample": False, "use_cache": True, "max_new_tokens": max_new_tokens}
+            out = model.generate(**batch.inputs, past_key_values=cache, **options)
+        slab = cache.ragged[0].slab
+        assert slab is not None
+        found[name] = Reply(out[:, length:], kept_slots(cache), slab.row_bytes())
     return found
-
-
-def _reply(cache: CompressedCache, tokens: torch.Tensor) -> Reply:
-    kept = torch.stack([slots.sum(dim=-1) for slots in cache.budgets()]).sum(dim=0)
-    slab = cache.ragged[0].slab
-    assert slab is not None
-    return Reply(tokens, kept.tolist(), slab.row_bytes())

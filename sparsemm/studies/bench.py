@@ -22,7 +22,7 @@ from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.progress import progress
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.answers import Batch, Question, Reply, batches, questions
+from sparsemm.studies.answers import Batch, Kept, Question, Reply, batches, compressed, questions
 from sparsemm.studies.rows import Arm, Outcome, Row, tabulate
 
 Answer = Callable[[Any, Batch], Mapping[str, Reply]]
@@ -74,14 +74,33 @@ class Bench:
         """Of the model."""
         return self._loaded[1]
 
-    @property
-    def most(self) -> int:
-        """New tokens of an answer, at most."""
-        return self.params.evaluate.max_new_tokens
-
     def questions(self, task: str) -> list[Question]:
         """The evaluate stage's questions about the first pages."""
         return questions(task, self.records, self.params.chase.prompt, self.params.evaluate.seed)
+
+    def most(self, asked: list[Question]) -> int:
+        """New tokens of an answer: what the longest reference has and 8 more, at most `evaluate.max_new_tokens`.
+
+        A model without its heads or its cache often does not stop; what it says so late is wrong anyway.
+        """
+        longest = max(len(self.processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in asked)
+        return min(longest + 8, self.params.evaluate.max_new_tokens)
+
+    def kept(self, method: str, budget: int | None, scores: Any = None, **options: Any) -> Kept:
+        """A compressed cache with the settings of the allocate and evaluate stages, but for `options`."""
+        given, asked = self.params.allocate, self.params.evaluate
+        usual = {"window": given.window, "rho": given.rho, "mode": given.mode, "seed": asked.seed}
+        usual["pooling_kernel"] = asked.pooling_kernel
+        return Kept(method, budget, self.scores if scores is None else scores, usual | options)
+
+    def keep(self, unit: str, task: str, ways: Mapping[str, Kept]) -> dict[str, Outcome]:
+        """The answers of a task through compressed caches, all from one prefill."""
+        asked = self.questions(task)
+
+        def answer(model: Any, batch: Batch) -> dict[str, Reply]:
+            return compressed(model, batch, self.most(asked), ways)
+
+        return self.ask(unit, task, asked, answer)
 
     def batches(self, asked: list[Question]) -> Iterable[Batch]:
         """Questions as inputs of the model."""

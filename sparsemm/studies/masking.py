@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,19 +58,22 @@ def run(bench: Bench, given: MaskingParams) -> list[Row]:
     """One row per task, kind of zero, fraction, kind of heads and comparison; the cache is full."""
     outcomes: dict[Arm, Outcome] = {}
     for task in given.tasks:
-        asked = bench.questions(task)
-        said = bench.ask(f"{task}-none", task, asked, partial(_answers, {NONE: None}, bench.most))
-        outcomes[Arm(task, "", NONE, 0.0)] = said[NONE]
+        outcomes[Arm(task, "", NONE, 0.0)] = _without(bench, f"{task}-none", task, {NONE: None})[NONE]
         for zero in given.zero:
             for fraction in given.fractions:
                 draws = list(_draws(bench.scores, fraction, given.seeds))
                 off = {f"{kind}-{seed}": Off(heads, zero) for kind, seed, heads in draws}
-                said = bench.ask(f"{task}-{zero}-{fraction}", task, asked, partial(_answers, off, bench.most))
+                said = _without(bench, f"{task}-{zero}-{fraction}", task, off)
                 for kind in (TOP, RANDOM, LAYERS):
                     mine = [said[f"{other}-{seed}"] for other, seed, _ in draws if other == kind]
                     outcomes[Arm(task, f"{zero} zeroed", kind, fraction)] = over_seeds(mine)
     return bench.rows(outcomes, against)
 
 
-def _answers(off: dict[str, Off | None], most: int, model: Any, batch: Batch) -> dict[str, Reply]:
-    return {name: heads_off(plain, heads, model, batch, most) for name, heads in off.items()}
+def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Off | None]) -> dict[str, Outcome]:
+    asked = bench.questions(task)
+
+    def answer(model: Any, batch: Batch) -> dict[str, Reply]:
+        return {name: heads_off(plain, heads, model, batch, bench.most(asked)) for name, heads in off.items()}
+
+    return bench.ask(unit, task, asked, answer)
