@@ -82,7 +82,7 @@ class LookingParams(Strict):
 
     precision: float = Field(0.05, gt=0.0, description="half-width the number of samples needed is stated for")
     samples: int = Field(ge=2, description="pages of the evaluation set")
-    heads: int = Field(3, ge=1, description="best heads in a picture")
+    share: float = Field(0.05, gt=0.0, le=1.0, description="of all heads in each group")
 
 
 class StudiesParams(Strict):

@@ -101,9 +101,7 @@ def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str,
             cache = start.compress(way.method, way.budget, way.scores, **way.options)
             out = start.generate(cache, max_new_tokens)
         else:
-            cache = compressed_cache(
-                model, way.method, way.budget, way.scores, prompt_length=batch.cut, **way.options
-            )
+            cache = compressed_cache(model, way.method, way.budget, way.scores, prompt_length=batch.cut, **way.options)
             options: dict[str, Any] = {"do_sample": False, "use_cache": True, "max_new_tokens": max_new_tokens}
             out = model.generate(**batch.inputs, past_key_values=cache, **options)
         slab = cache.ragged[0].slab

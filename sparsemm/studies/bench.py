@@ -107,7 +107,12 @@ class Bench:
         return batches(self.processor, asked, self.params.evaluate.batch_size)
 
     def ask(
-        self, unit: str, task: str, asked: list[Question], answer: Answer, made: Iterable[Batch] | None = None
+        self,
+        unit: str,
+        task: str,
+        asked: list[Question],
+        answer: Answer,
+        made: Callable[[], Iterable[Batch]] | None = None,
     ) -> dict[str, Outcome]:
         """Answers to questions in one or more ways, scored; a unit that was finished before is read.
 
@@ -116,7 +121,7 @@ class Bench:
             task: whose metric counts.
             asked: the questions.
             answer: what the model says to a batch, per way.
-            made: batches of the questions; by default `batches`.
+            made: makes batches of the questions; by default `batches`.
         """
         found = self.once(unit, lambda: self._measure(unit, task, asked, answer, made))
         heads = self.scores.scores.shape[0] * int(self.scores.header["num_kv_heads"])
@@ -138,10 +143,10 @@ class Bench:
 
     @torch.inference_mode()
     def _measure(
-        self, unit: str, task: str, asked: list[Question], answer: Answer, made: Iterable[Batch] | None
+        self, unit: str, task: str, asked: list[Question], answer: Answer, made: Callable[[], Iterable[Batch]] | None
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        given = list(self.batches(asked) if made is None else made)
+        given = list(self.batches(asked) if made is None else made())
         for batch in progress(given, len(given), f"{self.study} {self.key}: {unit}"):
             inputs = batch.inputs.to(self.model.device)
             inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}

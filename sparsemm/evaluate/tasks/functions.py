@@ -9,7 +9,6 @@ from PIL import Image
 
 from sparsemm.evaluate.metrics import exact_match, word_accuracy
 
-
 SCORERS = {"read": word_accuracy, "qa": exact_match}  # (prediction, answer) -> value, of each task
 
 
