@@ -21,7 +21,7 @@ import yaml
 
 from sparsemm.compat import define_missing_torchvision_operators
 from tests.faults import Hub, Proxy, running
-from tests.repository import STAND_IN, Pipeline, Repository, copy_repository, make_template
+from tests.repository import STAND_IN, Pipeline, Repository, copy_repository, few_studies, make_template
 
 define_missing_torchvision_operators()  # before any test module imports transformers
 ROOT = Path(__file__).parent.parent
@@ -69,6 +69,7 @@ def new_pipeline() -> Callable[..., Pipeline]:
         shutil.copytree(ROOT / "csrc", folder / "csrc")
         for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder)
+        (folder / "dvc.yaml").write_text(few_studies((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
         params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params["models"] = {
             key: {"checkpoint": f"a/{key}", "revision": "1", "family": family} for key, family in families.items()

@@ -62,6 +62,8 @@ class Params(Strict):
         )
         if reason is not None:
             raise ValueError(f"studies.{reason}")
+        if self.studies.cost is not None and self.profile.budget not in self.allocate.budgets:
+            raise ValueError(f"studies.cost: profile.budget {self.profile.budget} is not under allocate.budgets")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
             raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")

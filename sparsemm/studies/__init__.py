@@ -3,7 +3,3 @@
 from sparsemm.compat import define_missing_torchvision_operators
 
 define_missing_torchvision_operators()
-
-MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking")
-DERIVED = ("curve", "length", "cost")
-STUDIES = (*DERIVED, *MEASURED)

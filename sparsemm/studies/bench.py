@@ -26,6 +26,7 @@ from sparsemm.studies.answers import Batch, Kept, Question, Reply, batches, comp
 from sparsemm.studies.rows import Arm, Outcome, Row, tabulate
 
 Answer = Callable[[Any, Batch], Mapping[str, Reply]]
+Made = Callable[[], Iterable[Batch]]
 
 
 class Bench:
@@ -126,11 +127,11 @@ class Bench:
         found = self.once(unit, lambda: self._measure(unit, task, asked, answer, made))
         heads = self.scores.scores.shape[0] * int(self.scores.header["num_kv_heads"])
         outcomes = {}
-        for way, one in found.items():
+        for one in found["ways"]:
             kept = None if one["kept"] is None else float(np.mean(one["kept"]))
             size = None if kept is None else kept * one["row_bytes"]
             values = np.array(one["values"], dtype=np.float64)
-            outcomes[way] = Outcome(values, METRICS[task], None if kept is None else kept / heads, size)
+            outcomes[one["name"]] = Outcome(values, METRICS[task], None if kept is None else kept / heads, size)
         return outcomes
 
     def once(self, unit: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ class Bench:
 
     @torch.inference_mode()
     def _measure(
-        self, unit: str, task: str, asked: list[Question], answer: Answer, made: Callable[[], Iterable[Batch]] | None
+        self, unit: str, task: str, asked: list[Question], answer: Answer, made: Made | None
     ) -> dict[str, Any]:
         found: dict[str, Any] = {}
         given = list(self.batches(asked) if made is None else made())
@@ -160,7 +161,7 @@ class Bench:
                         one["kept"][i] = reply.kept[row]
                 if reply.kept is None:
                     one["kept"] = None
-        return found
+        return {"ways": [{"name": way, **one} for way, one in found.items()]}  # a list keeps its order
 
     def rows(self, outcomes: Mapping[Arm, Outcome], against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:
         """`tabulate`, with this study's settings."""

@@ -10,7 +10,7 @@ from typing import Any
 from sparsemm.errors import ParamsError
 from sparsemm.files import atomic_path, write_json
 from sparsemm.params import Params
-from sparsemm.studies import MEASURED, STUDIES
+from sparsemm.studies.names import MEASURED, STUDIES
 from sparsemm.studies.rows import COLUMNS, Row
 
 
