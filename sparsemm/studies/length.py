@@ -15,7 +15,7 @@ from sparsemm.studies.samples import options, read_samples
 
 
 def by_length(answers: list[str], groups: int) -> dict[str, NDArray[np.int64]]:
-    """Indices of answers by characters, short to long, in at most `groups` of about one size; equal lengths together."""
+    """Indices of answers by characters, short to long, in at most `groups` of about one size, ties together."""
     lengths = np.array([len(answer) for answer in answers])
     ordered = np.sort(lengths)
     firsts = sorted({int(ordered[len(ordered) * i // groups]) for i in range(groups)})

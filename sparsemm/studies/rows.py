@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,9 @@ from sparsemm.evaluate.statistics import difference, estimate, samples_needed
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n seeds spread ci_low ci_high "
     "against diff diff_ci_low diff_ci_high verdict needed"
+).split()
+NUMBERS = (
+    "level budget kept_slots bytes value n seeds spread ci_low ci_high diff diff_ci_low diff_ci_high needed"
 ).split()
 Row = dict[str, Any]
 
@@ -133,3 +139,36 @@ def name(arm: Arm) -> str:
     parts.append("" if arm.budget is None else f"B={arm.budget}")
     rest = ", ".join(part for part in parts if part)
     return f"{arm.setting} ({rest})" if rest else arm.setting
+
+
+def read_rows(path: Path, study: str, key: str) -> list[dict[str, str]]:
+    """Rows that the study stage wrote.
+
+    Raises:
+        DataError: if the file is not what it writes.
+    """
+    hint = "run its stage again"
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            fields, rows = reader.fieldnames, list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path), hint=hint) from error
+    if list(fields or ()) != COLUMNS or not rows:
+        raise DataError("not the columns of a study, or no row", where=str(path), hint=hint)
+    for number, row in enumerate(rows, start=2):
+        where = f"{path}, line {number}"
+        if (row["study"], row["model"]) != (study, key):
+            raise DataError(f"a row of {row['study']!r} of {row['model']!r}", where=where, hint=hint)
+        if not all(_is_number(row[c]) or (row[c] == "" and c != "value") for c in NUMBERS):
+            raise DataError("a cell that is no number", where=where, hint=hint)
+        if row["against"] and not all(row[c] for c in ("diff", "diff_ci_low", "diff_ci_high", "verdict")):
+            raise DataError("a comparison without a difference", where=where, hint=hint)
+    return rows
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        return math.isfinite(float(text or ""))
+    except ValueError:
+        return False
