@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -29,8 +28,8 @@ TEXT = {
     "cost": ("Accuracy and latency together", "Both at the profiled budget; times are medians and have no interval."),
     "masking": (
         "Visual heads switched off",
-        "The best heads by score off, against as many random heads, anywhere and in the same layers. Level is the share "
-        "of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. Random "
+        "The best heads by score off, against as many random heads, anywhere and in the same layers. Level is the "
+        "share of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. Random "
         "heads are drawn several times and averaged page by page; `spread` is the range over draws.",
     ),
     "rho": ("How much is split evenly", "rho is the share of the slots beyond the window that all heads get alike."),
@@ -109,8 +108,7 @@ def claims(rows: Sequence[Row]) -> list[str]:
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row["against"]:
-            other = re.sub(r",? ?\(?B=\d+\)?$|\(?,? ?B=\d+(?=\))", "", row["against"]).removesuffix(" ()")
-            grouped.setdefault((row["task"], row["condition"], row["setting"], other), []).append(row)
+            grouped.setdefault((row["task"], row["condition"], row["setting"], row["against"]), []).append(row)
     found = []
     for (task, condition, setting, other), mine in grouped.items():
         words: dict[str, list[str]] = {}

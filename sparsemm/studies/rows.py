@@ -117,14 +117,16 @@ def tabulate(
             "needed": samples_needed(outcome.values, precision) if len(outcome.values) > 1 else "",
         }
         others = [other for other in against(arm) if other != arm and other in outcomes]
-        rows += [row | _compared(outcome, outcomes[o], o, resamples, seed, precision) for o in others] or [row]
+        rows += [
+            row | {"against": name(other, arm)} | _compared(outcome, outcomes[other], resamples, seed, precision)
+            for other in others
+        ] or [row]
     return rows
 
 
-def _compared(mine: Outcome, theirs: Outcome, other: Arm, resamples: int, seed: int, precision: float) -> Row:
+def _compared(mine: Outcome, theirs: Outcome, resamples: int, seed: int, precision: float) -> Row:
     found = difference(mine.values, theirs.values, resamples, seed)
     return {
-        "against": name(other),
         "diff": round(found.value, 6),
         "diff_ci_low": round(found.low, 6),
         "diff_ci_high": round(found.high, 6),
@@ -133,12 +135,12 @@ def _compared(mine: Outcome, theirs: Outcome, other: Arm, resamples: int, seed: 
     }
 
 
-def name(arm: Arm) -> str:
-    """An arm in the column `against`: its setting, with condition, level and budget where it has them."""
-    parts = [arm.condition, "" if arm.level is None else f"{arm.level:g}"]
-    parts.append("" if arm.budget is None else f"B={arm.budget}")
-    rest = ", ".join(part for part in parts if part)
-    return f"{arm.setting} ({rest})" if rest else arm.setting
+def name(other: Arm, mine: Arm) -> str:
+    """An arm in the column `against` of another one: its setting, and what else it does not share."""
+    parts = [other.condition] if other.condition not in (mine.condition, "") else []
+    parts += [f"{other.level:g}"] if other.level not in (mine.level, None) else []
+    parts += [f"B={other.budget}"] if other.budget not in (mine.budget, None) else []
+    return f"{other.setting} ({', '.join(parts)})" if any(parts) else other.setting
 
 
 def read_rows(path: Path, study: str, key: str) -> list[dict[str, str]]:

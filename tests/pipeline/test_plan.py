@@ -34,7 +34,7 @@ def test_a_broken_dvc_yaml_is_refused(tmp_path):
 
 def test_a_folder_without_dvc_is_refused(tmp_path, repository):
     (tmp_path / "params.yaml").write_text((repository.root / "params.yaml").read_text())
-    with pytest.raises(PipelineError, match="dvc status"):
+    with pytest.raises(PipelineError, match="dvc.yaml"):
         plan(tmp_path)
 
 
