@@ -24,11 +24,6 @@ class Estimate:
     low: float
     high: float
 
-    @property
-    def verdict(self) -> str:
-        """`verdict` of the interval, for an estimate that is a difference."""
-        return verdict(self.low, self.high)
-
 
 def estimate(values: Values, resamples: int, seed: int) -> Estimate:
     """Mean of (n,) samples; the same seed resamples the same samples, so that differences stay paired.

@@ -18,8 +18,8 @@ from sparsemm.studies.rows import read_rows
 TEXT = {
     "curve": (
         "Accuracy against budget, as one number",
-        "The area under accuracy over log2 B, divided by its width, is a mean accuracy over all budgets: one comparison "
-        "per method, not one per budget.",
+        "The area under accuracy over log2 B, divided by its width, is a mean accuracy over all budgets: one "
+        "comparison per method, not one per budget.",
     ),
     "length": (
         "Long answers",
@@ -29,8 +29,8 @@ TEXT = {
     "masking": (
         "Visual heads switched off",
         "The best heads by score off, against as many random heads, anywhere and in the same layers. Level is the "
-        "share of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. Random "
-        "heads are drawn several times and averaged page by page; `spread` is the range over draws.",
+        "share of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. "
+        "Random heads are drawn several times and averaged page by page; `spread` is the range over draws.",
     ),
     "rho": ("How much is split evenly", "rho is the share of the slots beyond the window that all heads get alike."),
     "parts": (

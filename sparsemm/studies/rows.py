@@ -13,7 +13,7 @@ import numpy as np
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.metrics import Values
-from sparsemm.evaluate.statistics import difference, estimate, samples_needed
+from sparsemm.evaluate.statistics import difference, estimate, samples_needed, verdict
 
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n seeds spread ci_low ci_high "
@@ -126,11 +126,12 @@ def tabulate(
 
 def _compared(mine: Outcome, theirs: Outcome, resamples: int, seed: int, precision: float) -> Row:
     found = difference(mine.values, theirs.values, resamples, seed)
+    low, high = round(found.low, 6), round(found.high, 6)
     return {
         "diff": round(found.value, 6),
-        "diff_ci_low": round(found.low, 6),
-        "diff_ci_high": round(found.high, 6),
-        "verdict": found.verdict,
+        "diff_ci_low": low,
+        "diff_ci_high": high,
+        "verdict": verdict(low, high),  # of what is written: a sum of differences that cancel is not quite zero
         "needed": samples_needed(mine.values - theirs.values, precision) if len(mine.values) > 1 else "",
     }
 

@@ -29,7 +29,7 @@ def made(tmp_path_factory):
     entry = given["models"][KEY]
     entry["checkpoint"] = str(ROOT / entry["checkpoint"])
     given["models"], given["studies"] = {KEY: entry}, STUDIES
-    given["evaluate"] |= {"samples": 3, "batch_size": 2, "bootstrap": 50}
+    given["evaluate"] |= {"samples": 3, "batch_size": 4, "bootstrap": 50, "max_new_tokens": 8}
     params = parse_params(yaml.safe_dump(given))
     records = [draw_record("evaluation", 0, index, PageStyle(1, 6, (3, 6))) for index in range(3)]
     write_records(root / "artifacts" / "datasets" / "evaluation.parquet", records)

@@ -14,7 +14,7 @@ STUDIES = {
     "length": {"groups": 2},
     "cost": {},
     "masking": FEW | {"fractions": [0.1], "zero": ["query"], "seeds": 2},
-    "rho": FEW | {"values": [0.5, 1.0], "budget": 12},
+    "rho": {"samples": 3, "values": [0.5], "budget": 12},
     "parts": FEW | {"budgets": [12]},
     "later": {"samples": 3, "methods": ["full", "sparsemm", "snapkv"], "budgets": [12]},
     "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},

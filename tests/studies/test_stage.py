@@ -17,7 +17,7 @@ from tests.studies.crafted import KEY
 
 ARMS = {
     "masking": 1 + 3,
-    "rho": 3,
+    "rho": 2 * 2,
     "parts": 3,
     "later": 4 * 3,
     "holding": 2 * 2,
@@ -58,7 +58,7 @@ def test_a_stopped_study_goes_on_and_ends_in_the_same_bytes(made, tmp_path, monk
     for folder in (whole, stopped):
         shutil.copytree(root / "artifacts" / "datasets", folder / "artifacts" / "datasets")
         shutil.copytree(root / "artifacts" / "scores", folder / "artifacts" / "scores")
-    run(params, "masking", KEY, whole)
+    run(params, "rho", KEY, whole)
     original, calls = module.Bench._measure, []
 
     def measure(self, unit, *arguments):
@@ -69,12 +69,12 @@ def test_a_stopped_study_goes_on_and_ends_in_the_same_bytes(made, tmp_path, monk
 
     monkeypatch.setattr(module.Bench, "_measure", measure)
     with pytest.raises(KeyboardInterrupt):
-        run(params, "masking", KEY, stopped)
+        run(params, "rho", KEY, stopped)
     assert not (stopped / "artifacts" / "studies").exists()
-    run(params, "masking", KEY, stopped)
-    assert calls == ["qa-none", "qa-query-0.1", "qa-query-0.1"]  # the first unit was not measured again
+    run(params, "rho", KEY, stopped)
+    assert calls == ["read", "qa", "qa"]  # the first unit was not measured again
     for end in ("csv", "json"):
-        name = f"artifacts/studies/masking/{KEY}.{end}"
+        name = f"artifacts/studies/rho/{KEY}.{end}"
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()
 
 
