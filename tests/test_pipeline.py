@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_running_again_gives_the_same_bytes(place):
     [
         ("align", "sparsemm.align", "greedy_answers", 2),
         ("chase", "sparsemm.chase.stage", "chase_batch", 2),
+        ("evaluate", "sparsemm.evaluate.stage", "answer", 2),
         ("evaluate", "sparsemm.evaluate.stage", "write_results", 0),
     ],
 )
@@ -90,8 +92,8 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(place, monkeypatch, s
     monkeypatch.setattr(owner, function, real)
     done = [f for f in (place / "artifacts" / "work").rglob("*") if f.is_file()]
     assert done  # something was kept to go on from
-    if stage == "evaluate":
-        monkeypatch.setattr(owner, "_measure", lambda *_: pytest.fail("measured again"))
+    if function == "write_results":
+        monkeypatch.setattr(owner, "load_model", lambda *_: pytest.fail("there is nothing to ask"))
     assert run(place, stage, KEY) == 0
     assert hashes(place) == before
 
@@ -127,6 +129,17 @@ def test_rows_of_the_evaluation(place):
             assert row["diff_vs_full"] != "" and (row["diff_vs_sparsemm"] == "") == (row["method"] == "sparsemm")
     read = next(row for row in rows if row["method"] == "full" and row["task"] == "read")
     assert float(read["value"]) > 0.8
+
+
+def test_a_limited_evaluation_leaves_the_results_alone(place, capsys):
+    before = hashes(place)
+    assert run(place, "evaluate", KEY, "--limit", "2") == 0
+    limited = place / "artifacts" / "work" / "limited"
+    with open(limited / f"{KEY}.csv", encoding="utf-8") as handle:
+        assert {row["n"] for row in csv.DictReader(handle)} == {"2"}
+    shutil.rmtree(place / "artifacts" / "work")
+    assert hashes(place) == before and run(place, "evaluate", KEY, "--limit", "0") == 1
+    assert "limit is 0" in capsys.readouterr().err
 
 
 def test_rows_of_the_profile(place):

@@ -25,6 +25,8 @@ def add(commands: Commands) -> None:
     for name, (_, text) in MODEL_STAGES.items():
         stage = commands.add_parser(name, help=text)
         stage.add_argument("key", help="model key")
+        if name == "evaluate":
+            stage.add_argument("--limit", type=int, help="first documents only; results go to artifacts/work/limited")
         stage.set_defaults(run=run_stage)
     study = commands.add_parser("study", help="one study of a model, with intervals")
     study.add_argument("name", help="key under studies in params.yaml")
@@ -43,7 +45,8 @@ def run_download(given: argparse.Namespace) -> None:
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(MODEL_STAGES[given.command][0])
-    stage.run(load_params(given.params), given.key, given.root)
+    options = {"limit": given.limit} if given.command == "evaluate" else {}
+    stage.run(load_params(given.params), given.key, given.root, **options)
 
 
 def run_study(given: argparse.Namespace) -> None:

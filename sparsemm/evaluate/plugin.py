@@ -1,91 +1,109 @@
-"""A model class for lmms-eval that answers through the compressed cache."""
+"""`python -m lmms_eval --model sparsemm`: a compressed model that lmms-eval runs like its own."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from lmms_eval.api.model import lmms
+from tqdm import tqdm
 
-from sparsemm.cache import compressed_cache
-from sparsemm.errors import DataError
-from sparsemm.prompts import build_inputs
-from sparsemm.scores import ScoreTable
+from sparsemm.errors import DataError, ModelError
+from sparsemm.evaluate.model import Variant, answer
+from sparsemm.evaluate.questions import batches, question
+from sparsemm.models import load_model, new_entry
+from sparsemm.registry.lookup import load_scores
 
 
-class CompressedModel(lmms):
-    """Greedy answers of one model under one method and budget; `use` switches to another.
+class SparseMM(lmms):
+    """Greedy answers of one checkpoint under one method and budget.
 
-    After `generate_until`, `kept` holds the slots each request kept after prefill, summed over layers and KV heads.
+    Args, as in --model_args:
+        pretrained: local folder or hub id of a checkpoint of a supported family.
+        revision: of the hub, or the content hash of the folder.
+        method, budget, window, rho, mode, pooling_kernel, seed: as `sparsemm.compressed_cache`.
+        scores: path of a score table, or models:/visual-heads.<key>@champion.
+        dtype: float32, float16 or bfloat16; what the checkpoint's config says if not given.
+        device: the GPU of this process if there is one, else the CPU.
+        batch_size: rows that run together.
+        max_new_tokens: where a task does not say.
+        trust_remote_code: must be off.
+
+    Raises:
+        LayoutError, ModelError, FetchError: if the checkpoint is unsupported or cannot be had.
+        ScoreTableError, RegistryError: if the table cannot be had, is damaged, or is of another model.
+        BudgetError: if method, budget, window or scores are impossible.
     """
 
-    def __init__(self, model: Any, processor: Any, scores: ScoreTable | None, *, batch_size: int, **cache: Any) -> None:
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        method: str = "full",
+        budget: int | None = None,
+        scores: str | None = None,
+        window: int = 32,
+        rho: float = 0.1,
+        mode: str = "exact",
+        pooling_kernel: int = 5,
+        seed: int = 0,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_new_tokens: int = 128,
+        trust_remote_code: bool = False,
+    ) -> None:
         super().__init__()
-        self.model, self.processor, self.scores = model, processor, scores
-        self.batch_size, self.cache_options = batch_size, cache
-        self.method, self.budget = "full", 0
-        self.max_new_tokens = 128
-        self.kept: list[int] = []
+        if trust_remote_code:
+            raise ModelError("remote code is never run", where=pretrained, hint="leave trust_remote_code out")
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise DataError(f"batch_size is {batch_size!r}", hint="give a number; there is no automatic one")
+        if device in (None, "cuda") and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
+        entry = new_entry(pretrained, None if revision is None else str(revision), dtype)
+        self.model, self.processor = load_model(entry, device)
+        table = None if scores is None else load_scores(scores, self.model.config)
+        variant = Variant(method, budget, table, window, rho, mode, pooling_kernel, seed)
+        self.variant = variant.ready(self.model)
 
-    def use(self, method: str, budget: int) -> None:
-        """Choose the method and the mean slots per KV head of the requests that follow."""
-        self.method, self.budget, self.kept = method, budget, []
-
-    def slot_bytes(self) -> int:
-        """Bytes of K and V of one token in one KV head."""
-        config = self.model.config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * head_dim * self.model.dtype.itemsize
-
-    @torch.inference_mode()
-    def answer(self, images: list[list[Any]], prompts: list[str]) -> list[str]:
-        """Greedy answers to one batch; one list of images and one prompt per row."""
-        inputs = build_inputs(self.processor, images, prompts).to(self.model.device)
-        inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        cache = compressed_cache(self.model, self.method, self.budget, self.scores, **self.cache_options)
-        out = self.model.generate(
-            **inputs, past_key_values=cache, do_sample=False, max_new_tokens=self.max_new_tokens, use_cache=True
-        )
-        kept = torch.stack([slots.sum(dim=-1) for slots in cache.budgets()]).sum(dim=0)
-        self.kept += kept.tolist()
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return list(self.processor.tokenizer.batch_decode(new, skip_special_tokens=True))
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.model.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Answers in the order of the requests; computed in batches of similar prompt and image size."""
-        rows = []
-        for request in requests:
-            context, options, doc_to_visual, doc_id, task, split = request.args
-            images = doc_to_visual(self.task_dict[task][split][doc_id])
-            rows.append((context, images, tuple(options.get("until", ()))))
-        order = sorted(range(len(rows)), key=lambda i: ([image.size for image in rows[i][1]], len(rows[i][0]), i))
-        answers, kept = [""] * len(rows), [0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            self.kept = []
-            texts = self.answer([rows[i][1] for i in chosen], [rows[i][0] for i in chosen])
-            for i, text, slots in zip(chosen, texts, self.kept, strict=True):
-                for stop in rows[i][2]:
-                    text = text.split(stop)[0]
-                answers[i], kept[i] = text.strip(), slots
-        self.kept = kept
+        """Answers in the order of the requests.
+
+        Raises:
+            DataError: if a task wants sampling, beams, or other things than images.
+        """
+        questions = [question(request, self.task_dict[request.args[4]], self.max_new_tokens) for request in requests]
+        answers = [""] * len(questions)
+        for chosen in tqdm(batches(questions, self.batch_size), desc="answers", disable=self.rank != 0):
+            asked = [questions[at] for at in chosen]
+            images, prompts = [one.images() for one in asked], [one.prompt for one in asked]
+            limit = asked[0].max_new_tokens
+            (said,) = answer(self.model, self.processor, images, prompts, [self.variant], limit)
+            for at, text in zip(chosen, said.texts, strict=True):
+                answers[at] = questions[at].trim(text)
         return answers
 
-    def clean(self) -> None:
-        """Keep the model: lmms-eval calls this after every run, and many runs share it."""
-
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Refused: no local task asks for it.
+        """Refused: a compressed cache exists only while an answer is generated.
 
         Raises:
             DataError: always.
         """
-        raise DataError("log-likelihood tasks are not supported", where="CompressedModel", hint="use generate_until")
+        raise DataError("log-likelihood tasks are not supported", where="sparsemm", hint="use generate_until tasks")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Refused: no local task asks for it.
+        """Refused.
 
         Raises:
             DataError: always.
         """
-        raise DataError("multi-round tasks are not supported", where="CompressedModel", hint="use generate_until")
+        raise DataError("multi-round tasks are not supported", where="sparsemm", hint="use generate_until tasks")

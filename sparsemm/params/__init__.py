@@ -47,7 +47,9 @@ class Params(Strict):
         for stage, name in (("chase", self.chase.dataset), ("evaluate", self.evaluate.dataset)):
             if name not in self.datasets:
                 raise ValueError(f"{stage}.dataset {name!r} is not under datasets")
-        if self.evaluate.samples > self.datasets[self.evaluate.dataset].samples:
+        if {"read", "qa"} & set(self.evaluate.tasks) and self.evaluate.samples > self.datasets[
+            self.evaluate.dataset
+        ].samples:
             raise ValueError(f"evaluate.samples is more than datasets.{self.evaluate.dataset}.samples")
         chased, evaluated = self.datasets[self.chase.dataset], self.datasets[self.evaluate.dataset]
         reason = may_share(chased, evaluated)

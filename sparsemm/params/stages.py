@@ -9,6 +9,18 @@ from pydantic import Field, field_validator, model_validator
 from sparsemm.params.base import Count, Strict
 
 Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
+Task = Literal[
+    "read",
+    "qa",
+    "docvqa_val",
+    "ocrbench",
+    "textvqa_val",
+    "chartqa",
+    "textcaps_val",
+    "mmbench_en_dev",
+    "gqa",
+    "vqav2_val",
+]
 
 
 class ChaseParams(Strict):
@@ -44,9 +56,10 @@ class EvaluateParams(Strict):
     """Which tasks are run, with which methods."""
 
     dataset: str = Field(description="key of a data set")
-    samples: Count = Field(description="pages, and questions about them")
+    samples: Count = Field(description="pages, and questions about them; of a task of the paper its first documents")
     batch_size: Count = 32
-    tasks: tuple[Literal["read", "qa"], ...] = Field(("read", "qa"), min_length=1)
+    tasks: tuple[Task, ...] = Field(("read", "qa"), min_length=1)
+    source: str = Field("hub", min_length=1, description="of the paper's tasks: hub, s3://bucket/prefix, or a folder")
     methods: tuple[Method, ...] = Field(min_length=1)
     pooling_kernel: int = Field(5, ge=1, description="average-pool over the observation scores; odd")
     max_new_tokens: Count = 128
