@@ -81,7 +81,7 @@ def _lines(axes: Axes, rows: Sequence[Row], settings: Sequence[str]) -> None:
             (row, *_) = (r for r in rows if r["setting"] == setting)
             axes.axhline(float(row["value"]), color="#000000", linewidth=1, linestyle=":", label=setting)
             continue
-        at, value = [_at(r) for r in mine], [float(r["value"]) for r in mine]
+        at, value = [float(r["level"] or r["budget"]) for r in mine], [float(r["value"]) for r in mine]
         axes.errorbar(at, value, _error(mine), label=setting, **_style(setting, settings))
     axes.set_xlabel("level" if levels else "B", fontsize=8)
     if not levels:

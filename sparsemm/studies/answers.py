@@ -14,7 +14,7 @@ from sparsemm.cache import compressed_cache
 from sparsemm.cache.prefill import prefill
 from sparsemm.datasets.records import Record
 from sparsemm.evaluate.model import kept_slots
-from sparsemm.evaluate.tasks import documents
+from sparsemm.evaluate.tasks.local import documents
 from sparsemm.prompts import build_inputs
 
 

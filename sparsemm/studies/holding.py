@@ -24,8 +24,8 @@ def run(bench: Bench, given: MethodsParams) -> list[Row]:
             for condition in (GROWS, HELD)
         }
         for name, outcome in bench.keep(task, task, ways).items():
-            method, budget, condition = name.split(" ", 2)
-            outcomes[Arm(task, condition, method, None, int(budget))] = outcome
+            setting, slots, condition = name.split(" ", 2)
+            outcomes[Arm(task, condition, setting, None, int(slots))] = outcome
 
     def against(arm: Arm) -> list[Arm]:
         found = [] if arm.setting == "sparsemm" else [arm._replace(setting="sparsemm")]

@@ -82,8 +82,8 @@ def run(bench: Bench, given: LaterParams) -> list[Row]:
 
     for condition in (KNOWN, IMAGE, NEUTRAL, TURN):
         for name, outcome in _asked(bench, condition, asked, answer, given).items():
-            method, budget = name.split(" ")
-            outcomes[Arm("qa", condition, method, None, int(budget) if budget else None)] = outcome
+            setting, slots = name.split(" ")
+            outcomes[Arm("qa", condition, setting, None, int(slots) if slots else None)] = outcome
 
     def against(arm: Arm) -> list[Arm]:
         others = [arm._replace(setting="full", budget=None), arm._replace(setting="sparsemm")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,10 @@ def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
     return [watch.shares[layer].tolist() for layer in sorted(watch.shares)]
 
 
+def _page(bench: Bench, record: Record) -> dict[str, Any]:
+    return {"shares": shares(bench, record)}
+
+
 def groups(table: ScoreTable, share: float) -> dict[str, NDArray[np.int64]]:
     """Flat indices of the best heads, as many around the median rank, and as many of the last."""
     count = top_count(table.scores.size, share)
@@ -138,11 +143,11 @@ def run(bench: Bench, given: LookingParams) -> list[Row]:
     Raises:
         DataError: if the model reads words of fewer than two pages.
     """
-    pages = [
-        found
+    found = [
+        bench.once(f"page-{number}", partial(_page, bench, record))["shares"]
         for number, record in enumerate(bench.records)
-        if (found := bench.once(f"page-{number}", lambda record=record: {"shares": shares(bench, record)})["shares"])
     ]
+    pages = [one for one in found if one is not None]
     if len(pages) < 2:
         raise DataError(f"the model reads words of {len(pages)} pages", where=f"{bench.study} {bench.key}")
     seen = np.array(pages, dtype=np.float64)  # (pages, L, Hq, 2)

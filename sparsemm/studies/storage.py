@@ -33,6 +33,6 @@ def run(bench: Bench, given: StorageParams) -> list[Row]:
                     wide = slots_at_equal_bytes(bench.model, budget)
                     ways[f"{method} {more}"] = bench.kept(method, wide, storage=given.storage)
             for name, outcome in bench.keep(f"{task}-{budget}", task, ways).items():
-                method, condition = name.split(" ", 1)
-                outcomes[Arm(task, condition, method, None, budget)] = outcome
+                setting, condition = name.split(" ", 1)
+                outcomes[Arm(task, condition, setting, None, budget)] = outcome
     return bench.rows(outcomes, lambda arm: [] if arm.condition == own else [arm._replace(condition=own)])
