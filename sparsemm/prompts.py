@@ -38,6 +38,15 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
         content: list[dict[str, Any]] = [{"type": "image"} for _ in row] + [{"type": "text", "text": text}]
         message = [{"role": "user", "content": content}]
         prompts.append(processor.apply_chat_template(message, chat_template=template, add_generation_prompt=True))
+    return encode(processor, images, prompts)
+
+
+def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) -> Any:
+    """Prompts that a chat template has written, as `build_inputs` returns them; one list of images per prompt.
+
+    Raises:
+        DataError: if the processor refuses.
+    """
     processor.tokenizer.padding_side = "left"
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
     bos = processor.tokenizer.bos_token

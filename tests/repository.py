@@ -17,9 +17,10 @@ ROOT = Path(__file__).parents[1]
 STAND_IN = """#!{python}
 import json, os, pathlib, sys, time, yaml
 command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
+study, key = (key, sys.argv[3]) if command == "study" else ("", key)
 told = pathlib.Path(os.environ["STAND_IN_TOLD"])  # outside of every worktree
 with open(told / "calls.txt", "a") as log:
-    log.write(command + " " + key + "\\n")
+    log.write(" ".join([command, *([study] if study else []), key]) + "\\n")
 print("stage", command, key, flush=True)
 outputs = {{
     "download": ["datasets/{{}}.parquet"],
@@ -28,11 +29,12 @@ outputs = {{
     "allocate": ["budgets/{{}}.json"],
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
+    "study": ["studies/" + study + "/{{}}.json", "studies/" + study + "/{{}}.csv"],
     "report": ["report/index.html", "report/figures/accuracy-one.png"],
 }}[command]
 if "--dataset" in sys.argv:  # of `robustness`
     outputs = [o.replace("/", "/also/" + sys.argv[4] + "/", 1) for o in outputs]
-name = (command + " " + key).strip()
+name = " ".join(part for part in (command, study, key) if part)
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
 for output in outputs:
     path = pathlib.Path("artifacts") / output.format(key)
@@ -46,7 +48,8 @@ for output in outputs:
         while (told / "hang").exists():
             time.sleep(0.1)
     if output.endswith("csv"):
-        path.write_text("method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes\\nfull,8,1,1,1\\n")
+        columns = "method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes,level,budget,setting,value"
+        path.write_text(columns + "\\nfull,8,1,1,1,1,1,a,1\\n")
     elif command == "evaluate" and output.endswith("json"):
         path.write_text(json.dumps({{"read": {{"full": {{"all": 0.9}}, "sparsemm": {{"48": 0.88}}}}}}))
     elif output.endswith("json"):
@@ -61,6 +64,15 @@ for output in outputs:
     else:
         path.write_text(command + key + str(params["models"].get(key)))
 """
+
+
+def few_studies(text: str) -> str:
+    """dvc.yaml with one study of each kind: all of them are made alike, and tests run them all."""
+    value = yaml.safe_load(text)
+    for name in ("study", "reading"):
+        value["stages"][name]["matrix"]["name"] = {"study": ["rho"], "reading": ["curve"]}[name]
+    del value["stages"]["looking"]
+    return yaml.safe_dump(value, sort_keys=False)
 
 
 class Repository:
@@ -158,6 +170,7 @@ def make_template(folder: Path) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
+    (root / "dvc.yaml").write_text(few_studies((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()
     script.write_text(STAND_IN.format(python=sys.executable))

@@ -10,10 +10,12 @@ import time
 from collections import Counter
 
 import pytest
+import yaml
 
-from sparsemm.params import ModelParams
+from sparsemm.params import ModelParams, load_params
 from sparsemm.params.entries import add_entry, remove_entry
-from tests.repository import copy_repository
+from sparsemm.studies.names import DERIVED, MEASURED, STUDIES
+from tests.repository import ROOT, copy_repository
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def pipeline(tmp_path_factory, repository_template):
 
 def full(models, datasets=0):
     """Every stage of these models, and the report."""
-    stages = ("align", "chase", "allocate", "evaluate", "profile")
+    stages = ("align", "chase", "allocate", "evaluate", "profile", "study rho", "study curve")
     result = Counter(f"{stage} {model}" for stage in stages for model in models)
     result["report "] += 1
     if datasets:
@@ -58,7 +60,22 @@ def test_an_edit_in_one_module_runs_only_who_uses_it(pipeline):
     path = pipeline.root / "sparsemm" / "profiling" / "latency.py"
     path.write_text(path.read_text() + "# edited\n")
     ran = pipeline.repro()
-    assert {name.split()[0] for name in ran} <= {"profile", "report"} and ran["profile one"] == 1
+    assert {name.split()[0] for name in ran} <= {"profile", "study", "report"} and ran["profile one"] == 1
+    assert "study rho one" not in ran
+
+
+def test_an_edit_of_a_study_or_its_entry_runs_that_study_alone(pipeline):
+    path = pipeline.root / "sparsemm" / "studies" / "rho.py"
+    path.write_text(path.read_text() + "# edited\n")
+    ran = pipeline.repro()
+    assert ran["study rho one"] == 1 and set(ran) == {"study rho one", "study rho two", *ran.keys() & {"report "}}
+
+
+def test_every_study_is_in_dvc_yaml_and_in_params():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    assert tuple(stages["reading"]["matrix"]["name"]) == DERIVED
+    assert (*stages["study"]["matrix"]["name"], "looking") == MEASURED
+    assert load_params(ROOT / "params.yaml").studies.model_fields_set == set(STUDIES)
 
 
 def test_metrics_plots_and_params_can_be_looked_at(pipeline):

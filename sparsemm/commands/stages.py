@@ -1,4 +1,4 @@
-"""`sparsemm download|align|chase|allocate|evaluate|profile|profile-shape|report`: the stages of dvc.yaml."""
+"""`sparsemm download|align|chase|allocate|evaluate|profile|profile-shape|study|report`: the stages of dvc.yaml."""
 
 from __future__ import annotations
 
@@ -54,6 +54,15 @@ def add(commands: Commands) -> None:
     )
     shape.add_argument("name", choices=get_args(Shape), help="which one")
     shape.set_defaults(run=run_shape)
+    study = commands.add_parser(
+        "study",
+        help="one study of a model, with intervals",
+        description="One entry of `studies` in params.yaml: artifacts/studies/NAME/KEY.csv and .json. " + DVC,
+        epilog="example: sparsemm study masking tiny-qwen2-vl",
+    )
+    study.add_argument("name", help="key under studies in params.yaml")
+    study.add_argument("key", help="model key")
+    study.set_defaults(run=run_study)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -97,6 +106,13 @@ def run_shape(given: argparse.Namespace) -> None:
     from sparsemm.profiling.stage import run_shape as run
 
     run(load_params(given.params), given.name, given.root)
+
+
+def run_study(given: argparse.Namespace) -> None:
+    """The study stage."""
+    from sparsemm.studies.stage import run
+
+    run(load_params(given.params), given.name, given.key, given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from sparsemm.params.stages import EvaluateParams
 
 COLUMNS = (
     "model task method budget kept_slots bytes metric value n ci_low ci_high "
-    "diff_vs_sparsemm diff_ci_low diff_ci_high diff_vs_full diff_full_ci_low diff_full_ci_high"
+    "diff_vs_sparsemm diff_ci_low diff_ci_high diff_vs_full diff_full_ci_low diff_full_ci_high draws"
 ).split()
 
 
@@ -38,12 +38,13 @@ class Outcome:
 
 
 def write_results(
-    given: EvaluateParams, key: str, outcomes: dict[tuple[str, str, int | None], Outcome], folder: Path
+    given: EvaluateParams, key: str, outcomes: dict[tuple[str, str, int | None], list[Outcome]], folder: Path
 ) -> None:
     """Rows with 95 % bootstrap intervals, paired over samples, as CSV, metrics JSON and one row per sample.
 
     Args:
-        outcomes: by task, method and budget.
+        outcomes: by task, method and budget: one, or several draws of a random method, which count page by page by
+            their mean.
         folder: of <key>.csv, <key>.json and <key>.samples.parquet.
     """
     import pyarrow as pa
@@ -54,12 +55,12 @@ def write_results(
     for task in given.tasks:
         mine = {one[1:]: outcome for one, outcome in outcomes.items() if one[0] == task}
         names = list(mine)
-        values = np.array([[one.value for one in mine[name].samples] for name in names], dtype=np.float64)
+        drawn = [[[one.value for one in draw.samples] for draw in mine[name]] for name in names]
+        values = np.array([np.mean(draws, axis=0) for draws in drawn], dtype=np.float64)
         means = bootstrap_means(values, given.bootstrap, given.seed)
         index = {name: i for i, name in enumerate(names)}
-        for name, outcome in mine.items():
-            method, budget = name
-            i = index[name]
+        for name, draws in mine.items():
+            (method, budget), outcome, i = name, draws[0], index[name]
             kept = float(np.mean(outcome.kept))
             row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
             low, high = interval(means[i])
@@ -75,6 +76,7 @@ def write_results(
                 "n": values.shape[1],
                 "ci_low": round(low, 6),
                 "ci_high": round(high, 6),
+                "draws": len(draws),
             }
             others = {"diff": ("sparsemm", budget), "diff_full": ("full", None)}
             for prefix, other in others.items():
@@ -88,10 +90,11 @@ def write_results(
             rows.append(row)
             metrics.setdefault(task, {}).setdefault(method, {})[str(budget or "all")] = row["value"]
     samples = [
-        {"task": task, "method": method, "budget": budget}
+        {"task": task, "method": method, "budget": budget, "draw": number}
         | {"id": one.id, "answer": one.answer, "prediction": one.prediction, "value": one.value}
-        for (task, method, budget), outcome in outcomes.items()
-        for one in outcome.samples
+        for (task, method, budget), draws in outcomes.items()
+        for number, draw in enumerate(draws)
+        for one in draw.samples
     ]
     with atomic_path(folder / f"{key}.samples.parquet") as temporary:
         pq.write_table(pa.Table.from_pylist(samples), temporary)

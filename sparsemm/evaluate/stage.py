@@ -53,17 +53,26 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
     names: list[Name] = [
         (method, budget) for method in given.methods for budget in ([None] if method == "full" else plan.budgets)
     ]
+    draws = {name: _draws(name, given.random_seeds) for name in names}
     shards = {task.name: batches(task.questions, given.batch_size) for task in tasks}
-    _answer(params, key, tasks, names, shards, scores, plan.settings, store)
+    _answer(params, key, tasks, [draw for name in names for draw in draws[name]], shards, scores, plan.settings, store)
     heads = int(scores.to_kv(scores.header["num_kv_heads"]).size)
     outcomes = {
-        (task.name, *name): _outcome(task, name, shards[task.name], store, heads) for task in tasks for name in names
+        (task.name, *name): [_outcome(task, draw, shards[task.name], store, heads) for draw in draws[name]]
+        for task in tasks
+        for name in names
     }
     folder = root / "artifacts" / ("evaluate" if limit is None else "work/limited")
     write_results(given, key, outcomes, folder)
     shutil.rmtree(store.folder if limit is not None else store.folder.parent)
     if limit is not None:
         print(f"written to {folder}: the first {given.samples} documents of every task")
+
+
+def _draws(name: Name, seeds: int) -> list[Name]:
+    """A method's names in the store: random has one per draw of scores, random, random.1 and so on."""
+    method, budget = name
+    return [name, *((f"{method}.{i}", budget) for i in range(1, seeds) if method == "random")]
 
 
 def _dataset(params: Params, root: Path) -> Path:
@@ -78,7 +87,7 @@ def _inputs(params: Params, files: Files, root: Path) -> list[Path]:
 
 def _identity(params: Params, key: str, settings: dict[str, Any], paths: list[Path]) -> str:
     """Name of everything an answer depends on but its task, method and budget."""
-    given = params.evaluate.model_dump(exclude={"tasks", "methods", "bootstrap"})
+    given = params.evaluate.model_dump(exclude={"tasks", "methods", "bootstrap", "random_seeds"})
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise DataError("there is no such file", where=missing[0], hint="run the download stage first")
@@ -125,8 +134,11 @@ def _answer(
     given = params.evaluate
     model, processor = load_model(params.model(key))
     scores.check_model(model.config)
-    options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **settings}
-    variants = {name: Variant(name[0], name[1], scores, **options).ready(model) for name in names}
+    options = {"pooling_kernel": given.pooling_kernel, **settings}
+    variants = {}
+    for name in names:
+        method, _, draw = name[0].partition(".")
+        variants[name] = Variant(method, name[1], scores, seed=given.seed + int(draw or 0), **options).ready(model)
     for task, shard, open_names in progress(jobs, len(jobs), f"evaluate {key}"):
         asked = [task.questions[at] for at in shards[task.name][shard]]
         images, prompts = [one.images() for one in asked], [one.prompt for one in asked]

@@ -16,6 +16,7 @@ from sparsemm.params.datasets import DatasetParams, may_share
 from sparsemm.params.models import ModelParams, WatchParams
 from sparsemm.params.registry import RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
+from sparsemm.params.studies import StudiesParams
 
 __all__ = ["ModelParams", "Params", "WatchParams", "load_params", "parse_params", "schema"]
 
@@ -30,6 +31,7 @@ class Params(Strict):
     allocate: AllocateParams
     evaluate: EvaluateParams
     profile: ProfileParams
+    studies: StudiesParams = StudiesParams.model_validate({})
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
     registry: RegistryParams = RegistryParams.model_validate({})
 
@@ -63,6 +65,13 @@ class Params(Strict):
             raise ValueError(f"evaluate.tasks: qa asks about synthetic pages only, {self.evaluate.dataset} has others")
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
+        reason = self.studies.problem(
+            self.allocate.window, self.datasets[self.evaluate.dataset].samples, evaluated.source == "synthetic"
+        )
+        if reason is not None:
+            raise ValueError(f"studies.{reason}")
+        if self.studies.cost is not None and self.profile.budget not in self.allocate.budgets:
+            raise ValueError(f"studies.cost: profile.budget {self.profile.budget} is not under allocate.budgets")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
             raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")

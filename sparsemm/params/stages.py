@@ -85,6 +85,7 @@ class EvaluateParams(Strict):
     max_new_tokens: Count = 128
     bootstrap: Count = Field(2000, description="resamples behind an interval")
     seed: int = Field(0, ge=0)
+    random_seeds: Count = Field(1, description="draws of random scores behind the method random, from `seed` on")
 
     @field_validator("pooling_kernel")
     @classmethod

@@ -3,7 +3,7 @@ import base64
 import pytest
 
 from sparsemm.errors import ParamsError, PipelineError
-from sparsemm.pipeline.plan import STAGES
+from sparsemm.pipeline.plan import stages
 
 pytestmark = pytest.mark.usefixtures("gpu_slots")
 
@@ -24,7 +24,7 @@ def artifacts():
 
 def test_everything_stale_runs_once_and_nothing_the_second_time(repository):
     rows = run(repository)
-    assert rows == [{"model": key, "ran": ", ".join(STAGES)} for key in ("one", "two")]
+    assert rows == [{"model": key, "ran": ", ".join(stages(repository.root))} for key in ("one", "two")]
     assert set(repository.called().values()) == {1}
     assert "Results of one, two" in repository.git("log", "-1", "--format=%s")
     shown = artifacts()
