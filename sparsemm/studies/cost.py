@@ -7,8 +7,7 @@ from pathlib import Path
 from sparsemm.errors import DataError
 from sparsemm.params import Params
 from sparsemm.params.studies import Derived
-from sparsemm.studies.curve import against
-from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, tabulate
+from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, by_method, tabulate
 from sparsemm.studies.samples import HINT, kept, options, read_samples, read_table
 
 TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times transformers", "kept_bytes": "bytes held"}
@@ -34,7 +33,7 @@ def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
             outcomes[Arm(task, "", method, None, at)] = samples.outcome(way, kept=slots, bytes=size)
     if not any(arm.budget == budget for arm in outcomes):
         raise DataError(f"nothing was evaluated and profiled at B = {budget}", where=f"cost {key}", hint=HINT)
-    rows = tabulate({"model": key, "study": "cost"}, outcomes, against, **options(params, given.precision))
+    rows = tabulate({"model": key, "study": "cost"}, outcomes, by_method, **options(params, given.precision))
     return rows + [_timing(key, row, column) for row in times for column in TIMES]
 
 

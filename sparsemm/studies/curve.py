@@ -9,7 +9,7 @@ import numpy as np
 from sparsemm.evaluate.statistics import area
 from sparsemm.params import Params
 from sparsemm.params.studies import Derived
-from sparsemm.studies.rows import Arm, Outcome, Row, tabulate
+from sparsemm.studies.rows import Arm, Outcome, Row, by_method, tabulate
 from sparsemm.studies.samples import Samples, kept, options, read_samples
 
 AREA = "area over log2 B"
@@ -22,12 +22,6 @@ def areas(samples: Samples, task: str, method: str) -> np.ndarray:
         return samples.values[task, method, None]
     curves = np.stack([samples.values[task, method, budget] for budget in budgets], axis=1)  # (draws, budgets, n)
     return np.stack([area(curve, budgets) for curve in curves])
-
-
-def against(arm: Arm) -> list[Arm]:
-    """sparsemm at the same budget, and the full cache."""
-    full, ours = arm._replace(setting="full", budget=None), arm._replace(setting="sparsemm")
-    return [] if arm.setting == "full" else [ours, full]
 
 
 def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
@@ -46,4 +40,4 @@ def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
         for method in samples.methods(task):
             way = (task, method, None)
             outcomes[Arm(task, AREA, method)] = samples.outcome(way, areas(samples, task, method))
-    return tabulate({"model": key, "study": "curve"}, outcomes, against, **options(params, given.precision))
+    return tabulate({"model": key, "study": "curve"}, outcomes, by_method, **options(params, given.precision))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemm.params.studies import MethodsParams
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.rows import Arm, Outcome, Row
+from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
 GROWS, HELD = "answer kept", "answer evicted too"
 
@@ -28,7 +28,6 @@ def run(bench: Bench, given: MethodsParams) -> list[Row]:
             outcomes[Arm(task, condition, setting, None, int(slots))] = outcome
 
     def against(arm: Arm) -> list[Arm]:
-        found = [] if arm.setting == "sparsemm" else [arm._replace(setting="sparsemm")]
-        return [*found, arm._replace(condition=GROWS)] if arm.condition == HELD else found
+        return by_method(arm) + ([arm._replace(condition=GROWS)] if arm.condition == HELD else [])
 
     return bench.rows(outcomes, against)

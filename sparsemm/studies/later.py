@@ -12,7 +12,7 @@ from sparsemm.params.studies import LaterParams
 from sparsemm.prompts import encode
 from sparsemm.studies.answers import Batch, Question, Reply, compressed
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.rows import Arm, Outcome, Row
+from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
 KNOWN, IMAGE = "question known", "compressed after the page"
 NEUTRAL, TURN = "compressed after a neutral prompt", "compressed after another question"
@@ -86,8 +86,7 @@ def run(bench: Bench, given: LaterParams) -> list[Row]:
             outcomes[Arm("qa", condition, setting, None, int(slots) if slots else None)] = outcome
 
     def against(arm: Arm) -> list[Arm]:
-        others = [arm._replace(setting="full", budget=None), arm._replace(setting="sparsemm")]
-        return [*others, arm._replace(condition=KNOWN)] if arm.condition == IMAGE else others
+        return by_method(arm) + ([arm._replace(condition=KNOWN)] if arm.condition == IMAGE else [])
 
     return bench.rows(outcomes, against)
 

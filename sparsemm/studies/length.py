@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from sparsemm.params import Params
 from sparsemm.params.studies import LengthParams
-from sparsemm.studies.curve import against, areas
-from sparsemm.studies.rows import Arm, Outcome, Row, tabulate
+from sparsemm.studies.curve import areas
+from sparsemm.studies.rows import Arm, Outcome, Row, by_method, tabulate
 from sparsemm.studies.samples import options, read_samples
 
 
@@ -40,4 +40,4 @@ def run(params: Params, given: LengthParams, key: str, root: Path) -> list[Row]:
             for method in samples.methods(task):
                 values = areas(samples, task, method)[:, inside]
                 outcomes[Arm(task, group, method)] = samples.outcome((task, method, None), values)
-    return tabulate({"model": key, "study": "length"}, outcomes, against, **options(params, given.precision))
+    return tabulate({"model": key, "study": "length"}, outcomes, by_method, **options(params, given.precision))

@@ -14,6 +14,7 @@ import numpy as np
 from sparsemm.errors import DataError
 from sparsemm.evaluate.metrics import Values
 from sparsemm.evaluate.statistics import difference, estimate, samples_needed, verdict
+from sparsemm.policies import METHODS
 
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n seeds spread ci_low ci_high "
@@ -134,6 +135,13 @@ def _compared(mine: Outcome, theirs: Outcome, resamples: int, seed: int, precisi
         "verdict": verdict(low, high),  # of what is written: a sum of differences that cancel is not quite zero
         "needed": samples_needed(mine.values - theirs.values, precision) if len(mine.values) > 1 else "",
     }
+
+
+def by_method(arm: Arm) -> list[Arm]:
+    """What an arm whose setting is a method is compared with: all with the full cache, sparsemm with every method."""
+    others = [arm._replace(setting=m) for m in METHODS if m not in ("full", "sparsemm")]
+    full = arm._replace(setting="full", budget=None)
+    return {"full": [], "sparsemm": [full, *others]}.get(arm.setting, [full])
 
 
 def name(other: Arm, mine: Arm) -> str:

@@ -48,13 +48,15 @@ def test_areas_and_draws_of_a_curve(params, tmp_path):
     write_samples(tmp_path, VALUES, answers=("ab", "abcd"))
     run(params, "curve", "m", tmp_path)
     rows = read(tmp_path, "curve")
-    area = one(rows, condition="area over log2 B", setting="sparsemm")
-    assert float(area["value"]) == pytest.approx((0.25 + 0.6) / 2) and area["against"] == "full"
+    area = one(rows, condition="area over log2 B", setting="sparsemm", against="full")
+    assert float(area["value"]) == pytest.approx((0.25 + 0.6) / 2) and area["verdict"] == "worse"
     full = one(rows, condition="area over log2 B", setting="full")
     assert float(full["value"]) == pytest.approx(0.925) and full["verdict"] == ""
-    drawn = one(rows, setting="random", budget="24", against="sparsemm")
+    drawn = one(rows, setting="random", budget="24", against="full")
     assert drawn["seeds"] == "2" and float(drawn["spread"]) == pytest.approx(0.1)
-    assert float(drawn["diff"]) == pytest.approx(np.mean([0.3, 0.1, 0.1, 0.3]) - 0.6) and drawn["verdict"] == "worse"
+    assert float(drawn["value"]) == pytest.approx(0.2) and drawn["verdict"] == "worse"
+    ours = one(rows, setting="sparsemm", budget="24", against="random")
+    assert float(ours["diff"]) == pytest.approx(0.4) and ours["verdict"] == "better"
     assert drawn["kept_slots"] == "24.5" and drawn["bytes"] == "1536"
 
 
@@ -69,7 +71,7 @@ def test_answers_are_grouped_by_length(params, tmp_path):
     run(params, "length", "m", tmp_path)
     rows = read(tmp_path, "length")
     assert {row["condition"] for row in rows} == {"2 characters", "4 characters"}
-    short = one(rows, condition="2 characters", setting="sparsemm")
+    short = one(rows, condition="2 characters", setting="sparsemm", against="full")
     assert float(short["value"]) == pytest.approx(np.mean([0.2, 0.4, 0.6, 0.6])) and short["n"] == "2"
 
 
