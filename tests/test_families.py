@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import DynamicCache
 
 import sparsemm
-from sparsemm import align, allocate
+from sparsemm import allocate
+from sparsemm.align import stage as align
 from sparsemm.cache.graphs import greedy
 from sparsemm.chase import stage
 from sparsemm.datasets.records import write_records

@@ -181,6 +181,7 @@ def test_weights_go_where_params_say(tiny, monkeypatch, tmp_path, given, wanted)
 
     model, processor = tiny("tiny-qwen2-vl")
     processor.save_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)
     seen = {}
 
     def from_pretrained(folder, **options):
@@ -208,6 +209,7 @@ def test_weights_go_where_params_say(tiny, monkeypatch, tmp_path, given, wanted)
 def test_a_missing_package_is_named(tiny, monkeypatch, tmp_path, given, package):
     import importlib.util
 
+    tiny("tiny-qwen2-vl")[0].config.save_pretrained(tmp_path)
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else known(name) or name)
     entry = ModelParams(checkpoint=str(tmp_path), revision=None, family="qwen2_vl", dtype="float32", **given)

@@ -140,7 +140,7 @@ def origin(tmp_path_factory, repository_template, storage):
     """A pipeline with one model that ran once, in Git, whose remote is the bucket `data` behind the proxy."""
     pipeline = copy_repository(repository_template, tmp_path_factory.mktemp("storage"), **CREDENTIALS)
     pipeline.set_models("one")
-    assert sum(pipeline.repro().values()) == 8
+    assert sum(pipeline.repro().values()) == 10
     pipeline.dvc("remote", "add", "-d", "storage", "s3://data/dvc")
     pipeline.dvc("remote", "modify", "storage", "endpointurl", storage.proxy.url)
     return pipeline

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image
 
+from sparsemm.datasets.pillow import whole_images
 from sparsemm.datasets.records import Entry
 from sparsemm.errors import DataError
 
@@ -22,7 +23,7 @@ def decode(data: bytes, where: str) -> Image.Image:
         DataError: if it is truncated, no image, or so large (above 89 million pixels) that it looks like an attack.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), whole_images():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data))
             image.load()

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from sparsemm.datasets.pillow import whole_images
 from sparsemm.errors import DataError
 from sparsemm.files import atomic_path
 
@@ -165,8 +166,9 @@ def _open(path: Path) -> Any:
 
 def _record(row: dict[str, Any], path: Path) -> Record:
     try:
-        image = Image.open(io.BytesIO(row["image"]))
-        image.load()
+        with whole_images():
+            image = Image.open(io.BytesIO(row["image"]))
+            image.load()
         entries = tuple(Entry(e["text"], tuple(e["box"]), e["kind"]) for e in row["entries"])
     except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"unreadable image or entries: {error}", where=f"{path}, record {row['id']!r}") from error

@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
 
     def batch(*args: Any) -> Any:
         calls.append(len(args[3]))
-        if len(calls) == 4:
+        if len(calls) == 3:  # in the second shard: the first has one batch, as its last sample has no aligned token
             raise KeyboardInterrupt
         return original(*args)
 

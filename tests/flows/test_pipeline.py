@@ -54,7 +54,7 @@ def test_one_model_that_fails_does_not_hold_the_others_up(repository):
 def test_one_model_of_several(repository):
     rows = run(repository, models=["two"])
     assert [row["model"] for row in rows] == ["two"]
-    assert {call.split()[1] for call in repository.called() if "download" not in call} == {"two"}
+    assert {call.split()[-1] for call in repository.called() if "download" not in call} == {"two"}
 
 
 def test_unknown_models_and_uncommitted_changes_are_refused(repository):

@@ -58,7 +58,7 @@ def test_the_language_model_alone_is_switched():
     before = tower.config._attn_implementation
     with torch.no_grad():
         want = model(**inputs).logits
-        with recording(model, [[3]]):
+        with recording(model, [[3]], [(0, inputs["input_ids"].shape[1])]):
             assert tower.config._attn_implementation == before
             got = model(**inputs, use_cache=False).logits
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
