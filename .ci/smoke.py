@@ -11,5 +11,10 @@ params["datasets"]["calibration"]["samples"] = params["datasets"]["evaluation"][
 params["chase"] |= {"batch_size": 4, "shard_size": 8}
 params["allocate"]["budgets"] = params["allocate"]["budgets"][-1:]
 params["evaluate"] |= {"samples": 12, "methods": ["full", "sparsemm", "snapkv"], "bootstrap": 200}
-params["profile"] |= {"lengths": [160], "new_tokens": 4, "repetitions": 1}
+smallest = {"samples": 4, "tasks": ["qa"], "seeds": 1, "fractions": [0.1], "values": [0.5]}
+smallest |= {"budget": params["allocate"]["budgets"][0], "budgets": params["allocate"]["budgets"]}
+smallest |= {"methods": ["full", "sparsemm", "snapkv"]}
+for study in params["studies"].values():
+    study |= {key: value for key, value in smallest.items() if key in study}
+params["profile"] |= {"budget": smallest["budget"], "lengths": [160], "new_tokens": 4, "repetitions": 1}
 path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")

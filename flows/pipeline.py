@@ -107,7 +107,7 @@ def run_pipeline(root: str, models: list[str] | None, spread: str | None, publis
     # Without targets DVC also makes the report, which needs every model.
     everything = set(found.models) == set(fresh)
     if fresh or (everything and found.shared):
-        wanted = [] if everything else [name for key in fresh for name in targets(key)]
+        wanted = [] if everything else [name for key in fresh for name in targets(Path(root), key)]
         integrate_stages(root, wanted, f"Results of {', '.join(fresh) or 'the pipeline'}")
     rows: list[dict[str, Any]] = []
     for key in chosen:

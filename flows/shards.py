@@ -14,7 +14,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect_dask import DaskTaskRunner
 
-from sparsemm.chase.stage import Work
+from sparsemm.chase.work import Work
 from sparsemm.params import load_params
 
 

@@ -29,7 +29,7 @@ def run_stages(root: Path, key: str, until: str | None = None) -> None:
     """
     log = get_run_logger()
     load_params(root / "params.yaml").model(key)
-    wanted = targets(key, until)
+    wanted = targets(root, key, until)
     pull = has_remote(root)
     # The slot comes second: a run that waits for another one of its model must not hold it.
     with worktree(root, key, on_line=log.info) as (folder, lock):
@@ -67,7 +67,7 @@ def _one(key: str, root: str, stage: str) -> None:
     check_clean(Path(root))
     model_stages(root, key, stage)
     log = get_run_logger()
-    wanted = targets(key, stage)
+    wanted = targets(Path(root), key, stage)
     integrate(Path(root), wanted, f"{key}: {stage}", pull=has_remote(Path(root)), on_line=log.info)
 
 

@@ -15,13 +15,16 @@ from sparsemm.scores import ScoreTable
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
     """Write artifacts/budgets/<key>.json: settings, and (layers, KV heads) slots for prompts longer than any head.
 
+    Layers are those with full attention; "layers" says which. The others keep their own cache.
+
     Raises:
         ScoreTableError: if the score table is missing or damaged.
         BudgetError: if a budget cannot be met.
     """
     given = params.allocate
     table = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
-    scores = np.asarray(table.to_kv(table.header["num_kv_heads"]))
+    layers = table.full_layers()
+    scores = np.asarray(table.to_kv(table.header["num_kv_heads"]))[layers]
     split = allocate if given.mode == "exact" else allocate_paper
     slots = {budget: split(scores, budget, given.window, given.rho) for budget in given.budgets}
     summary = {
@@ -32,6 +35,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         "window": given.window,
         "rho": given.rho,
         "mode": given.mode,
+        "layers": layers,
         "slots": {str(budget): s.tolist() for budget, s in slots.items()},
         "summary": summary,
     }

@@ -25,6 +25,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def artifacts(root: Path, stage: str, dataset: str | None = None) -> Path:
+    """Folder of a stage's results; those for a data set of `robustness` lie in also/<dataset>."""
+    folder = root / "artifacts" / stage
+    return folder / "also" / dataset if dataset else folder
+
+
+def work_folder(root: Path, stage: str, key: str, dataset: str | None = None) -> Path:
+    """Folder of what a stage of a model has done so far; it is removed when the results are written."""
+    return root / "artifacts" / "work" / (f"{stage}@{dataset}" if dataset else stage) / key
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as sorted, indented JSON (byte-identical for equal values), atomically; NaN is refused."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"

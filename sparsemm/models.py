@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -30,11 +31,16 @@ def content_revision(folder: str | Path) -> str:
 
 
 def fingerprint(config: PretrainedConfig) -> str:
-    """Hex SHA-256 of a config's canonical JSON, without what does not change the model's mathematics."""
+    """Hex SHA-256 of a config's canonical JSON, without what does not change the model's mathematics.
+
+    Quantisation by bitsandbytes at load time is left out: the table belongs to the checkpoint, and names it itself.
+    """
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
-            return {str(k): clean(v) for k, v in value.items() if k not in NOT_CONTENT}
+            method = str(dict(value.get("quantization_config") or {}).get("quant_method", ""))
+            loaded = ("quantization_config",) if method.endswith("bitsandbytes") else ()
+            return {str(k): clean(v) for k, v in value.items() if k not in (*NOT_CONTENT, *loaded)}
         if isinstance(value, list | tuple):
             return [clean(v) for v in value]
         return value
@@ -43,15 +49,31 @@ def fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def sliding_layers(config: PretrainedConfig) -> dict[str, Any]:
+    """What a score table's header says of a model that has sliding-window layers beside full ones, else nothing.
+
+    Raises:
+        CacheError: if it has layers of yet another kind, or no layer with full attention.
+    """
+    from sparsemm.cache.compressed import layers_of
+
+    text = config.get_text_config()
+    full = layers_of(text, str(config.model_type))[1]
+    sliding = [i for i in range(text.num_hidden_layers) if i not in full]
+    return {"sliding_layers": sliding, "sliding_window": getattr(text, "sliding_window", None)} if sliding else {}
+
+
 def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]:
     """Load (model in eval mode, processor) of an entry; CUDA where there is one unless `device` says otherwise.
 
-    A local folder is read offline, and its contents must be what `revision` names.
+    A local folder is read offline, and its contents must be what `revision` names. With `device_map` or `load_in` the
+    weights go where transformers puts them, unless `device` names one place for all.
 
     Raises:
         FetchError: if a hub checkpoint cannot be fetched.
         LayoutError: if no layout supports the model.
-        ModelError: if the folder does not hold the revision, is of another family, or cannot be loaded.
+        ModelError: if the folder does not hold the revision, is of another family or cannot be loaded, or a package
+            that `device_map` or `load_in` needs is missing.
     """
     import torch
 
@@ -78,14 +100,44 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     if family != entry.family:
         what = f"config.json is of family {family}, params.yaml says {entry.family}"
         raise ModelError(what, where=entry.checkpoint, hint="run `sparsemm models add` on it again")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    placed = _placing(entry, None if entry.device_map and device is None else place)
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, entry.dtype), **options)
+        dtype = getattr(torch, entry.dtype)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **options, **placed)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
         raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
     processor.tokenizer.padding_side = "left"
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+    return (model if placed else model.to(place)).eval(), processor
+
+
+def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
+    """What `from_pretrained` is told where it places or quantises the weights itself; else nothing.
+
+    Args:
+        place: device for all weights, or None: `entry.device_map` decides.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    needed = {"accelerate": entry.device_map or entry.load_in, "bitsandbytes": entry.load_in}
+    for package, wanted in needed.items():
+        if wanted and importlib.util.find_spec(package) is None:
+            what = f"{'load_in' if entry.load_in else 'device_map'} needs the package {package}"
+            raise ModelError(what, where=entry.checkpoint, hint="pip install 'sparsemm[gpu]'")
+    if not entry.device_map and not entry.load_in:
+        return {}
+    placed: dict[str, Any] = {"device_map": {"": place} if place else entry.device_map}
+    if entry.load_in == "4bit":
+        compute = getattr(torch, entry.dtype)
+        placed["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+        )
+    elif entry.load_in == "8bit":
+        placed["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    return placed
 
 
 def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
@@ -171,4 +223,5 @@ def imported_header(entry: ModelParams) -> dict[str, Any]:
         "revision": entry.revision,
         "fingerprint": fingerprint(config),
         "num_kv_heads": config.get_text_config().num_key_value_heads,
+        **sliding_layers(config),
     }

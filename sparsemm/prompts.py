@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -13,7 +14,7 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
     """One user turn per row, its images first, in the processor's own chat template, padded on the left.
 
     Args:
-        processor: a Hugging Face processor with a chat template.
+        processor: a Hugging Face processor with a chat template, or whose tokenizer has one.
         images: RGB images of each row (any number, none included).
         texts: what the user says in each row.
 
@@ -21,25 +22,58 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
         BatchFeature with input_ids, attention_mask (B, S) int64 and the family's own pixel tensors.
 
     Raises:
-        DataError: if there is no row, not one list of images per text, or the processor refuses (Qwen2-VL's does, for
-            one, where an image is more than 200 times as wide as high).
+        DataError: if there is no row, not one list of images per text, no chat template, or the processor refuses
+            (Qwen2-VL's does, for one, where an image is more than 200 times as wide as high).
     """
     if not texts or len(images) != len(texts):
         raise DataError(f"{len(images)} lists of images for {len(texts)} texts", where="build_inputs")
+    template = None  # the processor's
+    if not processor.chat_template:
+        if not processor.tokenizer.chat_template:
+            hint = "instruction-tuned checkpoints have chat_template.jinja beside config.json; base models have none"
+            raise DataError("there is no chat template", where=type(processor).__name__, hint=hint)
+        template = processor.tokenizer.get_chat_template()  # where older checkpoints keep it
     prompts = []
     for row, text in zip(images, texts, strict=True):
         content: list[dict[str, Any]] = [{"type": "image"} for _ in row] + [{"type": "text", "text": text}]
         message = [{"role": "user", "content": content}]
-        prompts.append(processor.apply_chat_template(message, add_generation_prompt=True))
-    flat = [image for row in images for image in row]
+        prompts.append(processor.apply_chat_template(message, chat_template=template, add_generation_prompt=True))
+    return encode(processor, images, prompts)
+
+
+def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) -> Any:
+    """Prompts that a chat template has written, as `build_inputs` returns them; one list of images per prompt.
+
+    Raises:
+        DataError: if the processor refuses.
+    """
     processor.tokenizer.padding_side = "left"
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
     bos = processor.tokenizer.bos_token
     special = not (bos and prompts[0].startswith(bos))
+    # One list per row: some families treat images that share a prompt differently.
+    given = [list(row) for row in images] if any(images) else None
     try:
-        return processor(
-            text=prompts, images=flat or None, padding=True, return_tensors="pt", add_special_tokens=special
-        )
+        return processor(text=prompts, images=given, padding=True, return_tensors="pt", add_special_tokens=special)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        sizes = ", ".join(f"{image.width}x{image.height}" for image in flat)
+        sizes = ", ".join(f"{image.width}x{image.height}" for row in images for image in row)
         raise DataError(f"the processor refuses images of {sizes}: {error}", where="build_inputs") from error
+
+
+def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """Tokens that an image of each (width, height) in pixels takes up in a prompt; 0 if the processor refuses it."""
+
+    def count(some: Sequence[tuple[int, int]]) -> list[int]:
+        found = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in some])
+        return [int(number) for number in found["num_image_tokens"]]
+
+    try:
+        return count(sizes)
+    except (ArithmeticError, LookupError, RuntimeError, ValueError):
+        return [0] if len(sizes) == 1 else [number for one in sizes for number in visual_lengths(processor, [one])]
+
+
+def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of samples in batches of like length, the shortest first: little of a batch is padding then."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # stable: equal lengths keep their order
+    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]

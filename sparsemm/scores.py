@@ -32,7 +32,9 @@ class ScoreTable:
         scores: (L, Hq) float64, sum over samples of the weighted hits.
         hits: (L, Hq) int64, answer tokens whose argmax lay on their own word; zeros where unknown (imported).
         per_sample: (N, L, Hq) float64, weighted hits of every sample: the sum of 1 / |R_t| over its hits.
-        header: plain JSON values; `REQUIRED` keys, and dataset, samples, tokens, prompt, mode, params where known.
+        header: plain JSON values; `REQUIRED` keys, and dataset, samples, tokens, prompt, mode, params where known;
+            sliding_layers of a model that has some. A head of such a layer sees only the newest tokens, so its score
+            counts hits on words that were near enough, and no budget is split by it.
     """
 
     scores: Scores
@@ -74,7 +76,14 @@ class ScoreTable:
         kv = self.header["num_kv_heads"]
         if type(kv) is not int or kv < 1 or shape[1] % kv:
             raise ScoreTableError(f"{shape[1]} query heads cannot share {kv!r} KV heads", where=where)
+        sliding = self.header.get("sliding_layers", [])
+        if type(sliding) is not list or not all(type(i) is int for i in sliding) or not self.full_layers():
+            raise ScoreTableError(f"sliding_layers {sliding!r} leave no layer of {shape[0]}", where=where)
         return self
+
+    def full_layers(self) -> list[int]:
+        """Layers with full attention, rising: those whose caches are compressed."""
+        return [i for i in range(len(self.scores)) if i not in self.header.get("sliding_layers", [])]
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with a JSON header, atomically; byte-identical for equal tables."""
@@ -182,7 +191,7 @@ class ScoreTable:
             ScoreTableError: if the tables are of different shapes.
         """
         self._same_shape(other)
-        return _pearson(_ranks(self.scores.ravel()), _ranks(other.scores.ravel()))
+        return rank_correlation(self.scores, other.scores)
 
     def top_overlap(self, other: ScoreTable, fraction: float = 0.05) -> float:
         """Share of the best `fraction` of heads that both tables name.
@@ -198,6 +207,16 @@ class ScoreTable:
     def _same_shape(self, other: ScoreTable) -> None:
         if self.scores.shape != other.scores.shape:
             raise ScoreTableError(f"tables of {self.scores.shape} and {other.scores.shape} heads cannot be compared")
+
+
+def rank_correlation(a: Scores, b: Scores) -> float:
+    """Spearman correlation of two (L, Hq) scores, tied heads sharing their mean rank; NaN if one is constant."""
+    return _pearson(_ranks(a.ravel()), _ranks(b.ravel()))
+
+
+def top_set(scores: Scores, fraction: float) -> set[int]:
+    """Flat indices of the best `fraction` of heads; of equal heads the first ones."""
+    return set(np.argsort(-scores.ravel(), kind="stable")[: top_count(scores.size, fraction)].tolist())
 
 
 def top_count(heads: int, fraction: float) -> int:
@@ -293,6 +312,9 @@ def show(table: ScoreTable) -> str:
     kv = table.header["num_kv_heads"]
     lines = [f"{key}: {table.header[key]}" for key in sorted(table.header) if key != "params"]
     lines.append(f"heads: {layers} layers x {heads} query heads, {kv} KV heads each")
+    if len(table.full_layers()) < layers:
+        window = table.header.get("sliding_window")
+        lines.append(f"heads of the sliding layers see {window} tokens; a word further back cannot be a hit of theirs")
     lines.append(f"split-half correlation: {table.split_half():.4f}")
     if not table.scores.any():
         return "\n".join([*lines, "every score is zero"])

@@ -1,27 +1,19 @@
-"""Shared fixtures: the small models (trained where a checkpoint is in the repository), a pipeline, a registry."""
+"""Shared fixtures: the small models (trained where a checkpoint is in the repository), a pipeline, stand-in servers."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sparsemm.compat import define_missing_torchvision_operators
 from tests.faults import Hub, Proxy, running
-from tests.repository import STAND_IN, Pipeline, Repository, copy_repository, make_template
+from tests.repository import Repository, copy_repository, make_template
 
 define_missing_torchvision_operators()  # before any test module imports transformers
 ROOT = Path(__file__).parent.parent
@@ -56,68 +48,8 @@ def repository_template(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def repository(repository_template, tmp_path, monkeypatch) -> Repository:
-    """A repository of two models whose stages a stand-in makes; nothing has run yet."""
-    return copy_repository(repository_template, tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def new_pipeline() -> Callable[..., Pipeline]:
-    """`new_pipeline(folder, families, **environment)`: a Pipeline before its first `dvc repro`."""
-
-    def make(folder: Path, families: dict[str, str], **environment: str) -> Pipeline:
-        shutil.copytree(ROOT / "sparsemm", folder / "sparsemm", ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT / "csrc", folder / "csrc")
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
-            shutil.copy(ROOT / name, folder)
-        params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        params["models"] = {
-            key: {"checkpoint": f"a/{key}", "revision": "1", "family": family} for key, family in families.items()
-        }
-        (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-        (folder / "bin").mkdir()
-        script = folder / "bin" / "sparsemm"
-        script.write_text(STAND_IN.format(python=sys.executable))
-        script.chmod(0o755)
-        subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-        pipeline = Pipeline(folder, **environment)
-        pipeline.dvc("init", "-q")
-        pipeline.dvc("config", "core.analytics", "false")
-        return pipeline
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def registry_server() -> Callable[..., Any]:
-    """`with registry_server(folder, *arguments, **environment) as (uri, process)`: `sparsemm registry serve`.
-
-    It listens on a free port, leads a process group of its own, and writes its log to `folder`/log.
-    """
-
-    @contextmanager
-    def serve(folder: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = str(found.getsockname()[1])
-        command = [sys.executable, "-m", "sparsemm.cli", "--root", str(folder), "registry", "serve", "--port", port]
-        with open(folder / "log", "wb") as log:
-            options: dict[str, Any] = {"stdout": log, "stderr": log, "env": os.environ | environment, "cwd": ROOT}
-            process = subprocess.Popen([*command, *arguments], start_new_session=True, **options)
-        try:
-            deadline = time.monotonic() + 180
-            while True:
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                    break
-                except OSError:
-                    assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                    time.sleep(0.2)
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    return serve
+    """A repository of two models whose stages a stand-in makes; nothing has run yet, and this process is set for it."""
+    return copy_repository(repository_template, tmp_path).enter(monkeypatch)
 
 
 @pytest.fixture

@@ -17,28 +17,28 @@ ROOT = Path(__file__).parents[1]
 STAND_IN = """#!{python}
 import json, os, pathlib, sys, time, yaml
 command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
-told = pathlib.Path(os.environ.get("STAND_IN_TOLD", "."))  # outside of every worktree
+study, key = (key, sys.argv[3]) if command == "study" else ("", key)
+told = pathlib.Path(os.environ["STAND_IN_TOLD"])  # outside of every worktree
 with open(told / "calls.txt", "a") as log:
-    log.write(command + " " + key + "\\n")
+    log.write(" ".join([command, *([study] if study else []), key]) + "\\n")
 print("stage", command, key, flush=True)
 outputs = {{
     "download": ["datasets/{{}}.parquet"],
     "align": ["align/{{}}.parquet", "align/{{}}.json"],
-    "chase": ["scores/{{}}.safetensors", "scores/{{}}.json", "scores/{{}}.csv"],
+    "chase": ["scores/{{}}.safetensors", "scores/{{}}.json", "scores/{{}}.csv", "scores/{{}}.covariates.csv"],
     "allocate": ["budgets/{{}}.json"],
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
-    "report": ["report/index.html", "report/figures/a.png"],
+    "study": ["studies/" + study + "/{{}}.json", "studies/" + study + "/{{}}.csv"],
+    "report": ["report/index.html", "report/figures/accuracy-one.png"],
 }}[command]
-name = (command + " " + key).strip()
+if "--dataset" in sys.argv:  # of `robustness`
+    outputs = [o.replace("/", "/also/" + sys.argv[4] + "/", 1) for o in outputs]
+name = " ".join(part for part in (command, study, key) if part)
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
 for output in outputs:
     path = pathlib.Path("artifacts") / output.format(key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if os.environ.get("HANG") == name:
-        path.write_text("half")
-        (told / "hanging").touch()
-        time.sleep(300)
     if (told / "fail").exists() and (told / "fail").read_text() == name:
         path.write_text("half")
         sys.exit("told to fail")
@@ -48,7 +48,8 @@ for output in outputs:
         while (told / "hang").exists():
             time.sleep(0.1)
     if output.endswith("csv"):
-        path.write_text("method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes\\nfull,8,1,1,1\\n")
+        columns = "method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes,level,budget,setting,value"
+        path.write_text(columns + "\\nfull,8,1,1,1,1,1,a,1\\n")
     elif command == "evaluate" and output.endswith("json"):
         path.write_text(json.dumps({{"read": {{"full": {{"all": 0.9}}, "sparsemm": {{"48": 0.88}}}}}}))
     elif output.endswith("json"):
@@ -65,15 +66,60 @@ for output in outputs:
 """
 
 
+def few_studies(text: str) -> str:
+    """dvc.yaml with one study of each kind: all of them are made alike, and tests run them all."""
+    value = yaml.safe_load(text)
+    for name in ("study", "reading"):
+        value["stages"][name]["matrix"]["name"] = {"study": ["rho"], "reading": ["curve"]}[name]
+    del value["stages"]["looking"]
+    return yaml.safe_dump(value, sort_keys=False)
+
+
 class Repository:
-    """A committed repository whose stages are made by the stand-in.
+    """A Git and DVC repository with the real dvc.yaml, whose stages are made by the stand-in.
+
+    Its commands run with `environment`: the stand-in comes first on PATH, and what is given besides.
 
     `told`: folder where the stand-in notes its calls ("calls.txt"), and where tests tell it "hang" or "fail", with
     the text "STAGE KEY".
     """
 
-    def __init__(self, root: Path, told: Path) -> None:
-        self.root, self.told = root, told
+    def __init__(self, root: Path, programs: Path, **environment: str) -> None:
+        self.root, self.programs, self.given = root, programs, environment
+        self.told = root.with_name(f"{root.name}-told")
+        self.told.mkdir(exist_ok=True)
+        search = [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        own = {"PATH": os.pathsep.join(search), "STAND_IN_TOLD": str(self.told), "SHELL": "/bin/sh"}
+        self.environment = own | {"DVC_SITE_CACHE_DIR": str(root.with_name(f"{root.name}-site"))} | environment
+
+    def enter(self, monkeypatch: pytest.MonkeyPatch) -> Repository:
+        """This process and its children have the same environment; returns itself."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        return self
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """A running dvc."""
+        command = [sys.executable, "-m", "dvc", *arguments]
+        return subprocess.Popen(command, cwd=self.root, text=True, env=os.environ | self.environment, **options)
+
+    def try_dvc(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and all output of one dvc command."""
+        with self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            output, _ = process.communicate()
+        return process.returncode, output
+
+    def dvc(self, *arguments: str) -> str:
+        """Output of one dvc command, which must succeed."""
+        status, output = self.try_dvc(*arguments)
+        assert status == 0, output
+        return output
+
+    def repro(self, *options: str) -> Counter[str]:
+        """Calls of the command by one `dvc repro`."""
+        self.called()
+        self.dvc("repro", *options)
+        return self.called()
 
     def called(self) -> Counter[str]:
         """Calls of the command since the last look."""
@@ -92,97 +138,54 @@ class Repository:
         done = subprocess.run(["git", *arguments], cwd=self.root, capture_output=True, text=True, check=True)
         return done.stdout
 
+    def commit(self, message: str) -> None:
+        """Everything Git may have, in one commit."""
+        self.git("add", "-A")
+        self.git("commit", "-qm", message)
+
     def set_models(self, *keys: str) -> None:
         """Commit params.yaml with these models."""
         path = self.root / "params.yaml"
         params = yaml.safe_load(path.read_text())
         params["models"] = {k: {"checkpoint": f"hub/{k}", "revision": "1", "family": "qwen2_vl"} for k in keys}
         path.write_text(yaml.safe_dump(params))
-        self.git("add", "-A")
-        self.git("commit", "-qm", "models")
+        self.commit("models")
+
+    def copy(self, root: Path) -> Repository:
+        """A copy of its folder, DVC's cache included."""
+        shutil.copytree(self.root, root, symlinks=True)
+        return Repository(root, self.programs, **self.given)
+
+    def clone(self, root: Path) -> Repository:
+        """A fresh Git clone with an empty cache."""
+        subprocess.run(["git", "clone", "-q", str(self.root), str(root)], check=True)
+        return Repository(root, self.programs, **self.given)
 
 
 def make_template(folder: Path) -> Path:
-    """An initialised repository without models, to be copied: git and DVC take seconds to make one."""
+    """An initialised repository of two models, to be copied: git and DVC take seconds to make one."""
     root = folder / "repository"
     root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    made = Repository(root, folder)
-    made.git("init", "-q", "-b", "main")
-    made.git("config", "user.email", "test@localhost")
-    made.git("config", "user.name", "test")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], cwd=root, check=True)
-    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
+    (root / "dvc.yaml").write_text(few_studies((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()
     script.write_text(STAND_IN.format(python=sys.executable))
     script.chmod(0o755)
+    made = Repository(root, script.parent)
+    made.git("init", "-q", "-b", "main")
+    made.git("config", "user.email", "test@localhost")
+    made.git("config", "user.name", "test")
+    made.dvc("init", "-q")
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n    check_update = false\n")
     made.set_models("one", "two")
     return folder
 
 
-def copy_repository(template: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """A copy of the template; this process and its children find the stand-in first on PATH."""
+def copy_repository(template: Path, folder: Path, **environment: str) -> Repository:
+    """A copy of the template."""
     shutil.copytree(template, folder, dirs_exist_ok=True)
-    told = folder / "told"
-    told.mkdir()
-    search = [str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    monkeypatch.setenv("PATH", os.pathsep.join(search))
-    monkeypatch.setenv("STAND_IN_TOLD", str(told))
-    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(folder / "site"))
-    monkeypatch.setenv("SHELL", "/bin/sh")
-    return Repository(folder / "repository", told)
-
-
-class Pipeline:
-    """The repository's own pipeline in `folder`, under real DVC; its command only notes what was called."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self.folder, self.own = folder, environment
-        path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-        site = str(folder.with_name(f"{folder.name}-site"))
-        self.environment = os.environ | {"PATH": path, "DVC_SITE_CACHE_DIR": site, "SHELL": "/bin/sh"} | environment
-
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """A running dvc."""
-        command = [sys.executable, "-m", "dvc", *arguments]
-        return subprocess.Popen(command, cwd=self.folder, text=True, **{"env": self.environment, **options})
-
-    def try_dvc(self, *arguments: str) -> tuple[int, str]:
-        """Exit status and all output of one dvc command."""
-        with self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-            output, _ = process.communicate()
-        return process.returncode, output
-
-    def dvc(self, *arguments: str) -> str:
-        """Output of one dvc command, which must succeed."""
-        status, output = self.try_dvc(*arguments)
-        assert status == 0, output
-        return output
-
-    def repro(self, *options: str) -> Counter[str]:
-        """Commands that one `dvc repro` ran."""
-        log = self.folder / "calls.txt"
-        log.unlink(missing_ok=True)
-        self.dvc("repro", *options)
-        return Counter(log.read_text().splitlines() if log.exists() else [])
-
-    def commit(self) -> None:
-        """Everything Git may have, in one commit."""
-        (self.folder / "calls.txt").unlink(missing_ok=True)
-        who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-        for command in (["add", "-A"], [*who, "commit", "-q", "-m", "all"]):
-            subprocess.run(["git", *command], cwd=self.folder, check=True)
-
-    def clone(self, folder: Path) -> Pipeline:
-        """A fresh Git clone with an empty cache."""
-        subprocess.run(["git", "clone", "-q", str(self.folder), str(folder)], check=True)
-        return Pipeline(folder, **self.own)
-
-    def outputs(self) -> dict[str, str]:
-        """Hash of every output in dvc.lock."""
-        lock = yaml.safe_load((self.folder / "dvc.lock").read_text())
-        return {out["path"]: out["md5"] for stage in lock["stages"].values() for out in stage["outs"]}
+    return Repository(folder / "repository", folder / "bin", **environment)

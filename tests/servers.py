@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def free_port() -> int:
@@ -104,3 +107,23 @@ def prefect_server(folder: Path, environment: Mapping[str, str] | None = None) -
     server = Process(command, folder / "server.log", variables, folder).start()
     wait_for(lambda: answers(f"http://127.0.0.1:{port}/api/health"), f"Prefect server ({server.log})")
     return server, f"http://127.0.0.1:{port}/api"
+
+
+@contextmanager
+def registry_server(folder: Path, *arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """`sparsemm registry serve` of a folder, its log in `folder`/log: its address and process; killed at the end."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "sparsemm.cli", "--root", str(folder), "registry", "serve", "--port", str(port)]
+    server = Process([*command, *arguments], folder / "log", environment, ROOT).start()
+    assert server.child is not None
+
+    def ready() -> bool:
+        assert server.child is not None and server.child.poll() is None, server.text()
+        return answers(f"{address}/health")
+
+    try:
+        wait_for(ready, f"registry ({server.log})", 180.0)
+        yield address, server.child
+    finally:
+        server.stop(signal.SIGKILL)

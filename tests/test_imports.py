@@ -31,7 +31,8 @@ def test_core_modules_import_only_what_the_core_needs(path):
 
 def test_the_core_does_not_load_the_orchestrators():
     code = (
-        "import sys, sparsemm, sparsemm.align, sparsemm.allocate, sparsemm.chase.stage, sparsemm.datasets.download\n"
+        "import sys, sparsemm, sparsemm.align.stage, sparsemm.allocate, sparsemm.chase.stage\n"
+        "import sparsemm.datasets.download\n"
         "import sparsemm.registry.publish, sparsemm.registry.promote, sparsemm.registry.server\n"
         "sparsemm.compressed_cache, sparsemm.load_scores\n"
         "assert not {'prefect', 'mlflow', 'dvc', 'lmms_eval', 'matplotlib'} & set(sys.modules)"

@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
+from sparsemm.cli import main
 from sparsemm.errors import LayoutError, ModelError
+from sparsemm.layouts import families, family_of, get_layout
 from sparsemm.models import (
     content_revision,
     default_key,
@@ -29,10 +31,39 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def test_unsupported_and_broken_checkpoints_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(LayoutError, match="llava_next, qwen2_vl"):
-        new_entry(str(tmp_path))
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("t5", "encoder-decoder"),
+        ("florence2", "encoder-decoder"),
+        ("vision-encoder-decoder", "encoder-decoder"),
+        ("clip", "vision-only"),
+        ("vit", "vision-only"),
+        ("siglip_vision_model", "vision-only"),
+        ("llama", "text-only"),
+        ("mllama", "no layout knows"),
+        ("wav2vec2", "not one of image and text"),
+        ("my_own", "transformers does not know it"),
+        (None, "names no model_type"),
+    ],
+)
+def test_models_that_are_not_supported_are_refused_by_kind(tmp_path, capsys, model_type, kind):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "params.yaml").write_text("models: {}\n")
+    assert main(["--params", str(tmp_path / "params.yaml"), "models", "add", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert kind in said
+    for family in families():
+        assert all(name in said for name in get_layout(family).model_types)
+    assert (tmp_path / "params.yaml").read_text() == "models: {}\n"
+
+
+def test_a_config_may_say_itself_that_it_is_an_encoder_decoder():
+    with pytest.raises(LayoutError, match="encoder-decoder"):
+        family_of({"model_type": "my_own", "is_encoder_decoder": True})
+
+
+def test_broken_checkpoints_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match="config.json"):
         new_entry(str(tmp_path))
@@ -132,3 +163,62 @@ def test_fingerprint_ignores_where_a_config_lies_but_not_what_it_says():
     assert fingerprint(one) == fingerprint(other)
     other.text_config.num_hidden_layers = 5
     assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {}),
+        ({"device_map": "auto"}, {"device_map": "auto"}),
+        ({"load_in": "8bit"}, {"device_map": {"": "cpu"}, "bits": 8}),
+        ({"load_in": "4bit", "device_map": "auto"}, {"device_map": "auto", "bits": 4}),
+    ],
+)
+def test_weights_go_where_params_say(tiny, monkeypatch, tmp_path, given, wanted):
+    import importlib.util
+
+    import transformers
+
+    model, processor = tiny("tiny-qwen2-vl")
+    processor.save_pretrained(tmp_path)
+    seen = {}
+
+    def from_pretrained(folder, **options):
+        seen.update(options)
+        return model
+
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name if name in ("accelerate", "bitsandbytes") else known(name)
+    )
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    entry = ModelParams(checkpoint=str(tmp_path), revision=None, family="qwen2_vl", dtype="bfloat16", **given)
+    assert load_model(entry)[0] is model
+    quantised = seen.get("quantization_config")
+    assert seen.get("device_map") == wanted.get("device_map")
+    assert (quantised is None) == ("bits" not in wanted)
+    if quantised is not None:
+        assert quantised.load_in_4bit == (wanted["bits"] == 4) and quantised.load_in_8bit == (wanted["bits"] == 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "package"), [({"load_in": "4bit"}, "bitsandbytes"), ({"device_map": "auto"}, "accelerate")]
+)
+def test_a_missing_package_is_named(tiny, monkeypatch, tmp_path, given, package):
+    import importlib.util
+
+    known = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else known(name) or name)
+    entry = ModelParams(checkpoint=str(tmp_path), revision=None, family="qwen2_vl", dtype="float32", **given)
+    with pytest.raises(ModelError, match=f"needs the package {package}.*sparsemm\\[gpu"):
+        load_model(entry)
+
+
+def test_quantisation_at_load_time_leaves_the_fingerprint(tiny):
+    config = tiny("tiny-qwen2-vl")[0].config
+    before = fingerprint(config)
+    other = type(config).from_dict(config.to_dict() | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    assert fingerprint(other) == before
+    stored = type(config).from_dict(config.to_dict() | {"quantization_config": {"quant_method": "awq"}})
+    assert fingerprint(stored) != before

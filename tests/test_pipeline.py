@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +37,15 @@ def place(tmp_path_factory):
     params["chase"] |= {"batch_size": 3, "shard_size": 4}
     params["allocate"]["budgets"] = [8, 24]
     params["evaluate"] |= {"samples": 6, "batch_size": 4, "methods": ["full", "sparsemm", "snapkv"], "bootstrap": 100}
+    params["studies"] = {"rho": {"samples": 4, "tasks": ["qa"], "values": [0.5], "budget": 8}, "cost": {}}
     params["profile"] |= {"lengths": [160], "new_tokens": 3, "repetitions": 1, "methods": ["full", "snapkv"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for dataset in params["datasets"]:
         assert run(folder, "download", dataset) == 0
     for stage in (*STAGES, "profile"):
         assert run(folder, stage, KEY) == 0
+    for name in params["studies"]:
+        assert run(folder, "study", name, KEY) == 0
     return folder
 
 
@@ -65,8 +69,9 @@ def test_running_again_gives_the_same_bytes(place):
 @pytest.mark.parametrize(
     ("stage", "module", "function", "calls"),
     [
-        ("align", "sparsemm.align", "greedy_answers", 2),
-        ("chase", "sparsemm.chase.stage", "chase_batch", 2),
+        ("align", "sparsemm.align.stage", "greedy_answers", 2),
+        ("chase", "sparsemm.chase.work", "chase_batch", 2),
+        ("evaluate", "sparsemm.evaluate.stage", "answer", 2),
         ("evaluate", "sparsemm.evaluate.stage", "write_results", 0),
     ],
 )
@@ -90,8 +95,8 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(place, monkeypatch, s
     monkeypatch.setattr(owner, function, real)
     done = [f for f in (place / "artifacts" / "work").rglob("*") if f.is_file()]
     assert done  # something was kept to go on from
-    if stage == "evaluate":
-        monkeypatch.setattr(owner, "_measure", lambda *_: pytest.fail("measured again"))
+    if function == "write_results":
+        monkeypatch.setattr(owner, "load_model", lambda *_: pytest.fail("there is nothing to ask"))
     assert run(place, stage, KEY) == 0
     assert hashes(place) == before
 
@@ -127,6 +132,17 @@ def test_rows_of_the_evaluation(place):
             assert row["diff_vs_full"] != "" and (row["diff_vs_sparsemm"] == "") == (row["method"] == "sparsemm")
     read = next(row for row in rows if row["method"] == "full" and row["task"] == "read")
     assert float(read["value"]) > 0.8
+
+
+def test_a_limited_evaluation_leaves_the_results_alone(place, capsys):
+    before = hashes(place)
+    assert run(place, "evaluate", KEY, "--limit", "2") == 0
+    limited = place / "artifacts" / "work" / "limited"
+    with open(limited / f"{KEY}.csv", encoding="utf-8") as handle:
+        assert {row["n"] for row in csv.DictReader(handle)} == {"2"}
+    shutil.rmtree(place / "artifacts" / "work")
+    assert hashes(place) == before and run(place, "evaluate", KEY, "--limit", "0") == 1
+    assert "limit is 0" in capsys.readouterr().err
 
 
 def test_rows_of_the_profile(place):

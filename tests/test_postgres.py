@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.registry.conftest import Workspace
-from tests.servers import free_port, prefect_server
+from tests.servers import free_port, prefect_server, registry_server
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
@@ -71,7 +71,7 @@ def test_prefect_runs_the_pipeline_on_it(postgres, repository, tmp_path):
         server.stop()
 
 
-def test_the_registry_publishes_and_finds_on_it(postgres, registry_server, tmp_path):
+def test_the_registry_publishes_and_finds_on_it(postgres, tmp_path):
     from sparsemm.registry.lookup import load_scores
     from sparsemm.registry.publish import publish
 

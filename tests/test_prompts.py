@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from PIL import Image
 
 from sparsemm.errors import DataError
 from sparsemm.prompts import build_inputs
+from tests.families import MODELS, made
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_left_padding_keeps_each_rows_own_prompt(tiny, name):
-    _, processor = tiny(name)
-    images = [[Image.new("RGB", (84, 84))], [Image.new("RGB", (168, 84))], []]
-    texts = ["Read the page.", "What is sun?", "Read"]
+@pytest.mark.parametrize("name", MODELS)
+def test_left_padding_keeps_each_rows_own_prompt(name):
+    _, processor = made(name)
+    one, other, third = (Image.new("RGB", size) for size in ((84, 84), (168, 84), (60, 120)))
+    images = [[], [one], [other, third], [third]]
+    texts = ["Read", "Read the page.", "What is sun?", "Read"]
     together = build_inputs(processor, images, texts)
-    assert together["input_ids"].shape[0] == 3 and (together["attention_mask"][:, -1] == 1).all()
-    for row in range(3):
+    assert together["input_ids"].shape[0] == 4 and (together["attention_mask"][:, -1] == 1).all()
+    for row in range(4):
         alone = build_inputs(processor, [images[row]], [texts[row]])["input_ids"][0]
         kept = together["input_ids"][row][together["attention_mask"][row].bool()]
         assert kept.tolist() == alone.tolist()
@@ -36,3 +40,14 @@ def test_rows_that_do_not_fit_are_refused(tiny):
     for images, texts in (([], []), ([[]], ["a", "b"])):
         with pytest.raises(DataError, match="texts"):
             build_inputs(processor, images, texts)
+
+
+def test_a_template_may_be_the_tokenizers_and_without_one_it_is_said_so(tiny):
+    processor = copy.deepcopy(tiny(NAMES[0])[1])
+    image = [[Image.new("RGB", (84, 84))]]
+    want = build_inputs(processor, image, ["Read"])["input_ids"]
+    processor.tokenizer.chat_template, processor.chat_template = processor.chat_template, None
+    assert build_inputs(processor, image, ["Read"])["input_ids"].tolist() == want.tolist()
+    processor.tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template.*chat_template.jinja"):
+        build_inputs(processor, image, ["Read"])

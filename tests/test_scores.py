@@ -81,6 +81,9 @@ def test_impossible_tables_are_refused(tmp_path: Path) -> None:
         (good, {**HEADER, "num_kv_heads": "2"}, "cannot share"),
         (good * np.nan, HEADER, "NaN"),
         (-good, HEADER, "negative"),
+        (good, {**HEADER, "sliding_layers": [0, 1, 2]}, "no layer of 3"),
+        (good, {**HEADER, "sliding_layers": ["0"]}, "sliding_layers"),
+        (good, {**HEADER, "sliding_layers": 1}, "sliding_layers"),
         (np.ones((2, 3, 5)), HEADER, "shapes do not fit"),
         (np.ones((2, 0, 4)), HEADER, "shapes do not fit"),
     ]:
@@ -238,3 +241,10 @@ def test_show_and_diff_say_what_the_table_holds() -> None:
     assert f"rank correlation: {one.rank_correlation(other):.4f}" in text
     assert "overlap of the top 5%: " in text
     assert "overlap of the top 5%: 100.0%" in diff(one, one)
+
+
+def test_sliding_layers_are_named() -> None:
+    assert table().full_layers() == [0, 1, 2] and "sliding" not in show(table())
+    mixed = table(sliding_layers=[0, 2], sliding_window=24)
+    assert mixed.full_layers() == [1]
+    assert "heads of the sliding layers see 24 tokens" in show(mixed) and "sliding_layers: [0, 2]" in show(mixed)

@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import itertools
 import logging
-import shutil
 import subprocess
 import threading
 import time
@@ -19,6 +18,9 @@ import boto3
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+
+from tests.repository import Repository, copy_repository
+from tests.servers import registry_server
 
 KEY, SECRET = "canarykey0001", "canary-secret-0002"
 # One attempt, so that a fault is seen at once; no ~/.aws of the user, no metadata service of a cloud machine.
@@ -134,9 +136,10 @@ def storage():
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory, new_pipeline, storage):
+def origin(tmp_path_factory, repository_template, storage):
     """A pipeline with one model that ran once, in Git, whose remote is the bucket `data` behind the proxy."""
-    pipeline = new_pipeline(tmp_path_factory.mktemp("storage") / "origin", {"one": "qwen2_vl"}, **CREDENTIALS)
+    pipeline = copy_repository(repository_template, tmp_path_factory.mktemp("storage"), **CREDENTIALS)
+    pipeline.set_models("one")
     assert sum(pipeline.repro().values()) == 8
     pipeline.dvc("remote", "add", "-d", "storage", "s3://data/dvc")
     pipeline.dvc("remote", "modify", "storage", "endpointurl", storage.proxy.url)
@@ -151,15 +154,14 @@ def pushing(origin, storage, tmp_path):
         for key in storage.objects("data"):
             storage.client.delete_object(Bucket="data", Key=key)
     storage.client.create_bucket(Bucket="data")
-    shutil.copytree(origin.folder, tmp_path / "pushing", symlinks=True)
-    pipeline = type(origin)(tmp_path / "pushing", **CREDENTIALS)
-    pipeline.commit()
+    pipeline = origin.copy(tmp_path / "pushing")
+    pipeline.commit("results")
     return pipeline
 
 
 def files(pipeline):
     """Contents of everything the stages wrote."""
-    folder = pipeline.folder / "artifacts"
+    folder = pipeline.root / "artifacts"
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[0] != "."}
 
 
@@ -170,7 +172,7 @@ def broken(kind, *, after, method="PUT"):
 
 
 def test_a_fresh_clone_rebuilds_nothing_and_credentials_stay_in_the_environment(pushing, storage, tmp_path):
-    without = type(pushing)(pushing.folder, **ENVIRONMENT)
+    without = Repository(pushing.root, pushing.programs, **ENVIRONMENT)
     status, output = without.try_dvc("push")
     assert status != 0 and "Unable to locate credentials" in output and "Traceback" not in output, output
     said = pushing.dvc("push", "--run-cache", "-vv")
@@ -188,9 +190,9 @@ def test_a_fresh_clone_rebuilds_nothing_and_credentials_stay_in_the_environment(
     assert files(looking) == files(pushing.clone(tmp_path / "git"))  # and nothing was downloaded
 
     # Without dvc.lock it is the run cache that knows.
-    (looking.folder / "dvc.lock").unlink()
+    (looking.root / "dvc.lock").unlink()
     assert looking.repro("--pull", "download@calibration", "download@evaluation") == Counter()
-    assert (looking.folder / "artifacts/datasets/evaluation.parquet").exists()
+    assert (looking.root / "artifacts/datasets/evaluation.parquet").exists()
 
 
 def test_pushes_that_break_leave_nothing_half_there_and_a_later_one_completes(pushing, storage, tmp_path):
@@ -234,7 +236,7 @@ def test_a_download_that_breaks_off_is_not_taken_for_a_file(pushing, storage, tm
     assert files(clone) == wanted and clone.repro() == Counter()
 
 
-def test_the_registry_keeps_its_files_on_s3(storage, registry_server, tmp_path, monkeypatch):
+def test_the_registry_keeps_its_files_on_s3(storage, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # only the server needs them
         monkeypatch.delenv(name, raising=False)
     storage.client.create_bucket(Bucket="registry")

@@ -95,16 +95,26 @@ def later(
     """Attention of tokens after the prompt, which are kept or, if the layer says so, compressed: (B, T, Hq, D)."""
     new = query.shape[2]
     valid = None if mask is None else layer.real_tokens(mask, new)
+    seen = None  # causal
+    if mask is not None and new > 1:  # the tokens of an image may see each other
+        seen = mask[:, 0, -new:, -new:]
+        seen = seen if seen.dtype == torch.bool else seen >= 0
     slab = layer.append(key, value, valid)
     if layer.eviction is not None and new == 1:
         return layer.eviction.attend(query, slab, scaling, valid).transpose(1, 2)
-    output = attend(query, slab, scaling, valid)
+    output = attend(query, slab, scaling, valid, seen)
     if layer.recompress and new > 1:
         compress_again(layer, query, valid, scaling)
     return output.transpose(1, 2)
 
 
-def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor | None = None) -> torch.Tensor:
+def attend(
+    query: torch.Tensor,
+    slab: Slab,
+    scaling: float,
+    valid: torch.Tensor | None = None,
+    seen: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Attention of the newest T tokens, already appended, over each head's own rows.
 
     One token on a device the compiled library serves goes there; the rest is plain PyTorch, its twin.
@@ -114,6 +124,7 @@ def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor 
         slab: storage whose last T rows of every stretch are these tokens (fewer where `valid` is false).
         scaling: factor of the logits.
         valid: (B, T) bool, which of the new tokens are real; None means all.
+        seen: (B, T, T) bool, which new tokens (last) a new token (second) sees; None means those up to itself.
 
     Returns:
         (B, Hq, T, D); zeros for new tokens that are not real.
@@ -129,15 +140,26 @@ def attend(query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor 
     rows = query.reshape(batch, slab.num_kv_heads, group * new, dim)
     mask = real[:, :, None]
     if new > 1:
-        ahead = valid if valid is not None else query.new_ones(batch, new, dtype=torch.bool)
-        # A new token may see the rows up to its own: all but the real new tokens after it.
-        after = ahead.flip(-1).cumsum(-1).flip(-1) - ahead.long()
-        limit = slab.lengths.view(batch, -1, 1) - after[:, None]
-        at = torch.arange(keys.shape[-2], device=keys.device)
-        mask = (at < limit[..., None]).repeat(1, 1, group, 1)
+        mask = (mask & among_new(slab, keys.shape[-2], new, valid, seen)).repeat(1, 1, group, 1)
     output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
     output = output.view(batch, num_heads, new, dim)
     return output if valid is None else output.masked_fill(~valid[:, None, :, None], 0.0)
+
+
+def among_new(
+    slab: Slab, longest: int, new: int, valid: torch.Tensor | None, seen: torch.Tensor | None
+) -> torch.Tensor:
+    """(B, Hkv, T, longest) bool: true but where a row of a stretch is a new token that a new token does not see."""
+    device, lengths = slab.lengths.device, slab.lengths.view(slab.batch, -1, 1)
+    if seen is None:
+        seen = torch.ones(new, new, dtype=torch.bool, device=device).tril().expand(slab.batch, -1, -1)
+    if valid is not None:
+        # Only real tokens have rows: they are the newest ones, and what lies before them is old.
+        order = valid.long().argsort(dim=-1, stable=True)[:, None].expand_as(seen)
+        seen = (seen | ~valid[:, None]).gather(-1, order)
+    at = torch.arange(longest, device=device) - (lengths - new)
+    numbers = at.clamp(min=0, max=new - 1)[:, :, None].expand(-1, -1, new, -1)
+    return seen[:, None].expand(-1, lengths.shape[1], -1, -1).gather(-1, numbers) | (at < 0)[:, :, None]
 
 
 AttentionInterface.register(NAME, ragged_attention)

@@ -1,4 +1,4 @@
-"""What the operations of the cache refuse, whoever computes."""
+"""What the operations of the cache refuse, whoever computes; every check takes the arguments of its operation."""
 
 from __future__ import annotations
 
@@ -38,8 +38,14 @@ def _stretches(op: str, keys: torch.Tensor, starts: torch.Tensor, lengths: torch
 
 
 def ragged_decode(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    scaling: float,
 ) -> None:
+    """Raise CacheError where `ops.ragged_decode` cannot serve."""
     op = "ragged_decode"
     _slab(op, keys, values, query, query)
     _stretches(op, keys, starts, lengths)
@@ -60,6 +66,7 @@ def append(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
+    """Raise CacheError where `ops.append` cannot serve."""
     op = "append"
     _slab(op, keys, values, new_keys, new_values)
     _stretches(op, keys, starts, lengths)
@@ -76,6 +83,7 @@ def compact(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
+    """Raise CacheError where `ops.compact` cannot serve."""
     op = "compact"
     _slab(op, keys, values, full_keys, full_values)
     _stretches(op, keys, starts, starts)
@@ -91,7 +99,7 @@ def compact(
         raise CacheError("the last dimension of the full keys and values is not contiguous", where=op)
 
 
-def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int) -> None:
+def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> None:
     """Raise CacheError where `ops.observe` cannot serve."""
     op, shape = "observe", keys.shape
     _heads(op, query, keys)

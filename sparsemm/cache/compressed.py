@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS, NEED_SCORES, get_policy
+from sparsemm.policies import METHODS, NEED_SCORES, Policy, get_policy
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -121,7 +122,7 @@ def _set_attention(model: Any, config: Any) -> None:
         raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
 
 
-def _layers(config: Any, where: str) -> tuple[list[Any], list[int]]:
+def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
     """What transformers would make of a model's layers, and which of them are plain full attention.
 
     Raises:
@@ -137,10 +138,64 @@ def _layers(config: Any, where: str) -> tuple[list[Any], list[int]]:
     return own, full
 
 
+def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
+    """A cache whose full-attention layers are `make(index)`; the model's text attention is set to serve it.
+
+    Raises:
+        CacheError: if the model has layers this cache cannot serve, or its attention cannot be chosen.
+    """
+    config = model.config.get_text_config()
+    layers, full = layers_of(config, type(model).__name__)
+    _set_attention(model, config)
+    for i, at in enumerate(full):
+        layers[at] = make(i)
+    return CompressedCache(layers=layers)
+
+
+def policy_of(
+    model: Any,
+    method: str | Policy,
+    budget: int | None,
+    scores: ScoreTable | np.ndarray | torch.Tensor | None = None,
+    **options: Any,
+) -> Policy:
+    """The policy of a method for a model's full-attention layers; a ready one is checked and returned.
+
+    Args:
+        method, budget, scores: as `compressed_cache`.
+        options: window, rho, mode and seed, as there.
+
+    Raises:
+        BudgetError: if method, budget, window or scores are impossible, or a ready policy is of another shape.
+        ScoreTableError: if the table belongs to another model.
+        CacheError: if the model has layers the cache cannot serve.
+    """
+    config = model.config.get_text_config()
+    _, full = layers_of(config, type(model).__name__)
+    shape = (len(full), config.num_key_value_heads)
+    if isinstance(method, Policy):
+        if (method.num_layers, method.num_kv_heads) != shape:
+            found = (method.num_layers, method.num_kv_heads)
+            raise BudgetError(f"the policy is for {found} layers and KV heads, the model has {shape}")
+        return method
+    if method in METHODS and method not in NEED_SCORES:
+        scores = None
+    if method == "full" and budget is None:
+        budget = 0
+    if budget is None:
+        raise BudgetError(f"{method} needs a budget")
+    if scores is not None and hasattr(scores, "check_model"):
+        scores.check_model(model.config)
+    matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, shape[1])
+    if matrix is not None and len(matrix) == config.num_hidden_layers:
+        matrix = matrix[full]
+    return get_policy(method, *shape, budget, scores=matrix, **options)
+
+
 def compressed_cache(
     model: Any,
-    method: str,
-    budget: int,
+    method: str | Policy,
+    budget: int | None = None,
     scores: ScoreTable | np.ndarray | torch.Tensor | None = None,
     *,
     window: int = 32,
@@ -162,7 +217,7 @@ def compressed_cache(
 
     Args:
         model: a generating model of transformers, multimodal or text only.
-        method: one of `sparsemm.policies.METHODS`.
+        method: one of `sparsemm.policies.METHODS`, or a ready policy, which knows its budget, scores and window.
         budget: mean slots per KV head, window included; ignored by "full".
         scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
         window: newest prompt tokens every head keeps, also the rows that observe.
@@ -183,8 +238,6 @@ def compressed_cache(
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
         CacheError: if the model has layers this cache cannot serve, or options exclude each other.
     """
-    config = model.config.get_text_config()
-    layers, full = _layers(config, type(model).__name__)
     if pooling_kernel < 1 or pooling_kernel % 2 == 0:
         raise BudgetError(f"pooling_kernel is {pooling_kernel}", hint="use an odd number")
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
@@ -192,23 +245,15 @@ def compressed_cache(
             raise CacheError(f"{name} is {count}", hint="at least 1")
     if storage not in ("model", *STORAGES):
         raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
-    if hold_budget and (method == "full" or max_new_tokens is not None):
+    policy = policy_of(model, method, budget, scores, window=window, rho=rho, mode=mode, seed=seed)
+    if hold_budget and (not policy.compresses or max_new_tokens is not None):
         raise CacheError(
             "hold_budget with method full or max_new_tokens", hint="there is nothing to hold, or no growth"
         )
-    if method in METHODS and method not in NEED_SCORES:
-        scores = None
-    num_kv_heads = config.num_key_value_heads
-    if scores is not None and hasattr(scores, "check_model"):
-        scores.check_model(model.config)
-    matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, num_kv_heads)
-    if matrix is not None and len(matrix) == config.num_hidden_layers:
-        matrix = matrix[full]
-    policy = get_policy(method, len(full), num_kv_heads, budget, window, scores=matrix, rho=rho, mode=mode, seed=seed)
-    _set_attention(model, config)
-    for i, at in enumerate(full):
-        layers[at] = RaggedLayer(
-            i,
+    return build(
+        model,
+        lambda index: RaggedLayer(
+            index,
             policy,
             pooling_kernel,
             recompress=recompress,
@@ -216,5 +261,5 @@ def compressed_cache(
             prompt_length=prompt_length,
             max_new_tokens=max_new_tokens,
             storage=storage,
-        )
-    return CompressedCache(layers=layers)
+        ),
+    )

@@ -12,7 +12,9 @@ from functools import lru_cache
 
 import torch
 
-from sparsemm.cache.library import DONE, DTYPES, LAUNCH, cuda_library
+from sparsemm.cache import arguments
+from sparsemm.cache.arguments import dense_rows
+from sparsemm.cache.library import DONE, LAUNCH, cuda_library
 from sparsemm.errors import CacheError
 
 FAULTS = {
@@ -43,17 +45,6 @@ def raise_faults() -> None:
         raise CacheError(FAULTS[op], where=f"an earlier call, index {index}", hint="its result is not to be used")
 
 
-def strides(tensor: torch.Tensor) -> ctypes.Array[ctypes.c_int64]:
-    """Strides in bytes of all dimensions but the last."""
-    size = tensor.element_size()
-    return (ctypes.c_int64 * (tensor.dim() - 1))(*(size * s for s in tensor.stride()[:-1]))
-
-
-def dense_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied if a row (..., D) is not in one piece."""
-    return tensor.contiguous() if tensor.numel() and tensor.stride(-1) != 1 else tensor
-
-
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, copied if a row is not in one piece or does not start at a multiple of 16 bytes."""
     tensor = dense_rows(tensor)
@@ -62,13 +53,13 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _call(name: str, device: torch.device, *arguments: object) -> None:
+def _call(name: str, device: torch.device, *given: object) -> None:
     raise_faults()
     loaded = cuda_library()
     assert loaded is not None
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream().cuda_stream
-        code = getattr(loaded, f"sparsemm_cuda_{name}")(*arguments, _fault()[0].data_ptr(), stream)
+        code = getattr(loaded, f"sparsemm_cuda_{name}")(*given, _fault()[0].data_ptr(), stream)
     if code != DONE:
         raise CacheError(f"CUDA error {LAUNCH - code}", where=name)
 
@@ -104,24 +95,9 @@ def ragged_decode(
     with torch.cuda.device(query.device):
         room = loaded.sparsemm_cuda_ragged_decode_room(group, dim)
     partial = torch.empty(room, dtype=torch.float32, device=query.device)
-    _call(
-        "ragged_decode",
-        query.device,
-        DTYPES[query.dtype],
-        query.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        starts.data_ptr(),
-        lengths.data_ptr(),
-        output.data_ptr(),
-        stretches,
-        group,
-        dim,
-        keys.shape[0],
-        scaling,
-        partial.data_ptr(),
-        _counters(query.device, stretches * -(-group // 8)).data_ptr(),
-    )
+    counters = _counters(query.device, stretches * -(-group // 8))
+    given = arguments.ragged_decode(query, keys, values, starts, lengths, output, scaling)
+    _call("ragged_decode", query.device, *given, partial.data_ptr(), counters.data_ptr())
     return output
 
 
@@ -134,19 +110,7 @@ def append(
     lengths: torch.Tensor,
 ) -> None:
     """`ops.append` of checked tensors."""
-    _call(
-        "append",
-        keys.device,
-        keys.data_ptr(),
-        values.data_ptr(),
-        new_keys.data_ptr(),
-        new_values.data_ptr(),
-        starts.data_ptr(),
-        lengths.data_ptr(),
-        starts.shape[0],
-        keys.shape[1] * keys.element_size(),
-        keys.shape[0],
-    )
+    _call("append", keys.device, *arguments.append(keys, values, new_keys, new_values, starts, lengths))
 
 
 def compact(
@@ -158,76 +122,27 @@ def compact(
     starts: torch.Tensor,
 ) -> None:
     """`ops.compact` of checked tensors."""
-    _call(
-        "compact",
-        keys.device,
-        keys.data_ptr(),
-        values.data_ptr(),
-        full_keys.data_ptr(),
-        full_values.data_ptr(),
-        keep.data_ptr(),
-        starts.data_ptr(),
-        *full_keys.shape[:3],
-        keys.shape[1] * keys.element_size(),
-        keys.shape[0],
-        strides(full_keys),
-        strides(full_values),
-    )
+    _call("compact", keys.device, *arguments.compact(keys, values, full_keys, full_values, keep, starts))
 
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
     """`ops.observe` of checked tensors."""
     query, keys, valid = _aligned(query), _aligned(keys), valid.contiguous()
-    batch, heads, length, dim = keys.shape
+    batch, heads, length = keys.shape[:3]
     num_heads, window = query.shape[1:3]
     loaded = cuda_library()
     assert loaded is not None
     room = loaded.sparsemm_cuda_observe_room(batch, heads, num_heads // heads, window, length)
     partial = torch.empty(room, dtype=torch.float32, device=keys.device)
     output = torch.empty(batch, heads, length, device=keys.device)
-    _call(
-        "observe",
-        keys.device,
-        DTYPES[query.dtype],
-        query.data_ptr(),
-        keys.data_ptr(),
-        valid.data_ptr(),
-        output.data_ptr(),
-        batch,
-        heads,
-        num_heads // heads,
-        window,
-        length,
-        dim,
-        strides(query),
-        strides(keys),
-        pooling,
-        scaling,
-        partial.data_ptr(),
-    )
+    given = arguments.observe(query, keys, valid, output, pooling, scaling)
+    _call("observe", keys.device, *given, partial.data_ptr())
     return output
 
 
 def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """`ops.argmax_rows` of checked tensors."""
     query, keys, begins, ends = _aligned(query), _aligned(keys), begins.contiguous(), ends.contiguous()
-    heads, length, dim = keys.shape
     output = torch.empty(query.shape[:2], dtype=torch.int64, device=keys.device)
-    _call(
-        "argmax_rows",
-        keys.device,
-        DTYPES[query.dtype],
-        query.data_ptr(),
-        keys.data_ptr(),
-        begins.data_ptr(),
-        ends.data_ptr(),
-        output.data_ptr(),
-        heads,
-        query.shape[0] // heads,
-        query.shape[1],
-        length,
-        dim,
-        strides(query),
-        strides(keys),
-    )
+    _call("argmax_rows", keys.device, *arguments.argmax_rows(query, keys, begins, ends, output))
     return output

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from sparsemm.cache import ops
 from sparsemm.errors import ModelError
 
 NAME = "sparsemm_chase"
+MOST_SEEN = 1 << 22  # entries of a mask that are looked at together
 
 
 class Recorder:
@@ -23,48 +25,92 @@ class Recorder:
 
     Attributes:
         rows: rows[b], (T_b,) int64 query positions in the padded row.
-        found: layer -> [(Hq, T_b) int64 of key positions for b in batch].
+        spans: spans[b], (first, stop): the tokens of batch row b that are no padding; they are in one piece.
+        found: layer -> (Hq, sum of T_b) int64 of key positions, sample by sample, on the layer's device.
     """
 
-    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+    def __init__(self, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> None:
         self.rows = [torch.as_tensor(list(one), dtype=torch.int64) for one in rows]
-        self.found: dict[int, list[torch.Tensor]] = {}
+        self.spans = list(spans)
+        self.found: dict[int, torch.Tensor] = {}
+        self._moved: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
+
+    def looking(self, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """(rows, first key, key behind the last) of every sample's rows on a device, moved there once."""
+        if device not in self._moved:
+            parts = zip(self.rows, self.spans, strict=True)
+            self._moved[device] = [
+                tuple(t.to(device) for t in (rows, torch.full_like(rows, first), rows + 1))  # type: ignore[misc]
+                for rows, (first, _) in parts
+            ]
+        return self._moved[device]
 
 
 _recorder: ContextVar[Recorder | None] = ContextVar("sparsemm_chase_recorder", default=None)
 
 
-def argmax_positions(
-    query: torch.Tensor, key: torch.Tensor, rows: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Key position with the largest q.k of every head at the given rows of one sample.
-
-    Softmax is monotone, so this is the argmax of the attention row. Nothing as large as rows x positions is made.
-    Products and sums are in fp64: batching and devices do not move it; of equal keys the first one wins.
+def seen_keys(mask: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First key and the key behind the last that each row sees.
 
     Args:
-        query: (Hq, S, D) post-RoPE.
-        key: (Hkv, S, D) post-RoPE; query head h reads KV head h // (Hq / Hkv).
+        mask: (S, S) bool, True where the query (first) sees the key. What a row sees is in one piece: causal, within
+            a sliding window, with padding on one side.
         rows: (T,) int64 query positions.
-        mask: (S, S) bool, True where the query (first) sees the key; None means causal. What a row sees is in one
-            piece: causal, with padding on one side.
 
     Returns:
-        (Hq, T) int64.
+        two (T,) int64.
 
     Raises:
         ModelError: if what a row sees has gaps.
     """
-    rows = rows.to(query.device)
-    begins, ends = torch.zeros_like(rows), rows + 1
-    if mask is not None and len(rows):
-        seen = mask[rows]
-        begins = seen.long().argmax(dim=-1)  # the first True
-        ends = begins + seen.sum(dim=-1)
-        at = torch.arange(seen.shape[1], device=seen.device)
-        if not torch.equal(seen, (at >= begins[:, None]) & (at < ends[:, None])):
+    begins, ends = torch.zeros_like(rows), torch.zeros_like(rows)
+    at = torch.arange(mask.shape[1], device=mask.device)
+    step = max(1, MOST_SEEN // mask.shape[1])
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        seen = mask[rows[part]]
+        begins[part] = seen.byte().argmax(dim=-1)  # the first True
+        ends[part] = begins[part] + seen.sum(dim=-1)
+        if not torch.equal(seen, (at >= begins[part, None]) & (at < ends[part, None])):
             raise ModelError("a row attends to keys with gaps between them", hint="pad prompts on the left")
-    return ops.argmax_rows(query[:, rows], key, begins, ends)
+    return begins, ends
+
+
+def _record(recorder: Recorder, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Key position with the largest q.k of every head at the recorder's rows, (Hq, sum of T_b) int64.
+
+    Softmax is monotone, so this is the argmax of the attention row. Nothing as large as rows x positions is made.
+    Products and sums are in fp64: batching and devices do not move it; of equal keys the first one wins.
+    """
+    found = []
+    for b, (rows, begins, ends) in enumerate(recorder.looking(query.device)):
+        if mask is not None:
+            # Batch dimension 1 is a mask that all rows share.
+            begins, ends = seen_keys(mask[min(b, len(mask) - 1), 0], rows)
+        found.append(ops.argmax_rows(query[b][:, rows], key[b], begins, ends))
+    return torch.cat(found, dim=1)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Sequence[tuple[int, int]],
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Causal attention of left- or right-padded rows without a mask: neighbours of equal span go together."""
+    if len(set(spans)) == 1 and spans[0] == (0, query.shape[2]):
+        return sdpa_attention_forward(module, query, key, value, None, **options)[0]
+    batch, heads, length, _ = query.shape
+    out = query.new_zeros((batch, length, heads, value.shape[3]))  # what padding attends to is nothing
+    start = 0
+    for (first, stop), group in groupby(spans):
+        end = start + len(list(group))
+        at = slice(start, end), slice(None), slice(first, stop)
+        out[start:end, first:stop] = sdpa_attention_forward(module, query[at], key[at], value[at], None, **options)[0]
+        start = end
+    return out
 
 
 def chase_attention(
@@ -81,45 +127,58 @@ def chase_attention(
     Args:
         query: (B, Hq, S, D) post-RoPE.
         key, value: (B, Hkv, S, D).
-        attention_mask: (B, 1, S, S) bool, or None without padding.
+        attention_mask: (B, 1, S, S) bool, or None: causal, and the recorder knows what is padding.
         scaling: factor of the logits; it is positive and does not move the argmax.
 
     Returns:
         (B, S, Hq, D), None.
+
+    Raises:
+        ModelError: if there are more keys than queries, or what a row sees has gaps.
     """
-    recorder = _recorder.get()
-    if recorder is not None:
-        if query.shape[2] != key.shape[2]:
-            raise ModelError("the chase needs one forward pass over the whole sequence, without a cache")
-        recorder.found[int(module.layer_idx)] = [  # type: ignore[arg-type]
-            argmax_positions(
-                query[b],
-                key[b],
-                rows,
-                # Batch dimension 1 is a mask that all rows share.
-                None if attention_mask is None else attention_mask[min(b, len(attention_mask) - 1), 0],
-            )
-            for b, rows in enumerate(recorder.rows)
-        ]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    recorder, options = _recorder.get(), {"scaling": scaling, **options}
+    if recorder is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if query.shape[2] != key.shape[2]:
+        raise ModelError("the chase needs one forward pass over the whole sequence, without a cache")
+    recorder.found[int(module.layer_idx)] = _record(recorder, query, key, attention_mask)  # type: ignore[arg-type]
+    if attention_mask is None:
+        return _attend(module, query, key, value, recorder.spans, options), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+
+
+def chase_mask(*given: Any, **options: Any) -> torch.Tensor | None:
+    """No mask where attention is causal and a recorder knows the padding; else that of sdpa.
+
+    A padded batch of 32K tokens would have a mask of 1 GiB a sample, and no fast kernel that takes it.
+    """
+    causal = options.get("mask_function", causal_mask_function) is causal_mask_function
+    if _recorder.get() is not None and causal and options.get("local_size") is None:
+        return None
+    return sdpa_mask(*given, **options)
 
 
 @contextmanager
-def recording(model: Any, rows: Sequence[Sequence[int]]) -> Iterator[Recorder]:
+def recording(model: Any, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> Iterator[Recorder]:
     """Let the language model's attention write to a recorder; what was set before is restored on the way out.
 
     Only the language model is switched: the vision tower keeps its own implementation.
+
+    Args:
+        rows, spans: see `Recorder`.
     """
-    before = model.config.get_text_config()._attn_implementation
-    recorder = Recorder(rows)
+    text = model.config.get_text_config()
+    part = "" if text is model.config else "text_config"
+    before = text._attn_implementation
+    recorder = Recorder(rows, spans)
     token = _recorder.set(recorder)
     try:
-        model.set_attn_implementation({"text_config": NAME})
+        model.set_attn_implementation({part: NAME})
         yield recorder
     finally:
-        model.set_attn_implementation({"text_config": before})
+        model.set_attn_implementation({part: before})
         _recorder.reset(token)
 
 
 AttentionInterface.register(NAME, chase_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, chase_mask)

@@ -14,6 +14,8 @@ from sparsemm.chase.attention import recording
 from sparsemm.errors import AlignError
 
 Positions = NDArray[np.int64]
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's, Gemma 3's: 1 at image tokens, 0 at text and pads
+MOST_LOGITS = 1 << 25  # logits of the language-model head that exist together
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequenc
     result = {key: value for key, value in inputs.items()}
     result["input_ids"] = ids.new_full((len(ids), total), pad_id)
     result["attention_mask"] = mask.new_zeros((len(ids), total))
-    types = inputs.get("mm_token_type_ids")  # Qwen2-VL: 1 at image tokens; text and pads are 0
-    if types is not None:
-        result["mm_token_type_ids"] = types.new_zeros((len(ids), total))
+    typed = [name for name in TOKEN_TYPES if name in inputs]
+    for name in typed:
+        result[name] = inputs[name].new_zeros((len(ids), total))
     first_rows = []
     for b, answer in enumerate(answers):
         prompt_end = total - len(answer)
@@ -59,8 +61,8 @@ def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequenc
         result["input_ids"][b, prompt] = ids[b, real]
         result["input_ids"][b, prompt_end:] = ids.new_tensor(list(answer))
         result["attention_mask"][b, prompt.start :] = 1
-        if types is not None:
-            result["mm_token_type_ids"][b, prompt] = types[b, real]
+        for name in typed:
+            result[name][b, prompt] = inputs[name][b, real]
         first_rows.append(prompt_end - 1)
     return Forced(result, first_rows)
 
@@ -82,8 +84,9 @@ class Looked:
 def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> list[Looked]:
     """One forward pass: where every head looks from the given rows, and what the model would say there.
 
-    The language-model head runs over the given rows alone, one sample at a time. Where the weights of two keys differ
-    by less than the model's rounding (about 1e-6 in fp32), batching or decoding step by step may name the other one.
+    The language-model head runs over the given rows alone, a piece at a time. Where the weights of two keys differ by
+    less than the model's rounding (about 1e-6 in fp32, 1e-2 in bf16), batching or decoding step by step may name the
+    other one.
 
     Args:
         model: a Hugging Face image-text-to-text model in eval mode.
@@ -91,7 +94,8 @@ def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence
         rows: rows[b], positions in the padded row b whose attention is looked at; may be empty.
 
     Raises:
-        AlignError: if there is not one list of rows per sample, or a row is outside the sequence or on padding.
+        AlignError: if there is not one list of rows per sample, a row is outside the sequence or on padding, or there
+            is padding inside a sample.
     """
     mask = inputs["attention_mask"]
     if len(rows) != len(mask):
@@ -106,17 +110,33 @@ def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence
         moved["position_ids"] = (moved["attention_mask"].long().cumsum(dim=-1) - 1).clamp(min=0)
     deltas = getattr(base, "rope_deltas", None)
     try:
-        with recording(model, rows) as recorder:
+        with recording(model, rows, _spans(mask)) as recorder:
             hidden = base(**moved, use_cache=False).last_hidden_state
     finally:
         if hasattr(base, "rope_deltas"):
             base.rope_deltas = deltas  # a generation under way keeps its own
-    layers = [recorder.found[i] for i in sorted(recorder.found)]
-    head = model.get_output_embeddings()
-    return [
-        Looked(torch.stack([layer[b] for layer in layers]).cpu(), head(hidden[b, list(one)]).argmax(dim=-1).cpu())
-        for b, one in enumerate(rows)
-    ]
+    # The layers of a model may lie on several devices.
+    found = torch.stack([recorder.found[i].cpu() for i in sorted(recorder.found)])
+    indices = found.split([len(one) for one in rows], dim=2)
+    said = [_greedy(model.get_output_embeddings(), hidden[b, list(one)]) for b, one in enumerate(rows)]
+    return [Looked(*one) for one in zip(indices, said, strict=True)]
+
+
+def _spans(mask: torch.Tensor) -> list[tuple[int, int]]:
+    """(first, stop) of the tokens of every row of an attention mask (B, S) that are no padding."""
+    real = mask.bool().cpu()
+    firsts, counts = real.byte().argmax(dim=1).tolist(), real.sum(dim=1).tolist()
+    spans = [(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+    for b, (first, stop) in enumerate(spans):
+        if not real[b, first:stop].all():
+            raise AlignError("there is padding between tokens", where=f"sample {b}", hint="pad on the left")
+    return spans
+
+
+def _greedy(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """(T,) int64 on the CPU: the most likely next token at each row of (T, hidden size)."""
+    step = max(1, MOST_LOGITS // head.weight.shape[0])
+    return torch.cat([head(part).argmax(dim=-1) for part in hidden.split(step)]).cpu()
 
 
 def collect(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -130,8 +150,7 @@ def score_sample(
     """Hits of one sample: an argmax inside R_t counts 1, and 1 / |R_t| in the visual score.
 
     Args:
-        indices: (L, Hq, T) int64 argmax positions.
-        targets: R_t of each of the T answer tokens, positions on the same axis, no repeats, not empty.
+        indices, targets: see `inside`.
 
     Returns:
         hits: (L, Hq) int64.
@@ -140,15 +159,29 @@ def score_sample(
     Raises:
         AlignError: if there is not one target per row, or one is empty.
     """
+    hit = inside(indices, targets)
+    return hit.sum(axis=2), (hit / np.array([len(target) for target in targets])).sum(axis=2)
+
+
+def inside(indices: torch.Tensor | Positions, targets: Sequence[Positions]) -> NDArray[np.bool_]:
+    """Which heads look at the box of which answer token, (L, Hq, T) bool.
+
+    Args:
+        indices: (L, Hq, T) int64 argmax positions.
+        targets: R_t of each of the T answer tokens, positions on the same axis, no repeats, not empty.
+
+    Raises:
+        AlignError: if there is not one target per row, or one is empty.
+    """
     found = np.asarray(indices)
     if found.ndim != 3 or found.shape[2] != len(targets):
         raise AlignError(f"{len(targets)} targets for indices of shape {found.shape}")
-    hits = np.zeros(found.shape[:2], dtype=np.int64)
-    weighted = np.zeros(found.shape[:2], dtype=np.float64)
     for t, target in enumerate(targets):
         if len(target) == 0:
             raise AlignError("no visual token belongs to the answer token", where=f"token {t}")
-        inside = np.isin(found[:, :, t], target)
-        hits += inside
-        weighted += inside / len(target)
-    return hits, weighted
+    if not targets:
+        return np.zeros(found.shape, dtype=bool)
+    # One search for all tokens: token t's positions are moved to a stretch of numbers of their own.
+    stretch = max(int(found.max(initial=0)), *(int(target.max()) for target in targets)) + 1
+    wanted = np.concatenate([target + t * stretch for t, target in enumerate(targets)])
+    return np.isin(found + np.arange(len(targets)) * stretch, wanted)

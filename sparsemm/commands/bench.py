@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from sparsemm.commands import Commands
 
@@ -11,23 +12,30 @@ from sparsemm.commands import Commands
 def add(commands: Commands) -> None:
     """`bench NAME` and what it is measured with."""
     bench = commands.add_parser("bench", help="time the cache's operations against others and against a copy")
-    bench.add_argument("name", help="append, compact, observe, decode, step or memory")
+    bench.add_argument("name", help="append, compact, observe, decode, step, memory, agreement or chase")
     bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
     bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
     bench.add_argument("--dtype", help="float32, float16 or bfloat16")
     bench.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     bench.add_argument("--repeats", type=int, default=9, help="timed turns (9)")
+    bench.add_argument("--checkpoint", type=Path, help="what `chase` runs without --shape (the small Qwen2-VL)")
     bench.set_defaults(run=run_bench)
 
 
 def run_bench(given: argparse.Namespace) -> None:
     """Run one benchmark and print its ratios, or all of it as JSON."""
-    from sparsemm.profiling.bench import run
+    if given.name == "chase":
+        from sparsemm.profiling import chase
 
-    result = run(given.name, given.shape, given.dtype, given.device, given.repeats)
+        checkpoint = given.checkpoint or given.root / chase.CHECKPOINT
+        result = chase.run(given.shape, given.dtype, given.device, given.repeats, checkpoint)
+    else:
+        from sparsemm.profiling.bench import run
+
+        result = run(given.name, given.shape, given.dtype, given.device, given.repeats)
     if given.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{result['bench']}: {result['shape']}, {result['dtype']}, {result['device']}")
+    print(f"{result['bench']}: {result.get('shape') or result['model']}, {result['dtype']}, {result['device']}")
     for name, value in result["ratios"].items():
         print(f"  {name}  {value}")

@@ -1,15 +1,17 @@
-"""`sparsemm download|align|chase|allocate|evaluate|profile|report`: the stages of dvc.yaml."""
+"""`sparsemm download|align|chase|allocate|evaluate|profile|profile-shape|study|report`: the stages of dvc.yaml."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+from typing import get_args
 
 from sparsemm.commands import Commands
 from sparsemm.params import load_params
+from sparsemm.params.stages import Shape
 
 MODEL_STAGES = {  # name: module, what it does, what it reads and what it writes under artifacts/
-    "align": ("align", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
+    "align": ("align.stage", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
     "chase": ("chase.stage", "score the heads of a model", "align/KEY.parquet", "scores/KEY.*"),
     "allocate": ("allocate", "turn scores into slots per KV head", "scores/KEY.safetensors", "budgets/KEY.json"),
     "evaluate": ("evaluate.stage", "accuracy of every method at every budget", "budgets/KEY.json", "evaluate/KEY.*"),
@@ -36,7 +38,31 @@ def add(commands: Commands) -> None:
             epilog=f"example: sparsemm {name} tiny-qwen2-vl",
         )
         stage.add_argument("key", help="model key")
-        stage.set_defaults(run=run_stage)
+        stage.set_defaults(run=run_chase if name == "chase" else run_stage)
+        if name in ("align", "chase"):
+            stage.add_argument("--dataset", help="one of `robustness` (the calibration data)")
+        if name == "chase":
+            stage.add_argument("--processes", type=int, help="to share the shards (one per visible GPU)")
+            stage.add_argument("--shards", metavar="I/N", help="compute this part of the shards alone, and keep them")
+        if name == "evaluate":
+            stage.add_argument("--limit", type=int, help="first documents only; results go to artifacts/work/limited")
+    shape = commands.add_parser(
+        "profile-shape",
+        help="latency and bytes of a 7B shape with random weights",
+        description="Profile a shape of `profile.shapes` with random weights: artifacts/profile/shapes/NAME.*. " + DVC,
+        epilog="example: sparsemm profile-shape vicuna-7b",
+    )
+    shape.add_argument("name", choices=get_args(Shape), help="which one")
+    shape.set_defaults(run=run_shape)
+    study = commands.add_parser(
+        "study",
+        help="one study of a model, with intervals",
+        description="One entry of `studies` in params.yaml: artifacts/studies/NAME/KEY.csv and .json. " + DVC,
+        epilog="example: sparsemm study masking tiny-qwen2-vl",
+    )
+    study.add_argument("name", help="key under studies in params.yaml")
+    study.add_argument("key", help="model key")
+    study.set_defaults(run=run_study)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -56,7 +82,37 @@ def run_download(given: argparse.Namespace) -> None:
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
     stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
-    stage.run(load_params(given.params), given.key, given.root)
+    options = {name: getattr(given, name) for name in ("dataset", "limit") if name in given}
+    stage.run(load_params(given.params), given.key, given.root, **options)
+
+
+def run_chase(given: argparse.Namespace) -> None:
+    """The chase stage, a part of its shards, or the same in several processes."""
+    from sparsemm.chase import workers
+
+    params = load_params(given.params)
+    if given.shards:
+        workers.compute(params, given.key, workers.parse_part(given.shards), given.root, given.dataset)
+        return
+    count = given.processes or workers.how_many(params, given.key, given.dataset)
+    if count > 1:
+        command = ["--params", str(given.params), "--root", str(given.root), "chase", given.key]
+        workers.spread([*command, *(["--dataset", given.dataset] if given.dataset else [])], count)
+    run_stage(given)  # finds the shards, and adds them up
+
+
+def run_shape(given: argparse.Namespace) -> None:
+    """The profile-shape stage."""
+    from sparsemm.profiling.stage import run_shape as run
+
+    run(load_params(given.params), given.name, given.root)
+
+
+def run_study(given: argparse.Namespace) -> None:
+    """The study stage."""
+    from sparsemm.studies.stage import run
+
+    run(load_params(given.params), given.name, given.key, given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:

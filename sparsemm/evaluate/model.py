@@ -1,91 +1,120 @@
-"""A model class for lmms-eval that answers through the compressed cache."""
+"""Answers of one model to one batch, under any number of methods and budgets, from one prefill."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms
+from PIL import Image
 
-from sparsemm.cache import compressed_cache
-from sparsemm.errors import DataError
+from sparsemm.cache.compressed import CompressedCache, compressed_cache, policy_of
+from sparsemm.cache.prefill import prefill
+from sparsemm.policies import Policy
 from sparsemm.prompts import build_inputs
-from sparsemm.scores import ScoreTable
 
 
-class CompressedModel(lmms):
-    """Greedy answers of one model under one method and budget; `use` switches to another.
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One way to keep less of a prompt.
 
-    After `generate_until`, `kept` holds the slots each request kept after prefill, summed over layers and KV heads.
+    Attributes:
+        method: a name of `sparsemm.policies.METHODS`, or a ready policy, which knows its budget, scores and window.
+        budget: mean slots per KV head, window included; None for "full" and for a ready policy.
+        scores: a ScoreTable, or a matrix (L, Hq) or (L, Hkv).
+        window, rho, mode, pooling_kernel, seed: as `sparsemm.compressed_cache`.
     """
 
-    def __init__(self, model: Any, processor: Any, scores: ScoreTable | None, *, batch_size: int, **cache: Any) -> None:
-        super().__init__()
-        self.model, self.processor, self.scores = model, processor, scores
-        self.batch_size, self.cache_options = batch_size, cache
-        self.method, self.budget = "full", 0
-        self.max_new_tokens = 128
-        self.kept: list[int] = []
+    method: str | Policy = "full"
+    budget: int | None = None
+    scores: Any = field(default=None, repr=False)
+    window: int = 32
+    rho: float = 0.1
+    mode: str = "exact"
+    pooling_kernel: int = 5
+    seed: int = 0
 
-    def use(self, method: str, budget: int) -> None:
-        """Choose the method and the mean slots per KV head of the requests that follow."""
-        self.method, self.budget, self.kept = method, budget, []
-
-    def slot_bytes(self) -> int:
-        """Bytes of K and V of one token in one KV head."""
-        config = self.model.config.get_text_config()
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * head_dim * self.model.dtype.itemsize
-
-    @torch.inference_mode()
-    def answer(self, images: list[list[Any]], prompts: list[str]) -> list[str]:
-        """Greedy answers to one batch; one list of images and one prompt per row."""
-        inputs = build_inputs(self.processor, images, prompts).to(self.model.device)
-        inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        cache = compressed_cache(self.model, self.method, self.budget, self.scores, **self.cache_options)
-        out = self.model.generate(
-            **inputs, past_key_values=cache, do_sample=False, max_new_tokens=self.max_new_tokens, use_cache=True
-        )
-        kept = torch.stack([slots.sum(dim=-1) for slots in cache.budgets()]).sum(dim=0)
-        self.kept += kept.tolist()
-        new = out[:, inputs["input_ids"].shape[1] :]
-        return list(self.processor.tokenizer.batch_decode(new, skip_special_tokens=True))
-
-    def generate_until(self, requests: list[Any]) -> list[str]:
-        """Answers in the order of the requests; computed in batches of similar prompt and image size."""
-        rows = []
-        for request in requests:
-            context, options, doc_to_visual, doc_id, task, split = request.args
-            images = doc_to_visual(self.task_dict[task][split][doc_id])
-            rows.append((context, images, tuple(options.get("until", ()))))
-        order = sorted(range(len(rows)), key=lambda i: ([image.size for image in rows[i][1]], len(rows[i][0]), i))
-        answers, kept = [""] * len(rows), [0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            self.kept = []
-            texts = self.answer([rows[i][1] for i in chosen], [rows[i][0] for i in chosen])
-            for i, text, slots in zip(chosen, texts, self.kept, strict=True):
-                for stop in rows[i][2]:
-                    text = text.split(stop)[0]
-                answers[i], kept[i] = text.strip(), slots
-        self.kept = kept
-        return answers
-
-    def clean(self) -> None:
-        """Keep the model: lmms-eval calls this after every run, and many runs share it."""
-
-    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Refused: no local task asks for it.
+    def ready(self, model: Any) -> Variant:
+        """The same with its policy made, which then serves every batch.
 
         Raises:
-            DataError: always.
+            BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
         """
-        raise DataError("log-likelihood tasks are not supported", where="CompressedModel", hint="use generate_until")
+        options = {"window": self.window, "rho": self.rho, "mode": self.mode, "seed": self.seed}
+        return replace(self, method=policy_of(model, self.method, self.budget, self.scores, **options))
 
-    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Refused: no local task asks for it.
+    @property
+    def policy(self) -> Policy:
+        """The policy of a variant that is `ready`."""
+        assert isinstance(self.method, Policy)
+        return self.method
 
-        Raises:
-            DataError: always.
-        """
-        raise DataError("multi-round tasks are not supported", where="CompressedModel", hint="use generate_until")
+
+@dataclass(frozen=True)
+class Answers:
+    """What one variant said to a batch.
+
+    Attributes:
+        texts: one answer per row, without special tokens.
+        kept: slots each row kept after prefill, summed over layers and KV heads.
+    """
+
+    texts: list[str]
+    kept: list[int]
+
+
+def kept_slots(cache: CompressedCache) -> list[int]:
+    """Slots each row kept when its prompt was compressed, summed over layers and KV heads."""
+    return torch.stack([slots.sum(dim=-1) for slots in cache.budgets()]).sum(dim=0).tolist()
+
+
+def slot_bytes(model: Any) -> int:
+    """Bytes of K and V of one token in one KV head."""
+    config = model.config.get_text_config()
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * head_dim * model.dtype.itemsize
+
+
+@torch.inference_mode()
+def answer(
+    model: Any,
+    processor: Any,
+    images: list[list[Image.Image]],
+    prompts: list[str],
+    variants: Sequence[Variant],
+    max_new_tokens: int,
+) -> Iterator[Answers]:
+    """Greedy answers of every variant to one batch, in the order of the variants.
+
+    With more than one variant the prompts are run once with everything kept, and each variant compresses from there.
+    With one variant layers are compressed as they come, which needs less memory. Answers are the same.
+
+    Args:
+        images: RGB images of each row.
+        prompts: what the user says in each row.
+        max_new_tokens: at most so many per answer.
+
+    Raises:
+        DataError: if there is no row, or not one list of images per prompt.
+        BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
+    """
+    variants = [variant.ready(model) for variant in variants]
+    inputs = build_inputs(processor, images, prompts).to(model.device)
+    inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    length = inputs["input_ids"].shape[1]
+    if len(variants) > 1:
+        observing = [variant.policy for variant in variants if variant.policy.compresses]
+        every = any(policy.every_row for policy in observing)
+        window = None if every else max([policy.window for policy in observing], default=1)
+        start = prefill(model, inputs, window)
+    for variant in variants:
+        if len(variants) > 1:
+            cache = start.compress(variant.policy, pooling_kernel=variant.pooling_kernel)
+            out = start.generate(cache, max_new_tokens)
+        else:
+            cache = compressed_cache(model, variant.policy, pooling_kernel=variant.pooling_kernel)
+            options: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
+            out = model.generate(**inputs, past_key_values=cache, **options)
+        texts = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+        yield Answers(list(texts), kept_slots(cache))

@@ -4,33 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import llava_next, qwen2_vl
 from sparsemm.layouts.tokens import ImageTokens, box_positions
 
 __all__ = ["ImageTokens", "Layout", "box_positions", "families", "family_of", "get_layout"]
 
+# A family is a module of this package and its line here; docs/families.md says what the module holds.
+FAMILIES = (
+    "llava_next",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "gemma3",
+    "idefics3",
+    "pixtral",
+)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The geometry of one family: its name, the `model_type`s it serves, and `image_tokens`."""
+    """The geometry of one family: its name, the `model_type`s it serves, and `image_tokens`.
+
+    Where `vision_types` is not empty, the vision tower must have one of these `model_type`s.
+    """
 
     family: str
     model_types: tuple[str, ...]
     image_tokens: Callable[[Any, Any, int, list[tuple[int, int]]], list[ImageTokens]]
+    vision_types: tuple[str, ...] = ()
 
+    def serves(self, config: dict[str, Any]) -> bool:
+        """Whether this is the geometry of a config.json's model."""
+        tower = (config.get("vision_config") or {}).get("model_type")
+        return config.get("model_type") in self.model_types and (not self.vision_types or tower in self.vision_types)
 
-_LAYOUTS = {
-    name: Layout(name, module.MODEL_TYPES, module.image_tokens)
-    for name, module in (("llava_next", llava_next), ("qwen2_vl", qwen2_vl))
-}
+    def names(self) -> list[str]:
+        """The served `model_type`s as told to users."""
+        towers = f" (vision tower {', '.join(self.vision_types)})" if self.vision_types else ""
+        return [name + towers for name in self.model_types]
 
 
 def families() -> tuple[str, ...]:
     """Names of the supported families."""
-    return tuple(_LAYOUTS)
+    return FAMILIES
 
 
 def get_layout(family: str) -> Layout:
@@ -39,20 +60,27 @@ def get_layout(family: str) -> Layout:
     Raises:
         LayoutError: if there is none.
     """
-    if family not in _LAYOUTS:
-        raise LayoutError(f"family {family!r} is not supported", hint=f"supported: {', '.join(_LAYOUTS)}")
-    return _LAYOUTS[family]
+    if family not in FAMILIES:
+        raise LayoutError(f"family {family!r} is not supported", hint=f"supported: {', '.join(FAMILIES)}")
+    module = import_module(f"sparsemm.layouts.{family}")
+    return Layout(family, module.MODEL_TYPES, module.image_tokens, getattr(module, "VISION_TYPES", ()))
 
 
 def family_of(config: dict[str, Any]) -> str:
     """The family of a config.json, by its `model_type`.
 
     Raises:
-        LayoutError: if no layout supports it.
+        LayoutError: if no layout supports it; it says what kind of model it is.
     """
     model_type = config.get("model_type")
-    for layout in _LAYOUTS.values():
-        if model_type in layout.model_types:
+    layouts = [get_layout(family) for family in FAMILIES]
+    for layout in layouts:
+        if layout.serves(config):
             return layout.family
-    known = ", ".join(t for layout in _LAYOUTS.values() for t in layout.model_types)
-    raise LayoutError(f"no layout supports model_type {model_type!r}", hint=f"supported: {known}")
+    from sparsemm.layouts.unsupported import kind
+
+    known = ", ".join(name for layout in layouts for name in layout.names())
+    raise LayoutError(
+        f"model_type {model_type!r} is not supported: {kind(config)}",
+        hint=f"supported: {known}; docs/families.md says how to add one",
+    )

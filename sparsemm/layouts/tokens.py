@@ -70,7 +70,7 @@ def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -
         raise LayoutError(f"box {box} reaches outside the {width}x{height} image", hint="boxes are in its own pixels")
     r = tokens.rectangles
     shared = (np.maximum(r[:, 0], x0) < np.minimum(r[:, 2], x1)) & (np.maximum(r[:, 1], y0) < np.minimum(r[:, 3], y1))
-    return tokens.positions[shared]
+    return np.sort(tokens.positions[shared])  # tiles follow one another, cell rows of an image run through them
 
 
 def image_positions(inputs: Any, row: int, token_id: int) -> Positions:
@@ -118,3 +118,20 @@ def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Po
             hint="give the sizes of exactly the images of this row, in order; was the prompt truncated?",
         )
     return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
+
+
+def check_seen(seen: list[tuple[int, int]], image_sizes: list[tuple[int, int]], row: int) -> None:
+    """Refuse sizes that are not what the processor saw: in another order they may give the same number of tokens.
+
+    Args:
+        seen, image_sizes: (width, height) in pixels of the row's images.
+
+    Raises:
+        LayoutError: if they differ.
+    """
+    if seen != [tuple(size) for size in image_sizes]:
+        raise LayoutError(
+            f"the processor saw images of (width, height) {seen}, not {image_sizes}",
+            where=f"row {row}",
+            hint="give the sizes of exactly the images of this row, in order",
+        )

@@ -15,7 +15,8 @@ from sparsemm.params.base import Strict
 from sparsemm.params.datasets import DatasetParams, may_share
 from sparsemm.params.models import ModelParams, WatchParams
 from sparsemm.params.registry import RegistryParams
-from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams
+from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
+from sparsemm.params.studies import StudiesParams
 
 __all__ = ["ModelParams", "Params", "WatchParams", "load_params", "parse_params", "schema"]
 
@@ -26,9 +27,11 @@ class Params(Strict):
     models: dict[str, ModelParams]
     datasets: dict[str, DatasetParams]
     chase: ChaseParams
+    robustness: dict[str, RobustnessParams] = Field({}, description="further data sets to chase over, by key")
     allocate: AllocateParams
     evaluate: EvaluateParams
     profile: ProfileParams
+    studies: StudiesParams = StudiesParams.model_validate({})
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
     registry: RegistryParams = RegistryParams.model_validate({})
 
@@ -45,7 +48,14 @@ class Params(Strict):
         for stage, name in (("chase", self.chase.dataset), ("evaluate", self.evaluate.dataset)):
             if name not in self.datasets:
                 raise ValueError(f"{stage}.dataset {name!r} is not under datasets")
-        if self.evaluate.samples > self.datasets[self.evaluate.dataset].samples:
+        for name in self.robustness:
+            if name not in self.datasets:
+                raise ValueError(f"robustness.{name} is not under datasets")
+            if name == self.chase.dataset:
+                raise ValueError(f"robustness.{name} is chase.dataset itself")
+        if {"read", "qa"} & set(self.evaluate.tasks) and self.evaluate.samples > self.datasets[
+            self.evaluate.dataset
+        ].samples:
             raise ValueError(f"evaluate.samples is more than datasets.{self.evaluate.dataset}.samples")
         chased, evaluated = self.datasets[self.chase.dataset], self.datasets[self.evaluate.dataset]
         reason = may_share(chased, evaluated)
@@ -55,6 +65,13 @@ class Params(Strict):
             raise ValueError(f"evaluate.tasks: qa asks about synthetic pages only, {self.evaluate.dataset} has others")
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
+        reason = self.studies.problem(
+            self.allocate.window, self.datasets[self.evaluate.dataset].samples, evaluated.source == "synthetic"
+        )
+        if reason is not None:
+            raise ValueError(f"studies.{reason}")
+        if self.studies.cost is not None and self.profile.budget not in self.allocate.budgets:
+            raise ValueError(f"studies.cost: profile.budget {self.profile.budget} is not under allocate.budgets")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
             raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")
@@ -70,6 +87,21 @@ class Params(Strict):
             known = ", ".join(self.models) or "none yet"
             raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {known}")
         return self.models[key]
+
+    def over(self, dataset: str | None) -> Params:
+        """These params with another data set under `chase`, and the prompt that fits it; None changes nothing.
+
+        Raises:
+            ParamsError: if the data set is not under `robustness`.
+        """
+        if dataset is None:
+            return self
+        if dataset not in self.robustness:
+            known = ", ".join(self.robustness) or "none yet"
+            raise ParamsError(f"no data set {dataset!r}", where="params.yaml: robustness", hint=f"known: {known}")
+        prompt = self.robustness[dataset].prompt or self.chase.prompt
+        chase = self.chase.model_copy(update={"dataset": dataset, "prompt": prompt})
+        return self.model_copy(update={"chase": chase})
 
 
 class _NoRepeats(yaml.SafeLoader):

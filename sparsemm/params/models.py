@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
+from sparsemm.layouts import families
 from sparsemm.params.base import Strict
 
-Family = Literal["llava_next", "qwen2_vl"]
+
+def _known(family: str) -> str:
+    if family not in families():
+        raise ValueError(f"{family!r} is not one of {', '.join(families())}")
+    return family
+
+
+Family = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(families())})]
 
 
 class ModelParams(Strict):
@@ -18,6 +26,10 @@ class ModelParams(Strict):
     revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
     family: Family = Field(description="layout that knows where the image sits in the prompt")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
+    device_map: Annotated[
+        Literal["auto"] | None, Field(description="auto: spread over all visible GPUs (accelerate)")
+    ] = None
+    load_in: Annotated[Literal["4bit", "8bit"] | None, Field(description="quantise the weights (bitsandbytes)")] = None
     note: str = Field("", description="shown beside the model in every table")
 
 

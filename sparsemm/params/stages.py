@@ -9,6 +9,28 @@ from pydantic import Field, field_validator, model_validator
 from sparsemm.params.base import Count, Strict
 
 Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
+Shape = Literal["small", "vicuna-7b", "mistral-7b", "qwen2-vl-7b"]  # of sparsemm.profiling.shapes
+Task = Literal[
+    "read",
+    "qa",
+    "docvqa_val",
+    "ocrbench",
+    "textvqa_val",
+    "chartqa",
+    "textcaps_val",
+    "mmbench_en_dev",
+    "gqa",
+    "vqav2_val",
+]
+
+
+class StopParams(Strict):
+    """When a chase has seen enough: looked at after every shard, in the order of the shards."""
+
+    min_samples: Count = Field(description="samples that are scored in any case")
+    top_overlap: float = Field(1.0, ge=0.0, le=1.0, description="of the top 5 % of heads before and after a shard")
+    rank_correlation: float = Field(0.95, ge=-1.0, le=1.0, description="of the scores of even and of odd samples")
+    patience: Count = Field(2, description="shards in a row for which both hold")
 
 
 class ChaseParams(Strict):
@@ -24,6 +46,13 @@ class ChaseParams(Strict):
     max_bad: float = Field(
         0.05, ge=0.0, le=1.0, description="share of records the model may not take; more is an error"
     )
+    stop: StopParams | None = Field(None, description="when fewer samples than there are will do; default: never")
+
+
+class RobustnessParams(Strict):
+    """A data set that the models are chased over besides `chase.dataset`, to see how far the tables agree."""
+
+    prompt: str | None = Field(None, min_length=1, description="where `chase.prompt` does not fit its images")
 
 
 class AllocateParams(Strict):
@@ -47,14 +76,16 @@ class EvaluateParams(Strict):
     """Which tasks are run, with which methods."""
 
     dataset: str = Field(description="key of a data set")
-    samples: Count = Field(description="pages, and questions about them")
+    samples: Count = Field(description="pages, and questions about them; of a task of the paper its first documents")
     batch_size: Count = 32
-    tasks: tuple[Literal["read", "qa"], ...] = Field(("read", "qa"), min_length=1)
+    tasks: tuple[Task, ...] = Field(("read", "qa"), min_length=1)
+    source: str = Field("hub", min_length=1, description="of the paper's tasks: hub, s3://bucket/prefix, or a folder")
     methods: tuple[Method, ...] = Field(min_length=1)
     pooling_kernel: int = Field(5, ge=1, description="average-pool over the observation scores; odd")
     max_new_tokens: Count = 128
     bootstrap: Count = Field(2000, description="resamples behind an interval")
     seed: int = Field(0, ge=0)
+    random_seeds: Count = Field(1, description="draws of random scores behind the method random, from `seed` on")
 
     @field_validator("pooling_kernel")
     @classmethod
@@ -73,3 +104,11 @@ class ProfileParams(Strict):
     new_tokens: int = Field(16, ge=2)
     repetitions: Count = 3
     batch_size: Count = 1
+    shapes: tuple[Shape, ...] = Field((), description="7B configurations to time with random weights in bf16")
+
+    @field_validator("lengths", "shapes")
+    @classmethod
+    def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("repeats itself")
+        return value

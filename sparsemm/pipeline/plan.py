@@ -6,11 +6,32 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
 from sparsemm.pipeline.process import run
 
-STAGES = ("align", "chase", "allocate", "evaluate", "profile")  # of one model, in order
+SHARED = ("download", "align-also", "chase-also", "profile-shape", "report")
+
+
+def stages(root: Path) -> tuple[str, ...]:
+    """The stages of one model in the order of dvc.yaml; of a matrix, `stage@study` for each of its studies.
+
+    Raises:
+        PipelineError: if dvc.yaml cannot be read.
+    """
+    path = root / "dvc.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise PipelineError(f"cannot be read: {error!r}", where=str(path)) from error
+    result: list[str] = []
+    for name, given in found.items():
+        if given.get("foreach") == "${models}":
+            result.append(name)
+        result += [f"{name}@{study}" for study in given.get("matrix", {}).get("name", ())]
+    return tuple(result)
 
 
 @dataclass(frozen=True)
@@ -19,7 +40,7 @@ class Plan:
 
     Attributes:
         models: model key -> its stale stages; what depends on them is stale too, but not named.
-        shared: stale stages that belong to no model (download@..., report).
+        shared: stale stages that hold up no model (download@..., align-also@..., chase-also@..., report).
     """
 
     models: dict[str, tuple[str, ...]]
@@ -38,7 +59,7 @@ def plan(root: Path = Path(".")) -> Plan:
         PipelineError: if DVC fails.
         ParamsError: if params.yaml is not valid.
     """
-    known = load_params(root / "params.yaml").models
+    known, order = load_params(root / "params.yaml").models, stages(root)
     printed = run(["dvc", "status", "--json"], cwd=root)
     try:
         # Warnings may stand before the one line of JSON.
@@ -49,15 +70,23 @@ def plan(root: Path = Path(".")) -> Plan:
     shared = []
     for name in stale:
         stage, _, key = name.partition("@")
-        if stage in STAGES and key in known:
+        if stage not in order:  # of a matrix: stage@study-key
+            study, _, key = key.partition("-")
+            stage = f"{stage}@{study}"
+        if stage in order and key in known:
             models.setdefault(key, []).append(stage)
-        elif stage in ("download", "report"):
+        elif name.partition("@")[0] in SHARED:
             shared.append(name)
-    ordered = {key: tuple(s for s in STAGES if s in models[key]) for key in known if key in models}
+    ordered = {key: tuple(s for s in order if s in models[key]) for key in known if key in models}
     return Plan(ordered, tuple(sorted(shared)))
 
 
-def targets(key: str, until: str | None = None) -> list[str]:
-    """DVC's names of a model's stages, up to and with `until`; their dependencies are DVC's business."""
-    last = STAGES.index(until) if until is not None else len(STAGES) - 1
-    return [f"{stage}@{key}" for stage in STAGES[: last + 1]]
+def targets(root: Path, key: str, until: str | None = None) -> list[str]:
+    """DVC's names of a model's stages, up to and with `until`; their dependencies are DVC's business.
+
+    Raises:
+        PipelineError: if dvc.yaml cannot be read.
+    """
+    order = stages(root)
+    last = order.index(until) if until is not None else len(order) - 1
+    return [stage + ("-" if "@" in stage else "@") + key for stage in order[: last + 1]]

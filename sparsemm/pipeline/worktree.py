@@ -61,7 +61,6 @@ def worktree(root: Path, name: str, on_line: Line | None = None) -> Iterator[tup
                 # Twice --force: a killed `git worktree add` leaves its place locked.
                 options = ["--quiet", "--force", "--force", "--detach"]
                 run(["git", "worktree", "add", *options, str(folder), "HEAD"], cwd=root)
-            run(["dvc", "cache", "dir", "--local", str(cache_folder(root))], cwd=folder)
             _local_settings(root, folder)
             _link_checkpoints(root, folder)
             yield folder, lock
@@ -76,13 +75,13 @@ def _remove(root: Path, folder: Path) -> None:
 
 
 def _local_settings(root: Path, folder: Path) -> None:
-    """Remotes and credentials that live in .dvc/config.local are the worktree's too."""
+    """Remotes and credentials that live in .dvc/config.local are the worktree's too; so is the cache."""
     local = root / ".dvc" / "config.local"
     if local.exists():
         copied = folder / ".dvc" / "config.local"
         copied.write_text(local.read_text(encoding="utf-8"), encoding="utf-8")
         copied.chmod(0o600)
-        run(["dvc", "cache", "dir", "--local", str(cache_folder(root))], cwd=folder)
+    run(["dvc", "cache", "dir", "--local", str(cache_folder(root))], cwd=folder)
 
 
 def _link_checkpoints(root: Path, folder: Path) -> None:

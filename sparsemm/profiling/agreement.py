@@ -10,6 +10,7 @@ import torch
 
 from sparsemm.cache import backends, library, ops, twins
 
+OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 

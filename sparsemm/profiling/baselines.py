@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from sparsemm.cache import CompressedCache
+from sparsemm.cache.layer import RaggedLayer
+from sparsemm.cache.slab import Slab, rows_of
 
 
 class CopyingAppend:
@@ -42,3 +48,49 @@ class StaticAppend:
         """Keys and values (B, Hkv, 1, D)."""
         self.keys.index_copy_(2, self.at, keys)
         self.values.index_copy_(2, self.at, values)
+
+
+def compact_head_by_head(
+    keys: torch.Tensor, values: torch.Tensor, chosen: list[tuple[int, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The eviction of the public head-wise codes: a loop over the heads, and everything joined at the end.
+
+    Args:
+        keys, values: (Hkv, S, D).
+        chosen: head and its kept positions (n,) int64, known beforehand.
+
+    Returns:
+        Keys and values (sum of n, D).
+    """
+    return torch.cat([keys[h, at] for h, at in chosen]), torch.cat([values[h, at] for h, at in chosen])
+
+
+class CopyingLayer(RaggedLayer):
+    """A layer that keeps and attends to the same rows as ours, and copies all of them for every new token."""
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> Slab:
+        """Keys and values (B, Hkv, 1, D) of one token of every row, no padding among them."""
+        slab = self.slab
+        assert slab is not None and key.shape[2] == 1
+        heads = torch.arange(len(slab.lengths), device=key.device)
+        rows = rows_of(slab.starts, slab.lengths) if slab.slack else None  # the prompt's slab is not tight yet
+        total = len(slab.keys) if rows is None else len(rows)
+        ends = slab.lengths.cumsum(0)
+        old = torch.arange(total, device=key.device) + heads.repeat_interleave(slab.lengths, output_size=total)
+        for name, new in (("keys", key), ("values", value)):
+            held = getattr(slab, name)
+            grown = held.new_empty(total + len(heads), held.shape[1])
+            grown[old] = held if rows is None else held[rows]
+            grown[ends + heads] = new.reshape(len(heads), -1)
+            setattr(slab, name, grown)
+        slab.starts = ends - slab.lengths + heads
+        slab.lengths += 1
+        slab.slack = 0
+        slab.longest += 1
+        return slab
+
+
+def copying_cache(cache: CompressedCache) -> CompressedCache:
+    """A fresh cache whose layers choose like those of `cache`, and append by copying everything."""
+    layers: list[Any] = [CopyingLayer(layer.index, layer.policy, layer.pooling_kernel) for layer in cache.ragged]
+    return CompressedCache(layers=layers)

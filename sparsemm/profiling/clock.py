@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,13 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Of one call."""
+    began = now(device)
+    call()
+    return now(device) - began
+
+
 def alternating(functions: Functions, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of one call of every function, called in turns; `repeats` numbers each.
 
@@ -37,9 +45,7 @@ def alternating(functions: Functions, repeats: int, device: torch.device) -> dic
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, (run, calls) in turns.items():
-            began = now(device)
-            run()
-            times[name].append((now(device) - began) / calls)
+            times[name].append(seconds(run, device) / calls)
     return times
 
 
@@ -47,9 +53,7 @@ def _turn(function: Callable[[], Any], device: torch.device, capture: bool) -> t
     function()
     quickest = math.inf  # of three calls: on a busy machine a single one may be any number
     for _ in range(3):
-        began = now(device)
-        function()
-        quickest = min(quickest, now(device) - began)
+        quickest = min(quickest, seconds(function, device))
     calls = max(1, min(256, math.ceil(TURN / max(quickest, 1e-9))))
 
     def run() -> None:
@@ -82,11 +86,11 @@ def summary(times: dict[str, list[float]], moved: dict[str, int]) -> dict[str, A
         times: from `alternating`; "copy" is the copy.
         moved: bytes that a call has to read and write; the copy's too.
     """
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    median = {name: statistics.median(spent) for name, spent in times.items()}
     bandwidth = moved["copy"] / median["copy"] if "copy" in moved else None
     result = {}
-    for name, seconds in times.items():
-        quartiles = statistics.quantiles(seconds, method="inclusive") if len(seconds) > 1 else seconds * 3
+    for name, spent in times.items():
+        quartiles = statistics.quantiles(spent, method="inclusive") if len(spent) > 1 else spent * 3
         entry: dict[str, Any] = {"seconds": [round(q, 9) for q in quartiles]}
         if name in moved:
             rate = moved[name] / median[name]
@@ -111,4 +115,13 @@ def machine(device: torch.device) -> tuple[str, dict[str, Any]]:
     }
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), versions | {"cuda": torch.version.cuda}
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads", versions
+    return f"{_processor()}, {torch.get_num_threads()} threads", versions
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,15 +1,17 @@
 """Everything worth knowing about a GPU, in ten minutes: `python -m sparsemm.profiling.gpu_check [folder]`.
 
-Builds the CUDA library, holds every operation against its twin, replays a CUDA graph, and runs all benches at the
-shapes of three 7B models. Every part is a process of its own with a time limit, and writes as it goes: a part that
-crashes or hangs costs the others nothing. The folder gets gpu.json.
+Builds the CUDA library, holds every operation against its twin, replays a CUDA graph, runs the benches at the shapes
+of three 7B models, and the profile stage at one. Every part is a process of its own with a time limit, and writes as
+it goes: a part that crashes or hangs costs the others nothing. The folder gets gpu.json.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +23,12 @@ from sparsemm.cache import backends, cuda, ops
 from sparsemm.cache.build import build_cuda
 from sparsemm.errors import CacheError
 from sparsemm.files import write_json
+from sparsemm.params import load_params
 from sparsemm.profiling import bench, clock
-from sparsemm.profiling.agreement import check
+from sparsemm.profiling.agreement import OPERATIONS, check
+from sparsemm.profiling.stage import run_shape
 
 LIMIT = 570  # seconds of everything
-OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows")
 MODELS = ("vicuna-7b", "mistral-7b", "qwen2-vl-7b")
 
 
@@ -98,12 +101,26 @@ def _model(shape: str) -> Iterator[dict[str, Any]]:
         yield bench.run(name, shape, device="cuda")
 
 
+def _profile(shape: str) -> Iterator[dict[str, Any]]:
+    """The profile stage at the paper's budget and two of its lengths."""
+    given = load_params()
+    paper = {"budget": 256, "lengths": (2048, 32768), "new_tokens": 32, "repetitions": 1}
+    wanted = given.profile.model_copy(update=paper)
+    window = given.allocate.model_copy(update={"window": 32, "budgets": (256,)})
+    with tempfile.TemporaryDirectory() as folder:
+        run_shape(given.model_copy(update={"profile": wanted, "allocate": window}), shape, Path(folder))
+        path = Path(folder) / "artifacts" / "profile" / "shapes" / f"{shape}.csv"
+        with open(path, newline="", encoding="utf-8") as handle:
+            yield from csv.DictReader(handle)
+
+
 PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # seconds at most
     "build": (150, _build),
     "agreement": (150, _agreement),
     "graph": (60, _graph),
     **{f"operations-{shape}": (80, lambda shape=shape: _operations(shape)) for shape in MODELS},  # type: ignore[misc]
     **{f"model-{shape}": (150, lambda shape=shape: _model(shape)) for shape in MODELS},  # type: ignore[misc]
+    "profile": (120, lambda: _profile("vicuna-7b")),
 }
 
 

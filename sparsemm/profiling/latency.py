@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 
+from sparsemm.cache.layer import RaggedLayer
+from sparsemm.chase.hits import TOKEN_TYPES
 from sparsemm.errors import DataError
+from sparsemm.profiling.clock import now
 from sparsemm.prompts import build_inputs
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the prompt, and of each new token after the first."""
+    """Seconds of the prompt, of each new token after the first, and of compressing the prompt (a part of it)."""
 
     prefill: float
     decode: tuple[float, ...]
+    compression: float
 
 
 def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size: int) -> dict[str, Any]:
@@ -43,17 +49,41 @@ def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size
         at = (ids[0] == last).nonzero().max()
         filler = torch.full((batch_size, missing), last)
         inputs["input_ids"] = torch.cat([ids[:, :at], filler, ids[:, at:]], dim=1)
-        for name in ("attention_mask", "mm_token_type_ids"):
+        for name in ("attention_mask", *TOKEN_TYPES):
             if name in inputs:
                 fill = inputs[name][:, at : at + 1].expand(-1, missing)
                 inputs[name] = torch.cat([inputs[name][:, :at], fill, inputs[name][:, at:]], dim=1)
     return dict(inputs)
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
+@contextmanager
+def timing_compression(device: torch.device) -> Iterator[Callable[[], float]]:
+    """Yields what tells the seconds spent in every `RaggedLayer.compress` until then; only the telling waits."""
+    before, marks = RaggedLayer.compress, []
+
+    def mark() -> Any:
+        if device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def timed(*given: Any, **named: Any) -> None:
+        began = mark()
+        before(*given, **named)
+        marks.append((began, mark()))
+
+    def seconds() -> float:
+        if device.type != "cuda":
+            return sum(ended - began for began, ended in marks)
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+        return sum(began.elapsed_time(ended) for began, ended in marks) / 1e3
+
+    RaggedLayer.compress = timed  # type: ignore[method-assign]
+    try:
+        yield seconds
+    finally:
+        RaggedLayer.compress = before  # type: ignore[method-assign]
 
 
 @torch.inference_mode()
@@ -68,14 +98,16 @@ def time_once(model: Any, inputs: dict[str, Any], cache: Any, new_tokens: int) -
     started: list[float] = []
     marks: list[float] = []
     hooks = [
-        model.register_forward_pre_hook(lambda *_: started.append(_now(model.device))),
-        model.register_forward_hook(lambda *_: marks.append(_now(model.device) - started[-1])),
+        model.register_forward_pre_hook(lambda *_: started.append(now(model.device))),
+        model.register_forward_hook(lambda *_: marks.append(now(model.device) - started[-1])),
     ]
     try:
-        model.generate(
-            **inputs, past_key_values=cache, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens
-        )
+        with timing_compression(model.device) as compression:
+            model.generate(
+                **inputs, past_key_values=cache, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens
+            )
+            spent = compression()
     finally:
         for hook in hooks:
             hook.remove()
-    return Timing(marks[0], tuple(marks[1:]))
+    return Timing(marks[0], tuple(marks[1:]), spent)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from sparsemm.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,16 @@ class Shape:
     def group(self) -> int:
         """Query heads of a KV head."""
         return self.num_attention_heads // self.num_key_value_heads
+
+    def parameters(self) -> int:
+        """Numbers in the weights, embeddings included."""
+        heads = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
+        layer = self.hidden_size * (heads + 3 * self.intermediate_size + 2)
+        return self.num_hidden_layers * layer + self.hidden_size * (2 * self.vocab_size + 1)
+
+    def cache(self) -> int:
+        """Numbers in the keys and values of one token."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
 
 SHAPES = {
@@ -60,3 +73,39 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, longest
             return LlamaForCausalLM(config).eval()
     finally:
         torch.set_default_dtype(before)
+
+
+def random_scores(shape: Shape) -> torch.Tensor:
+    """(layers, query heads) float64: scores of which few are high, the same at every call."""
+    sizes = shape.num_hidden_layers, shape.num_attention_heads
+    return torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64) ** 8
+
+
+def check_room(name: str, length: int, batch_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a shape whose weights, full cache and a prompt's largest activations exceed the memory there is for it.
+
+    That is what is free of a CUDA device; of a CPU's half of it, because whatever else runs there shares it.
+
+    Raises:
+        ModelError: with the memory wanted and found.
+    """
+    shape = SHAPES[name]
+    # Per token of the prompt: what the feed-forward layer holds at once, and hidden states beside it.
+    activations = 3 * shape.intermediate_size + 6 * shape.hidden_size
+    numbers = shape.parameters() + batch_size * length * (shape.cache() + activations)
+    wanted, found = numbers * dtype.itemsize, _free(device)
+    if found is not None and wanted > found:
+        there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for it"
+        what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {there}"
+        raise ModelError(what, where=f"profile.shapes: {name}", hint="use a larger device, or smaller profile.lengths")
+
+
+def _free(device: torch.device) -> int | None:
+    """Bytes that may be allocated, or None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((512 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)  # half of KiB

@@ -86,7 +86,7 @@ def accuracy(result: Results, task: str) -> bytes:
         # Side by side, so that intervals at one budget do not hide each other.
         at = np.array([float(row["kept_slots"]) for row in rows]) * (1 + 0.012 * (number - 2))
         error = np.clip(np.stack([value - low, high - value]), 0, None)
-        axes.errorbar(at, value, error, label=method, capsize=2, **_style(method, number))
+        axes.errorbar(at, value, error, label=method, capsize=2, **method_style(method, number))
     axes.set_xscale("log", base=2)
     ticks = [int(b) for b in result.budgets()]
     axes.set_xticks(ticks, [str(b) for b in ticks])
@@ -105,27 +105,8 @@ def accuracy(result: Results, task: str) -> bytes:
     return png(figure)
 
 
-def latency(result: Results) -> bytes:
-    """Milliseconds a token, and below it bytes held, against prompt length."""
-    figure = Figure(figsize=(WIDTH, 6.2))
-    time, size = figure.subplots(2, 1, sharex=True)
-    for number, method in enumerate(dict.fromkeys(row["method"] for row in result.profile)):
-        rows = sorted((r for r in result.profile if r["method"] == method), key=lambda r: int(r["prompt_length"]))
-        lengths = [int(row["prompt_length"]) for row in rows]
-        style = _style(method, number) | {"markersize": 9 - 1.5 * (number % 4)}  # rings where methods coincide
-        time.plot(lengths, [float(row["decode_ms_per_token"]) for row in rows], label=method, **style)
-        size.plot(lengths, [int(row["kept_bytes"]) / 2**20 for row in rows], label=method, **style)
-    time.set(ylabel="ms a token (median)", ylim=(0, None), title=result.name)
-    size.set(xlabel="prompt, tokens", ylabel="keys and values held, MiB", ylim=(0, None))
-    size.set_xticks(sorted({int(row["prompt_length"]) for row in result.profile}))
-    for axes in (time, size):
-        axes.grid(alpha=0.3)
-    size.legend(fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
-    figure.tight_layout()
-    return png(figure)
-
-
-def _style(method: str, number: int) -> dict[str, Any]:
+def method_style(method: str, number: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a method, the `number`-th of its picture."""
     return {
         "color": COLOURS.get(method, f"C{number}"),
         "marker": MARKERS.get(method, "."),

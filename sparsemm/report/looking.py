@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemm.align import align_answer, greedy_answers
+from sparsemm.align.stage import greedy_answers
+from sparsemm.align.words import align_answer
 from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record, read_records
 from sparsemm.layouts import get_layout

@@ -21,12 +21,15 @@ DIFFERENCES = ("diff_vs_sparsemm", *INTERVALS[1], "diff_vs_full", *INTERVALS[2])
 EVALUATION = (("kept_slots", "bytes", "value", "n", *INTERVALS[0]), ("budget", *DIFFERENCES))
 EVALUATION_WORDS = ("model", "task", "method", "metric")
 PROFILE = (
-    ("prompt_length", "prefill_ms", "decode_ms_per_token", "decode_ratio_to_full", "kept_bytes", "full_bytes"),
+    (
+        *("prompt_length", "prefill_ms", "compression_share", "decode_ms_per_token", "decode_ratio_to_full"),
+        *("tokens_per_second", "roofline_ms", "peak_bytes", "kept_bytes", "full_bytes"),
+    ),
     ("budget",),
 )
 PROFILE_WORDS = ("model", "method")
-WHOLE = ("budget", "bytes", "n", "prompt_length", "kept_bytes", "full_bytes")
-POSITIVE = ("n", "prompt_length", "decode_ms_per_token", "full_bytes", "kept_slots")
+WHOLE = ("budget", "bytes", "n", "prompt_length", "peak_bytes", "kept_bytes", "full_bytes")
+POSITIVE = ("n", "prompt_length", "decode_ms_per_token", "peak_bytes", "full_bytes", "kept_slots")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,15 @@ def _is_number(column: str, text: str | None) -> bool:
     return math.isfinite(value) and whole and (value > 0 or column not in POSITIVE)
 
 
+def read_profile(folder: Path, key: str) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of <key>.csv, empty if there is none, and the machine they are of.
+
+    Raises:
+        DataError: if a file is not what its stage writes.
+    """
+    return _rows(folder / f"{key}.csv", key, PROFILE, PROFILE_WORDS), _json(folder / f"{key}.json")
+
+
 def read_results(params: Params, key: str, root: Path) -> Results:
     """Read what the stages wrote; evaluation and profile may be missing.
 
@@ -134,7 +146,7 @@ def read_results(params: Params, key: str, root: Path) -> Results:
     """
     folder = root / "artifacts"
     evaluation = folder / "evaluate" / f"{key}.csv"
-    profile = folder / "profile" / f"{key}.csv"
+    profile, machine = read_profile(folder / "profile", key)
     return Results(
         key=key,
         note=params.models[key].note,
@@ -142,6 +154,6 @@ def read_results(params: Params, key: str, root: Path) -> Results:
         align=_json(folder / "align" / f"{key}.json"),
         table=ScoreTable.load(folder / "scores" / f"{key}.safetensors"),
         evaluation=_rows(evaluation, key, EVALUATION, EVALUATION_WORDS),
-        profile=_rows(profile, key, PROFILE, PROFILE_WORDS),
-        machine=_json(folder / "profile" / f"{key}.json"),
+        profile=profile,
+        machine=machine,
     )

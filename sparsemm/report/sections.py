@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemm.datasets.synthetic import page_text
 from sparsemm.params import Params
-from sparsemm.report import figures
+from sparsemm.report import efficiency, figures
 from sparsemm.report.findings import (
     comparison,
     concentration,
@@ -228,25 +228,32 @@ def _accuracy_row(row: Row) -> list[str]:
 
 
 def _profile(result: Results, images: dict[str, bytes]) -> str:
-    image = images[f"latency-{result.key}"] = figures.latency(result)
+    image = images[f"latency-{result.key}"] = efficiency.figure(result.name, result.profile)
     given = result.machine
     known = [f"{name} {given[name]}" for name in ("device", "threads", "torch", "transformers") if name in given]
     said = " ".join(speed(result))
     shown = figure(
         image,
-        f"Two line charts against prompt length for {result.key}: milliseconds a token, and bytes held. {said}",
+        f"Three line charts against prompt length for {result.key}: milliseconds a token, most memory and bytes "
+        f"held. {said}",
         f"Medians, {', '.join(known) or 'machine unknown'}. The method called transformers is its own growing cache "
-        f"with sdpa, in the same run. Times have no interval; bytes are exact. {said}",
+        f"with sdpa, in the same run. Times have no interval; bytes are exact. Dotted: bytes of weights and kept keys "
+        "and values over the bandwidth of a copy, no bound where they fit into the processor's own caches. "
+        f"Most memory counts the weights. {said}",
     )
-    header = ["method", "B", "prompt", "prefill ms", "ms a token", "times transformers", "bytes held"]
+    header = ["method", "B", "prompt", "prefill ms", "compression", "ms a token", "times transformers"]
+    header += ["tokens a second", "most bytes", "bytes held"]
     rows = [
         [
             row["method"],
             row["budget"] or "all",
             row["prompt_length"],
             f"{float(row['prefill_ms']):.1f}",
+            f"{float(row['compression_share']):.1%}",
             f"{float(row['decode_ms_per_token']):.2f}",
             f"{float(row['decode_ratio_to_full']):.2f}",
+            f"{float(row['tokens_per_second']):.0f}",
+            f"{int(row['peak_bytes']):,}",
             f"{int(row['kept_bytes']):,}",
         ]
         for row in result.profile

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ QWEN_SIZES = {
     "small-qwen2-vl": QwenSizes(10, 16, 384, 640, (4, 4, 4), 3, 192),
 }
 
+QWEN_SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _WORDS = ("USER", "ASSISTANT", "Read", "the", "page", "What", "is", "follows", "user", "assistant", "INST")
 _TEMPLATES = {
     "tiny-llava-next-vicuna": ("{{ bos_token }}", "USER: ", "ASSISTANT:", " "),
@@ -61,12 +63,16 @@ _IMAGE_TEXT = {
 } | dict.fromkeys(QWEN_SIZES, "<|vision_start|><|image_pad|><|vision_end|>")
 
 
-def chat_template(name: str) -> str:
-    """The Jinja chat template of a small checkpoint; messages hold parts of type "image" and "text"."""
-    start, user, assistant, after = _TEMPLATES[name]
-    after = after.replace("\n", "\\n")
-    user, assistant = user.replace("\n", "\\n"), assistant.replace("\n", "\\n")
-    image = _IMAGE_TEXT[name].replace("\n", "\\n")
+def turn_template(start: str, user: str, assistant: str, after: str, image: str) -> str:
+    """A Jinja chat template of messages whose content holds parts of type "image" and "text".
+
+    Args:
+        start: before the first message.
+        user, assistant: before a message of that role.
+        after: behind a message of the user.
+        image: what stands for an image.
+    """
+    user, assistant, after, image = (text.replace("\n", "\\n") for text in (user, assistant, after, image))
     return (
         f"{start}{{% for message in messages %}}"
         f"{{% if message['role'] == 'user' %}}{{{{ '{user}' }}}}"
@@ -79,28 +85,27 @@ def chat_template(name: str) -> str:
     )
 
 
-def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """A character tokenizer whose anchors and instruction words are single tokens.
+def chat_template(name: str) -> str:
+    """The Jinja chat template of a small checkpoint."""
+    return turn_template(*_TEMPLATES[name], image=_IMAGE_TEXT[name])
 
-    The tiny models know the characters of pages and prompts; the small one, which also reads prose, knows all of
-    printable ASCII. The ids of what both know are the same.
+
+def character_tokenizer(special: Sequence[str], characters: str = "", eos: str = "</s>") -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters whose anchors and instruction words are single tokens.
+
+    Args:
+        special: tokens before all others; <pad>, <unk>, <s> and `eos` come first.
+        characters: known beside those of pages and prompts.
+        eos: the token that ends an answer.
     """
-    qwen = name in QWEN_SIZES
-    eos = "<|im_end|>" if qwen else "</s>"
-    special = ["<pad>", "<unk>", "<s>", eos]
-    special += (
-        ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-        if qwen
-        else ["<image>"]
-    )
-    characters = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
-    vocabulary = {token: i for i, token in enumerate(special + characters)}
+    special = ["<pad>", "<unk>", "<s>", eos, *special]
+    known = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
+    vocabulary = {token: i for i, token in enumerate(special + known)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     core.add_tokens([AddedToken(word, single_word=True, normalized=False) for word in (*_WORDS, *ANCHORS)])
-    if name.startswith("small-"):
-        core.add_tokens([AddedToken(c, normalized=False) for c in string.punctuation if c not in vocabulary])
+    core.add_tokens([AddedToken(c, normalized=False) for c in characters if c not in vocabulary])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<s>",
@@ -110,6 +115,18 @@ def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of a small checkpoint.
+
+    The tiny models know the characters of pages and prompts; the small one, which also reads prose, knows all of
+    printable ASCII. The ids of what both know are the same.
+    """
+    more = string.punctuation if name.startswith("small-") else ""
+    if name in QWEN_SIZES:
+        return character_tokenizer(QWEN_SPECIAL, more, "<|im_end|>")
+    return character_tokenizer(["<image>"], more)
 
 
 def _pixels(width_tiles: int, height_tiles: int) -> list[int]:

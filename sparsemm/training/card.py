@@ -1,26 +1,35 @@
-"""What a small checkpoint can do on pages it has never seen, and the card that says so."""
+"""What a small checkpoint can do on pages it has never seen, and the card that says so.
+
+`python -m sparsemm.training.card FOLDER...` measures checkpoints again, one after another, and rewrites their cards.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import sys
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import torch
 
-from sparsemm.align import cut_at_end
+from sparsemm.align.stage import cut_at_end
 from sparsemm.datasets.records import Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text, questions
-from sparsemm.evaluate.metrics import exact_match, word_accuracy
+from sparsemm.errors import ModelError, SparseMMError
+from sparsemm.evaluate.metrics import bootstrap_means, exact_match, interval, word_accuracy
 from sparsemm.files import write_json
-from sparsemm.models import load_model
-from sparsemm.params import ModelParams
+from sparsemm.models import load_model, new_entry
 from sparsemm.prompts import build_inputs
 from sparsemm.training.batches import READ_PROMPT
 from sparsemm.training.prose import Prose, held_out_loss
 
 STYLES = {"one column": PageStyle(1, 6, (3, 6)), "two columns": PageStyle(2, 6, (6, 12))}
+RESAMPLES = 10_000  # of the pages, behind the interval of the words read
+TEXT_MODELS = {"llama": "Llama", "mistral": "Mistral", "qwen2_vl_text": "Qwen2-VL with M-RoPE"}
 
 
 @torch.inference_mode()
@@ -36,8 +45,21 @@ def answers(model: Any, processor: Any, records: list[Record], prompts: list[str
     return said
 
 
+def wilson(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share of n (Wilson, 1927); unlike a bootstrap's it has a width where all or none are hits."""
+    z = NormalDist().inv_cdf(0.5 + level / 2.0)
+    share, room = hits / n, z * z / n
+    middle, half = share + room / 2.0, (room * (share * (1.0 - share) + room / 4.0)) ** 0.5
+    return (middle - half) / (1.0 + room), (middle + half) / (1.0 + room)
+
+
 def held_out(model: Any, processor: Any, pages: int = 128) -> dict[str, Any]:
-    """Accuracy on `pages` pages of the evaluation split per style: words read, exact answers (one question a page)."""
+    """Accuracy on `pages` pages of the evaluation split per style: words read, exact answers (one question a page).
+
+    Returns:
+        `pages_per_style`, and for each style `word_accuracy` (mean share of a page's words) and `exact_match` (share
+        of the answers), each with its 95 % interval over the pages (`_interval`: bootstrap and Wilson), and `n`.
+    """
     result: dict[str, Any] = {"pages_per_style": pages}
     for name, style in STYLES.items():
         records = [draw_record("evaluation", 1, i, style) for i in range(pages)]
@@ -46,20 +68,27 @@ def held_out(model: Any, processor: Any, pages: int = 128) -> dict[str, Any]:
         told = answers(model, processor, records, [question.prompt for question in asked])
         words = [word_accuracy(text, page_text(record)) for text, record in zip(read, records, strict=True)]
         exact = [exact_match(text, question.answer) for text, question in zip(told, asked, strict=True)]
-        result[name] = {"word_accuracy": round(sum(words) / pages, 4), "exact_match": round(sum(exact) / pages, 4)}
+        result[name] = {
+            "n": pages,
+            "word_accuracy": round(sum(words) / pages, 4),
+            "word_accuracy_interval": _rounded(interval(bootstrap_means(np.array(words), RESAMPLES, seed=0))),
+            "exact_match": round(sum(exact) / pages, 4),
+            "exact_match_interval": _rounded(wilson(sum(exact), pages)),
+        }
     return result
 
 
-def write_card(
-    folder: Path, family: str, run: dict[str, Any], note: str = "", prose: Prose | None = None
-) -> dict[str, Any]:
+def _rounded(bounds: tuple[float, float]) -> list[float]:
+    return [round(bound, 4) for bound in bounds]
+
+
+def write_card(folder: Path, run: dict[str, Any], note: str = "", prose: Prose | None = None) -> dict[str, Any]:
     """Write card.json beside a checkpoint: architecture, data, how it was trained, held-out accuracy.
 
     The accuracy is measured on the checkpoint as saved, in fp32; so is the loss on held-out prose, if it was trained
     on prose.
     """
-    entry = ModelParams(checkpoint=str(folder), revision=None, family=family, dtype="float32", note=note)  # type: ignore[arg-type]
-    model, processor = load_model(entry)
+    model, processor = load_model(new_entry(str(folder), dtype="float32"))
     text, vision = model.config.get_text_config(), model.config.vision_config
     card = {
         "name": folder.name,
@@ -89,15 +118,51 @@ def write_card(
     return card
 
 
-def main() -> None:
-    """Measure a checkpoint again and print its held-out accuracy."""
+def measure_again(folder: Path) -> dict[str, Any]:
+    """The card of a checkpoint with its held-out accuracy, in fp32, measured anew and written to card.json.
+
+    Raises:
+        LayoutError: if the checkpoint is of no supported family.
+        ModelError: if there is no card, or the checkpoint cannot be loaded.
+    """
+    try:
+        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        hint = "only a checkpoint that sparsemm.training made has one"
+        raise ModelError(f"card.json cannot be read: {error}", where=str(folder), hint=hint) from error
+    model, processor = load_model(new_entry(str(folder), dtype="float32"))
+    card["held_out"] = held_out(model, processor)
+    write_json(folder / "card.json", card)
+    return card
+
+
+def row(card: dict[str, Any]) -> str:
+    """The line of a checkpoint in README's table: name, text model, words read and exact answers, each per style."""
+    text, held = card["architecture"]["text"], card["held_out"]
+    heads, kv_heads = text["query_heads"], text["kv_heads"]
+    shape = f"MHA {heads}" if heads == kv_heads else f"GQA {heads}/{kv_heads}"
+    cells = [card["name"], f"{TEXT_MODELS.get(text['model_type'], text['model_type'])}, {shape}"]
+    for figure in ("word_accuracy", "exact_match"):
+        parts = []
+        for style in STYLES:
+            low, high = held[style][f"{figure}_interval"]
+            parts.append(f"{100 * held[style][figure]:.1f}% ({100 * low:.1f}-{100 * high:.1f})")
+        cells.append(" / ".join(parts))
+    return f"| {' | '.join(cells)} |"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure checkpoints again, rewrite their cards, print their rows; 1 after printing what was wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--pages", type=int, default=128)
-    given = parser.parse_args()
-    entry = ModelParams(checkpoint=str(given.folder), revision=None, family="llava_next", dtype="float32", note="")
-    print(held_out(*load_model(entry), pages=given.pages))
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    try:
+        for folder in parser.parse_args(arguments).folders:
+            print(row(measure_again(folder)), flush=True)
+    except SparseMMError as error:
+        print(f"sparsemm: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -379,8 +379,7 @@ def main(arguments: list[str] | None = None) -> None:
         prose_share=share,
         workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if given.workers is None else given.workers,
     )
-    family = "qwen2_vl" if "qwen2-vl" in given.name else "llava_next"
-    print(json.dumps(write_card(given.output, family, run, given.note, prose)["held_out"]))
+    print(json.dumps(write_card(given.output, run, given.note, prose)["held_out"]))
 
 
 if __name__ == "__main__":

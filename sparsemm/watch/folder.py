@@ -15,7 +15,7 @@ from sparsemm.watch.arrival import Arrival, is_complete, relative, stamp
 def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
     """The newest complete checkpoint: the folder itself if it is one, else its newest complete subfolder.
 
-    Contents are hashed once; while names, sizes and times stay, the hash is remembered in artifacts/work/watch.
+    Contents are hashed once; while names, sizes and times stay, the hash is remembered under `artifacts/work`.
 
     Raises:
         WatchError: if the folder does not exist.

@@ -1,4 +1,4 @@
-"""A text model of random weights whose attention differs between positions, and ways to run it."""
+"""A text model of random weights whose attention differs between positions, ways to run it, and library or twin."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsemm
+from sparsemm.cache import library
 
 SHAPE = (4, 6, 3)  # layers, query heads, KV heads
 SIZES = dict(
@@ -47,8 +48,8 @@ class Lab:
     def ids(batch=2, length=30, seed=1):
         return torch.randint(2, 48, (batch, length), generator=torch.Generator().manual_seed(seed))
 
-    def cache(self, method="snapkv", budget=9, **options):
-        return sparsemm.compressed_cache(self.model, method, budget, SCORES, **({"window": 4} | options))
+    def cache(self, method="snapkv", budget=9, scores=SCORES, **options):
+        return sparsemm.compressed_cache(self.model, method, budget, scores, **({"window": 4} | options))
 
     @torch.no_grad()
     def run(self, cache, tokens, mask=None):
@@ -64,3 +65,22 @@ class Lab:
 def lab():
     _text_model().set_attn_implementation("sdpa")
     return Lab(_text_model())
+
+
+@pytest.fixture
+def fresh_library(monkeypatch):
+    """The compiled library is looked for anew, in the test and after it."""
+    monkeypatch.delenv("SPARSEMM_KERNELS", raising=False)
+    library.library.cache_clear()
+    yield
+    library.library.cache_clear()
+
+
+@pytest.fixture(params=["library", "twin"])
+def both(request, fresh_library, monkeypatch):
+    """The test runs once with the library and once without."""
+    if request.param == "twin":
+        monkeypatch.setenv("SPARSEMM_KERNELS", "off")
+    elif not library.available():
+        pytest.skip("no C++ compiler")
+    return request.param

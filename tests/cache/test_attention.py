@@ -10,40 +10,44 @@ from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
 
 
-def slow(query, want, valid):
-    """One query row at a time; `want[b][h]` are the (keys, values) of one head before the new tokens' own."""
+def slow(query, want, valid, seen):
+    """One query row at a time; `want[b][h]` are the (keys, values) of one head, those of real new tokens last."""
     batch, num_heads, new, dim = query.shape
     out = torch.zeros_like(query)
     for b in range(batch):
+        real = valid[b].nonzero().flatten().tolist()
         for h in range(num_heads):
             keys, values = want[b][h * len(want[b]) // num_heads]
-            real = int(valid[b].sum())
-            seen = len(keys) - real
-            for t in range(new):
-                if not valid[b, t]:
-                    continue
-                seen += 1
-                weights = torch.softmax(keys[:seen] @ query[b, h, t] * 0.3, 0)
-                out[b, h, t] = weights @ values[:seen]
+            old = len(keys) - len(real)
+            for t in real:
+                rows = [*range(old), *(old + i for i, other in enumerate(real) if seen[b, t, other])]
+                weights = torch.softmax(keys[rows] @ query[b, h, t] * 0.3, 0)
+                out[b, h, t] = weights @ values[rows]
     return out
 
 
 @pytest.mark.parametrize("group", [1, 3])
-@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize(("new", "free"), [(1, False), (4, False), (4, True)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_attend_equals_the_loop(group, new, padded):
+def test_attend_equals_the_loop(group, new, free, padded):
+    """Causal, and where the new tokens see each other as they like."""
     torch.manual_seed(group * 10 + new)
     keys, values = torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4)
-    slab = Slab(keys, values, torch.rand(2, 2, 9) < 0.5)
+    keep = torch.rand(2, 2, 9) < 0.5
+    keep[1, 0] = False  # fewer rows than new tokens
+    slab = Slab(keys, values, keep)
     valid = torch.ones(2, new, dtype=torch.bool)
     if padded:
         valid[1, : max(new // 2, 1)] = False
+        valid[0, 1:2] = new == 1  # in the middle, too
     slab.append(torch.randn(2, 2, new, 4), torch.randn(2, 2, new, 4), valid if padded else None)
     query = torch.randn(2, 2 * group, new, 4)
     k, v, real = slab.padded()
     want = [[(k[b, h][real[b, h]], v[b, h][real[b, h]]) for h in range(2)] for b in range(2)]
-    got = attend(query, slab, 0.3, valid if padded else None)
-    torch.testing.assert_close(got, slow(query, want, valid))
+    causal = torch.ones(2, new, new, dtype=torch.bool).tril()
+    seen = (causal | (torch.rand(2, new, new) < 0.5)) if free else causal
+    got = attend(query, slab, 0.3, valid if padded else None, seen if free else None)
+    torch.testing.assert_close(got, slow(query, want, valid, seen))
 
 
 def test_learned_sinks_are_refused():

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
-import sparsemm
 from sparsemm.budgets import allocate, allocate_paper
 from sparsemm.cache.attention import NAME
 from sparsemm.cache.layer import RaggedLayer
@@ -20,47 +18,8 @@ from sparsemm.policies import METHODS, get_policy
 from sparsemm.policies.random_heads import random_scores
 from sparsemm.scores import ScoreTable
 
-L, HQ, H, S, W, B, KERNEL = 4, 6, 3, 26, 4, 9, 5
+L, HQ, H, S, W, B, KERNEL = 4, 6, 3, 26, 4, 9, 5  # as the lab has them, a prompt of S, and the width of the pool
 COMPRESSED = [method for method in METHODS if method != "full"]
-SCORES = np.random.default_rng(5).random((L, H)) ** 3
-SIZES = dict(
-    vocab_size=48,
-    hidden_size=48,
-    intermediate_size=32,
-    num_hidden_layers=L,
-    num_attention_heads=HQ,
-    num_key_value_heads=H,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=None,
-    initializer_range=0.3,  # attention that differs between positions
-)
-
-
-@lru_cache
-def text_model():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
-
-
-@pytest.fixture
-def model():
-    text_model().set_attn_implementation("sdpa")
-    return text_model()
-
-
-def ids(batch=2, length=30, seed=1):
-    return torch.randint(2, 48, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def cache_for(model, method="snapkv", budget=B, scores=SCORES, **options):
-    return sparsemm.compressed_cache(model, method, budget, scores, **({"window": W} | options))
-
-
-@torch.no_grad()
-def run(model, cache, tokens, mask=None):
-    return model(input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True).logits
 
 
 # What is kept: everything below is written with loops over rows, heads and positions.
@@ -102,7 +61,7 @@ def whole(shares, total):
     return out
 
 
-def slow_slots(method, layer, scores, length):
+def slow_slots(method, layer, scores, length, table):
     """Slots of every KV head of a layer, for prompts so long that nothing overflows."""
     base = B - W
     if method in ("snapkv", "streaming", "h2o"):
@@ -114,8 +73,7 @@ def slow_slots(method, layer, scores, length):
     if method == "adakv":
         count = [ranked[: base * H].count(i) for i in range(H)]
         return [W + n for n in whole([0.2 * base + 0.8 * c for c in count], base * H)]
-    table = random_scores(L, H, 7) if method == "random" else SCORES
-    static = allocate(table, B, W, 0.1, length)[layer].tolist()
+    static = allocate(random_scores(L, H, 7) if method == "random" else table, B, W, 0.1, length)[layer].tolist()
     if method == "sparsemm-adaptive":
         total = sum(static) - W * H
         count = [ranked[:total].count(i) for i in range(H)]
@@ -125,20 +83,20 @@ def slow_slots(method, layer, scores, length):
 
 @pytest.mark.parametrize("method", COMPRESSED)
 @pytest.mark.parametrize("layer", [0, 3])
-def test_kept_positions_equal_the_slow_way(method, layer):
+def test_kept_positions_equal_the_slow_way(lab, method, layer):
     torch.manual_seed(layer)
     query, key = 2 * torch.randn(2, HQ, S, 8), torch.randn(2, H, S, 8)
     value = torch.arange(S, dtype=torch.float32)[None, None, :, None].expand(2, H, S, 8)  # says where it came from
     pads = [0, 5]
     real = torch.arange(S) >= torch.tensor(pads)[:, None]
     mask = (torch.ones(S, S, dtype=torch.bool).tril() & real[:, None])[:, None]
-    ragged = RaggedLayer(layer, get_policy(method, L, H, B, W, scores=SCORES, seed=7), KERNEL)
+    ragged = RaggedLayer(layer, get_policy(method, L, H, B, W, scores=lab.scores, seed=7), KERNEL)
     ragged.update(key, value)
     ragged.compress(query, key, value, mask, 8**-0.5)
     _, kept, valid = ragged.slab.padded()
     for row, pad in enumerate(pads):
         scores = slow_scores(method, query[row].numpy(), key[row].numpy(), pad)
-        slots = slow_slots(method, layer, scores, S - pad)
+        slots = slow_slots(method, layer, scores, S - pad, lab.scores)
         assert ragged.slots[row].tolist() == slots
         for head in range(H):
             best = sorted(range(pad, S - W), key=lambda j: (-scores[head, j], j))[: slots[head] - W]  # noqa: B023
@@ -149,152 +107,152 @@ def test_kept_positions_equal_the_slow_way(method, layer):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_padded_row_decodes_like_the_row_alone(model, method):
-    tokens = ids()
+def test_a_padded_row_decodes_like_the_row_alone(lab, method):
+    tokens = lab.ids()
     tokens[0, :7] = 0
-    cache, mask = cache_for(model, method), (tokens > 0).long()
-    together = [run(model, cache, tokens, mask)[:, -1]]
+    cache, mask = lab.cache(method), (tokens > 0).long()
+    together = [lab.run(cache, tokens, mask)[:, -1]]
     for step in range(3):
         mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-        together.append(run(model, cache, tokens[:, 10 + step : 11 + step], mask)[:, -1])
-    alone = cache_for(model, method)
-    want = [run(model, alone, tokens[:1, 7:])[:, -1]]
-    want += [run(model, alone, tokens[:1, 10 + step : 11 + step])[:, -1] for step in range(3)]
+        together.append(lab.run(cache, tokens[:, 10 + step : 11 + step], mask)[:, -1])
+    alone = lab.cache(method)
+    want = [lab.run(alone, tokens[:1, 7:])[:, -1]]
+    want += [lab.run(alone, tokens[:1, 10 + step : 11 + step])[:, -1] for step in range(3)]
     torch.testing.assert_close(torch.stack(together)[:, :1], torch.stack(want), rtol=1e-4, atol=1e-4)
     assert [int(b[0].sum()) for b in cache.budgets()] == [int(b[0].sum()) for b in alone.budgets()]
 
 
 @pytest.mark.parametrize("turn", [[[0, 0, 5, 6], [7, 8, 9, 10]], [[0], [9]]])
-def test_padding_of_a_later_turn_is_not_kept(model, turn):
-    prompt, turn = ids(), torch.tensor(turn)
+def test_padding_of_a_later_turn_is_not_kept(lab, turn):
+    prompt, turn = lab.ids(), torch.tensor(turn)
     mask = torch.cat([torch.ones_like(prompt), (turn > 0).long()], dim=1)
-    cache = cache_for(model, "full")
-    run(model, cache, prompt)
-    got = run(model, cache, turn, mask)[:, -1]
+    cache = lab.cache("full")
+    lab.run(cache, prompt)
+    got = lab.run(cache, turn, mask)[:, -1]
     assert cache.kept_slots().tolist() == [L * H * (30 + int((row > 0).sum())) for row in turn]
     assert cache.get_seq_length() == 30 + turn.shape[1]
     own = DynamicCache()
-    run(model, own, prompt)
-    torch.testing.assert_close(got[1], run(model, own, turn, mask)[1, -1], rtol=1e-4, atol=1e-4)
+    lab.run(own, prompt)
+    torch.testing.assert_close(got[1], lab.run(own, turn, mask)[1, -1], rtol=1e-4, atol=1e-4)
     with pytest.raises(CacheError, match="padding"):
         cache.crop(-1)
 
 
-def test_a_later_turn_padded_on_the_right_is_refused(model):
-    prompt = ids()
-    cache = cache_for(model)
-    run(model, cache, prompt)
+def test_a_later_turn_padded_on_the_right_is_refused(lab):
+    prompt = lab.ids()
+    cache = lab.cache()
+    lab.run(cache, prompt)
     mask = torch.ones(2, 33, dtype=torch.long)
     mask[0, -1] = 0
     with pytest.raises(CacheError, match="left"):
-        run(model, cache, prompt[:, :3], mask)
+        lab.run(cache, prompt[:, :3], mask)
 
 
-def test_another_batch_is_refused(model):
-    cache = cache_for(model)
-    run(model, cache, ids())
+def test_another_batch_is_refused(lab):
+    cache = lab.cache()
+    lab.run(cache, lab.ids())
     with pytest.raises(CacheError, match="batch of 1 rows after a prompt of 2"):
-        run(model, cache, ids()[:1, :1])
+        lab.run(cache, lab.ids()[:1, :1])
 
 
-def test_crop_undoes_turns_exactly_and_refuses_sizes(model):
-    cache, tokens = cache_for(model), ids()
-    run(model, cache, tokens)
-    want = run(model, copy.deepcopy(cache), tokens[:, :2])
-    run(model, cache, tokens[:, 5:10])
+def test_crop_undoes_turns_exactly_and_refuses_sizes(lab):
+    cache, tokens = lab.cache(), lab.ids()
+    lab.run(cache, tokens)
+    want = lab.run(copy.deepcopy(cache), tokens[:, :2])
+    lab.run(cache, tokens[:, 5:10])
     cache.crop(0)
     assert cache.get_seq_length() == 35
     cache.crop(-5)
-    assert torch.equal(run(model, cache, tokens[:, :2]), want)
+    assert torch.equal(lab.run(cache, tokens[:, :2]), want)
     with pytest.raises(CacheError, match="negative"):
         cache.crop(4)
 
 
-def test_a_copy_goes_its_own_way(model):
-    cache, tokens = cache_for(model), ids()
-    run(model, cache, tokens)
+def test_a_copy_goes_its_own_way(lab):
+    cache, tokens = lab.cache(), lab.ids()
+    lab.run(cache, tokens)
     other = copy.deepcopy(cache)
-    run(model, other, tokens[:, :1])
+    lab.run(other, tokens[:, :1])
     assert cache.kept_slots().tolist() == [L * H * B] * 2
     assert other.kept_slots().tolist() == [L * H * (B + 1)] * 2
 
 
-def test_reset_forgets_the_prompt(model):
-    cache, tokens = cache_for(model), ids()
-    want = run(model, cache, tokens)
+def test_reset_forgets_the_prompt(lab):
+    cache, tokens = lab.cache(), lab.ids()
+    want = lab.run(cache, tokens)
     cache.reset()
     assert cache.get_seq_length() == 0
     with pytest.raises(CacheError, match="nothing is kept"):
         cache.kept_slots()
-    assert torch.equal(run(model, cache, tokens), want)
+    assert torch.equal(lab.run(cache, tokens), want)
 
 
-def test_rows_are_repeated_and_selected_with_their_budgets(model):
-    cache, tokens = cache_for(model, "adakv"), ids()
-    run(model, cache, tokens)
+def test_rows_are_repeated_and_selected_with_their_budgets(lab):
+    cache, tokens = lab.cache("adakv"), lab.ids()
+    lab.run(cache, tokens)
     rows, budgets = [0, 0, 1, 1], [b.clone() for b in cache.budgets()]
-    want = run(model, copy.deepcopy(cache), tokens[:, :1])
+    want = lab.run(copy.deepcopy(cache), tokens[:, :1])
     cache.batch_repeat_interleave(2)
     assert all(torch.equal(new, old[rows]) for new, old in zip(cache.budgets(), budgets, strict=True))
     cache.batch_select_indices(torch.tensor([False, True, True, False]))
-    torch.testing.assert_close(run(model, cache, tokens[:, :1]), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(lab.run(cache, tokens[:, :1]), want, rtol=1e-5, atol=1e-5)
 
 
-def test_a_prompt_read_in_inference_mode_can_be_continued_outside(model):
-    cache, tokens = cache_for(model), ids()
+def test_a_prompt_read_in_inference_mode_can_be_continued_outside(lab):
+    cache, tokens = lab.cache(), lab.ids()
     with torch.inference_mode():
-        run(model, cache, tokens)
-    run(model, cache, tokens[:, :1])
+        lab.run(cache, tokens)
+    lab.run(cache, tokens[:, :1])
     assert cache.kept_slots().tolist() == [L * H * (B + 1)] * 2
 
 
-def test_paper_mode_reports_what_it_keeps_of_a_prompt_of_exactly_the_budget(model):
-    cache = cache_for(model, "sparsemm", 30, mode="paper")
-    run(model, cache, ids())
-    want = allocate_paper(SCORES, 30, W, 0.1, 30)
+def test_paper_mode_reports_what_it_keeps_of_a_prompt_of_exactly_the_budget(lab):
+    cache = lab.cache("sparsemm", 30, mode="paper")
+    lab.run(cache, lab.ids())
+    want = allocate_paper(lab.scores, 30, W, 0.1, 30)
     assert want.sum() < L * H * 30
     assert np.array_equal(torch.stack(cache.budgets())[:, 0].numpy(), want)
     assert cache.kept_slots().tolist() == [want.sum()] * 2
 
 
-def test_half_precision_is_held_in_half_precision(model):
-    half = copy.deepcopy(model).bfloat16()
-    cache = cache_for(half, "adakv")
-    assert run(half, cache, ids()).dtype == torch.bfloat16
+def test_half_precision_is_held_in_half_precision(lab):
+    half = type(lab)(copy.deepcopy(lab.model).bfloat16())
+    cache = half.cache("adakv")
+    assert half.run(cache, lab.ids()).dtype == torch.bfloat16
     assert cache.kept_bytes() == 2 * L * H * B * 2 * 8 * 2
 
 
 # Models and settings.
 
 
-def test_a_text_model_is_served_too(model):
-    cache = cache_for(model)
-    assert model.config._attn_implementation == NAME
-    run(model, cache, ids())
+def test_a_text_model_is_served_too(lab):
+    cache = lab.cache()
+    assert lab.model.config._attn_implementation == NAME
+    lab.run(cache, lab.ids())
     assert cache.kept_slots().tolist() == [L * H * B] * 2
 
 
-def test_a_score_table_serves_its_own_model_only(model):
+def test_a_score_table_serves_its_own_model_only(lab):
     per_sample = np.random.default_rng(0).random((2, L, HQ))
-    header = {"model": "m", "revision": "r", "fingerprint": fingerprint(model.config), "num_kv_heads": H}
+    header = {"model": "m", "revision": "r", "fingerprint": fingerprint(lab.model.config), "num_kv_heads": H}
     table = ScoreTable.from_samples(per_sample, np.zeros((L, HQ), np.int64), header)
-    cache, same = (cache_for(model, "sparsemm", scores=s) for s in (table, table.to_kv(H)))
-    run(model, cache, ids())
-    run(model, same, ids())  # the fingerprint does not change with the attention
+    cache, same = (lab.cache("sparsemm", scores=s) for s in (table, table.to_kv(H)))
+    lab.run(cache, lab.ids())
+    lab.run(same, lab.ids())  # the fingerprint does not change with the attention
     assert torch.equal(torch.stack(cache.budgets()), torch.stack(same.budgets()))
     table.header["fingerprint"] = "another"
     with pytest.raises(ScoreTableError, match="another config"):
-        cache_for(model, "sparsemm", scores=table)
+        lab.cache("sparsemm", scores=table)
 
 
-def test_another_attention_chosen_later_is_refused(model):
-    cache = cache_for(model)
-    model.set_attn_implementation("eager")
+def test_another_attention_chosen_later_is_refused(lab):
+    cache = lab.cache()
+    lab.model.set_attn_implementation("eager")
     with pytest.raises(CacheError, match="attention was changed"):
-        run(model, cache, ids())
+        lab.run(cache, lab.ids())
 
 
-def test_sliding_windows_are_refused():
-    sliding = MistralForCausalLM(MistralConfig(sliding_window=8, **SIZES))
+def test_sliding_windows_are_refused(lab):
+    sliding = MistralForCausalLM(MistralConfig(sliding_window=8, **lab.sizes))
     with pytest.raises(CacheError, match="full-attention"):
-        cache_for(sliding)
+        type(lab)(sliding).cache()

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
     DynamicCache,
     Gemma3ForCausalLM,
@@ -19,6 +20,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 import sparsemm
 from sparsemm.errors import BudgetError
 from sparsemm.policies import METHODS
+from sparsemm.prompts import build_inputs
+from tests.families import made
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
@@ -87,3 +90,27 @@ def test_beams_and_assisted_decoding(mixed):
         mixed.model.set_attn_implementation("sdpa")
         want = mixed.generate(tokens, DynamicCache(config=mixed.model.config), **options)
         assert torch.equal(mixed.generate(tokens, mixed.cache("full"), **options), want)
+
+
+def test_the_image_of_a_later_turn_is_seen_as_by_transformers():
+    """Gemma 3: tokens of an image see each other, also when the prompt before them is compressed already."""
+    model, processor = made("gemma3")
+    image = [Image.effect_noise(size, 90).convert("RGB") for size in ((90, 60), (50, 130), (70, 70))]
+    turns = [build_inputs(processor, [[one], [image[2]]], ["Read", "What is sun?"]) for one in image[:2]]
+    mask = torch.cat([turn["attention_mask"] for turn in turns], dim=1)
+    types = torch.cat([turn["token_type_ids"] for turn in turns], dim=1)
+    assert not turns[1]["attention_mask"].all()
+
+    @torch.no_grad()
+    def logits(cache, **options):
+        model(**turns[0], past_key_values=cache)
+        later = {"input_ids": turns[1]["input_ids"], "pixel_values": turns[1]["pixel_values"], "attention_mask": mask}
+        return model(**later, past_key_values=cache, **options).logits[turns[1]["attention_mask"].bool()]
+
+    model.set_attn_implementation("sdpa")
+    want = logits(DynamicCache(config=model.config.text_config), token_type_ids=types)
+    causal = logits(DynamicCache(config=model.config.text_config))
+    assert not torch.allclose(causal, want, rtol=1e-2, atol=1e-2)
+    for method, options in (("full", {}), ("snapkv", {"prompt_length": turns[0]["input_ids"].shape[1]})):
+        cache = sparsemm.compressed_cache(model, method, 10**4, window=4, **options)
+        torch.testing.assert_close(logits(cache, token_type_ids=types), want, rtol=1e-4, atol=1e-4)

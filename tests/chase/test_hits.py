@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sparsemm.errors import AlignError
+from tests.families import MODELS, made
 
 NAMES = ["tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl"]
 ANSWERS = [[20, 31, 42, 25, 33, 60, 21], [50, 22], [24, 26, 28, 33, 35]]
@@ -20,7 +21,7 @@ ANSWERS = [[20, 31, 42, 25, 33, 60, 21], [50, 22], [24, 26, 28, 33, 35]]
 @contextmanager
 def sharpened(model: Any, factor: float = 6.0) -> Iterator[None]:
     """Scale the queries: an untrained model attends almost evenly, and rounding would decide the argmax."""
-    weights = [m.weight for n, m in model.named_modules() if n.endswith("q_proj") and "language_model" in n]
+    weights = [m.weight for n, m in model.get_decoder().named_modules() if n.endswith("q_proj")]
     assert len(weights) == model.config.text_config.num_hidden_layers
     untrained = [weight for weight in weights if weight.std() < 0.03]
     before = [weight.detach().clone() for weight in untrained]
@@ -78,14 +79,17 @@ def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int])
     return torch.stack(found, dim=-1), [int(logits[0].argmax()) for logits in out.logits]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Gemma 3's sliding layers attend to a window, whose columns are no positions: tests/chase/test_mixed.py has it.
+@pytest.mark.parametrize(
+    "name", [*NAMES, *(name for name in MODELS if f"tiny-{name}" not in NAMES and name != "gemma3")]
+)
 def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) -> None:
     from sparsemm.chase.hits import append_answers, look, score_sample
 
-    model, processor = tiny(name)
+    model, processor = tiny(name) if name in NAMES else made(name)
     inputs, images, texts = batch(processor)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    assert len(set(lengths)) == 3
+    assert len(set(lengths)) > 1
     forced = append_answers(inputs, ANSWERS, processor.tokenizer.pad_token_id)
     rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
     with sharpened(model):
@@ -192,10 +196,12 @@ def test_answers_are_appended_and_padded_on_the_left() -> None:
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     types = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0]])
     given = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "pixel_values": torch.ones(2)}
+    given["token_type_ids"] = types
     forced = append_answers(given, [[1, 2, 3], []], 99)
     assert forced.inputs["input_ids"].tolist() == [[5, 6, 1, 2, 3], [99, 7, 8, 9, 10]]
     assert forced.inputs["attention_mask"].tolist() == [[1] * 5, [0, 1, 1, 1, 1]]
-    assert forced.inputs["mm_token_type_ids"].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        assert forced.inputs[name].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
     assert forced.first_rows == [1, 4]
     assert forced.inputs["pixel_values"] is given["pixel_values"]
     with pytest.raises(AlignError, match="1 answers for 2"):
@@ -238,3 +244,61 @@ def test_score_sample_refuses_what_does_not_fit() -> None:
         score_sample(indices, [])
     with pytest.raises(AlignError, match="token 0: no visual token"):
         score_sample(indices, [np.array([], dtype=np.int64)])
+
+
+def test_padding_between_tokens_is_refused(tiny: Any) -> None:
+    from sparsemm.chase.hits import collect
+
+    model, processor = tiny("tiny-qwen2-vl")
+    inputs, _, _ = batch(processor, 1)
+    inputs["attention_mask"][0, 3] = 0
+    with pytest.raises(AlignError, match="sample 0: there is padding between tokens"):
+        collect(model, inputs, [[]])
+
+
+@pytest.mark.parametrize("pads", [0, 300])
+def test_long_prompts_need_no_more_memory_than_keys_and_values(pads: int) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from sparsemm.chase.hits import look
+    from sparsemm.profiling.shapes import Shape, random_model
+
+    length, rows = 4096, 64
+    model = random_model(Shape(2, 32, 32, 4, 2, 50, 8), torch.float32, torch.device("cpu"), length)
+    inputs = {"input_ids": torch.ones(2, length, dtype=torch.int64), "attention_mask": torch.ones(2, length)}
+    inputs["attention_mask"][1, :pads] = 0
+    largest: dict[str, int] = {}
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            for one in out if isinstance(out, tuple) else (out,):
+                if isinstance(one, torch.Tensor):
+                    largest[str(function)] = max(largest.get(str(function), 0), one.untyped_storage().nbytes())
+            return out
+
+    with Largest():
+        looked = look(model, inputs, [list(range(length - rows, length))] * 2)
+    assert [one.indices.shape for one in looked] == [(2, 4, rows)] * 2
+    keys_and_values = 2 * 2 * 2 * length * 8 * 4  # of a layer: samples, KV heads, positions, head size, bytes
+    assert max(largest.values()) <= keys_and_values < length * length / 8  # nothing of positions x positions
+    assert sum("argmax_rows" in name for name in largest) == 1
+
+
+def test_the_head_runs_over_pieces_of_the_rows(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsemm.chase import hits
+
+    model, processor = tiny("tiny-qwen2-vl")
+    inputs, _, _ = batch(processor)
+    forced = hits.append_answers(inputs, ANSWERS, 0)
+    rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
+    whole = hits.look(model, forced.inputs, rows)
+    sizes: list[int] = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    monkeypatch.setattr(hits, "MOST_LOGITS", 3 * model.get_output_embeddings().weight.shape[0])
+    try:
+        pieces = hits.look(model, forced.inputs, rows)
+    finally:
+        hook.remove()
+    assert sizes == [3, 3, 1, 2, 3, 2]
+    assert [one.predicted.tolist() for one in pieces] == [one.predicted.tolist() for one in whole]

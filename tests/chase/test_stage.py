@@ -11,9 +11,9 @@ import pytest
 
 from sparsemm.datasets.records import read_records, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
-from sparsemm.errors import AlignError, ScoreTableError
+from sparsemm.errors import ParamsError, ScoreTableError
 from sparsemm.params import ModelParams, Params, load_params
-from sparsemm.params.stages import ChaseParams
+from sparsemm.params.stages import ChaseParams, RobustnessParams, StopParams
 
 NAME = "tiny-qwen2-vl"
 STYLE = PageStyle(columns=1, rows=4, filled=(2, 4))
@@ -122,14 +122,14 @@ def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, tmp_path: Path
 def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
     tiny: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsemm.chase import stage
+    from sparsemm.chase import stage, work
 
     given = params(checkpoint)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for root in (whole, stopped):
         inputs(root, tiny(NAME)[1])
     stage.run(given, "m", whole)
-    original, calls = stage.chase_batch, []
+    original, calls = work.chase_batch, []
 
     def batch(*args: Any) -> Any:
         calls.append(len(args[3]))
@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(stage, "chase_batch", batch)
+    monkeypatch.setattr(work, "chase_batch", batch)
     with pytest.raises(KeyboardInterrupt):
         stage.run(given, "m", stopped)
     shards = sorted((stopped / "artifacts" / "work" / "chase" / "m").rglob("*"))
@@ -150,26 +150,10 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
     assert outputs(stopped) == outputs(whole)
 
 
-def test_a_damaged_or_foreign_shard_is_made_again(tmp_path: Path) -> None:
-    from sparsemm.chase.stage import Shard, load_shard, save_shard
-
-    shard = Shard(np.ones((2, 3, 4), np.int64), np.ones((2, 3, 4)), np.ones((2, 3), np.int64))
-    path = tmp_path / "0000.safetensors"
-    assert load_shard(path, ["a", "b"], (3, 4)) is None
-    save_shard(path, shard, ["a", "b"])
-    found = load_shard(path, ["a", "b"], (3, 4))
-    assert found is not None and np.array_equal(found.weighted, shard.weighted)
-    assert load_shard(path, ["a", "c"], (3, 4)) is None
-    assert load_shard(path, ["a", "b"], (3, 5)) is None
-    path.write_bytes(path.read_bytes()[:-8])
-    assert load_shard(path, ["a", "b"], (3, 4)) is None
-    path.write_bytes(b"")
-    assert load_shard(path, ["a", "b"], (3, 4)) is None
-
-
 def test_ground_truth_counts_only_rows_that_say_the_target(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from sparsemm.chase.answers import Answer
     from sparsemm.chase.hits import append_answers, look
-    from sparsemm.chase.stage import Answer, chase_batch
+    from sparsemm.chase.work import chase_batch
     from sparsemm.layouts import get_layout
     from sparsemm.prompts import build_inputs
 
@@ -186,35 +170,9 @@ def test_ground_truth_counts_only_rows_that_say_the_target(tiny: Any, checkpoint
     assert said[0] and not all(said)
     answer = Answer(record.id, ids, [0, 1, 2, 3], [0, 0, 1, 1])
     for mode, count in ((True, sum(said)), (False, 4)):
-        shard = chase_batch(model, processor, get_layout("qwen2_vl"), [record], [answer], "Read", mode)
+        (shard,) = chase_batch(model, processor, get_layout("qwen2_vl"), [record], [answer], "Read", mode)
         assert shard.counts.tolist() == [[4, sum(said), count]]
         assert shard.hits.max() <= count
-
-
-def test_alignments_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    from sparsemm.chase.stage import read_answers
-
-    records = [draw_record("calibration", 0, i, STYLE) for i in range(2)]
-    good = [{"sample_id": r.id, "answer_ids": [5, 6], "token_index": [1], "entry_index": [0]} for r in records]
-    path = tmp_path / "m.parquet"
-    with pytest.raises(AlignError, match="run the align stage first"):
-        read_answers(path, records)
-    path.write_bytes(b"PAR1 no")
-    with pytest.raises(AlignError, match="not what the align stage writes"):
-        read_answers(path, records)
-    write_align(path, good[::-1])
-    assert [one.sample_id for one in read_answers(path, records)] == [r.id for r in records]
-    for rows, reason in [
-        (good[:1], "not those of the data set"),
-        ([good[0], good[0]], "not those of the data set"),
-        ([good[0], {**good[1], "token_index": [2]}], "out of range"),
-        ([good[0], {**good[1], "token_index": [-1]}], "out of range"),
-        ([good[0], {**good[1], "entry_index": [99]}], "out of range"),
-        ([good[0], {**good[1], "entry_index": []}], "out of range"),
-    ]:
-        write_align(path, rows)
-        with pytest.raises(AlignError, match=reason):
-            read_answers(path, records)
 
 
 def test_nothing_to_score_is_an_error_and_writes_nothing(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
@@ -226,3 +184,38 @@ def test_nothing_to_score_is_an_error_and_writes_nothing(tiny: Any, checkpoint: 
     with pytest.raises(ScoreTableError, match="no answer token could be scored"):
         run(params(checkpoint), "m", tmp_path)
     assert not (tmp_path / "artifacts" / "scores").exists()
+
+
+def test_an_early_stop_uses_the_first_shards_and_says_so(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from sparsemm.chase.stage import run
+    from sparsemm.scores import ScoreTable
+
+    stop = StopParams(min_samples=4, top_overlap=0.0, rank_correlation=-1.0, patience=1)
+    inputs(tmp_path, tiny(NAME)[1])
+    run(params(checkpoint, stop=stop), "m", tmp_path)
+    scores = tmp_path / "artifacts" / "scores"
+    table, summary = ScoreTable.load(scores / "m.safetensors"), json.loads((scores / "m.json").read_text())
+    assert table.per_sample.shape[0] == table.header["samples"] == summary["samples"] == 6  # two shards of three
+    assert table.header["samples_available"] == summary["samples_available"] == 7
+    run(params(checkpoint), "m", tmp_path)
+    whole = ScoreTable.load(scores / "m.safetensors")
+    assert whole.header["samples"] == 7 and np.array_equal(whole.per_sample[:6], table.per_sample)
+
+
+def test_another_data_set_has_files_and_a_prompt_of_its_own(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
+    from sparsemm.chase.stage import run
+    from sparsemm.scores import ScoreTable
+
+    inputs(tmp_path, tiny(NAME)[1], count=3)
+    folder = tmp_path / "artifacts"
+    (folder / "datasets" / "calibration.parquet").rename(folder / "datasets" / "evaluation.parquet")
+    (folder / "align" / "also" / "evaluation").mkdir(parents=True)
+    (folder / "align" / "m.parquet").rename(folder / "align" / "also" / "evaluation" / "m.parquet")
+    given = params(checkpoint).model_copy(update={"robustness": {"evaluation": RobustnessParams(prompt="Read")}})
+    run(given, "m", tmp_path, "evaluation")
+    table = ScoreTable.load(folder / "scores" / "also" / "evaluation" / "m.safetensors")
+    assert (table.header["dataset"], table.header["prompt"]) == ("evaluation", "Read")
+    assert not (folder / "scores" / "m.safetensors").exists()
+    assert not list((folder / "work").rglob("*.safetensors"))
+    with pytest.raises(ParamsError, match="no data set 'coco'.*known: evaluation"):
+        run(given, "m", tmp_path, "coco")

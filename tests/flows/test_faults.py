@@ -22,10 +22,9 @@ FINAL = {"COMPLETED", "FAILED", "CANCELLED"}  # a crashed run starts again
 @pytest.fixture(scope="module")
 def quiet(repository_template, tmp_path_factory):
     """Hashes of a run in which nothing goes wrong: plain `dvc repro`."""
-    with pytest.MonkeyPatch.context() as patch:
-        calm = copy_repository(repository_template, tmp_path_factory.mktemp("quiet"), patch)
-        subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=calm.root, check=True)
-        return calm.outputs()
+    calm = copy_repository(repository_template, tmp_path_factory.mktemp("quiet"))
+    calm.repro("-q")
+    return calm.outputs()
 
 
 def start(name, **parameters):

@@ -1,7 +1,9 @@
+import base64
+
 import pytest
 
 from sparsemm.errors import ParamsError, PipelineError
-from sparsemm.pipeline.plan import STAGES
+from sparsemm.pipeline.plan import stages
 
 pytestmark = pytest.mark.usefixtures("gpu_slots")
 
@@ -13,19 +15,22 @@ def run(repository, **options):
 
 
 def artifacts():
-    """Keys of the server's artifacts."""
+    """Data of the server's artifacts by their keys."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        return {artifact.key for artifact in client.read_latest_artifacts(limit=200)}
+        return {artifact.key: artifact.data for artifact in client.read_latest_artifacts(limit=200)}
 
 
 def test_everything_stale_runs_once_and_nothing_the_second_time(repository):
     rows = run(repository)
-    assert rows == [{"model": key, "ran": ", ".join(STAGES)} for key in ("one", "two")]
+    assert rows == [{"model": key, "ran": ", ".join(stages(repository.root))} for key in ("one", "two")]
     assert set(repository.called().values()) == {1}
     assert "Results of one, two" in repository.git("log", "-1", "--format=%s")
-    assert {"plan", "results", "report", "progress-one", "progress-two"} <= artifacts()
+    shown = artifacts()
+    assert {"plan", "results", "report", "progress-one", "progress-two", "accuracy"} <= shown.keys()
+    figure = repository.root / "artifacts" / "report" / "figures" / "accuracy-one.png"
+    assert shown["accuracy"] == "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()
     before = repository.git("rev-parse", "HEAD")
     assert [row["ran"] for row in run(repository)] == ["nothing", "nothing"]
     assert not repository.called() and repository.git("rev-parse", "HEAD") == before
@@ -58,6 +63,14 @@ def test_unknown_models_and_uncommitted_changes_are_refused(repository):
     (repository.root / "sparsemm" / "budgets.py").write_text("# edited")
     with pytest.raises(PipelineError, match="uncommitted"):
         run(repository)
+    assert not repository.called()
+
+
+def test_a_run_that_crashes_is_begun_three_times_and_no_more(repository, monkeypatch):
+    for count, what in (("3", "no model 'three'"), ("4", "crashed 3 times")):  # the third goes on to its arguments
+        monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", count)
+        with pytest.raises((ParamsError, PipelineError), match=what):
+            run(repository, models=["three"])
     assert not repository.called()
 
 

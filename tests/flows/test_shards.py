@@ -29,7 +29,7 @@ def test_the_stage_adds_up_what_dask_workers_scored(tiny, prefect_api, tmp_path)
     shards = sorted((spread / "artifacts" / "work" / "chase" / "m").glob("*/*.safetensors"))
     assert len(shards) == 3
     before = [path.stat().st_mtime_ns for path in shards]
-    from sparsemm.chase.stage import Work
+    from sparsemm.chase.work import Work
 
     work = Work(here, "m", spread)
     for number in range(work.count):

@@ -15,8 +15,10 @@ from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from sparsemm.errors import LayoutError
 from sparsemm.layouts import ImageTokens, box_positions, get_layout
-from sparsemm.layouts.llava_next import grid
+from sparsemm.layouts.anyres import grid
 from sparsemm.prompts import build_inputs
+from tests.families import made
+from tests.layouts.geometry import check_order
 
 NAME = "tiny-llava-next-mistral"
 LAYOUT = get_layout("llava_next")
@@ -232,3 +234,8 @@ def test_sizes_in_another_order_than_the_processors_are_refused(tiny):
             LAYOUT.image_tokens(model.config, inputs, row, [first])
     del inputs["image_sizes"]  # then the sizes given are all there is
     assert [t.size for t in LAYOUT.image_tokens(model.config, inputs, 1, [second, third])] == [second, third]
+
+
+def test_a_llama_3_models_features_move_under_the_tokens_of_the_box():
+    """Read off the features in the tokens' places, at pinpoints of several shapes."""
+    check_order(*made("llava-next-llama3"), LAYOUT, most=110, cell=20)

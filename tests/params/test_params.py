@@ -140,6 +140,7 @@ def test_a_wrong_source_of_data_is_told(given, reason):
 )
 def test_the_chase_and_the_evaluation_share_no_row(one, other, reason):
     values = {"chase__dataset": "a", "evaluate__dataset": "b", "evaluate__samples": 8, "evaluate__tasks": ["read"]}
+    values["studies"] = {}
     for pair in ((one, other), (other, one)):
         text = changed(datasets__a=pair[0], datasets__b=pair[1], **values)
         if reason is None:
@@ -182,3 +183,28 @@ def test_unknown_model_names_the_known_ones():
     assert params.model("one") == ModelParams(checkpoint="x", family="qwen2_vl")
     with pytest.raises(ParamsError, match="known: one"):
         params.model("two")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "reason"),
+    [
+        ("robustness", {"nowhere": {}}, "robustness.nowhere is not under datasets"),
+        ("robustness", {"calibration": {}}, "robustness.calibration is chase.dataset itself"),
+        ("robustness", {"evaluation": {"prompt": ""}}, "robustness.evaluation.prompt"),
+        ("chase", {"dataset": "calibration", "stop": {"min_samples": 0}}, "chase.stop.min_samples"),
+        ("chase", {"dataset": "calibration", "stop": {"min_samples": 9, "top_overlap": 2}}, "chase.stop.top_overlap"),
+    ],
+)
+def test_further_data_sets_and_early_stops_are_checked(where, value, reason):
+    raw = yaml.safe_load(OWN.read_text()) | {where: value}
+    with pytest.raises(ParamsError, match=reason):
+        parse_params(yaml.safe_dump(raw))
+
+
+def test_params_over_another_data_set():
+    raw = yaml.safe_load(OWN.read_text()) | {"robustness": {"evaluation": {"prompt": "Read"}}}
+    params = parse_params(yaml.safe_dump(raw))
+    assert params.over(None) is params
+    assert (params.over("evaluation").chase.dataset, params.over("evaluation").chase.prompt) == ("evaluation", "Read")
+    with pytest.raises(ParamsError, match="no data set 'calibration'"):
+        params.over("calibration")

@@ -3,28 +3,38 @@ import pytest
 from sparsemm.errors import ParamsError, PipelineError
 from sparsemm.pipeline import plan as module
 from sparsemm.pipeline.integrate import integrate
-from sparsemm.pipeline.plan import STAGES, plan, targets
+from sparsemm.pipeline.plan import plan, stages, targets
 
 
 def test_what_is_stale_before_and_after(repository):
     found = plan(repository.root)
-    assert found.models == {"one": STAGES, "two": STAGES}
+    assert found.models == {"one": stages(repository.root), "two": stages(repository.root)}
     assert found.downloads == ("download@calibration", "download@evaluation") and "report" in found.shared
     integrate(repository.root, [], "all")
     assert plan(repository.root) == module.Plan({}, ())
     repository.set_models("one", "two", "three")
     found = plan(repository.root)
-    assert found.models == {"three": STAGES} and found.downloads == ()
+    assert found.models == {"three": stages(repository.root)} and found.downloads == ()
 
 
-def test_targets_end_where_asked():
-    assert targets("k") == ["align@k", "chase@k", "allocate@k", "evaluate@k", "profile@k"]
-    assert targets("k", "chase") == ["align@k", "chase@k"]
+def test_targets_end_where_asked(repository):
+    root = repository.root
+    mine = ["align@k-1", "chase@k-1", "allocate@k-1", "evaluate@k-1", "profile@k-1"]
+    assert targets(root, "k-1") == [*mine, "study@rho-k-1", "reading@curve-k-1"]
+    assert targets(root, "k-1", "chase") == mine[:2]
+    assert stages(root)[-2:] == ("study@rho", "reading@curve")
+
+
+def test_a_broken_dvc_yaml_is_refused(tmp_path):
+    for text in ("stages: [", "3", "{}"):
+        (tmp_path / "dvc.yaml").write_text(text)
+        with pytest.raises(PipelineError, match="dvc.yaml"):
+            stages(tmp_path)
 
 
 def test_a_folder_without_dvc_is_refused(tmp_path, repository):
     (tmp_path / "params.yaml").write_text((repository.root / "params.yaml").read_text())
-    with pytest.raises(PipelineError, match="dvc status"):
+    with pytest.raises(PipelineError, match="dvc.yaml"):
         plan(tmp_path)
 
 

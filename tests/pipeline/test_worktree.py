@@ -13,7 +13,7 @@ from sparsemm.pipeline.worktree import check_clean, has_remote, reproduce, workt
 
 def model_in_worktree(repository, key):
     with worktree(repository.root, key) as (folder, lock):
-        reproduce(folder, targets(key), keep=(lock,))
+        reproduce(folder, targets(folder, key), keep=(lock,))
 
 
 def test_models_side_by_side_come_back_through_the_run_cache(repository):
@@ -41,13 +41,13 @@ def test_a_second_run_of_a_model_waits_and_finds_the_results(repository):
 
     def second():
         with worktree(repository.root, "one", told.append) as (folder, lock):
-            reproduce(folder, targets("one"), keep=(lock,))
+            reproduce(folder, targets(folder, "one"), keep=(lock,))
             done.append("second")
 
     with worktree(repository.root, "one") as (folder, lock):
         other = threading.Thread(target=second)
         other.start()
-        reproduce(folder, targets("one"), keep=(lock,))
+        reproduce(folder, targets(folder, "one"), keep=(lock,))
         assert not done
     other.join()
     assert done == ["second"] and any("worktree-one" in line for line in told)

@@ -11,15 +11,19 @@ import torch
 from sparsemm.cli import main
 from sparsemm.profiling import bench, clock
 from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
-from sparsemm.profiling.shapes import Shape
+from sparsemm.profiling.bench.caches import caches
+from sparsemm.profiling.bench.setting import Setting
+from sparsemm.profiling.shapes import Shape, random_model
 
+OURS = ("sparsemm", "copying")
 RATIOS = {
     "append": {"append_32k_over_1k", "copy_append_over_append_32k", "dynamic_append_over_append_32k"},
     "compact": {"twin_over_compact_8k", "gather_over_compact_32k"},
     "observe": {"twin_over_observe_8k"},
     "decode": {"decode_bandwidth_share", "full_over_ragged_decode_32k_b256", "full_over_ragged_decode_long"},
-    "step": {"compression_share_of_prefill_8k", "dynamic_over_sparsemm_step_8k", "static_over_sparsemm_step_8k"},
-    "memory": {"slack_share", "full_over_kept_bytes"},
+    "step": {"compression_share_of_prefill_8k", "static_over_sparsemm_step_8k", "copying_over_sparsemm_step_8k"},
+    "memory": {"slack_share", "full_over_kept_bytes", "dynamic_over_sparsemm_peak"},
+    "agreement": {"worst_observe", "int8_snapkv_tiny-qwen2-vl"},
 }
 
 
@@ -32,6 +36,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BUDGET", 8)
     monkeypatch.setattr(bench, "WINDOW", 4)
     monkeypatch.setattr(bench, "LENGTHS", (20, 40, 60))
+    monkeypatch.setattr(bench.agreement, "ROUNDS", 1)
+    monkeypatch.setattr(bench.agreement, "PAGES", 1)
+    monkeypatch.setattr(bench.agreement, "NEW_TOKENS", 2)
 
 
 @pytest.mark.parametrize("name", list(bench.BENCHES))
@@ -76,3 +83,19 @@ def test_the_baselines_append_what_they_say() -> None:
     full = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     StaticAppend(*full)(new.view(1, 2, 1, 4), new.view(1, 2, 1, 4))
     assert torch.equal(full[0][0, :, 2], new) and torch.equal(full[1][0, :, 2], new)
+
+
+def test_the_copying_cache_differs_in_its_append_only() -> None:
+    shape = Shape(2, 32, 32, 4, 2, 50, 8)
+    setting = Setting(shape, torch.float32, torch.device("cpu"), 2, (20, 40, 60), 8, 4)
+    model = random_model(shape, torch.float32, torch.device("cpu"), 60)
+    prompt, steps = torch.randint(50, (2, 40)), torch.randint(50, (4, 2, 1))
+    logits = []
+    for cache in (made := [make() for name, make in caches(model, setting, 40, 4).items() if name in OURS]):
+        with torch.inference_mode():
+            model(prompt, past_key_values=cache)
+            logits.append(torch.stack([model(step, past_key_values=cache).logits for step in steps]))
+    torch.testing.assert_close(*logits)
+    own, copying = made
+    assert torch.equal(own.kept_slots(), copying.kept_slots())
+    assert copying.slab_bytes() == copying.kept_bytes() < own.slab_bytes()  # no slack: that is why it copies

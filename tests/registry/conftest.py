@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +23,7 @@ from sparsemm.params import load_params
 from sparsemm.registry.client import connect, default_store
 from sparsemm.registry.lockfile import md5_of
 from sparsemm.scores import ScoreTable
+from tests.servers import free_port, registry_server
 
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "canary-6f1d-password"
@@ -162,12 +160,6 @@ def local(workspace, _empty_store):
     return make
 
 
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
 class Wire:
     """A TCP forwarder that can be cut: now, or when so many requests have passed."""
 
@@ -222,32 +214,15 @@ class Wire:
 @pytest.fixture(scope="session")
 def _server(tmp_path_factory):
     root = tmp_path_factory.mktemp("server")
-    port = free_port()
-    environment = os.environ | {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
-    command = [sys.executable, "-m", "sparsemm.cli", "--root", str(root), "registry", "serve", "--auth"]
-    with open(root / "log", "wb") as log:
-        options = {"stdout": log, "stderr": log, "env": environment, "cwd": ROOT, "start_new_session": True}
-        process = subprocess.Popen([*command, "--port", str(port)], **options)
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (root / "log").read_text()
-                time.sleep(0.3)
+    with registry_server(root, "--auth", MLFLOW_AUTH_ADMIN_PASSWORD=PASSWORD) as (uri, process):
         yield SimpleNamespace(
             root=root,
-            port=port,
-            uri=f"http://127.0.0.1:{port}",
+            port=int(uri.rpartition(":")[2]),
+            uri=uri,
             pid=process.pid,
             log=root / "log",
             files=root / "artifacts" / "registry" / "server" / "files",
         )
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ def pictures(crafted, share):
         "heat": figures.heat_map(result(crafted, share)),
         "curve": figures.share_curve([result(crafted, share), result(crafted, 0.1)]),
         "accuracy": figures.accuracy(result(crafted, share), "read"),
-        "latency": figures.latency(result(crafted, share)),
         "overlay": figures.overlay(page, box, [view]),
     }
 

@@ -1,62 +1,108 @@
-"""The two local tasks: documents as parquet, and the lmms-eval task objects over them."""
+"""Tasks as lmms-eval loads them: two of this project over its own pages, and the paper's."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import random
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from sparsemm.evaluate.questions import Question, question
+from sparsemm.evaluate.tasks.published import PUBLISHED, task_config, values, write_task
 
-from sparsemm.datasets.records import Record
-from sparsemm.datasets.synthetic import page_text, questions
-from sparsemm.errors import DataError
-from sparsemm.files import atomic_path
-
-METRICS = {"read": "word_accuracy", "qa": "exact_match"}
+LOCAL = {"read": "word_accuracy", "qa": "exact_match"}
+METRICS = LOCAL | {name: task.metric for name, task in PUBLISHED.items()}
 
 
-def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> list[dict[str, Any]]:
-    """One document per record: id, image (PNG bytes), prompt, answer, kind.
+@dataclass(frozen=True)
+class Scored:
+    """One document of a task: its id, what was said and wanted, and its value."""
 
-    `read` asks for the whole page, `qa` one question about it, drawn by (seed, record id).
+    id: str
+    prediction: str
+    answer: str
+    value: float
 
-    Raises:
-        DataError: if a record has nothing to ask about.
+
+@dataclass(frozen=True)
+class Task:
+    """A task of lmms-eval with its requests built.
+
+    Attributes:
+        name: as in params.yaml.
+        ids: of the documents, in order.
+        questions: one per document.
     """
-    result = []
-    for record in records:
-        if not record.entries:
-            raise DataError("no text on the page", where=f"record {record.id!r}")
-        buffer = io.BytesIO()
-        record.image.save(buffer, format="PNG")
-        if task == "read":
-            prompt, answer, kind = read_prompt, page_text(record), "page"
+
+    name: str
+    ids: list[str]
+    questions: list[Question]
+    _task: Any
+
+    def score(self, texts: list[str]) -> list[Scored]:
+        """The value of every document by the task's own filters, post-processing and metric.
+
+        Args:
+            texts: one answer per question.
+
+        Raises:
+            DataError: if the metric needs what is not installed.
+        """
+        requests = self._task.instances
+        for request, text in zip(requests, texts, strict=True):
+            request.resps, request.filtered_resps = [text], {}
+        self._task.apply_filters()
+        said = [next(iter(request.filtered_resps.values())) for request in requests]
+        docs = [self._task.eval_docs_no_media[request.doc_id] for request in requests]
+        column = "answer" if self.name in LOCAL else PUBLISHED[self.name].reference
+        answers = [doc[column] if isinstance(doc[column], str) else json.dumps(doc[column]) for doc in docs]
+        metrics = [self._task.process_results(doc, [one]) for doc, one in zip(docs, said, strict=True)]
+        if self.name in LOCAL:
+            each: list[float | None] = [float(one[LOCAL[self.name]]) for one in metrics]
         else:
-            question = random.Random(f"{seed}/{record.id}").choice(questions(record))
-            prompt, answer, kind = question.prompt, question.answer, question.kind
-        doc = {"id": record.id, "image": buffer.getvalue(), "prompt": prompt, "answer": answer, "kind": kind}
-        result.append(doc)
-    return result
+            each = values(self.name, metrics)
+        rows = zip(self.ids, said, answers, each, strict=True)
+        return [Scored(i, str(text), answer, value) for i, text, answer, value in rows if value is not None]
 
 
-def load_task(task: str, docs: list[dict[str, Any]], folder: Path) -> Any:
-    """Write the documents and a task file under `folder`, and let lmms-eval load the task from them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """lmms-eval and `datasets` without their log lines and bars: progress is ours."""
+    import logging
+
+    import datasets
+    from loguru import logger
+
+    logger.remove()
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def load(config: dict[str, Any], name: str, folder: Path, limit: int, max_new_tokens: int) -> Task:
+    """Let lmms-eval load a task file and build the requests of its first `limit` documents.
+
+    Args:
+        config: of the task file, which is written to `folder`.
+        name: as in params.yaml.
+        max_new_tokens: where the task does not say.
+    """
     from lmms_eval.tasks import TaskManager, get_task_dict
 
-    folder = folder.resolve()
-    data = folder / f"{task}.parquet"
-    with atomic_path(data) as temporary:
-        pq.write_table(pa.Table.from_pylist(docs), temporary)
-    config = {
-        "include": str(Path(__file__).resolve().parent / f"{task}.yaml"),
-        "task": f"sparsemm_{task}",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "datasets")},
-    }
-    with atomic_path(folder / "tasks" / f"{task}.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config), encoding="utf-8")
-    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
-    return get_task_dict([f"sparsemm_{task}"], manager)[f"sparsemm_{task}"]
+    write_task(config, folder)
+    with quiet():
+        manager = TaskManager(include_path=str(folder), include_defaults=False, model_name="sparsemm")
+        task = get_task_dict([config["task"]], manager)[config["task"]]
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    questions = [question(request, task.dataset, max_new_tokens) for request in task.instances]
+    return Task(name, [str(request.doc_id) for request in task.instances], questions, task)
+
+
+def load_published(name: str, files: list[Path] | None, folder: Path, limit: int, max_new_tokens: int) -> Task:
+    """One of the paper's tasks, its documents in parquet files, or on the hub if there are none."""
+    config = task_config(name, f"sparsemm_{name}", files, folder / "datasets")
+    return load(config, name, folder / "tasks", limit, max_new_tokens)

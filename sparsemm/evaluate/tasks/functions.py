@@ -9,6 +9,8 @@ from PIL import Image
 
 from sparsemm.evaluate.metrics import exact_match, word_accuracy
 
+SCORERS = {"read": word_accuracy, "qa": exact_match}  # (prediction, answer) -> value, of each task
+
 
 def visual(doc: dict[str, Any]) -> list[Image.Image]:
     """The page, RGB."""
@@ -23,9 +25,9 @@ def text(doc: dict[str, Any]) -> str:
 
 def score_reading(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Word accuracy of one prediction."""
-    return {"word_accuracy": word_accuracy(results[0], doc["answer"])}
+    return {"word_accuracy": SCORERS["read"](results[0], doc["answer"])}
 
 
 def score_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Exact match of one prediction."""
-    return {"exact_match": exact_match(results[0], doc["answer"])}
+    return {"exact_match": SCORERS["qa"](results[0], doc["answer"])}

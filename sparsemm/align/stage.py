@@ -1,4 +1,4 @@
-"""Tie answer tokens to the page: token -> characters -> word -> record entry; and the stage that gets the answers."""
+"""The align stage: an answer for every calibration record, tied to its words; resumable per shard."""
 
 from __future__ import annotations
 
@@ -6,134 +6,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
-from sparsemm.datasets.records import Entry, Record, read_records
+from sparsemm.align.words import Alignment, align_answer
+from sparsemm.datasets.records import Record, read_records
 from sparsemm.errors import AlignError, DataError
-from sparsemm.files import atomic_path, sha256_file, write_json
+from sparsemm.files import artifacts, atomic_path, sha256_file, work_folder, write_json
 from sparsemm.params import ModelParams, Params
 from sparsemm.params.stages import ChaseParams
 from sparsemm.progress import progress
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """One sample's answer and which of its tokens belong to which entry.
-
-    Attributes:
-        sample_id: id of the record.
-        answer_ids: token ids of the answer, without the end-of-sequence token.
-        token_index: indices into `answer_ids`, rising.
-        entry_index: index into the record's entries, one per `token_index`.
-        words: words in the record.
-        words_found: words of the record that the answer has in the same order.
-        refused: why the model cannot take the record, if it cannot; it has no answer then.
-    """
-
-    sample_id: str
-    answer_ids: list[int]
-    token_index: list[int]
-    entry_index: list[int]
-    words: int
-    words_found: int
-    refused: str = ""
-
-
-def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """Decoded text of `ids` and the half-open character span each token adds to it.
-
-    A token that ends inside a character (byte-level vocabularies) shares the span of the token that completes it.
-    """
-    spans: list[tuple[int, int]] = []
-    text, pending = "", 0
-    for i in range(len(ids)):
-        longer = tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if longer.endswith("\ufffd"):
-            pending += 1
-            continue
-        spans += [(min(len(text), len(longer)), len(longer))] * (pending + 1)
-        text, pending = longer, 0
-    spans += [(len(text), len(text))] * pending  # bytes that never became a character cover nothing
-    return text, spans
-
-
-def _words(text: str) -> list[tuple[str, int, int]]:
-    found, at = [], 0
-    for word in text.split():
-        start = text.index(word, at)
-        at = start + len(word)
-        found.append((word, start, at))
-    return found
-
-
-def align_ordered(
-    ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry]
-) -> tuple[list[tuple[int, int]], int, int]:
-    """Align by character offsets and sequence alignment of words.
-
-    Words of the answer are matched with the words of the entries in order, so repeated words are told apart by
-    their place; misread words match nothing. A token that touches words of two entries is left out.
-
-    Returns:
-        (token index, entry index) pairs, rising in the token; words in the entries; words found.
-    """
-    text, spans = token_spans(ids, tokenizer)
-    said = _words(text)
-    wanted = [(word, i) for i, entry in enumerate(entries) for word in entry.text.split()]
-    matcher = SequenceMatcher(None, [word for word, _, _ in said], [word for word, _ in wanted], autojunk=False)
-    owner: dict[int, int] = {}  # character -> entry
-    found = 0
-    for block in matcher.get_matching_blocks():
-        for k in range(block.size):
-            _, start, end = said[block.a + k]
-            owner.update(dict.fromkeys(range(start, end), wanted[block.b + k][1]))
-            found += 1
-    pairs = []
-    for token, (start, end) in enumerate(spans):
-        owners = {owner.get(c) for c in range(start, end) if not text[c].isspace()}
-        if len(owners) == 1 and (entry := owners.pop()) is not None:
-            pairs.append((token, entry))
-    return pairs, len(wanted), found
-
-
-def align_paper(
-    ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], raw_pieces: bool
-) -> list[tuple[int, int]]:
-    """The published rule: a token belongs to an entry if its text is a substring of that entry alone.
-
-    Args:
-        raw_pieces: compare the vocabulary's own pieces, so that word-initial SentencePiece tokens never match, as
-            the public code does for LLaVA; otherwise the decoded text of the single token.
-
-    Returns:
-        (token index, entry index) pairs; order and ground truth are not looked at.
-    """
-    pairs = []
-    for token, value in enumerate(ids):
-        text = tokenizer.convert_ids_to_tokens(int(value)) if raw_pieces else tokenizer.decode([int(value)])
-        inside = [i for i, entry in enumerate(entries) if text in entry.text]
-        if len(inside) == 1:
-            pairs.append((token, inside[0]))
-    return pairs
-
-
-def align_answer(
-    sample_id: str, ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], mode: str, family: str
-) -> Alignment:
-    """Align one answer; `mode` is "ordered" or "paper".
-
-    Raises:
-        AlignError: if the mode is unknown.
-    """
-    if mode not in ("ordered", "paper"):
-        raise AlignError(f"mode {mode!r} is unknown", hint="use ordered or paper")
-    pairs, words, found = align_ordered(ids, tokenizer, entries)
-    if mode == "paper":
-        pairs = align_paper(ids, tokenizer, entries, raw_pieces=family == "llava_next")
-    return Alignment(sample_id, [int(i) for i in ids], [t for t, _ in pairs], [e for _, e in pairs], words, found)
+from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 
 def cut_at_end(ids: Sequence[int], end: set[int]) -> list[int]:
@@ -152,8 +35,6 @@ def greedy_answers(
     """The model's own greedy answer tokens to `prompt` over each record's image, as one batch, end token cut off."""
     import torch
 
-    from sparsemm.prompts import build_inputs
-
     inputs = build_inputs(processor, [[r.image] for r in records], [prompt] * len(records)).to(model.device)
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.inference_mode():
@@ -168,8 +49,6 @@ def _answers(model: Any, processor: Any, records: list[Record], given: ChasePara
 
     A batch that fails is tried record by record, so that one image no processor was made for sinks nothing else.
     """
-    from sparsemm.prompts import build_inputs
-
     try:
         if given.answer == "greedy":
             return [*greedy_answers(model, processor, records, given.prompt, given.max_new_tokens)]
@@ -184,36 +63,44 @@ def _answers(model: Any, processor: Any, records: list[Record], given: ChasePara
 
 def _shard(model: Any, processor: Any, records: list[Record], params: Params, family: str) -> list[Alignment]:
     given = params.chase
-    answers: list[list[int] | str] = []
-    for start in range(0, len(records), given.batch_size):
-        answers += _answers(model, processor, records[start : start + given.batch_size], given)
+    lengths = visual_lengths(processor, [record.image.size for record in records])
+    answers: dict[int, list[int] | str] = {}
+    for batch in by_length(lengths, given.batch_size):
+        said = _answers(model, processor, [records[i] for i in batch], given)
+        answers.update(zip(batch, said, strict=True))
     return [
         Alignment(record.id, [], [], [], sum(len(entry.text.split()) for entry in record.entries), 0, answer)
-        if isinstance(answer, str)
+        if isinstance(answer := answers[i], str)
         else align_answer(record.id, answer, processor.tokenizer, record.entries, given.align, family)
-        for record, answer in zip(records, answers, strict=True)
+        for i, record in enumerate(records)
     ]
 
 
-def run(params: Params, key: str, root: Path = Path(".")) -> None:
+def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = None) -> None:
     """Get an answer for every calibration record, align it, and write artifacts/align/<key>.parquet and .json.
 
     Stopped and run again, it goes on after the last whole shard.
 
+    Args:
+        dataset: of `robustness`, whose files are in artifacts/align/also/<dataset>; None for `chase.dataset`.
+
     Raises:
         AlignError: if the model cannot take more than `chase.max_bad` of the records, or not one token of any answer
             could be aligned.
+        ParamsError: if the model or the data set is unknown.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from sparsemm.models import load_model
 
+    params = params.over(dataset)
     given, entry = params.chase, params.model(key)
+    folder = artifacts(root, "align", dataset)
     source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
     records = read_records(source)
     shards = [records[i : i + given.shard_size] for i in range(0, len(records), given.shard_size)]
-    work = root / "artifacts" / "work" / "align" / key / _identity(entry, params, source)
+    work = work_folder(root, "align", key, dataset) / _identity(entry, params, source)
     paths = [work / f"{i:05d}.json" for i in range(len(shards))]
     todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
     if todo:
@@ -239,7 +126,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     lists, text = pa.list_(pa.int64()), pa.string()
     columns = {"sample_id": text, "answer_ids": lists, "token_index": lists, "entry_index": lists, "refused": text}
     table = pa.table({name: [getattr(a, name) for a in done] for name in columns}, schema=pa.schema(columns))
-    with atomic_path(root / "artifacts" / "align" / f"{key}.parquet") as temporary:
+    with atomic_path(folder / f"{key}.parquet") as temporary:
         pq.write_table(table, temporary, compression="zstd")
     metrics = {
         "samples": len(done),
@@ -251,7 +138,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         "words_found": sum(a.words_found for a in done),
         "share_found": round(sum(a.words_found for a in done) / max(words, 1), 6),
     }
-    write_json(root / "artifacts" / "align" / f"{key}.json", metrics)
+    write_json(folder / f"{key}.json", metrics)
     shutil.rmtree(work.parent, ignore_errors=True)
     for reason in refused:
         print(f"{key}: left out {reason}")

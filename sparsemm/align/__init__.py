@@ -1,0 +1,1 @@
+"""Tie answer tokens to the page: token -> characters -> word -> record entry."""

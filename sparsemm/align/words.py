@@ -1,0 +1,128 @@
+"""Token -> characters -> word -> record entry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+from sparsemm.datasets.records import Entry
+from sparsemm.errors import AlignError
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One sample's answer and which of its tokens belong to which entry.
+
+    Attributes:
+        sample_id: id of the record.
+        answer_ids: token ids of the answer, without the end-of-sequence token.
+        token_index: indices into `answer_ids`, rising.
+        entry_index: index into the record's entries, one per `token_index`.
+        words: words in the record.
+        words_found: words of the record that the answer has in the same order.
+        refused: why the model cannot take the record, if it cannot; it has no answer then.
+    """
+
+    sample_id: str
+    answer_ids: list[int]
+    token_index: list[int]
+    entry_index: list[int]
+    words: int
+    words_found: int
+    refused: str = ""
+
+
+def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """Decoded text of `ids` and the half-open character span each token adds to it.
+
+    A token that ends inside a character (byte-level vocabularies) shares the span of the token that completes it.
+    """
+    spans: list[tuple[int, int]] = []
+    text, pending = "", 0
+    for i in range(len(ids)):
+        longer = tokenizer.decode(list(ids[: i + 1]), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if longer.endswith("\ufffd"):
+            pending += 1
+            continue
+        spans += [(min(len(text), len(longer)), len(longer))] * (pending + 1)
+        text, pending = longer, 0
+    spans += [(len(text), len(text))] * pending  # bytes that never became a character cover nothing
+    return text, spans
+
+
+def _words(text: str) -> list[tuple[str, int, int]]:
+    found, at = [], 0
+    for word in text.split():
+        start = text.index(word, at)
+        at = start + len(word)
+        found.append((word, start, at))
+    return found
+
+
+def align_ordered(
+    ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry]
+) -> tuple[list[tuple[int, int]], int, int]:
+    """Align by character offsets and sequence alignment of words.
+
+    Words of the answer are matched with the words of the entries in order, so repeated words are told apart by
+    their place; misread words match nothing. A token that touches words of two entries is left out.
+
+    Returns:
+        (token index, entry index) pairs, rising in the token; words in the entries; words found.
+    """
+    text, spans = token_spans(ids, tokenizer)
+    said = _words(text)
+    wanted = [(word, i) for i, entry in enumerate(entries) for word in entry.text.split()]
+    matcher = SequenceMatcher(None, [word for word, _, _ in said], [word for word, _ in wanted], autojunk=False)
+    owner: dict[int, int] = {}  # character -> entry
+    found = 0
+    for block in matcher.get_matching_blocks():
+        for k in range(block.size):
+            _, start, end = said[block.a + k]
+            owner.update(dict.fromkeys(range(start, end), wanted[block.b + k][1]))
+            found += 1
+    pairs = []
+    for token, (start, end) in enumerate(spans):
+        owners = {owner.get(c) for c in range(start, end) if not text[c].isspace()}
+        if len(owners) == 1 and (entry := owners.pop()) is not None:
+            pairs.append((token, entry))
+    return pairs, len(wanted), found
+
+
+def align_paper(
+    ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], raw_pieces: bool
+) -> list[tuple[int, int]]:
+    """The published rule: a token belongs to an entry if its text is a substring of that entry alone.
+
+    Args:
+        raw_pieces: compare the vocabulary's own pieces, so that word-initial SentencePiece tokens never match, as
+            the public code does for LLaVA; otherwise the decoded text of the single token.
+
+    Returns:
+        (token index, entry index) pairs; order and ground truth are not looked at.
+    """
+    pairs = []
+    for token, value in enumerate(ids):
+        text = tokenizer.convert_ids_to_tokens(int(value)) if raw_pieces else tokenizer.decode([int(value)])
+        inside = [i for i, entry in enumerate(entries) if text in entry.text]
+        if len(inside) == 1:
+            pairs.append((token, inside[0]))
+    return pairs
+
+
+def align_answer(
+    sample_id: str, ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], mode: str, family: str
+) -> Alignment:
+    """Align one answer; `mode` is "ordered" or "paper".
+
+    Raises:
+        AlignError: if the mode is unknown.
+    """
+    if mode not in ("ordered", "paper"):
+        raise AlignError(f"mode {mode!r} is unknown", hint="use ordered or paper")
+    pairs, words, found = align_ordered(ids, tokenizer, entries)
+    if mode == "paper":
+        pairs = align_paper(ids, tokenizer, entries, raw_pieces=family == "llava_next")
+    return Alignment(sample_id, [int(i) for i in ids], [t for t, _ in pairs], [e for _, e in pairs], words, found)

@@ -1,0 +1,164 @@
+"""The shards of one model's chase over one data set: computed once by whoever comes first, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemm.chase.answers import Answer, read_answers
+from sparsemm.chase.hits import append_answers, inside, look
+from sparsemm.chase.settle import settled_after
+from sparsemm.chase.shards import Shard, joined, load_shard, nothing_aligned, one_sample, save_shard
+from sparsemm.datasets.records import Record, read_records
+from sparsemm.files import artifacts, sha256_file, work_folder
+from sparsemm.layouts import Layout, box_positions, get_layout
+from sparsemm.models import content_revision, fingerprint, load_model, sliding_layers
+from sparsemm.params import Params
+from sparsemm.prompts import build_inputs, by_length, visual_lengths
+
+WORK_FORMAT = 2  # raise it when what a shard holds changes meaning
+
+
+def chase_batch(
+    model: Any, processor: Any, layout: Layout, records: list[Record], answers: list[Answer], prompt: str, forced: bool
+) -> list[Shard]:
+    """Hits of one batch of samples, from one forward pass; one shard a sample.
+
+    Args:
+        forced: the answers are the ground truth: only rows whose own argmax is the target count.
+    """
+    inputs = build_inputs(processor, [[record.image] for record in records], [prompt] * len(records))
+    batch = append_answers(inputs, [one.answer_ids for one in answers], processor.tokenizer.pad_token_id)
+    targets: list[list[NDArray[np.int64]]] = []
+    for b, (record, one) in enumerate(zip(records, answers, strict=True)):
+        (tokens,) = layout.image_tokens(model.config, batch.inputs, b, [record.image.size])
+        boxes = {j: box_positions(tokens, record.entries[j].box) for j in set(one.entry_index)}
+        targets.append([boxes[j] for j in one.entry_index])
+    rows = [[first + t for t in one.token_index] for first, one in zip(batch.first_rows, answers, strict=True)]
+    result = []
+    for one, target, seen in zip(answers, targets, look(model, batch.inputs, rows), strict=True):
+        wanted = np.array([one.answer_ids[t] for t in one.token_index], dtype=np.int64)
+        said = seen.predicted.numpy() == wanted
+        # A page so narrow that unpadding leaves no grid has no R_t to hit.
+        usable = np.array([len(positions) > 0 for positions in target], dtype=bool)
+        keep = np.flatnonzero(usable & said if forced else usable)
+        kept = [target[i] for i in keep]
+        found = inside(seen.indices.numpy()[:, :, keep], kept)
+        entries = [one.entry_index[i] for i in keep]
+        result.append(one_sample(found, kept, entries, [len(wanted), int(said.sum()), len(keep)]))
+    return result
+
+
+def _identity(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Work:
+    """The shards of one model's chase, each computed once and kept until the table is written.
+
+    Attributes:
+        count: of shards.
+        header: of the score table, but for what only the shards can say.
+    """
+
+    def __init__(self, params: Params, key: str, root: Path = Path("."), dataset: str | None = None) -> None:
+        """Load records, answers and the model.
+
+        Args:
+            dataset: of `robustness`; None for `chase.dataset`.
+
+        Raises:
+            AlignError: if the align stage's file is missing or does not fit the data set.
+            ParamsError: if the model or the data set is unknown.
+        """
+        given, entry = params.over(dataset).chase, params.model(key)
+        source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
+        aligned = artifacts(root, "align", dataset) / f"{key}.parquet"
+        self.params = given
+        self.records = read_records(source)
+        self.answers = read_answers(aligned, self.records)
+        self.model, self.processor = load_model(entry)
+        self.layout = get_layout(entry.family)
+        text = self.model.config.get_text_config()
+        self.shape = (int(text.num_hidden_layers), int(text.num_attention_heads))
+        local = Path(entry.checkpoint).is_dir()
+        self.header = {
+            "model": entry.checkpoint,
+            "revision": content_revision(entry.checkpoint)
+            if local
+            else entry.revision or getattr(self.model.config, "_commit_hash", None),
+            "fingerprint": fingerprint(self.model.config),
+            "family": entry.family,
+            "dtype": entry.dtype,
+            "quantization": entry.load_in,
+            "num_layers": self.shape[0],
+            "num_heads": self.shape[1],
+            "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or self.shape[1]),
+            "dataset": given.dataset,
+            "dataset_sha256": sha256_file(source),
+            "align_sha256": sha256_file(aligned),
+            "prompt": given.prompt,
+            "mode": given.answer,
+            "params": given.model_dump(mode="json"),
+            **sliding_layers(self.model.config),
+        }
+        # When to stop does not change what a shard holds.
+        parts = self.header | {"work_format": WORK_FORMAT, "params": given.model_dump(mode="json", exclude={"stop"})}
+        self.work = work_folder(root, "chase", key, dataset)
+        self.folder = self.work / _identity(parts)
+        self.count = -(-len(self.records) // given.shard_size)
+
+    def shard(self, number: int) -> Shard:
+        """A shard: the kept one where it is whole, else computed and kept."""
+        shard = self._kept(number)
+        if shard is None:
+            shard = self._computed(number)
+            save_shard(self._path(number), shard, self._ids(number))
+        return shard
+
+    def settled(self) -> int | None:
+        """How many shards are enough, as far as the kept ones in front tell; None if they do not."""
+
+        def front() -> Iterator[Shard]:
+            for number in range(self.count):
+                shard = self._kept(number)
+                if shard is None:
+                    return
+                yield shard
+
+        return settled_after(front(), self.params.stop)
+
+    def _chosen(self, number: int) -> range:
+        size = self.params.shard_size
+        return range(number * size, min((number + 1) * size, len(self.records)))
+
+    def _ids(self, number: int) -> list[str]:
+        return [self.records[i].id for i in self._chosen(number)]
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:04d}.safetensors"
+
+    def _kept(self, number: int) -> Shard | None:
+        return load_shard(self._path(number), self._ids(number), self.shape)
+
+    def _computed(self, number: int) -> Shard:
+        """Samples of like length go through the model together; the result is in the order of the records."""
+        given, chosen = self.params, self._chosen(number)
+        # Records without an aligned token (some the processor would refuse) have nothing to look for.
+        asked = [i for i in chosen if self.answers[i].token_index]
+        visual = visual_lengths(self.processor, [self.records[i].image.size for i in asked])
+        lengths = [n + len(self.answers[i].answer_ids) for n, i in zip(visual, asked, strict=True)]
+        parts = {i: nothing_aligned(self.shape) for i in chosen}
+        for batch in by_length(lengths, given.batch_size):
+            these = [asked[i] for i in batch]
+            records, answers = [self.records[i] for i in these], [self.answers[i] for i in these]
+            forced = given.answer == "ground_truth"
+            found = chase_batch(self.model, self.processor, self.layout, records, answers, given.prompt, forced)
+            parts.update(zip(these, found, strict=True))
+        return joined([parts[i] for i in chosen])

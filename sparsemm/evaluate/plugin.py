@@ -1,0 +1,109 @@
+"""`python -m lmms_eval --model sparsemm`: a compressed model that lmms-eval runs like its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+from sparsemm.errors import DataError, ModelError
+from sparsemm.evaluate.model import Variant, answer
+from sparsemm.evaluate.questions import batches, question
+from sparsemm.models import load_model, new_entry
+from sparsemm.registry.lookup import load_scores
+
+
+class SparseMM(lmms):
+    """Greedy answers of one checkpoint under one method and budget.
+
+    Args, as in --model_args:
+        pretrained: local folder or hub id of a checkpoint of a supported family.
+        revision: of the hub, or the content hash of the folder.
+        method, budget, window, rho, mode, pooling_kernel, seed: as `sparsemm.compressed_cache`.
+        scores: path of a score table, or models:/visual-heads.<key>@champion.
+        dtype: float32, float16 or bfloat16; what the checkpoint's config says if not given.
+        device: the GPU of this process if there is one, else the CPU.
+        batch_size: rows that run together.
+        max_new_tokens: where a task does not say.
+        trust_remote_code: must be off.
+
+    Raises:
+        LayoutError, ModelError, FetchError: if the checkpoint is unsupported or cannot be had.
+        ScoreTableError, RegistryError: if the table cannot be had, is damaged, or is of another model.
+        BudgetError: if method, budget, window or scores are impossible.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        method: str = "full",
+        budget: int | None = None,
+        scores: str | None = None,
+        window: int = 32,
+        rho: float = 0.1,
+        mode: str = "exact",
+        pooling_kernel: int = 5,
+        seed: int = 0,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_size: int | str = 1,
+        max_new_tokens: int = 128,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        if trust_remote_code:
+            raise ModelError("remote code is never run", where=pretrained, hint="leave trust_remote_code out")
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise DataError(f"batch_size is {batch_size!r}", hint="give a number; there is no automatic one")
+        if device in (None, "cuda") and torch.cuda.is_available():
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
+        entry = new_entry(pretrained, None if revision is None else str(revision), dtype)
+        self.model, self.processor = load_model(entry, device)
+        table = None if scores is None else load_scores(scores, self.model.config)
+        variant = Variant(method, budget, table, window, rho, mode, pooling_kernel, seed)
+        self.variant = variant.ready(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.model.device
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Answers in the order of the requests.
+
+        Raises:
+            DataError: if a task wants sampling, beams, or other things than images.
+        """
+        questions = [question(request, self.task_dict[request.args[4]], self.max_new_tokens) for request in requests]
+        answers = [""] * len(questions)
+        for chosen in tqdm(batches(questions, self.batch_size), desc="answers", disable=self.rank != 0):
+            asked = [questions[at] for at in chosen]
+            images, prompts = [one.images() for one in asked], [one.prompt for one in asked]
+            limit = asked[0].max_new_tokens
+            (said,) = answer(self.model, self.processor, images, prompts, [self.variant], limit)
+            for at, text in zip(chosen, said.texts, strict=True):
+                answers[at] = questions[at].trim(text)
+        return answers
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Refused: a compressed cache exists only while an answer is generated.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("log-likelihood tasks are not supported", where="sparsemm", hint="use generate_until tasks")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Refused.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("multi-round tasks are not supported", where="sparsemm", hint="use generate_until tasks")

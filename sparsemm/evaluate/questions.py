@@ -1,0 +1,78 @@
+"""What lmms-eval asks a model: its requests as questions, in batches of similar ones, and where answers stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from sparsemm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request.
+
+    Attributes:
+        prompt: what the user says.
+        images: decodes its images, RGB, anew at every call: a task's images do not fit into memory.
+        stops: an answer ends before the first of these.
+        max_new_tokens: at most so many per answer.
+    """
+
+    prompt: str
+    images: Callable[[], list[Image.Image]]
+    stops: tuple[str, ...]
+    max_new_tokens: int
+
+    def trim(self, text: str) -> str:
+        """An answer up to the first stop, without blanks around it."""
+        for stop in self.stops:
+            text = text.split(stop)[0]
+        return text.strip()
+
+
+def question(request: Any, dataset: Any, max_new_tokens: int) -> Question:
+    """The question of a `generate_until` request.
+
+    Args:
+        request: lmms-eval's Instance.
+        dataset: {split: documents} of its task.
+        max_new_tokens: where the task does not say.
+
+    Raises:
+        DataError: if the task wants sampling, beams, or other things than images.
+    """
+    prompt, options, doc_to_visual, doc_id, task, split = request.args
+    if options.get("do_sample") or (options.get("num_beams") or 1) > 1:
+        raise DataError("the task samples or searches with beams", where=str(task), hint="greedy tasks are supported")
+
+    def images() -> list[Image.Image]:
+        found = doc_to_visual(dataset[split][doc_id]) or []
+        other = next((one for one in found if not isinstance(one, Image.Image)), None)
+        if other is not None:
+            what = f"document {doc_id} shows a {type(other).__name__}"
+            raise DataError(what, where=str(task), hint="tasks with images are supported")
+        return [one.convert("RGB") for one in found]
+
+    stops = options.get("until") or ()
+    stops = (stops,) if isinstance(stops, str) else tuple(stop for stop in stops if stop)
+    return Question(prompt, images, stops, options.get("max_new_tokens") or max_new_tokens)
+
+
+def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
+    """Positions of the questions, at most `size` together: equal answer length, similar images and prompts."""
+
+    def key(at: int) -> tuple[Any, ...]:
+        sizes = [image.size for image in questions[at].images()]
+        return questions[at].max_new_tokens, sizes, len(questions[at].prompt), at
+
+    order = [one[-1] for one in sorted(map(key, range(len(questions))))]
+    result = []
+    for _, group in groupby(order, lambda at: questions[at].max_new_tokens):
+        same = list(group)
+        result += [same[start : start + size] for start in range(0, len(same), size)]
+    return result

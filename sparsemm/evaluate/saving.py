@@ -1,0 +1,72 @@
+"""What sharing prefills saves: `python -m sparsemm.evaluate.saving KEY` times the stage's questions both ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sparsemm.budgets import load_budgets
+from sparsemm.datasets.records import read_records
+from sparsemm.errors import DataError
+from sparsemm.evaluate.model import Variant, answer
+from sparsemm.evaluate.tasks.local import documents
+from sparsemm.models import load_model
+from sparsemm.params import Params, load_params
+from sparsemm.scores import ScoreTable
+
+
+def measure(params: Params, key: str, root: Path, samples: int, repeats: int) -> dict[str, Any]:
+    """Seconds for one batch of the `read` task under every method and budget, with shared and with separate prefills.
+
+    The two take turns; medians are over `repeats` turns each.
+
+    Raises:
+        DataError: if the two ways do not say the same.
+    """
+    given = params.evaluate
+    records = read_records(root / "artifacts" / "datasets" / f"{given.dataset}.parquet", limit=samples)
+    docs = documents("read", records, params.chase.prompt, given.seed)
+    images, prompts = [[record.image] for record in records], [doc["prompt"] for doc in docs]
+    plan = load_budgets(root / "artifacts" / "budgets" / f"{key}.json")
+    scores = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
+    model, processor = load_model(params.model(key))
+    options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **plan.settings}
+    variants = [
+        Variant(method, budget, scores, **options).ready(model)
+        for method in given.methods
+        for budget in ([None] if method == "full" else plan.budgets)
+    ]
+    seconds: dict[str, list[float]] = {"shared": [], "separate": []}
+    work: dict[str, list[float]] = {"shared": [], "separate": []}  # of the processor: what others do does not count
+    for _ in range(repeats):
+        said = {}
+        for way, groups in (("shared", [variants]), ("separate", [[variant] for variant in variants])):
+            start, before = time.perf_counter(), time.process_time()
+            said[way] = [
+                one
+                for group in groups
+                for one in answer(model, processor, images, prompts, group, given.max_new_tokens)
+            ]
+            seconds[way].append(time.perf_counter() - start)
+            work[way].append(time.process_time() - before)
+        if said["shared"] != said["separate"]:
+            raise DataError("answers from a shared prefill are not those of separate ones", where=key)
+    result = {f"{way}_seconds": round(median(times), 3) for way, times in seconds.items()}
+    result |= {f"{way}_cpu_seconds": round(median(times), 3) for way, times in work.items()}
+    ratio = result["separate_seconds"] / result["shared_seconds"]
+    return {"model": key, "variants": len(variants), "rows": len(docs), **result, "ratio": round(ratio, 3)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("key", help="model key")
+    parser.add_argument("--root", type=Path, default=Path("."), help="the repository")
+    parser.add_argument("--samples", type=int, default=16, help="rows of the batch (16)")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each way (3)")
+    chosen = parser.parse_args()
+    found = measure(load_params(chosen.root / "params.yaml"), chosen.key, chosen.root, chosen.samples, chosen.repeats)
+    print(json.dumps(found, indent=2))

@@ -1,0 +1,57 @@
+"""The two tasks over this project's own records: reading a page, and one question about it."""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparsemm.datasets.records import Record
+from sparsemm.datasets.synthetic import page_text, questions
+from sparsemm.errors import DataError
+from sparsemm.evaluate.tasks import Task, load
+from sparsemm.files import atomic_path
+
+
+def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> list[dict[str, Any]]:
+    """One document per record: id, image (PNG bytes), prompt, answer, kind.
+
+    `read` asks for the whole page, `qa` one question about it, drawn by (seed, record id).
+
+    Raises:
+        DataError: if a record has nothing to ask about.
+    """
+    result = []
+    for record in records:
+        if not record.entries:
+            raise DataError("no text on the page", where=f"record {record.id!r}")
+        buffer = io.BytesIO()
+        record.image.save(buffer, format="PNG")
+        if task == "read":
+            prompt, answer, kind = read_prompt, page_text(record), "page"
+        else:
+            question = random.Random(f"{seed}/{record.id}").choice(questions(record))
+            prompt, answer, kind = question.prompt, question.answer, question.kind
+        doc = {"id": record.id, "image": buffer.getvalue(), "prompt": prompt, "answer": answer, "kind": kind}
+        result.append(doc)
+    return result
+
+
+def load_local(task: str, docs: list[dict[str, Any]], folder: Path, max_new_tokens: int) -> Task:
+    """Write the documents and a task file under `folder`, and let lmms-eval load the task from them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = folder.resolve()
+    data = folder / f"{task}.parquet"
+    with atomic_path(data) as temporary:
+        pq.write_table(pa.Table.from_pylist(docs), temporary)
+    config = {
+        "include": str(Path(__file__).resolve().parent / f"{task}.yaml"),
+        "task": f"sparsemm_{task}",
+        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "datasets")},
+    }
+    loaded = load(config, task, folder / "tasks", len(docs), max_new_tokens)
+    return replace(loaded, ids=[doc["id"] for doc in docs])

@@ -1,0 +1,163 @@
+"""The tasks of the paper, by the names and with the prompts, post-processing and metrics lmms-eval has for them."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsemm import fetch
+from sparsemm.errors import DataError
+from sparsemm.files import atomic_path
+
+TURN = 1_000_000  # MMBench numbers the turned copies of a question by its own number plus multiples of this
+
+
+@dataclass(frozen=True)
+class Published:
+    """A task file of lmms-eval.
+
+    Attributes:
+        file: below lmms-eval's tasks.
+        split: the documents it scores.
+        metric: what a document's value is called in tables.
+        reference: column with what is right.
+        dropped: what local rows do without.
+    """
+
+    file: str
+    split: str
+    metric: str
+    reference: str
+    dropped: tuple[str, ...] = ()
+
+
+PUBLISHED = {
+    "docvqa_val": Published("docvqa/docvqa_val.yaml", "validation", "anls", "answers"),
+    "ocrbench": Published("ocrbench/ocrbench.yaml", "test", "ocrbench_accuracy", "answer"),
+    "textvqa_val": Published("textvqa/textvqa_val.yaml", "validation", "exact_match", "answers"),
+    "chartqa": Published("chartqa/chartqa.yaml", "test", "relaxed_overall", "answer"),
+    "textcaps_val": Published("textcaps/textcaps_val.yaml", "val", "textcaps_CIDEr", "caption_str"),
+    # The file without "static" asks a model of OpenAI about answers whose option it cannot infer.
+    "mmbench_en_dev": Published("mmbench/mmbench_en_dev_static.yaml", "dev", "gpt_eval_score", "answer"),
+    # Its process_docs fetches the images from the hub; local rows hold theirs.
+    "gqa": Published("gqa/gqa.yaml", "testdev", "exact_match", "answer", ("process_docs",)),
+    "vqav2_val": Published("vqav2/vqav2_val.yaml", "validation", "exact_match", "answers"),
+}
+
+
+def task_config(task: str, name: str, files: Sequence[Path] | None, cache: Path | None = None) -> dict[str, Any]:
+    """A task file that includes lmms-eval's own and, given parquet files, takes its documents from them.
+
+    Args:
+        task: one of `PUBLISHED`.
+        name: of the new task.
+        files: parquet with the columns of the published data set; None leaves the documents on the hub.
+        cache: where `datasets` keeps what it converts.
+
+    Raises:
+        DataError: if lmms-eval is not installed.
+    """
+    given = PUBLISHED[task]
+    package = importlib.util.find_spec("lmms_eval")
+    if package is None or package.origin is None:
+        raise DataError("lmms-eval is not installed", where=task, hint="pip install lmms-eval")
+    config: dict[str, Any] = {"include": str(Path(package.origin).parent / "tasks" / given.file), "task": name}
+    if files is not None:
+        options: dict[str, Any] = {"data_files": {given.split: [str(path.resolve()) for path in files]}}
+        if cache is not None:
+            options["cache_dir"] = str(cache.resolve())
+        config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": options}
+        config |= dict.fromkeys(given.dropped)
+    return config
+
+
+def write_task(config: dict[str, Any], folder: Path) -> None:
+    """Write a task file to `folder`/<task>.yaml."""
+    with atomic_path(folder / f"{config['task']}.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config), encoding="utf-8")
+
+
+def task_files(task: str, source: str, root: Path) -> list[Path] | None:
+    """Parquet files of a task: <source>/<task>/*.parquet, from S3 once per revision; None if they are on the hub.
+
+    Raises:
+        FetchError: if the source cannot be had.
+        DataError: if it holds no parquet of the task.
+    """
+    if source == "hub":
+        return None
+    incoming = root / "data" / "incoming" / "tasks"
+    place = fetch.s3(source, incoming / "work") if source.startswith("s3://") else fetch.local(source, root)
+    names = [name for name in place.files if name.startswith(f"{task}/") and name.endswith(".parquet")]
+    if not names:
+        raise DataError(f"no {task}/*.parquet", where=place.address, hint="one folder per task, named like the task")
+    if not source.startswith("s3://"):
+        return [root / source / name for name in names]
+    targets = [incoming / place.revision / name for name in names]
+    for name, target in zip(names, targets, strict=True):
+        if not target.is_file():
+            place.files[name].save(target)
+    return targets
+
+
+def values(task: str, metrics: list[dict[str, Any]]) -> list[float | None]:
+    """The value of every document, whose mean is the task's score between 0 and 1 (CIDEr: 0 to 10).
+
+    Args:
+        metrics: what lmms-eval's process_results says of each document.
+
+    Returns:
+        None for a document that only counts in another's value (turned copies of MMBench).
+
+    Raises:
+        DataError: if textcaps_val finds no Java.
+    """
+    name = PUBLISHED[task].metric
+    found = [one[name] for one in metrics]
+    if task == "ocrbench":
+        return [float(one["score"]) for one in found]
+    if task == "textcaps_val":
+        return _cider(found)
+    if task == "mmbench_en_dev":
+        return _options(found)
+    return [float(one) for one in found]
+
+
+def _cider(results: list[dict[str, Any]]) -> list[float | None]:
+    """CIDEr of every caption; what is rare is counted over all references, so that the mean is the corpus score."""
+    if shutil.which("java") is None:
+        raise DataError("the tokenizer of CIDEr needs Java", where="textcaps_val", hint="install a Java runtime")
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    wanted = {i: [{"caption": caption} for caption in one["answer"]] for i, one in enumerate(results)}
+    said = {i: [{"caption": one["pred"]}] for i, one in enumerate(results)}
+    tokenizer = PTBTokenizer()
+    _, each = Cider().compute_score(tokenizer.tokenize(wanted), tokenizer.tokenize(said))
+    return [float(one) for one in each]
+
+
+def _options(results: list[dict[str, Any]]) -> list[float | None]:
+    """Whether a question and all its turned copies are answered right, as lmms-eval's static evaluation has it."""
+    from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
+
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for one in results:
+        groups.setdefault(int(one["index"]) % TURN, []).append(one)
+    hits: list[float | None] = []
+    for one in results:
+        if int(one["index"]) >= TURN:
+            hits.append(None)
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints a table per call
+            rate, _, _ = mmbench_evaluator.eval_result(groups[int(one["index"])], eval_method="static")
+        hits.append(float(rate))
+    return hits

@@ -1,0 +1,101 @@
+"""Idefics3 and SmolVLM: tiles with row and column markers, then the whole image once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparsemm.errors import LayoutError
+from sparsemm.layouts.tiles import Tile, runs
+from sparsemm.layouts.tokens import ImageTokens, Positions, image_positions
+
+MODEL_TYPES = ("idefics3", "smolvlm")
+
+
+def tile_shapes(ids: np.ndarray, found: list[Positions], where: str) -> list[tuple[int, int]]:
+    """(rows, columns) of tiles of every image of a row, (0, 0) of an image that was not split.
+
+    Every view begins with a marker token, and so does what closes an image. Hence a view before one marker has a
+    neighbour on its right, one before another token (a newline) ends a row of tiles, and one before two markers, or
+    behind which no view comes, shows the whole image and is its last.
+
+    Args:
+        ids: (S,) token ids of the row.
+        found: visual tokens of its views.
+
+    Raises:
+        LayoutError: if the views do not form rows of tiles and a whole view.
+    """
+    result, row_ends, views = [], [], 0
+    starts, ends = [int(one[0]) for one in found], [int(one[-1]) + 1 for one in found]
+    if ends and ends[-1] == len(ids):
+        raise LayoutError("the prompt ends within an image", where=where, hint="was it truncated?")
+    for end, start in zip(ends, [*starts[1:], ends[-1] + 1] if ends else [], strict=True):
+        gap, marker = ids[end:start], ids[ends[-1]]
+        views += 1
+        if gap[0] != marker:
+            row_ends.append(views)
+        elif end == ends[-1] or (gap == marker).sum() > 1:
+            columns = row_ends[0] if row_ends else 0
+            if row_ends != [columns * (i + 1) for i in range(len(row_ends))] or views != len(row_ends) * columns + 1:
+                raise LayoutError("the tiles of an image do not form rows", where=where)
+            result.append((len(row_ends), columns))
+            row_ends, views = [], 0
+    return result
+
+
+def fits(size: tuple[int, int], rows: int, columns: int, pixels: int) -> bool:
+    """Whether an image of (width, height) makes rows x columns tiles of `pixels`.
+
+    The processor scales the longer side to whole tiles, rounds the shorter one by at most three pixels on the way,
+    and takes as many tiles as hold it.
+    """
+    along, across = (columns, rows) if size[0] >= size[1] else (rows, columns)
+    exact, slack = along * min(size) / max(size), 3 / pixels
+    return rows == 0 or exact - slack <= across < exact + 1 + slack
+
+
+def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
+    """Visual tokens of every image of one row.
+
+    The processor stretches an image to whole tiles; how many is read off the tokens between them.
+
+    Args:
+        config: the model's config.
+        inputs: processor output with input_ids (B, S), padded on either side.
+        row: batch row.
+        image_sizes: (width, height) in pixels of that row's images, in order.
+
+    Returns:
+        one ImageTokens per image: the tiles' cells, and the whole view as `thumbnail`; of an image that was not
+        split, the whole view.
+
+    Raises:
+        LayoutError: if the visual tokens do not fit the number or the shapes of the images.
+    """
+    where, vision = f"row {row}", config.vision_config
+    side = vision.image_size // vision.patch_size // config.scale_factor
+    tile = Tile(vision.image_size, vision.patch_size * config.scale_factor, side)
+    found = runs(image_positions(inputs, row, config.image_token_id))
+    if any(len(one) != tile.tokens for one in found):
+        raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=where)
+    shapes = tile_shapes(np.asarray(inputs["input_ids"][row].cpu()), found, where)
+    if len(shapes) != len(image_sizes):
+        raise LayoutError(f"{len(image_sizes)} image sizes for {len(shapes)} images", where=where)
+    result, at = [], 0
+    for (width, height), (rows, columns) in zip(image_sizes, shapes, strict=True):
+        if not fits((width, height), rows, columns, tile.pixels):
+            raise LayoutError(
+                f"a {width}x{height} image does not make {rows} x {columns} tiles",
+                where=where,
+                hint="give (width, height) of the images as the processor got them, in order",
+            )
+        last = at + rows * columns
+        image = tile.whole((width, height), found[last])
+        if rows:
+            y, x = tile.edges(height, rows), tile.edges(width, columns)
+            image = tile.join((width, height), y, x, found[at:last], image)
+        result.append(image)
+        at = last + 1
+    return result

@@ -1,0 +1,87 @@
+"""LLaVA-OneVision: LLaVA-NeXT's tokens with a limit on the grid; images that share a prompt are one square each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from sparsemm.layouts.anyres import Grid, grid, listed_sizes, tile_edges, with_thumbnail
+from sparsemm.layouts.tokens import (
+    ImageTokens,
+    Positions,
+    check_seen,
+    first_image,
+    image_positions,
+    split_by_count,
+    tile,
+)
+
+MODEL_TYPES = ("llava_onevision",)
+
+
+def unpadded(config: Any, size: tuple[int, int]) -> Grid:
+    """(rows, columns) and rectangles of an image alone in its prompt; "anyres_max_9" limits it to nine tiles' cells."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return grid(config, *size, most=int(config.vision_aspect_ratio.rpartition("_")[2]) * side**2)
+
+
+def squared(config: Any, size: tuple[int, int], positions: Positions) -> ImageTokens:
+    """Tokens of an image that was padded to a square, centred: those whose cell is not wholly padding.
+
+    Args:
+        positions: (side * side + 1,) int64, the last one a newline token.
+    """
+    longest = max(size)
+    edges = tile_edges(config, longest)
+    side = len(edges) - 1
+
+    def axis(length: int) -> tuple[Positions, np.ndarray]:
+        ends = np.clip(edges - (longest - length) // 2, 0, length)
+        cells = np.flatnonzero(np.diff(ends) > 0)
+        return cells, np.append(ends[cells], length)
+
+    (columns, x), (rows, y) = (axis(length) for length in size)
+    cells = positions[:-1].reshape(side, side)[np.ix_(rows, columns)].ravel()
+    return ImageTokens(cells, tile(y, x), (len(rows), len(columns)), size)
+
+
+def alone_flags(inputs: Any) -> list[bool]:
+    """Of every image of the batch, whether the processor took it for the only one of its prompt."""
+    if inputs.get("image_sizes") is None:
+        return []
+    counts = inputs.get("batch_num_images")
+    if counts is None:
+        return [True] * len(inputs["image_sizes"])
+    return [int(count) == 1 for count in counts for _ in range(int(count))]
+
+
+def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
+    """Visual tokens of every image of one row.
+
+    Args:
+        config: the model's config.
+        inputs: processor output with input_ids (B, S), image_sizes (images of the whole batch, 2), (height, width) in
+            pixels, and batch_num_images.
+        row: batch row.
+        image_sizes: (width, height) in pixels of that row's images, in order.
+
+    Returns:
+        one ImageTokens per image, newline tokens left out: the high-resolution grid and its `thumbnail` of an image
+        alone in its prompt, else the cells of the square that lie on the image.
+
+    Raises:
+        LayoutError: if the number of visual tokens or the processor's image_sizes do not fit the images.
+    """
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    listed = listed_sizes(inputs) if inputs.get("image_sizes") is not None else []
+    grids = [unpadded(config, size) if one else None for size, one in zip(listed, alone_flags(inputs), strict=True)]
+    counts = [side * side + (1 if one is None else one[0][0] * (one[0][1] + 1)) for one in grids]
+    first = first_image(inputs, row, config.image_token_id, counts)
+    mine = slice(first, first + len(image_sizes))
+    found = split_by_count(image_positions(inputs, row, config.image_token_id), counts[mine], row)
+    check_seen(listed[mine], image_sizes, row)
+    return [
+        squared(config, size, positions) if one is None else with_thumbnail(config, size, one, positions)
+        for size, one, positions in zip(image_sizes, grids[mine], found, strict=True)
+    ]

@@ -1,0 +1,129 @@
+"""params.yaml, `studies`: one optional entry per study of `sparsemm.studies`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from sparsemm.params.base import Count, Strict
+from sparsemm.params.stages import Method
+
+Task = Literal["read", "qa"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Budgets = Annotated[tuple[Count, ...], Field(min_length=1, description="mean slots per KV head, window included")]
+Methods = Annotated[tuple[Method, ...], Field(min_length=1)]
+
+
+class Derived(Strict):
+    """A study of what other stages wrote; nothing is measured again."""
+
+    precision: float = Field(0.05, gt=0.0, description="half-width the number of samples needed is stated for")
+
+
+class Measured(Derived):
+    """A study that asks the model."""
+
+    samples: int = Field(ge=2, description="pages of the evaluation set")
+    tasks: tuple[Task, ...] = Field(("read", "qa"), min_length=1)
+
+
+class MaskingParams(Measured):
+    """Heads switched off, by score and by chance."""
+
+    fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(min_length=1, description="of all heads")
+    zero: tuple[Literal["output", "query"], ...] = Field(("output", "query"), min_length=1)
+    seeds: int = Field(3, ge=1, description="random draws behind each control")
+
+
+class RhoParams(Measured):
+    """The share that is split evenly."""
+
+    values: tuple[Share, ...] = Field(min_length=1)
+    budget: Count
+
+
+class BudgetedParams(Measured):
+    """A study at some budgets."""
+
+    budgets: Budgets
+
+
+class MethodsParams(BudgetedParams):
+    """A study of some methods at some budgets."""
+
+    methods: Methods
+
+
+class LaterParams(Strict):
+    """Questions that come after the cache was compressed; they need pages that can be asked about."""
+
+    precision: float = Field(0.05, gt=0.0, description="half-width the number of samples needed is stated for")
+    samples: int = Field(ge=2, description="pages of the evaluation set")
+    methods: Methods
+    budgets: Budgets
+    neutral: str = Field("Read the page.", min_length=1, description="what the cache is compressed after")
+
+
+class StorageParams(MethodsParams):
+    """8-bit storage, at equal slots and at equal bytes."""
+
+    storage: Literal["int8", "fp8"] = "int8"
+
+
+class LengthParams(Derived):
+    """Accuracy by length of the reference answer."""
+
+    groups: int = Field(3, ge=2, description="groups of about as many samples, short to long")
+
+
+class LookingParams(Strict):
+    """How much heads look at the word that is said."""
+
+    precision: float = Field(0.05, gt=0.0, description="half-width the number of samples needed is stated for")
+    samples: int = Field(ge=2, description="pages of the evaluation set")
+    share: float = Field(0.05, gt=0.0, le=1.0, description="of all heads in each group")
+
+
+class StudiesParams(Strict):
+    """Which studies are made; an entry that is left out cannot be asked for."""
+
+    curve: Derived | None = Field(None, description="accuracy against budget, and the area under it")
+    length: LengthParams | None = Field(None, description="accuracy by answer length")
+    cost: Derived | None = Field(None, description="accuracy and latency at the profiled budget")
+    masking: MaskingParams | None = Field(None, description="visual heads off against random heads off")
+    rho: RhoParams | None = Field(None, description="the uniform part's share")
+    parts: BudgetedParams | None = Field(None, description="window, uniform part and score part")
+    later: LaterParams | None = Field(None, description="the question comes after the cache was compressed")
+    holding: MethodsParams | None = Field(None, description="eviction while answering")
+    storage: StorageParams | None = Field(None, description="8-bit storage")
+    sources: BudgetedParams | None = Field(None, description="score tables of other data sets")
+    looking: LookingParams | None = Field(None, description="what visual and non-visual heads look at")
+
+    @field_validator("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking")
+    @classmethod
+    def _no_repeats(cls, value: Strict | None) -> Strict | None:
+        for name, given in value or ():
+            if isinstance(given, tuple) and list(given) != list(dict.fromkeys(given)):
+                raise ValueError(f"{name} repeats an entry")
+        return value
+
+    def problem(self, window: int, samples: int, synthetic: bool) -> str | None:
+        """What does not fit the other parts of params.yaml, or None.
+
+        Args:
+            window: allocate.window.
+            samples: of the evaluation data set.
+            synthetic: whether its pages can be asked about.
+        """
+        for name, given in self:
+            if given is None:
+                continue
+            budgets = getattr(given, "budgets", (getattr(given, "budget", window),))
+            if min(budgets) < window:
+                return f"{name}: budget {min(budgets)} is below allocate.window {window}"
+            if getattr(given, "samples", 0) > samples:
+                return f"{name}.samples is more than the evaluation data set has"
+            if (name == "later" or "qa" in getattr(given, "tasks", ())) and not synthetic:
+                return f"{name}: questions can be asked about synthetic pages only"
+        return None

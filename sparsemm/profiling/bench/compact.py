@@ -1,0 +1,53 @@
+"""`sparsemm bench compact`: the kept positions of one layer's prompt, into the slab."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from transformers import DynamicCache
+
+from sparsemm.cache import ops, twins
+from sparsemm.cache.slab import Slab
+from sparsemm.profiling import clock
+from sparsemm.profiling.baselines import compact_head_by_head
+from sparsemm.profiling.bench.setting import Found, Setting
+from sparsemm.profiling.memory import tensor_bytes
+
+
+def run(setting: Setting) -> Found:
+    """The kept positions of one layer's prompt into the slab, beside what others do with a prompt."""
+    rows, ratios = [], {}
+    for length in setting.lengths[1:]:
+        keys, values = setting.layer(1, length)
+        keep = setting.keep(1, length, min(setting.budget, length // 2))
+        kept = 2 * int(keep.sum()) * keys.shape[-1] * keys.element_size()
+        functions = _compactions(keys, values, keep)
+        functions["copy"], copied = clock.copies(setting.device)
+        times = clock.alternating(functions, setting.repeats, setting.device)
+        moved = {name: 2 * kept + tensor_bytes(keep) for name in ("compact", "copying")} | {"copy": copied}
+        moved |= {"static": 2 * tensor_bytes(keys, values)}
+        rows.append({"length": length, "kept": int(keep.sum()), "times": clock.summary(times, moved)})
+        for name in ("twin", "gather", "copying", "static", "dynamic"):
+            ratios[f"{name}_over_compact_{setting.label(length)}"] = clock.ratio(times, name, "compact")
+    return rows, ratios
+
+
+def _compactions(keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> clock.Functions:
+    slab = Slab(keys, values, keep)
+    index = (
+        keep.float().topk(slab.longest, dim=-1).indices.sort(-1).values[..., None].expand(-1, -1, -1, keys.shape[-1])
+    )
+    chosen = [(h, head.nonzero().flatten()) for h, head in enumerate(keep[0])]
+    given = slab.keys, slab.values, keys, values, keep, slab.starts
+    room = torch.empty_like(keys), torch.empty_like(values)
+    return {
+        "compact": partial(ops.compact, *given),
+        "twin": partial(twins.compact, *given),
+        # Every head as long as the longest: what a cache without ragged storage would do.
+        "gather": lambda: (keys.gather(2, index), values.gather(2, index)),
+        "copying": partial(compact_head_by_head, keys[0], values[0], chosen),
+        # These two evict nothing: the prompt goes into a preallocated buffer, or is taken as it is.
+        "static": lambda: (room[0].copy_(keys), room[1].copy_(values)),
+        "dynamic": lambda: DynamicCache().update(keys, values, 0),
+    }

@@ -1,0 +1,68 @@
+"""`sparsemm bench memory`: bytes of caches after a prompt, and the most that were ever held."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from sparsemm.profiling import clock
+from sparsemm.profiling.bench.caches import Caches, caches
+from sparsemm.profiling.bench.setting import Found, Setting
+from sparsemm.profiling.memory import cache_bytes, peak_bytes, tensor_bytes, weight_bytes
+from sparsemm.profiling.shapes import random_model
+
+TURNS = 2
+
+
+def run(setting: Setting) -> Found:
+    """Bytes that caches hold after a prompt, the time it took, and the most that tensors held until the next token."""
+    rows: list[dict[str, Any]] = []
+    model = random_model(setting.shape, setting.dtype, setting.device, max(setting.lengths) + 2)
+    for length in (setting.lengths[0], *setting.prompts):
+        prompt = torch.randint(setting.shape.vocab_size, (1, length), device=setting.device)
+        makers = caches(model, setting, length, 1)
+        peaks = {
+            f"{name}_peak_bytes": peak_bytes(model, partial(_run, model, prompt, make(), tokens=1))
+            for name, make in makers.items()
+        }
+        row = {"length": length, "weight_bytes": tensor_bytes(*model.parameters())} | peaks
+        rows.append(row | _prompts(model, setting, prompt, makers))
+    last = rows[-1]
+    ratios = {
+        "slack_share": round(last["slab_bytes"] / last["kept_bytes"] - 1, 4),
+        "full_over_kept_bytes": round(last["dynamic_bytes"] / last["kept_bytes"], 2),
+        "static_over_slab_bytes": round(last["static_bytes"] / last["slab_bytes"], 2),
+    }
+    for name in ("copying", "dynamic", "static"):
+        ratios[f"{name}_over_sparsemm_peak"] = round(last[f"{name}_peak_bytes"] / last["sparsemm_peak_bytes"], 3)
+    return rows, ratios
+
+
+def _prompts(model: Any, setting: Setting, prompt: torch.Tensor, makers: Caches) -> dict[str, Any]:
+    """Bytes of every cache after the prompt, and the seconds of it, cache by cache in turn."""
+    found: dict[str, Any] = {}
+    times: dict[str, list[float]] = defaultdict(list)
+    copy, copied = clock.copies(setting.device)
+    for _ in range(TURNS):
+        for name, make in makers.items():
+            cache = make()
+            times[name].append(clock.seconds(partial(_run, model, prompt, cache), setting.device))
+            if name == "sparsemm":
+                found |= {"kept_bytes": cache.kept_bytes(), "slab_bytes": cache.slab_bytes()}
+                found["slots"] = int(cache.kept_slots().sum())
+            elif name != "copying":  # which holds what ours holds
+                found[f"{name}_bytes"] = cache_bytes(cache)[0]
+            del cache
+        times["copy"].append(clock.seconds(copy, setting.device))
+    # A prompt reads the weights and writes its keys and values, at least; its products are what takes the time.
+    moved = dict.fromkeys(makers, weight_bytes(model) + found["dynamic_bytes"]) | {"copy": copied}
+    return found | {"times": clock.summary(times, moved)}
+
+
+def _run(model: Any, prompt: torch.Tensor, cache: Any, tokens: int = 0) -> None:
+    newest = model(prompt, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+    for _ in range(tokens):
+        newest = model(newest, past_key_values=cache).logits.argmax(-1)

@@ -1,0 +1,32 @@
+"""`sparsemm bench observe`: observation scores of one layer's prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from sparsemm.cache import ops, twins
+from sparsemm.profiling import clock
+from sparsemm.profiling.bench.setting import POOLING, Found, Setting
+from sparsemm.profiling.memory import tensor_bytes
+
+
+def run(setting: Setting) -> Found:
+    """Observation scores of one layer's prompt; caches that evict nothing have no counterpart."""
+    rows, ratios = [], {}
+    for length in setting.lengths[:2]:
+        keys, _ = setting.layer(1, length)
+        query = setting.normal(1, setting.shape.num_attention_heads, setting.window, setting.shape.head_dim, seed=3)
+        valid = torch.ones(1, length, dtype=torch.bool, device=setting.device)
+        given = query, keys, valid, POOLING, setting.shape.head_dim**-0.5
+        functions: clock.Functions = {
+            "observe": partial(ops.observe, *given),
+            "twin": partial(twins.observe, *given),
+        }
+        functions["copy"], copied = clock.copies(setting.device)
+        times = clock.alternating(functions, setting.repeats, setting.device)
+        moved = {"observe": 2 * tensor_bytes(keys), "copy": copied}  # the keys are read twice
+        rows.append({"length": length, "window": setting.window, "times": clock.summary(times, moved)})
+        ratios[f"twin_over_observe_{setting.label(length)}"] = clock.ratio(times, "twin", "observe")
+    return rows, ratios

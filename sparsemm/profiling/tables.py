@@ -1,0 +1,160 @@
+"""Rewrite the tables of the docs from stored benches: `python -m sparsemm.profiling.tables`.
+
+A bench is stored by `sparsemm bench NAME --json > artifacts/benchmarks/NAME-cpu.json`. In a document,
+`<!-- table: KIND -->` and `<!-- end -->`, each a line of its own, enclose what is rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsemm.errors import DataError, SparseMMError
+from sparsemm.files import atomic_path
+
+FOLDER, DOCS = Path("artifacts/benchmarks"), (Path("docs/cache.md"), Path("docs/kernels.md"))
+Results = dict[str, dict[str, Any]]  # bench -> what it printed
+# Bench and name of a ratio, and the words for it.
+FIGURES = {
+    ("append", "append_32k_over_1k"): "append, 32K against 1K rows in the cache",
+    ("append", "copy_append_32k_over_1k"): "the same, copying everything",
+    ("append", "copy_append_over_append_32k"): "append of the public codes (copies everything) over ours, 32K rows",
+    ("append", "dynamic_append_over_append_32k"): "the same for transformers' growing cache",
+    ("decode", "decode_bandwidth_share"): "decode, 8K rows in every head: share of the copy's bandwidth",
+    (
+        "decode",
+        "full_over_ragged_decode_32k_b256",
+    ): "decode, 32K prompt: full static cache with SDPA over 256 rows a head",
+    ("compact", "twin_over_compact_8k"): "compact, 8K, 256 rows a head: twin over ours",
+    ("compact", "twin_over_compact_32k"): "the same, 32K",
+    ("observe", "twin_over_observe_8k"): "observe, 8K: twin over ours",
+    ("step", "compression_share_of_prefill_8k"): "compression's share of the prefill of 8K tokens",
+    ("step", "copying_over_sparsemm_step_8k"): "decode step of a whole model after 8K tokens: copying append over ours",
+    ("memory", "slack_share"): "slack of the slabs at 256 rows a head",
+}
+
+
+def read(folder: Path) -> Results:
+    """Every stored bench of a CPU.
+
+    Raises:
+        DataError: if a file is not what a bench prints.
+    """
+    found: Results = {}
+    for path in sorted(folder.glob("*-cpu.json")):
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            found[value["bench"]] = {
+                name: value[name] for name in ("device", "load", "date", "shape", "rows", "ratios")
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            name = path.name.removesuffix("-cpu.json")
+            raise DataError(f"not what a bench prints: {error!r}", where=str(path), hint=f"run bench {name}") from error
+    return found
+
+
+def _one(results: Results, bench: str) -> dict[str, Any]:
+    if bench not in results:
+        hint = f"sparsemm bench {bench} --json > artifacts/benchmarks/{bench}-cpu.json"
+        raise DataError(f"no stored bench {bench}", where=str(FOLDER), hint=hint)
+    return results[bench]
+
+
+def _when(*results: dict[str, Any]) -> str:
+    """Machine, load before the bench and day, of one or several benches."""
+    devices = " and ".join(dict.fromkeys(r["device"] for r in results))
+    days = " and ".join(dict.fromkeys(r["date"] for r in results))
+    loads = [r["load"] for r in results]
+    load = f"load {min(loads)}" if min(loads) == max(loads) else f"load {min(loads)} to {max(loads)}"
+    return f"Measured on {devices}, {load} before the benches, {days}."
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def kernels(results: Results) -> list[str]:
+    """The ratios of `FIGURES`."""
+    used = [_one(results, bench) for bench in dict.fromkeys(bench for bench, _ in FIGURES)]
+    lines = [_when(*used), "", "| figure | measured |", "|---|---|"]
+    return lines + [
+        f"| {words} | {_number(_one(results, b)['ratios'][name])} |" for (b, name), words in FIGURES.items()
+    ]
+
+
+def steps(results: Results) -> list[str]:
+    """Milliseconds of a decode step, cache by cache."""
+    result = _one(results, "step")
+    lines = [
+        _when(result),
+        "",
+        "| cache | prompt | ms a step, quartiles | bytes moved | share of the copy's bandwidth |",
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for row in result["rows"]:
+        for name, timed in row["times"].items():
+            if name.endswith("_step"):
+                low, middle, high = (1e3 * seconds for seconds in timed["seconds"])
+                spread = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+                moved = f"{timed['bytes']:,} | {timed['copy_share']:.2f}"
+                lines.append(f"| {name.removesuffix('_step')} | {row['length']:,} | {spread} | {moved} |")
+    return lines
+
+
+def agreement(results: Results) -> list[str]:
+    """Share of tokens that 8-bit storage leaves as they are."""
+    result = _one(results, "agreement")
+    lines = [_when(result), "", "| checkpoint | method | storage | tokens | the same |", "|---|---|---|---|---|"]
+    rows = [row for row in result["rows"] if "storage" in row]
+    return lines + [
+        f"| {r['model']} | {r['method']} | {r['storage']} | {r['tokens']} | {r['share']:.1%} |" for r in rows
+    ]
+
+
+KINDS: dict[str, Callable[[Results], list[str]]] = {"kernels": kernels, "steps": steps, "agreement": agreement}
+
+
+def rewritten(text: str, results: Results, where: str) -> str:
+    """A document with its tables made anew.
+
+    Raises:
+        DataError: if a marker is unknown or has no end, or a bench is not stored.
+    """
+    out: list[str] = []
+    inside = False
+    for line in text.splitlines():
+        if line.startswith("<!-- table: "):
+            kind = line.removeprefix("<!-- table: ").removesuffix(" -->")
+            if inside or kind not in KINDS:
+                raise DataError(f"marker {line!r} is unknown or inside another", where=where)
+            out += [line, *KINDS[kind](results)]
+            inside = True
+        elif line == "<!-- end -->":
+            inside = False
+            out.append(line)
+        elif not inside:
+            out.append(line)
+    if inside:
+        raise DataError("a table has no <!-- end -->", where=where)
+    return "\n".join(out) + "\n"
+
+
+def main() -> int:
+    """Rewrite the tables of docs/ in place; 0, or 1 after printing what was wrong."""
+    try:
+        results = read(FOLDER)
+        made = {path: rewritten(path.read_text(encoding="utf-8"), results, str(path)) for path in DOCS}
+    except (SparseMMError, OSError) as error:
+        print(f"sparsemm: {error}", file=sys.stderr)
+        return 1
+    for path, text in made.items():
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Questions in batches, and the ways a model can answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+from sparsemm.cache import compressed_cache
+from sparsemm.cache.prefill import prefill
+from sparsemm.datasets.records import Record
+from sparsemm.evaluate.model import kept_slots
+from sparsemm.evaluate.tasks.local import documents
+from sparsemm.prompts import build_inputs
+
+
+@dataclass(frozen=True)
+class Question:
+    """A page, what is asked about it, and the reference answer."""
+
+    id: str
+    image: Image.Image
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions as tensors.
+
+    Attributes:
+        index: of each row's question.
+        inputs: what `model.generate` takes; padded on the left.
+        cut: columns of the prompt that are there when the cache is compressed, or None for all.
+    """
+
+    index: list[int]
+    inputs: Any
+    cut: int | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """New tokens (B, T) int64, slots kept after prefill per row, summed over heads, and bytes of a slot's K and V."""
+
+    tokens: torch.Tensor
+    kept: list[int] | None = None
+    row_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a cache is compressed: arguments of `sparsemm.compressed_cache`."""
+
+    method: str
+    budget: int | None
+    scores: Any
+    options: Mapping[str, Any]
+
+
+def questions(task: str, records: list[Record], read_prompt: str, seed: int) -> list[Question]:
+    """One question per record, as the evaluate stage asks it.
+
+    Raises:
+        DataError: if a record has nothing to ask about.
+    """
+    docs = documents(task, records, read_prompt, seed)
+    return [Question(d["id"], r.image, d["prompt"], d["answer"]) for d, r in zip(docs, records, strict=True)]
+
+
+def batches(processor: Any, asked: list[Question], size: int) -> Iterator[Batch]:
+    """Questions in batches of at most `size`, pages of one size together, so that little is padded."""
+    order = sorted(range(len(asked)), key=lambda i: (asked[i].image.size, len(asked[i].prompt), i))
+    for start in range(0, len(order), size):
+        index = order[start : start + size]
+        mine = [asked[i] for i in index]
+        yield Batch(index, build_inputs(processor, [[q.image] for q in mine], [q.prompt for q in mine]))
+
+
+def plain(model: Any, batch: Batch, max_new_tokens: int) -> Reply:
+    """Greedy answers with transformers' own cache."""
+    out = model.generate(
+        **batch.inputs, past_key_values=DynamicCache(), do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
+    )
+    return Reply(out[:, batch.inputs["input_ids"].shape[1] :])
+
+
+def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str, Kept]) -> dict[str, Reply]:
+    """Greedy answers through compressed caches: from one prefill, or from one each where the cache is cut earlier."""
+    length = batch.inputs["input_ids"].shape[1]
+    found = {}
+    if batch.cut is None:
+        every_row = any(way.method == "h2o" for way in ways.values())
+        start = prefill(model, batch.inputs, None if every_row else max(w.options["window"] for w in ways.values()))
+    for name, way in ways.items():
+        if batch.cut is None:
+            cache = start.compress(way.method, way.budget, way.scores, **way.options)
+            out = start.generate(cache, max_new_tokens)
+        else:
+            cache = compressed_cache(model, way.method, way.budget, way.scores, prompt_length=batch.cut, **way.options)
+            options: dict[str, Any] = {"do_sample": False, "use_cache": True, "max_new_tokens": max_new_tokens}
+            out = model.generate(**batch.inputs, past_key_values=cache, **options)
+        slab = cache.ragged[0].slab
+        assert slab is not None
+        found[name] = Reply(out[:, length:], kept_slots(cache), slab.row_bytes())
+    return found

@@ -1,0 +1,48 @@
+"""Accuracy and latency together at one budget (paper, table 3), from the evaluate and profile stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsemm.errors import DataError
+from sparsemm.params import Params
+from sparsemm.params.studies import Derived
+from sparsemm.studies.curve import against
+from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, tabulate
+from sparsemm.studies.samples import HINT, kept, options, read_samples, read_table
+
+TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times transformers", "kept_bytes": "bytes held"}
+
+
+def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
+    """Rows of accuracy per task and method at `profile.budget`; then of what the clock said, level the prompt length.
+
+    Times have no interval: the profile stage gives medians.
+
+    Raises:
+        DataError: if a table is missing or malformed, or no profiled method was evaluated at the budget.
+    """
+    budget = params.profile.budget
+    samples, real = read_samples(root, key), kept(root, key)
+    times = read_table(root, "profile", key, ("method", "budget", "prompt_length", *TIMES))
+    timed = {(row["method"], row["budget"]) for row in times}
+    outcomes: dict[Arm, Outcome] = {}
+    for way in samples.values:
+        task, method, at = way
+        if (method, "" if at is None else str(at)) in timed and at in (budget, None):
+            slots, size = real.get(way, (None, None))
+            outcomes[Arm(task, "", method, None, at)] = samples.outcome(way, kept=slots, bytes=size)
+    if not any(arm.budget == budget for arm in outcomes):
+        raise DataError(f"nothing was evaluated and profiled at B = {budget}", where=f"cost {key}", hint=HINT)
+    rows = tabulate({"model": key, "study": "cost"}, outcomes, against, **options(params, given.precision))
+    return rows + [_timing(key, row, column) for row in times for column in TIMES]
+
+
+def _timing(key: str, row: dict[str, str], column: str) -> Row:
+    made: Row = dict.fromkeys(COLUMNS, "") | {"model": key, "study": "cost", "task": "profile"}
+    made |= {"condition": TIMES[column], "setting": row["method"], "metric": TIMES[column]}
+    try:
+        made |= {"level": int(row["prompt_length"]), "value": float(row[column])}
+        return made | {"budget": int(row["budget"]) if row["budget"] else ""}
+    except ValueError as error:
+        raise DataError(f"not a number: {error}", where=f"artifacts/profile/{key}.csv", hint=HINT) from error

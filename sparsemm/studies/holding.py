@@ -1,0 +1,34 @@
+"""Eviction while answering: the budget holds for the answer too, against a cache that grows with it."""
+
+from __future__ import annotations
+
+from sparsemm.params.studies import MethodsParams
+from sparsemm.studies.bench import Bench
+from sparsemm.studies.rows import Arm, Outcome, Row
+
+GROWS, HELD = "answer kept", "answer evicted too"
+
+
+def run(bench: Bench, given: MethodsParams) -> list[Row]:
+    """One row per task, budget, method and whether `hold_budget` is set; compared within a method, and with sparsemm.
+
+    Slots and bytes are those after prefill; with `hold_budget` they are the most there ever is.
+    """
+    outcomes: dict[Arm, Outcome] = {}
+    methods = [method for method in given.methods if method != "full"]
+    for task in given.tasks:
+        ways = {
+            f"{method} {budget} {condition}": bench.kept(method, budget, hold_budget=condition == HELD)
+            for method in methods
+            for budget in given.budgets
+            for condition in (GROWS, HELD)
+        }
+        for name, outcome in bench.keep(task, task, ways).items():
+            setting, slots, condition = name.split(" ", 2)
+            outcomes[Arm(task, condition, setting, None, int(slots))] = outcome
+
+    def against(arm: Arm) -> list[Arm]:
+        found = [] if arm.setting == "sparsemm" else [arm._replace(setting="sparsemm")]
+        return [*found, arm._replace(condition=GROWS)] if arm.condition == HELD else found
+
+    return bench.rows(outcomes, against)

@@ -1,0 +1,101 @@
+"""The question comes after the cache was compressed: what a method keeps when it cannot know what will be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sparsemm.datasets import synthetic
+from sparsemm.datasets.records import Record
+from sparsemm.errors import DataError
+from sparsemm.params.studies import LaterParams
+from sparsemm.prompts import encode
+from sparsemm.studies.answers import Batch, Question, Reply, compressed
+from sparsemm.studies.bench import Bench
+from sparsemm.studies.rows import Arm, Outcome, Row
+
+KNOWN, IMAGE = "question known", "compressed after the page"
+NEUTRAL, TURN = "compressed after a neutral prompt", "compressed after another question"
+
+
+def rendered(processor: Any, condition: str, asked: Question, record: Record, neutral: str) -> tuple[str, str]:
+    """The whole prompt, and the part of it that is there when the cache is compressed.
+
+    `KNOWN` and `IMAGE` are the same prompt. `NEUTRAL` puts `neutral` before the question. `TURN` asks another question
+    about the page first and gives its reference answer; the question is a second turn.
+
+    Raises:
+        DataError: if the page has no other question.
+    """
+    text = f"{neutral} {asked.prompt}" if condition == NEUTRAL else asked.prompt
+    parts = [{"type": "image"}]
+    if condition != TURN:
+        whole = _written(processor, [("user", [*parts, {"type": "text", "text": text}])])
+        return whole, whole if condition == KNOWN else whole[: whole.rindex(asked.prompt)]
+    other = next((q for q in synthetic.questions(record) if q.prompt != asked.prompt), None)
+    if other is None:
+        raise DataError("there is only one question to ask about the page", where=f"record {record.id!r}")
+    first = ("user", [*parts, {"type": "text", "text": other.prompt}])
+    turns = [first, ("assistant", [{"type": "text", "text": other.answer}]), ("user", [{"type": "text", "text": text}])]
+    return _written(processor, turns), _written(processor, [first])
+
+
+def _written(processor: Any, turns: list[tuple[str, list[dict[str, Any]]]]) -> str:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return str(processor.apply_chat_template(messages, add_generation_prompt=True))
+
+
+def behind(processor: Any, record: Record, whole: str, before: str) -> int:
+    """Tokens of a prompt that come after its part `before`; a token on both sides of the border comes after it."""
+    ids, part = (encode(processor, [[record.image]], [text])["input_ids"][0].tolist() for text in (whole, before))
+    same = next(
+        (i for i, pair in enumerate(zip(ids, part, strict=False)) if pair[0] != pair[1]), min(len(ids), len(part))
+    )
+    return len(ids) - same
+
+
+def cut_batches(processor: Any, prompts: list[tuple[str, str]], records: list[Record], size: int) -> Iterator[Batch]:
+    """Batches of prompts of which as many tokens come after the cut, so that it is one column of all rows."""
+    left = [behind(processor, record, *texts) for record, texts in zip(records, prompts, strict=True)]
+    for tail in sorted(set(left)):
+        mine = sorted((i for i, n in enumerate(left) if n == tail), key=lambda i: (records[i].image.size, i))
+        for start in range(0, len(mine), size):
+            index = mine[start : start + size]
+            inputs = encode(processor, [[records[i].image] for i in index], [prompts[i][0] for i in index])
+            yield Batch(index, inputs, inputs["input_ids"].shape[1] - tail if tail else None)
+
+
+def run(bench: Bench, given: LaterParams) -> list[Row]:
+    """One row per condition, method, budget and comparison: with the full cache, with sparsemm, with `KNOWN`.
+
+    The full cache shows what a condition's wording alone costs.
+    """
+    outcomes: dict[Arm, Outcome] = {}
+    asked = bench.questions("qa")
+    ways = {}
+    for method in given.methods:
+        for budget in given.budgets if method != "full" else (None,):
+            ways[f"{method} {budget or ''}"] = bench.kept(method, budget)
+
+    def answer(model: Any, batch: Batch) -> dict[str, Reply]:
+        return compressed(model, batch, bench.most(asked), ways)
+
+    for condition in (KNOWN, IMAGE, NEUTRAL, TURN):
+        for name, outcome in _asked(bench, condition, asked, answer, given).items():
+            setting, slots = name.split(" ")
+            outcomes[Arm("qa", condition, setting, None, int(slots) if slots else None)] = outcome
+
+    def against(arm: Arm) -> list[Arm]:
+        others = [arm._replace(setting="full", budget=None), arm._replace(setting="sparsemm")]
+        return [*others, arm._replace(condition=KNOWN)] if arm.condition == IMAGE else others
+
+    return bench.rows(outcomes, against)
+
+
+def _asked(bench: Bench, condition: str, asked: list[Question], answer: Any, given: LaterParams) -> dict[str, Outcome]:
+    def made() -> Iterator[Batch]:
+        pairs = zip(asked, bench.records, strict=True)
+        prompts = [rendered(bench.processor, condition, q, record, given.neutral) for q, record in pairs]
+        return cut_batches(bench.processor, prompts, bench.records, bench.params.evaluate.batch_size)
+
+    return bench.ask(f"qa-{condition.replace(' ', '-')}", "qa", asked, answer, made)

@@ -1,0 +1,43 @@
+"""Does a method lose more on long answers? Accuracy by length of the reference answer, over all budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsemm.params import Params
+from sparsemm.params.studies import LengthParams
+from sparsemm.studies.curve import against, areas
+from sparsemm.studies.rows import Arm, Outcome, Row, tabulate
+from sparsemm.studies.samples import options, read_samples
+
+
+def by_length(answers: list[str], groups: int) -> dict[str, NDArray[np.int64]]:
+    """Indices of answers by characters, short to long, in at most `groups` of about one size, ties together."""
+    lengths = np.array([len(answer) for answer in answers])
+    ordered = np.sort(lengths)
+    firsts = sorted({int(ordered[len(ordered) * i // groups]) for i in range(groups)})
+    found = {}
+    for low, above in zip(firsts, [*firsts[1:], int(ordered[-1]) + 1], strict=True):
+        inside = np.flatnonzero((lengths >= low) & (lengths < above))
+        longest = int(lengths[inside].max())
+        found[f"{low} characters" if low == longest else f"{low}-{longest} characters"] = inside
+    return found
+
+
+def run(params: Params, given: LengthParams, key: str, root: Path) -> list[Row]:
+    """One row per task, group of answers, method and comparison: the area over log2 B within the group.
+
+    Raises:
+        DataError: if the evaluation is missing or malformed.
+    """
+    samples = read_samples(root, key)
+    outcomes: dict[Arm, Outcome] = {}
+    for task in samples.tasks():
+        for group, inside in by_length(samples.answers[task], given.groups).items():
+            for method in samples.methods(task):
+                values = areas(samples, task, method)[:, inside]
+                outcomes[Arm(task, group, method)] = samples.outcome((task, method, None), values)
+    return tabulate({"model": key, "study": "length"}, outcomes, against, **options(params, given.precision))

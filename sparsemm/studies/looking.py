@@ -1,0 +1,167 @@
+"""How much visual and non-visual heads look at the word that is about to be said (paper, figures 10 and 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from sparsemm.align.stage import greedy_answers
+from sparsemm.align.words import align_answer
+from sparsemm.chase.hits import append_answers
+from sparsemm.datasets.records import Record
+from sparsemm.errors import DataError
+from sparsemm.layouts import get_layout
+from sparsemm.layouts.tokens import box_positions
+from sparsemm.params.studies import LookingParams
+from sparsemm.prompts import build_inputs
+from sparsemm.scores import ScoreTable, top_count
+from sparsemm.studies.bench import Bench
+from sparsemm.studies.rows import Arm, Outcome, Row
+
+NAME = "sparsemm_looking"
+WORD, PAGE = "on the word", "on the page"
+BEST, MIDDLE, LAST = "best heads", "middle heads", "last heads"
+
+
+class Watch:
+    """Rows to look at in a batch of one, and the attention they give to the columns that are marked.
+
+    Attributes:
+        rows: (T,) int64 query positions.
+        marks: (K, T, S) fp32, 1 on the columns that count for a row.
+        shares: layer -> (Hq, K) fp32, attention on marked columns, mean over the rows.
+    """
+
+    def __init__(self, rows: torch.Tensor, marks: torch.Tensor) -> None:
+        self.rows, self.marks = rows, marks
+        self.shares: dict[int, torch.Tensor] = {}
+
+
+_watch: ContextVar[Watch | None] = ContextVar("sparsemm_looking", default=None)
+
+
+def watched_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """sdpa attention of one layer; what the watched rows look at is added up beside it, in fp32.
+
+    Args:
+        query: (1, Hq, S, D) post-RoPE.
+        key, value: (1, Hkv, S, D).
+        attention_mask: as sdpa takes it; without padding it is causal.
+        scaling: factor of the logits; None means 1 / sqrt(D).
+
+    Returns:
+        (1, S, Hq, D), None.
+    """
+    watch = _watch.get()
+    if watch is not None:
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        rows = watch.rows.to(query.device)
+        keys = key[0].float().repeat_interleave(query.shape[1] // key.shape[1], dim=0)
+        logits = query[0, :, rows].float() @ keys.transpose(-1, -2) * factor
+        ahead = torch.arange(keys.shape[1], device=query.device) > rows[:, None]
+        weights = torch.softmax(logits.masked_fill(ahead, float("-inf")), dim=-1)
+        shares = torch.einsum("hts,kts->hk", weights, watch.marks.to(query.device)) / len(rows)
+        watch.shares[int(module.layer_idx)] = shares.cpu()  # type: ignore[arg-type]
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+
+
+@contextmanager
+def watching(model: Any, watch: Watch) -> Iterator[None]:
+    """Let the language model's attention write to `watch`; what was set before is restored."""
+    before = model.config.get_text_config()._attn_implementation
+    token = _watch.set(watch)
+    try:
+        model.set_attn_implementation({"text_config": NAME})
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": before})
+        _watch.reset(token)
+
+
+@torch.inference_mode()
+def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
+    """Attention on the word about to be said and on the page, (L, Hq, 2), mean over the answer's tokens on the page.
+
+    None if the model reads none of the page's words.
+    """
+    model, processor, entry = bench.model, bench.processor, bench.params.model(bench.key)
+    prompt = bench.params.chase.prompt
+    (answer,) = greedy_answers(model, processor, [record], prompt, bench.params.evaluate.max_new_tokens)
+    aligned = align_answer(record.id, answer, processor.tokenizer, record.entries, "ordered", entry.family)
+    if not aligned.token_index:
+        return None
+    forced = append_answers(
+        build_inputs(processor, [[record.image]], [prompt]), [answer], processor.tokenizer.pad_token_id
+    )
+    inputs = {
+        k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in forced.inputs.items()
+    }
+    (image,) = get_layout(entry.family).image_tokens(model.config, inputs, 0, [record.image.size])
+    rows = forced.first_rows[0] + torch.tensor(aligned.token_index)
+    marks = torch.zeros(2, len(rows), inputs["input_ids"].shape[1])
+    marks[1, :, torch.from_numpy(image.positions)] = 1
+    for at, index in enumerate(aligned.entry_index):
+        marks[0, at, torch.from_numpy(box_positions(image, record.entries[index].box))] = 1
+    watch = Watch(rows, marks)
+    with watching(model, watch):
+        model(**inputs, use_cache=False)
+    return [watch.shares[layer].tolist() for layer in sorted(watch.shares)]
+
+
+def _page(bench: Bench, record: Record) -> dict[str, Any]:
+    return {"shares": shares(bench, record)}
+
+
+def groups(table: ScoreTable, share: float) -> dict[str, NDArray[np.int64]]:
+    """Flat indices of the best heads, as many around the median rank, and as many of the last."""
+    count = top_count(table.scores.size, share)
+    order = np.argsort(-table.scores.ravel(), kind="stable")
+    middle = (len(order) - count) // 2
+    return {BEST: order[:count], MIDDLE: order[middle : middle + count], LAST: order[len(order) - count :]}
+
+
+def run(bench: Bench, given: LookingParams) -> list[Row]:
+    """One row per group of heads, and per where they look: the share of their attention, a value for every page.
+
+    Raises:
+        DataError: if the model reads words of fewer than two pages.
+    """
+    found = [
+        bench.once(f"page-{number}", partial(_page, bench, record))["shares"]
+        for number, record in enumerate(bench.records)
+    ]
+    pages = [one for one in found if one is not None]
+    if len(pages) < 2:
+        raise DataError(f"the model reads words of {len(pages)} pages", where=f"{bench.study} {bench.key}")
+    seen = np.array(pages, dtype=np.float64)  # (pages, L, Hq, 2)
+    seen = seen.reshape(len(seen), -1, 2)
+    outcomes = {
+        Arm("read", where, group): Outcome(seen[:, heads, i].mean(axis=1), "share of the attention")
+        for i, where in enumerate((WORD, PAGE))
+        for group, heads in groups(bench.scores, given.share).items()
+    }
+    return bench.rows(
+        outcomes, lambda arm: [arm._replace(setting=o) for o in (MIDDLE, LAST)] if arm.setting == BEST else []
+    )
+
+
+AttentionInterface.register(NAME, watched_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,158 @@
+"""Visual heads switched off against as many random heads, anywhere and in the same layers (paper, figure 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from sparsemm.errors import ModelError
+from sparsemm.params.studies import MaskingParams
+from sparsemm.scores import ScoreTable, top_count
+from sparsemm.studies.answers import Batch, Reply, plain
+from sparsemm.studies.bench import Bench
+from sparsemm.studies.rows import Arm, Outcome, Row, over_seeds
+
+NAME = "sparsemm_heads_off"
+Heads = NDArray[np.bool_]
+T = TypeVar("T")
+TOP, RANDOM, LAYERS, NONE = "top", "random", "random, same layers", "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Off:
+    """Heads that are off.
+
+    Attributes:
+        heads: (L, Hq) bool.
+        zero: "output": the head adds nothing to the residual stream. "query": its logits are all zero, so that it
+            looks at everything alike.
+    """
+
+    heads: Heads
+    zero: Literal["output", "query"]
+
+
+_off: ContextVar[Off | None] = ContextVar("sparsemm_heads_off", default=None)
+
+
+def attention_with_heads_off(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """sdpa attention of one layer, some of whose heads are off.
+
+    Args:
+        query: (B, Hq, T, D) post-RoPE.
+        key, value: (B, Hkv, S, D).
+        attention_mask: (B, 1, T, S) bool, or None without padding.
+        scaling: factor of the logits.
+
+    Returns:
+        (B, T, Hq, D), None.
+
+    Raises:
+        ModelError: if the heads are not this model's.
+    """
+    off = _off.get()
+    if off is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if layer >= len(off.heads) or off.heads.shape[1] != query.shape[1]:
+        raise ModelError(
+            f"heads {off.heads.shape} for layer {layer} of {query.shape[1]} heads", where=type(module).__name__
+        )
+    mine = torch.from_numpy(off.heads[layer]).to(query.device)
+    if off.zero == "query":
+        query = query.masked_fill(mine[:, None, None], 0.0)
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    return (output.masked_fill(mine[:, None], 0.0) if off.zero == "output" else output), None
+
+
+def heads_off(call: Callable[..., T], off: Off | None, model: Any, *arguments: Any) -> T:
+    """`call(model, *arguments)` while these heads of the language model are off; what was set before is restored."""
+    before = model.config.get_text_config()._attn_implementation
+    token = _off.set(off)
+    try:
+        model.set_attn_implementation({"text_config": NAME})
+        return call(model, *arguments)
+    finally:
+        model.set_attn_implementation({"text_config": before})
+        _off.reset(token)
+
+
+def chosen(table: ScoreTable, fraction: float) -> Heads:
+    """(L, Hq) bool: the best `fraction` of the heads, rounded half up, at least one."""
+    result = np.zeros(table.scores.shape, dtype=bool)
+    for layer, head, _ in table.top_heads(top_count(result.size, fraction)):
+        result[layer, head] = True
+    return result
+
+
+def drawn(like: Heads, seed: int, same_layers: bool) -> Heads:
+    """As many heads as `like` has, at random; with `same_layers` as many in every layer."""
+    rng = np.random.default_rng(seed)
+    result = np.zeros_like(like)
+    if not same_layers:
+        result.ravel()[rng.permutation(like.size)[: int(like.sum())]] = True
+        return result
+    for row, count in zip(result, like.sum(axis=1), strict=True):
+        row[rng.permutation(len(row))[:count]] = True
+    return result
+
+
+def _draws(table: ScoreTable, fraction: float, seeds: int) -> Iterator[tuple[str, int, Heads]]:
+    top = chosen(table, fraction)
+    yield TOP, 0, top
+    for seed in range(seeds):
+        yield RANDOM, seed, drawn(top, seed, same_layers=False)
+        yield LAYERS, seed, drawn(top, seed, same_layers=True)
+
+
+def against(arm: Arm) -> list[Arm]:
+    """The visual heads are compared with both controls, every arm with no head off."""
+    nothing = Arm(arm.task, "", NONE, 0.0)
+    controls = [arm._replace(setting=RANDOM), arm._replace(setting=LAYERS)]
+    return [*controls, nothing] if arm.setting == TOP else [nothing]
+
+
+def run(bench: Bench, given: MaskingParams) -> list[Row]:
+    """One row per task, kind of zero, fraction, kind of heads and comparison; the cache is full."""
+    outcomes: dict[Arm, Outcome] = {}
+    for task in given.tasks:
+        outcomes[Arm(task, "", NONE, 0.0)] = _without(bench, f"{task}-none", task, {NONE: None})[NONE]
+        for zero in given.zero:
+            for fraction in given.fractions:
+                draws = list(_draws(bench.scores, fraction, given.seeds))
+                off = {f"{kind}-{seed}": Off(heads, zero) for kind, seed, heads in draws}
+                said = _without(bench, f"{task}-{zero}-{fraction}", task, off)
+                for kind in (TOP, RANDOM, LAYERS):
+                    mine = [said[f"{other}-{seed}"] for other, seed, _ in draws if other == kind]
+                    outcomes[Arm(task, f"{zero} zeroed", kind, fraction)] = over_seeds(mine)
+    return bench.rows(outcomes, against)
+
+
+def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Off | None]) -> dict[str, Outcome]:
+    asked = bench.questions(task)
+
+    def answer(model: Any, batch: Batch) -> dict[str, Reply]:
+        return {name: heads_off(plain, heads, model, batch, bench.most(asked)) for name, heads in off.items()}
+
+    return bench.ask(unit, task, asked, answer)
+
+
+AttentionInterface.register(NAME, attention_with_heads_off)
+AttentionMaskInterface.register(NAME, sdpa_mask)

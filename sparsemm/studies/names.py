@@ -1,0 +1,7 @@
+"""The names of the studies: a module here and an entry under `studies` in params.yaml each."""
+
+from __future__ import annotations
+
+MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking")  # these ask the model
+DERIVED = ("curve", "length", "cost")  # these read what other stages wrote
+STUDIES = (*DERIVED, *MEASURED)

@@ -1,0 +1,19 @@
+"""The share beyond the window that is split evenly (paper, table 4)."""
+
+from __future__ import annotations
+
+from sparsemm.params.studies import RhoParams
+from sparsemm.studies.bench import Bench
+from sparsemm.studies.rows import Arm, Outcome, Row
+
+
+def run(bench: Bench, given: RhoParams) -> list[Row]:
+    """One row per task and rho; each is compared with the rho of `allocate`."""
+    usual = bench.params.allocate.rho
+    values = sorted({*given.values, usual})
+    outcomes: dict[Arm, Outcome] = {}
+    for task in given.tasks:
+        ways = {f"{rho:g}": bench.kept("sparsemm", given.budget, rho=rho) for rho in values}
+        said = bench.keep(task, task, ways)
+        outcomes |= {Arm(task, "", "rho", rho, given.budget): said[f"{rho:g}"] for rho in values}
+    return bench.rows(outcomes, lambda arm: [arm._replace(level=usual)])

@@ -1,0 +1,122 @@
+"""What the evaluate and profile stages wrote, for studies that measure nothing again."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsemm.errors import DataError
+from sparsemm.evaluate.metrics import Values
+from sparsemm.evaluate.tasks import METRICS
+from sparsemm.params import Params
+from sparsemm.studies.rows import Outcome
+
+HINT = "run its stage again"
+Way = tuple[str, str, int | None]  # task, method, budget
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Values of every (task, method, budget), over the same pages in the same order.
+
+    Attributes:
+        values: (draws, n) float64: several draws where a random method was run with several seeds.
+        answers: of each task, the n reference answers.
+    """
+
+    values: dict[Way, Values]
+    answers: dict[str, list[str]]
+
+    def tasks(self) -> list[str]:
+        """In the order they were run."""
+        return list(self.answers)
+
+    def methods(self, task: str) -> list[str]:
+        """In the order they were run."""
+        return list(dict.fromkeys(method for t, method, _ in self.values if t == task))
+
+    def budgets(self, task: str, method: str) -> list[int]:
+        """Rising; empty for the full cache."""
+        return sorted(b for t, m, b in self.values if (t, m) == (task, method) and b is not None)
+
+    def outcome(self, way: Way, values: Values | None = None, **known: Any) -> Outcome:
+        """An arm's outcome, of its own values or of (draws, n) others made from them."""
+        draws = self.values[way] if values is None else values
+        means = draws.mean(axis=1)
+        spread = float(means.max() - means.min())
+        return Outcome(draws.mean(axis=0), METRICS[way[0]], seeds=len(draws), spread=spread, **known)
+
+
+def read_samples(root: Path, key: str) -> Samples:
+    """Read artifacts/evaluate/<key>.samples.parquet.
+
+    Raises:
+        DataError: if it is missing, malformed, or not paired.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = root / "artifacts" / "evaluate" / f"{key}.samples.parquet"
+    try:
+        rows = pq.read_table(path).to_pylist()
+        found: dict[Way, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        answers: dict[str, dict[str, str]] = defaultdict(dict)
+        for row in rows:
+            found[row["task"], row["method"], row["budget"]][row["id"]].append(float(row["value"]))
+            answers[row["task"]][row["id"]] = row["answer"]
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"cannot be read: {error!r}", where=str(path), hint=HINT) from error
+    values = {}
+    for way, pages in found.items():
+        if pages.keys() != answers[way[0]].keys() or len({len(draws) for draws in pages.values()}) != 1:
+            raise DataError(f"{way} was not asked about every page alike", where=str(path), hint=HINT)
+        values[way] = np.array([pages[page] for page in answers[way[0]]], dtype=np.float64).T
+    if not values:
+        raise DataError("no samples", where=str(path), hint=HINT)
+    return Samples(values, {task: list(pages.values()) for task, pages in answers.items()})
+
+
+def read_table(root: Path, stage: str, key: str, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    """Rows of artifacts/<stage>/<key>.csv.
+
+    Raises:
+        DataError: if it is missing or lacks a column.
+    """
+    path = root / "artifacts" / stage / f"{key}.csv"
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path), hint=HINT) from error
+    if not rows or any(row.get(column) is None for row in rows for column in columns):
+        raise DataError(f"no rows with {', '.join(columns)}", where=str(path), hint=HINT)
+    return rows
+
+
+def kept(root: Path, key: str) -> dict[Way, tuple[float, float]]:
+    """Mean slots per KV head and bytes of every (task, method, budget) of artifacts/evaluate/<key>.csv.
+
+    Raises:
+        DataError: if it is missing or malformed.
+    """
+    rows = read_table(root, "evaluate", key, ("task", "method", "budget", "kept_slots", "bytes"))
+    try:
+        return {
+            (r["task"], r["method"], int(r["budget"]) if r["budget"] else None): (
+                float(r["kept_slots"]),
+                float(r["bytes"]),
+            )
+            for r in rows
+        }
+    except ValueError as error:
+        raise DataError(f"not a number: {error}", where=f"artifacts/evaluate/{key}.csv", hint=HINT) from error
+
+
+def options(params: Params, precision: float) -> dict[str, Any]:
+    """Settings of `tabulate`."""
+    return {"resamples": params.evaluate.bootstrap, "seed": params.evaluate.seed, "precision": precision}

@@ -1,0 +1,93 @@
+"""Do other pages rank the heads alike, and do their budgets serve as well? (paper, figures 8 and 9)"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sparsemm.errors import ScoreTableError
+from sparsemm.evaluate.metrics import interval
+from sparsemm.params.studies import BudgetedParams
+from sparsemm.scores import ScoreTable
+from sparsemm.studies.bench import Bench
+from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, over_seeds
+
+OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
+SEEDS = 3
+RESAMPLES = 200  # each ranks all heads anew
+
+
+def half(table: ScoreTable, first: int) -> ScoreTable:
+    """The table of every second sample from `first` on: the control for what other pages of the same kind change."""
+    return ScoreTable.from_samples(table.per_sample[first::2], np.zeros_like(table.hits), table.header)
+
+
+def other_tables(folder: Path, key: str, own: ScoreTable) -> dict[str, ScoreTable]:
+    """Tables of the same model from other data sets, by data set, from any `*.safetensors` of `key` under `folder`.
+
+    Raises:
+        ScoreTableError: if one is damaged, of another model or of no named data set.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        if key not in (path.stem, *path.relative_to(folder).parts):
+            continue
+        table = ScoreTable.load(path)
+        table.check_model(own.header["fingerprint"])
+        dataset = table.header.get("dataset")
+        if not isinstance(dataset, str) or dataset in (OWN, EVEN, ODD, RANDOM):
+            raise ScoreTableError(f"the header names no data set: {dataset!r}", where=str(path))
+        found[dataset] = table
+    return found
+
+
+def agreement(one: ScoreTable, other: ScoreTable, seed: int) -> dict[str, tuple[float, float, float]]:
+    """Rank correlation and top 5 % overlap, each with its interval over resampled pages of both tables."""
+    rng = np.random.default_rng(seed)
+    drawn = [_redrawn(one, other, rng) for _ in range(RESAMPLES)]
+    values = {"rank correlation": one.rank_correlation(other), "top 5 % overlap": one.top_overlap(other)}
+    return {
+        name: (value, *interval(np.array([pair[i] for pair in drawn])))
+        for i, (name, value) in enumerate(values.items())
+    }
+
+
+def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tuple[float, float]:
+    tables = []
+    for table in (one, other):
+        n = len(table.per_sample)
+        sample = table.per_sample[rng.integers(0, n, n)]
+        tables.append(ScoreTable.from_samples(sample, np.zeros_like(table.hits), table.header))
+    return tables[0].rank_correlation(tables[1]), tables[0].top_overlap(tables[1])
+
+
+def run(bench: Bench, given: BudgetedParams) -> list[Row]:
+    """Rows of agreement (task "scores"), then of accuracy with the budgets of every table, against those of its own."""
+    own = bench.scores
+    others = other_tables(bench.root / "artifacts" / "scores" / "also", bench.key, own)
+    tables = {EVEN: half(own, 0), ODD: half(own, 1)} | others
+    seed = bench.params.evaluate.seed
+    rows = _agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
+    for name, table in others.items():
+        rows += _agreement_rows(bench, name, own, table, seed)
+    outcomes: dict[Arm, Outcome] = {}
+    for task in given.tasks:
+        for budget in given.budgets:
+            ways = {OWN: bench.kept("sparsemm", budget)}
+            ways |= {name: bench.kept("sparsemm", budget, table) for name, table in tables.items()}
+            ways |= {f"{RANDOM}-{i}": bench.kept("random", budget, seed=i) for i in range(SEEDS)}
+            said = bench.keep(f"{task}-{budget}", task, ways)
+            outcomes |= {Arm(task, "", name, None, budget): said[name] for name in (OWN, *tables)}
+            outcomes[Arm(task, "", RANDOM, None, budget)] = over_seeds(said[f"{RANDOM}-{i}"] for i in range(SEEDS))
+    return rows + bench.rows(outcomes, lambda arm: [arm._replace(setting=OWN)])
+
+
+def _agreement_rows(bench: Bench, name: str, one: ScoreTable, other: ScoreTable, seed: int) -> list[Row]:
+    rows = []
+    for metric, (value, low, high) in agreement(one, other, seed).items():
+        row: Row = dict.fromkeys(COLUMNS, "") | {"model": bench.key, "study": bench.study, "task": "scores"}
+        row |= {"condition": metric, "setting": name, "metric": metric, "value": round(value, 6), "seeds": 1}
+        row |= {"n": len(other.per_sample), "spread": 0.0, "ci_low": round(low, 6), "ci_high": round(high, 6)}
+        rows.append(row)
+    return rows

@@ -1,0 +1,95 @@
+"""What the operations refuse, through their functions and through torch.ops, with the library and without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparsemm.cache import ops
+from sparsemm.errors import CacheError
+from tests.cache.operations import arguments
+
+
+def changed(what, change):
+    return lambda a: a.__setitem__(what, change(a[what]))
+
+
+def at(what, index, value):
+    return lambda a: a[what].__setitem__(index, value)
+
+
+def strided(t):
+    return torch.stack([t, t], -1)[..., 0]
+
+
+BAD = [
+    ("ragged_decode", changed("query", torch.Tensor.half), "dtypes"),
+    ("ragged_decode", changed("keys", torch.Tensor.int), "dtypes"),
+    ("ragged_decode", changed("query", strided), "contiguous"),
+    ("ragged_decode", changed("keys", strided), "contiguous"),
+    ("ragged_decode", changed("query", lambda t: t[..., :7].contiguous()), "head dimension"),
+    ("ragged_decode", changed("query", lambda t: t[0]), "is not"),
+    ("ragged_decode", changed("query", lambda t: t[:, :3].contiguous()), "do not serve"),
+    ("ragged_decode", changed("query", lambda t: t[:0]), "do not serve"),
+    ("ragged_decode", changed("values", lambda t: t[1:]), r"\(rows, D\)"),
+    ("ragged_decode", changed("query", lambda t: t.to("meta")), "devices"),
+    ("ragged_decode", changed("starts", torch.Tensor.int), "int64"),
+    ("ragged_decode", changed("lengths", lambda t: t[:3]), "int64"),
+    ("ragged_decode", changed("lengths", lambda t: strided(t)), "contiguous"),
+    ("ragged_decode", at("starts", 1, -1), "stretch 1: its start or length leaves"),
+    ("ragged_decode", at("lengths", 2, -1), "stretch 2: its start or length leaves"),
+    ("ragged_decode", at("lengths", 3, 6), "stretch 3: its start or length leaves"),
+    ("ragged_decode", at("starts", 0, 2**63 - 1), "stretch 0: its start or length leaves"),
+    ("ragged_decode", at("lengths", 0, 2**63 - 1), "stretch 0: its start or length leaves"),
+    ("append", changed("new_keys", torch.Tensor.double), "dtypes"),
+    ("append", changed("new_values", lambda t: t[:3]), "new rows"),
+    ("append", changed("new_values", strided), "new rows"),
+    ("append", at("lengths", 1, 4), "stretch 1: it has no room"),
+    ("append", at("lengths", 3, 5), "stretch 3: it has no room"),
+    ("append", at("lengths", 0, -1), "stretch 0: it has no room"),
+    ("append", at("starts", 0, -1), "stretch 0: it has no room"),
+    ("append", at("starts", 3, 99), "stretch 2: it has no room"),
+    ("append", at("starts", 0, 2**63 - 1), "stretch 0: it has no room"),
+    ("compact", changed("full_keys", torch.Tensor.bfloat16), "dtypes"),
+    ("compact", changed("full_values", lambda t: t[:, :1]), "do not fit"),
+    ("compact", changed("keep", lambda t: t[..., :2]), "do not fit"),
+    ("compact", changed("keep", torch.Tensor.byte), "keep is not bool"),
+    ("compact", changed("keep", strided), "keep is not bool"),
+    ("compact", changed("full_keys", strided), "last dimension"),
+    ("compact", changed("starts", lambda t: t[:3]), "stretches for"),
+    ("compact", at("keep", (1, 0), True), "stretch 2: what it keeps does not fit"),
+    ("compact", at("starts", 0, -1), "stretch 0: what it keeps does not fit"),
+    ("compact", at("starts", 3, 99), "stretch 2: what it keeps does not fit|stretch 3: what it keeps does not fit"),
+    ("observe", changed("query", torch.Tensor.half), "dtypes"),
+    ("observe", changed("keys", torch.Tensor.long), "dtypes"),
+    ("observe", changed("query", lambda t: t[..., :7]), "do not end with"),
+    ("observe", changed("query", lambda t: t[:, :3]), "3 query heads for 2"),
+    ("observe", changed("keys", lambda t: t[:, :0]), "4 query heads for 0"),
+    ("observe", changed("query", lambda t: t[:1]), "is not the last rows"),
+    ("observe", changed("keys", lambda t: t[:, :, :1]), "is not the last rows"),
+    ("observe", changed("query", lambda t: t.to("meta")), "devices"),
+    ("observe", changed("valid", lambda t: t[:, :8]), "valid is"),
+    ("observe", changed("valid", torch.Tensor.byte), "valid is"),
+    ("observe", changed("pooling", lambda _: 4), "pooling is 4"),
+    ("observe", changed("pooling", lambda _: -1), "pooling is -1"),
+    ("argmax_rows", changed("keys", torch.Tensor.double), "dtypes"),
+    ("argmax_rows", changed("query", lambda t: t[:3]), "3 query heads for 2"),
+    ("argmax_rows", changed("query", lambda t: t[0]), "do not end with"),
+    ("argmax_rows", changed("keys", lambda t: t[None]), "are not"),
+    ("argmax_rows", changed("begins", torch.Tensor.int), "int64"),
+    ("argmax_rows", changed("ends", lambda t: t[:2]), "int64"),
+    ("argmax_rows", at("begins", 1, -1), "row 1: it sees beyond 9 keys"),
+    ("argmax_rows", at("ends", 2, 10), "row 2: it sees beyond 9 keys"),
+]
+
+
+@pytest.mark.parametrize(("op", "damage", "match"), BAD)
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_does_not_fit_is_refused_and_nothing_is_written(both, op, damage, match, direct):
+    given = arguments(op)
+    damage(given)
+    before = {name: given[name].clone() for name in ("keys", "values") if name in given and not given[name].is_meta}
+    call = getattr(torch.ops.sparsemm if direct else ops, op)
+    with pytest.raises(CacheError, match=match):
+        call(**given)
+    assert all(torch.equal(given[name], was) for name, was in before.items())

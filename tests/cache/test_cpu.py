@@ -1,0 +1,208 @@
+"""Every operation of the C++ library against its PyTorch twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsemm.cache import library, ops, twins
+from sparsemm.cache.attention import attend
+from sparsemm.cache.slab import Slab
+from tests.cache.operations import DTYPES, TOLERANCE, needs_compiler, ragged
+
+pytestmark = pytest.mark.usefixtures("fresh_library")
+
+
+@st.composite
+def slabs(draw, least_gap=0):
+    batch, heads = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    size = st.one_of(st.integers(0, 9), st.sampled_from([63, 64, 65, 255, 256, 257, 700]))
+    lengths = draw(st.lists(size, min_size=batch * heads, max_size=batch * heads))
+    gaps = draw(st.lists(st.integers(least_gap, 3), min_size=batch * heads, max_size=batch * heads))
+    dim, dtype = draw(st.sampled_from([8, 13, 32, 64, 80, 128, 256])), draw(st.sampled_from(DTYPES))
+    return batch, heads, *ragged(lengths, dim, dtype, gaps, draw(st.integers(0, 999)))
+
+
+@needs_compiler
+@settings(max_examples=150, deadline=None)
+@given(slabs(), st.integers(1, 7), st.floats(0.01, 2), st.sampled_from([1, 2, 5]))
+def test_ragged_decode_equals_its_twin(slab, group, scaling, threads):
+    batch, heads, keys, values, starts, lengths = slab
+    query = torch.randn(batch, heads * group, keys.shape[1]).to(keys.dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.ragged_decode(query, keys, values, starts, lengths, scaling)
+    finally:
+        torch.set_num_threads(before)
+    assert got.dtype == query.dtype and got.shape == query.shape
+    want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, scaling)
+    tolerance = TOLERANCE[keys.dtype] * (1 + scaling * keys.shape[1] ** 0.5)  # logits round before the softmax does
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(slabs(least_gap=1))
+def test_append_equals_its_twin(slab):
+    _, _, keys, values, starts, lengths = slab
+    new_keys, new_values = (torch.randn(len(starts), keys.shape[1]).to(keys.dtype) for _ in range(2))
+    twin = keys.clone(), values.clone()
+    twins.append(*twin, new_keys, new_values, starts, lengths)
+    ops.append(keys, values, new_keys, new_values, starts, lengths)
+    assert torch.equal(keys, twin[0]) and torch.equal(values, twin[1])
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([0, 1, 7, 1023, 1024, 1025, 2500]),
+    st.sampled_from([8, 13, 128]),
+    st.sampled_from(DTYPES),
+    st.floats(0, 1),
+    st.sampled_from(["plain", "transposed", "sliced"]),
+    st.sampled_from([1, 3]),
+)
+def test_compact_equals_its_twin(batch, heads, length, dim, dtype, share, layout, threads):
+    full = [torch.randn(batch, heads, length, dim).to(dtype) for _ in range(2)]
+    if layout == "transposed":
+        full = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in full]
+    elif layout == "sliced":
+        full = [torch.cat([t, t], -1)[..., :dim] for t in full]
+    keep = torch.rand(batch, heads, length) < share
+    room = keep.flatten(0, 1).sum(-1) + torch.randint(0, 3, (batch * heads,))
+    starts = room.cumsum(0) - room
+    buffers = [torch.zeros(int(room.sum()), dim, dtype=dtype) for _ in range(4)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ops.compact(*buffers[:2], *full, keep, starts)
+    finally:
+        torch.set_num_threads(before)
+    twins.compact(*buffers[2:], *full, keep, starts)
+    assert torch.equal(buffers[0], buffers[2]) and torch.equal(buffers[1], buffers[3])
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.sampled_from([1, 2, 5, 8, 33]),
+    st.sampled_from([0, 1, 40, 63, 64, 65, 300]),
+    st.sampled_from([8, 13, 32, 80]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 3, 5, 99]),
+    st.sampled_from(["none", "left", "anywhere"]),
+    st.sampled_from([1, 3]),
+)
+def test_observe_equals_its_twin(batch, heads, group, window, before, dim, dtype, pooling, padding, threads):
+    length = before + window
+    query = torch.randn(batch, window, heads * group, dim).to(dtype).transpose(1, 2)
+    keys = torch.randn(batch, length, heads, dim).to(dtype).transpose(1, 2)
+    valid = torch.ones(batch, length, dtype=torch.bool)
+    if padding == "left":
+        valid = torch.arange(length) >= torch.randint(0, length, (batch, 1))
+    elif padding == "anywhere":
+        valid = torch.rand(batch, length) < 0.6
+    before_threads = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.observe(query, keys, valid, pooling, 0.3)
+    finally:
+        torch.set_num_threads(before_threads)
+    want = twins.observe(query, keys, valid, pooling, 0.3)
+    assert got.dtype == torch.float32 and got.is_contiguous()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@needs_compiler
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.integers(0, 20),
+    st.sampled_from([1, 2, 5, 64, 301]),
+    st.sampled_from([8, 13, 32, 128]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+    st.integers(0, 999),
+)
+def test_argmax_rows_equals_its_twin(heads, group, rows, length, dim, dtype, ties, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(rows, heads * group, dim, generator=generator).to(dtype).transpose(0, 1)
+    keys = torch.randn(heads, length, dim, generator=generator).to(dtype)
+    if ties:  # small whole numbers: sums are exact in any order, and many are equal
+        query, keys = (torch.randint(-1, 2, t.shape, generator=generator).to(dtype) for t in (query, keys))
+    begins = torch.randint(0, length + 1, (rows,), generator=generator)
+    ends = torch.randint(0, length + 1, (rows,), generator=generator)  # some see nothing
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.argmax_rows(query, keys, begins, ends)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(got, twins.argmax_rows(query, keys, begins, ends))
+
+
+@needs_compiler
+def test_the_result_does_not_depend_on_the_number_of_threads():
+    keys, values, starts, lengths = ragged([3000, 40, 0, 700], 64, torch.float32, [0] * 4, 1)
+    query = torch.randn(2, 6, 64)
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(ops.ragged_decode(query, keys, values, starts, lengths, 0.1))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@needs_compiler
+def test_halves_are_rounded_as_torch_rounds_them():
+    """One row comes back as it is: conversion there and back, of every half and of floats between them."""
+    for dtype in (torch.float16, torch.bfloat16):
+        every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).view(-1, 256)
+        stretches = len(every)
+        starts, lengths = torch.arange(stretches), torch.ones(stretches, dtype=torch.int64)
+        query = torch.zeros(1, stretches, 256, dtype=dtype)
+        got = ops.ragged_decode(query, torch.zeros_like(every), every, starts, lengths, 1.0)[0]
+        assert torch.equal(got.nan_to_num(7.0), every.nan_to_num(7.0))
+        assert torch.equal(got.isnan(), every.isnan())
+        # The mean of two rows lies between halves and rounds to even.
+        pairs = torch.stack([every, every.view(-1).roll(1).view(-1, 256)], 1).view(-1, 256)
+        got = ops.ragged_decode(query, torch.zeros_like(pairs), pairs, 2 * starts, 2 * lengths, 1.0)[0]
+        want = ((pairs[0::2].float() + pairs[1::2].float()) * 0.5).to(dtype)
+        assert torch.equal(got.nan_to_num(7.0), want.nan_to_num(7.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_slab_decodes_with_the_library_as_with_the_twin(dtype, monkeypatch):
+    def steps():
+        torch.manual_seed(0)
+        keys = torch.randn(2, 50, 3, 16).to(dtype).transpose(1, 2)
+        slab, outputs = Slab(keys, keys + 1, torch.rand(2, 3, 50) < 0.4, slack=2), []
+        for step in range(5):
+            new = torch.randn(2, 1, 3, 16).to(dtype).transpose(1, 2)
+            valid = [None, torch.tensor([[True], [True]]), torch.tensor([[True], [False]])][step % 3]
+            slab.append(new, new, valid)
+            outputs.append(attend(torch.randn(2, 6, 1, 16).to(dtype), slab, 0.3, valid))
+        return slab, torch.stack(outputs)
+
+    calls = []
+    monkeypatch.setattr(ops, "ragged_decode", lambda *a, f=ops.ragged_decode: calls.append(1) or f(*a))
+    ours, got = steps()
+    assert len(calls) == 5
+    monkeypatch.setenv("SPARSEMM_KERNELS", "off")
+    library.library.cache_clear()
+    twin, want = steps()
+    assert len(calls) == 5
+    torch.testing.assert_close(got, want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert torch.equal(ours.keys, twin.keys) and torch.equal(ours.values, twin.values)
+    assert torch.equal(ours.lengths, twin.lengths) and (ours.longest, ours.slack) == (twin.longest, twin.slack)

@@ -1,0 +1,134 @@
+"""The model as lmms-eval runs it: by its own command line on every twin, and asked directly."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from sparsemm.cli import main
+from sparsemm.errors import BudgetError, DataError, ModelError, ScoreTableError
+from sparsemm.evaluate.tasks import load_published
+from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
+
+ROOT = Path(__file__).parent.parent.parent
+KEY = "tiny-qwen2-vl"
+CHECKPOINT = str(ROOT / "data" / "checkpoints" / KEY)
+TASKS = [task for task in PUBLISHED if task != "textcaps_val" or shutil.which("java")]
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """A process that finds this source tree and its entry points, and no network."""
+    with open(ROOT / "pyproject.toml", "rb") as handle:
+        groups = tomllib.load(handle)["project"]["entry-points"]
+    text = "".join(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in one.items()) for group, one in groups.items())
+    site = tmp_path / "site"
+    (site / "sparsemm_here-0.dist-info").mkdir(parents=True)
+    (site / "sparsemm_here-0.dist-info" / "entry_points.txt").write_text(text)
+    (site / "sparsemm_here-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sparsemm-here\n")
+    # lmms-eval itself needs a torchvision that can be imported.
+    compat = "from sparsemm.compat import define_missing_torchvision_operators as define\ndefine()\n"
+    (site / "sitecustomize.py").write_text(compat)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
+    return os.environ | offline | {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+
+
+def stage(folder, table, twins):
+    """Rows and predictions of the evaluate stage over the same documents."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["models"] = {KEY: params["models"][KEY] | {"checkpoint": CHECKPOINT}}
+    params["allocate"]["budgets"] = [24]
+    params["evaluate"] |= {"tasks": TASKS, "source": str(twins), "samples": 4, "batch_size": 2, "bootstrap": 50}
+    params["evaluate"]["methods"] = ["full", "sparsemm"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    (folder / "artifacts" / "scores").mkdir(parents=True)
+    shutil.copy(table, folder / "artifacts" / "scores" / f"{KEY}.safetensors")
+    arguments = ["--params", str(folder / "params.yaml"), "--root", str(folder)]
+    assert main([*arguments, "allocate", KEY]) == 0 and main([*arguments, "evaluate", KEY]) == 0
+    with open(folder / "artifacts" / "evaluate" / f"{KEY}.csv", encoding="utf-8") as handle:
+        return [row for row in csv.DictReader(handle) if row["method"] == "sparsemm"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # CIDEr's tokenizer leaves pipes open
+def test_lmms_evals_own_command_line_says_what_the_stage_says(environment, tmp_path, table, twins):
+    model = f"pretrained={CHECKPOINT},method=sparsemm,budget=24,window=4,scores={table}"
+    command = [sys.executable, "-m", "lmms_eval", "--model", "sparsemm", "--model_args", model, "--batch_size", "2"]
+    command += ["--tasks", ",".join(f"{task}_twin" for task in TASKS), "--include_path", str(twins / "tasks")]
+    command += ["--log_samples", "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (found,) = (tmp_path / "out").glob(f"*{KEY}/*_results.json")
+    results = json.loads(found.read_text(encoding="utf-8"))["results"]
+    rows = {row["task"]: float(row["value"]) for row in stage(tmp_path, table, twins)}
+    assert set(rows) == set(TASKS)
+    for task, value in rows.items():
+        scale = {"ocrbench": 4 / 1000, "mmbench_en_dev": 100}.get(task, 1)  # of 1,000 documents; in percent
+        theirs = results[f"{task}_twin"][f"{PUBLISHED[task].metric},none"]
+        assert theirs == pytest.approx(value * scale, abs=1e-5), task
+    assert predictions(tmp_path / "out") == predicted(tmp_path)
+
+
+def predictions(folder):
+    """What lmms-eval logged: {(task, document): answer}."""
+    result = {}
+    for path in folder.rglob("*_samples_*.jsonl"):
+        task = path.stem.split("_samples_")[1].removesuffix("_twin")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            one = json.loads(line)
+            result[task, str(one["doc_id"])] = one["filtered_resps"]
+    return {at: text for at, text in result.items() if at[0] != "mmbench_en_dev" or int(at[1]) % 2 == 0}
+
+
+def predicted(folder):
+    """The same of the stage, which lists a question of MMBench once for all its turned copies."""
+    rows = pq.read_table(folder / "artifacts" / "evaluate" / f"{KEY}.samples.parquet").to_pylist()
+    return {(row["task"], row["id"]): row["prediction"] for row in rows if row["method"] == "sparsemm"}
+
+
+@pytest.fixture(scope="module")
+def make():
+    from sparsemm.evaluate.plugin import SparseMM
+
+    return SparseMM
+
+
+@pytest.mark.parametrize("name", ["tiny-llava-next-vicuna", "tiny-qwen2-vl"])
+def test_answers_come_in_the_order_of_the_requests(make, name, twins, tmp_path):
+    tasks = [load_published(task, task_files(task, str(twins), twins), tmp_path, 4, 8) for task in ("gqa", "ocrbench")]
+    requests = [request for task in tasks for request in task._task.instances]
+    model = make(str(ROOT / "data" / "checkpoints" / name), method="snapkv", budget=24, window=4, batch_size="3")
+    model.task_dict = {f"sparsemm_{task.name}": task._task.dataset for task in tasks}
+    together = model.generate_until(requests)
+    assert [model.generate_until([request])[0] for request in requests] == together and len(set(together)) > 2
+
+
+def test_what_cannot_be_served_is_refused(make, table):
+    for options, error in [
+        ({"trust_remote_code": True}, ModelError),
+        ({"batch_size": "auto"}, DataError),
+        ({"revision": "0123456789abcdef"}, ModelError),
+        ({"method": "sparsemm", "budget": 24, "window": 4}, BudgetError),
+        ({"method": "sparsemm", "budget": 2, "scores": str(table)}, BudgetError),
+    ]:
+        with pytest.raises(error):
+            make(CHECKPOINT, **options)
+    other = str(ROOT / "data" / "checkpoints" / "tiny-llava-next-vicuna")
+    with pytest.raises(ScoreTableError):
+        make(other, method="sparsemm", budget=24, window=4, scores=str(table))
+
+
+def test_tasks_that_need_more_than_answers_are_refused(make):
+    model = make(CHECKPOINT)
+    for ask in (model.loglikelihood, model.generate_until_multi_round):
+        with pytest.raises(DataError, match="not supported"):
+            ask([])

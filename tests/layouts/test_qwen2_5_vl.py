@@ -1,0 +1,68 @@
+"""Qwen2.5-VL's geometry against its processor and its model, at many sizes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from PIL import Image
+
+import sparsemm
+from sparsemm.chase.attention import recording
+from sparsemm.layouts import get_layout
+from sparsemm.layouts.qwen2_vl import fits
+from sparsemm.prompts import build_inputs
+from tests.families import made
+from tests.layouts.geometry import check_batches, check_order, draw_batches
+
+NAME = "qwen2.5-vl"
+LAYOUT = get_layout("qwen2_5_vl")
+
+
+def test_counts_tiling_and_boxes_in_batches_of_several_images():
+    check_batches(*made(NAME), LAYOUT, draw_batches(240, 12, 260))
+
+
+def test_grids_of_the_published_geometry_are_accepted():
+    """The processor at the real patch and limits, and hundreds of sizes by its own count."""
+    rng = random.Random(1)
+    limits = {"shortest_edge": 3136, "longest_edge": 1003520}
+    kind = type(made(NAME)[1].image_processor)
+    own = kind(patch_size=14, merge_size=2, temporal_patch_size=2, size=limits)
+    for number in range(300):
+        width, height = rng.randint(28, 700), rng.randint(28, 700)
+        count = own.get_number_of_image_patches(height, width, {})
+        if number % 10 == 0:
+            _, high, wide = own(Image.new("RGB", (width, height)), return_tensors="pt")["image_grid_thw"][0].tolist()
+            assert high * wide == count and fits(width, height, high // 2, wide // 2)
+        shapes = [(r, count // 4 // r) for r in range(1, count // 4 + 1) if count // 4 % r == 0]
+        assert any(fits(width, height, *shape) for shape in shapes)
+
+
+@pytest.mark.parametrize("per_row", [1, 2])
+def test_pixels_that_change_lie_under_the_tokens_of_their_box(per_row):
+    """Read off the model's features: its tower sorts patches into windows and back."""
+    check_order(*made(NAME), LAYOUT, most=120, cell=16, per_row=per_row)
+
+
+def test_the_language_model_alone_is_switched():
+    """Windows of Qwen2.5-VL's tower need its own attention; the chase and the cache change that of the text."""
+    model, processor = made(NAME)
+    inputs = build_inputs(processor, [[Image.effect_noise((90, 70), 80).convert("RGB")]], ["Read"])
+    tower = model.model.visual
+    windows: list[int] = []
+    hook = tower.blocks[0].register_forward_pre_hook(
+        lambda module, arguments, options: windows.append(len(options["cu_seqlens"])), with_kwargs=True
+    )
+    before = tower.config._attn_implementation
+    with torch.no_grad():
+        want = model(**inputs).logits
+        with recording(model, [[3]]):
+            assert tower.config._attn_implementation == before
+            got = model(**inputs, use_cache=False).logits
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        cache = sparsemm.compressed_cache(model, "full", 8)
+        torch.testing.assert_close(model(**inputs, past_key_values=cache).logits, want, rtol=1e-4, atol=1e-4)
+    hook.remove()
+    assert tower.config._attn_implementation == before and len(set(windows)) == 1 and windows[0] > 2

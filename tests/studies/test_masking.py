@@ -1,0 +1,94 @@
+"""Heads that are off are off, in every family; controls are as many."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsemm.errors import ModelError
+from sparsemm.prompts import build_inputs
+from sparsemm.scores import ScoreTable
+from sparsemm.studies.masking import Off, chosen, drawn, heads_off
+
+FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
+
+
+def attentions(model):
+    """The language model's attention modules, in order."""
+    text = model.get_decoder()
+    return [layer.self_attn for layer in text.layers]
+
+
+@contextmanager
+def hooked(model, heads, zero):
+    """The same by hooks: zeros in the query projection's output, or in the output projection's input."""
+    dim = model.config.get_text_config().hidden_size // heads.shape[1]
+    dim = getattr(model.config.get_text_config(), "head_dim", None) or dim
+
+    def blank(tensor, layer):
+        columns = torch.from_numpy(np.repeat(heads[layer], dim))
+        return tensor.masked_fill(columns, 0.0)
+
+    handles = []
+    for layer, module in enumerate(attentions(model)):
+        if zero == "query":
+            hook = module.q_proj.register_forward_hook(lambda m, i, out, layer=layer: blank(out, layer))
+        else:
+            hook = module.o_proj.register_forward_pre_hook(lambda m, i, layer=layer: (blank(i[0], layer),))
+        handles.append(hook)
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("zero", ["output", "query"])
+def test_off_is_what_zeros_in_the_projections_do(tiny, name, zero):
+    model, processor = tiny(name)
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    heads = np.random.default_rng(1).random((config.num_hidden_layers, config.num_attention_heads)) < 0.4
+    page = Image.new("RGB", (84, 84), "white")
+    inputs = build_inputs(processor, [[page], [page]], ["Read the page.", "What is k?"])
+
+    def run(model):
+        with torch.inference_mode():
+            return model(**inputs).logits[:, -1]
+
+    with hooked(model, heads, zero):
+        wanted = run(model)
+    found = heads_off(run, Off(heads, zero), model)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert not torch.allclose(found, run(model), atol=1e-3)
+    assert torch.equal(heads_off(run, None, model), heads_off(run, Off(np.zeros_like(heads), zero), model))
+    assert config._attn_implementation == before
+
+
+def test_heads_of_another_model_are_refused_and_all_is_restored(tiny):
+    model, _ = tiny("tiny-qwen2-vl")
+    before = model.config.get_text_config()._attn_implementation
+    with pytest.raises(ModelError, match="heads"):
+        heads_off(lambda m: m(input_ids=torch.tensor([[1, 2]])), Off(np.ones((99, 3), dtype=bool), "query"), model)
+    assert model.config.get_text_config()._attn_implementation == before
+
+
+def table(scores):
+    header = {"model": "m", "revision": None, "fingerprint": "f", "num_kv_heads": 2}
+    return ScoreTable.from_samples(scores[None], np.zeros(scores.shape, np.int64), header)
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.3, 12), (1.0, 40)])
+def test_the_best_heads_and_as_many_random_ones(fraction, count):
+    scores = np.random.default_rng(2).random((5, 8))
+    top = chosen(table(scores), fraction)
+    assert top.sum() == count and scores[top].min() >= scores[~top].max(initial=0)
+    for seed in range(5):
+        anywhere, same = drawn(top, seed, False), drawn(top, seed, True)
+        assert anywhere.sum() == count and (same.sum(axis=1) == top.sum(axis=1)).all()
+        assert np.array_equal(anywhere, drawn(top, seed, False))
+    if count == 12:
+        assert len({drawn(top, seed, True).tobytes() for seed in range(5)}) == 5

@@ -1,0 +1,90 @@
+"""Arms become rows: means, paired differences, verdicts; and rows are read back checked."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from sparsemm.errors import DataError
+from sparsemm.studies.rows import COLUMNS, Arm, Outcome, name, over_seeds, read_rows, tabulate
+from sparsemm.studies.stage import write
+
+RNG = np.random.default_rng(3)
+A, B = Arm("read", "", "a", None, 8), Arm("read", "", "b", None, 8)
+
+
+def table(outcomes, against):
+    head = {"model": "m", "study": "s"}
+    return tabulate(head, outcomes, against, resamples=300, seed=1, precision=0.1)
+
+
+def test_a_row_holds_the_mean_the_paired_difference_and_a_verdict():
+    base = RNG.random(40)
+    made = {A: Outcome(base + 0.1, "accuracy", 7.5, 512.4), B: Outcome(base, "accuracy")}
+    first, second = table(made, lambda arm: [B, Arm("read", "", "nobody")])
+    assert list(first) == COLUMNS and first["against"] == "b" and second["against"] == ""
+    assert first["value"] == pytest.approx(base.mean() + 0.1, abs=1e-6) and first["bytes"] == 512
+    assert (first["diff"], first["diff_ci_low"], first["diff_ci_high"]) == pytest.approx((0.1, 0.1, 0.1))
+    assert first["verdict"] == "better" and first["needed"] == 2
+    spread = (1.959964 * base.std(ddof=1) / 0.1) ** 2
+    assert second["needed"] == int(np.ceil(spread)) and second["verdict"] == "" and second["kept_slots"] == ""
+    counts = np.random.default_rng(1).multinomial(40, np.full(40, 1 / 40), size=300)
+    assert second["ci_low"] == pytest.approx(np.quantile(counts @ base / 40, 0.025), abs=1e-6)
+
+
+def test_an_arm_compared_with_two_has_two_rows_and_one_sample_needs_nothing():
+    made = {A: Outcome(np.ones(1), "x"), B: Outcome(np.zeros(1), "x"), A._replace(budget=4): Outcome(np.ones(1), "x")}
+    rows = table(made, lambda arm: made)
+    assert [row["against"] for row in rows] == ["b", "a (B=4)", "a", "a (B=4)", "a (B=8)", "b (B=8)"]
+    assert {row["needed"] for row in rows} == {""}
+
+
+def test_only_what_differs_is_named():
+    mine = Arm("qa", "late", "x", 0.1, 8)
+    assert name(Arm("qa", "late", "full"), mine) == "full"
+    assert name(Arm("qa", "early", "x", 0.1, 8), mine) == "x (early)"
+    assert name(Arm("qa", "", "none", 0.0), mine) == "none (0)"
+
+
+def test_draws_are_averaged_page_by_page():
+    draws = [Outcome(RNG.random(5), "x", 3.0, 9.0) for _ in range(3)]
+    found = over_seeds(iter(draws))
+    means = [one.values.mean() for one in draws]
+    assert np.allclose(found.values, sum(one.values for one in draws) / 3)
+    assert found.seeds == 3 and found.spread == pytest.approx(max(means) - min(means)) and found.kept == 3.0
+    with pytest.raises(DataError, match="no draw"):
+        over_seeds([])
+
+
+def written(folder, **change):
+    rows = table({A: Outcome(RNG.random(4), "x"), B: Outcome(RNG.random(4), "x")}, lambda arm: [B])
+    write([row | {c: v for c, v in change.items() if c in row} for row in rows], "s", "m", folder)
+    return folder / "artifacts" / "studies" / "s" / "m.csv"
+
+
+def test_rows_come_back(tmp_path):
+    path = written(tmp_path)
+    assert [row["setting"] for row in read_rows(path, "s", "m")] == ["a", "b"]
+    assert not list(path.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("change", [{"value": ""}, {"value": "nan"}, {"ci_low": "x"}, {"model": "n"}, {"diff": ""}])
+def test_rows_of_nobody_are_refused(tmp_path, change):
+    with pytest.raises(DataError, match="line 2"):
+        read_rows(written(tmp_path, **change), "s", "m")
+
+
+def test_files_that_are_no_study_are_refused(tmp_path):
+    path = written(tmp_path)
+    lines = path.read_text().splitlines(keepends=True)
+    for text in ("", lines[0], "a,b\n1,2\n", "\ufffd", "".join(lines)[:-20]):
+        path.write_text(text)
+        with pytest.raises((DataError, csv.Error)):
+            read_rows(path, "s", "m")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rows(path, "s", "m")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_rows(tmp_path / "nothing", "s", "m")

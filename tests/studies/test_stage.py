@@ -1,0 +1,103 @@
+"""Every study of the small model: shapes, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from sparsemm.cli import main
+from sparsemm.errors import DataError, ParamsError, ScoreTableError
+from sparsemm.studies import bench as module
+from sparsemm.studies.names import MEASURED
+from sparsemm.studies.rows import read_rows
+from sparsemm.studies.stage import run
+from tests.studies.crafted import KEY
+
+ARMS = {
+    "masking": 1 + 3,
+    "rho": 2 * 2,
+    "parts": 3,
+    "later": 4 * 3,
+    "holding": 2 * 2,
+    "storage": 3,
+    "sources": 2 + 4,
+    "looking": 2 * 3,
+}
+
+
+def arms(rows):
+    return {tuple(row[c] for c in ("task", "condition", "setting", "level", "budget")) for row in rows}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_study_writes_its_rows_and_leaves_nothing_behind(made, rows, name):
+    params, root = made
+    run(params, name, KEY, root)
+    found = rows(root, name)
+    assert len(arms(found)) == ARMS[name] and len(read_rows(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY))
+    assert {row["n"] for row in found if row["task"] != "scores"} == {"3"}
+    assert all(float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in found if row["n"] == "3")
+    assert not (root / "artifacts" / "work" / "studies" / name / KEY).exists()
+    assert json.loads((root / "artifacts" / "studies" / name / f"{KEY}.json").read_text())
+
+
+def test_equal_slots_are_equal_and_equal_bytes_do_not_exceed(made, rows):
+    params, root = made
+    run(params, "storage", KEY, root)
+    size = {row["condition"]: float(row["bytes"]) for row in rows(root, "storage")}
+    assert size["int8, equal slots"] < 0.95 * size["int8, equal bytes"] <= 0.95 * size["model dtype"]
+    run(params, "parts", KEY, root)
+    assert len({row["kept_slots"] for row in rows(root, "parts")}) == 1
+
+
+def test_a_stopped_study_goes_on_and_ends_in_the_same_bytes(made, tmp_path, monkeypatch):
+    params, root = made
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        shutil.copytree(root / "artifacts" / "datasets", folder / "artifacts" / "datasets")
+        shutil.copytree(root / "artifacts" / "scores", folder / "artifacts" / "scores")
+    run(params, "rho", KEY, whole)
+    original, calls = module.Bench._measure, []
+
+    def measure(self, unit, *arguments):
+        calls.append(unit)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, unit, *arguments)
+
+    monkeypatch.setattr(module.Bench, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run(params, "rho", KEY, stopped)
+    assert not (stopped / "artifacts" / "studies").exists()
+    run(params, "rho", KEY, stopped)
+    assert calls == ["read", "qa", "qa"]  # the first unit was not measured again
+    for end in ("csv", "json"):
+        name = f"artifacts/studies/rho/{KEY}.{end}"
+        assert (whole / name).read_bytes() == (stopped / name).read_bytes()
+
+
+def test_what_cannot_be_studied_is_refused(made, tmp_path):
+    params, root = made
+    with pytest.raises(ParamsError, match="no study 'magic'"):
+        run(params, "magic", KEY, root)
+    with pytest.raises(ParamsError, match="no model"):
+        run(params, "rho", "nobody", root)
+    none = params.model_copy(update={"studies": type(params.studies)()})
+    with pytest.raises(ParamsError, match="known: none"):
+        run(none, "rho", KEY, root)
+    with pytest.raises(DataError):
+        run(params, "rho", KEY, tmp_path)
+    shutil.copytree(root / "artifacts" / "datasets", tmp_path / "artifacts" / "datasets")
+    with pytest.raises(ScoreTableError, match="chase"):
+        run(params, "rho", KEY, tmp_path)
+    more = params.studies.rho.model_copy(update={"samples": 4})
+    many = params.model_copy(update={"studies": params.studies.model_copy(update={"rho": more})})
+    with pytest.raises(DataError, match="3 records, 4 wanted"):
+        run(many, "rho", KEY, root)
+
+
+def test_the_command_says_what_is_wrong(capsys):
+    assert main(["study", "magic", KEY]) == 1
+    assert "no study 'magic'" in capsys.readouterr().err
