@@ -35,6 +35,11 @@ def verdicts(result: Results, task: str, method: str) -> dict[str, list[Row]]:
     return {word: found[word] for word in VERDICTS if word in found}
 
 
+def comparisons(result: Results) -> list[str]:
+    """Methods that sparsemm is compared with."""
+    return [method for method in result.methods() if method not in ("full", "sparsemm")]
+
+
 def concentration(result: Results) -> str:
     """How few heads hold the score, and how stable the ranking is."""
     table = result.table
