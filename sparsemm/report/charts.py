@@ -109,7 +109,8 @@ def accuracy(result: Results, task: str) -> Chart:
     return _chart(
         data,
         440,
-        xaxis={"title": {"text": "slots kept per KV head (mean)"}, "type": "log", "range": np.log10(ends).tolist()} | ticks,
+        xaxis={"title": {"text": "slots kept per KV head (mean)"}, "type": "log", "range": np.log10(ends).tolist()}
+        | ticks,
         yaxis={"title": {"text": metric}, "range": [-0.02, 1.03]},
         legend=_legend(),
     )
@@ -124,7 +125,12 @@ def _with_intervals(method: str, rows: list[dict[str, str]], shift: float) -> di
         f"{float(row['ci_high']):.3f}]<br>{float(row['kept_slots']):.1f} slots, {int(row['bytes']):,} bytes"
         for row in rows
     ]
-    error = {"array": np.clip(high - value, 0, None).round(6).tolist(), "symmetric": False, "thickness": 1.2, "width": 3}
+    error = {
+        "array": np.clip(high - value, 0, None).round(6).tolist(),
+        "symmetric": False,
+        "thickness": 1.2,
+        "width": 3,
+    }
     error["arrayminus"] = np.clip(value - low, 0, None).round(6).tolist()
     return {
         "type": "scatter",

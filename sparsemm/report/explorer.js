@@ -92,6 +92,13 @@
     return parts.join(" ");
   }
 
+  // The first token for which the chosen head looks at the right word, or else the first of any word.
+  function firstToken(page, found) {
+    const start = (found.index.get(`${state.layer},${state.head}`) ?? NaN) * page.tokens.length;
+    const hit = page.tokens.findIndex((token, i) => token.cells.includes(found.peak[start + i]));
+    return hit >= 0 ? hit : Math.max(page.tokens.findIndex((token) => token.cells.length), 0);
+  }
+
   function visual(page, kept) {
     return page.positions.reduce((sum, position) => sum + kept[position], 0);
   }
@@ -156,7 +163,7 @@
     }
     const image = { source: page.image, xref: "x", yref: "y", x: 0, y: 0, sizex: page.width, sizey: page.height,
       sizing: "stretch", layer: "below" };
-    const bare = { showgrid: false, showticklabels: false, ticks: "" };
+    const bare = { visible: false };
     return {
       data,
       layout: {
@@ -225,6 +232,7 @@
     [...group.children].forEach((button, i) => {
       const chosen = i === state.token;
       button.setAttribute("aria-checked", String(chosen));
+      button.title = seen && seen.hit[i] ? "this head looks at the right word" : "";
       button.tabIndex = chosen ? 0 : -1;
       button.className = seen && seen.hit[i] ? "hit" : page.tokens[i].cells.length ? "word" : "";
     });
@@ -236,6 +244,7 @@
     const page = model.pages[state.page];
     const found = await arrays(page);
     if (turn !== drawing) return; // something else was chosen meanwhile
+    state.token ??= firstToken(page, found);
     const seen = looked(page, found);
     at("facts").textContent = facts(model, page, seen);
     tokens(page, seen);
@@ -246,8 +255,8 @@
         `keeps in this KV head at B = ${budget}; what it forgets is faded.`);
     }
     at("legend").textContent = legend.join(" ");
-    at("page").setAttribute("aria-label", `The page with attention. ${at("facts").textContent} ${legend.join(" ")}`);
-    const figures = [charts.draw(at("heads"), headsFigure(model)), charts.draw(at("page"), pageFigure(page, seen))];
+    at("sight").setAttribute("aria-label", `The page with attention. ${at("facts").textContent} ${legend.join(" ")}`);
+    const figures = [charts.draw(at("heads"), headsFigure(model)), charts.draw(at("sight"), pageFigure(page, seen))];
     at("kept").parentElement.hidden = !seen || !page.kept.length;
     if (seen && page.kept.length) {
       figures.push(charts.draw(at("kept"), keptFigure(page, seen)));
@@ -281,7 +290,7 @@
     const methods = [...new Set(page.kept.map((one) => one.method))];
     const budgets = [...new Set(page.kept.map((one) => one.budget))];
     options("model", shown.map((one, i) => [i, one.name]), shown.indexOf(model));
-    options("page", model.pages.map((one, i) => [i, `${i + 1}: ${one.id}`]), state.page);
+    options("page", model.pages.map((one, i) => [i, `${i + 1} (${one.width} × ${one.height})`]), state.page);
     options("layer", counted(model.share.length), state.layer);
     options("head", counted(model.share[0].length), state.head);
     options("method", [["none", "none: attention alone"], ...methods.map((one) => [one, one])], method);
@@ -303,8 +312,7 @@
     state.layer = within(state.layer, model.share.length);
     state.head = within(state.head, model.share[0].length);
     const list = model.pages[state.page].tokens;
-    if ("page" in change || "model" in change) state.token = Math.max(list.findIndex((token) => token.cells.length), 0);
-    state.token = within(state.token, Math.max(list.length, 1));
+    state.token = "page" in change ? null : within(state.token, Math.max(list.length, 1));
     controls();
     return redraw();
   }

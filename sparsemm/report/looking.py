@@ -150,9 +150,7 @@ def look_at(
     cell = np.full(length + len(answer), -1, dtype=np.int64)
     cell[positions] = np.arange(len(positions))
 
-    def watcher(
-        layer: int, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scaling: float
-    ) -> None:
+    def watcher(layer: int, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> None:
         found = weights(query, keys, rows, mask, scaling)
         peak[layer] = cell[found.argmax(dim=-1).cpu().numpy()]
         on_page = found.cpu().numpy()[..., positions]

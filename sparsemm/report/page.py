@@ -64,6 +64,11 @@ def details(summary: str, *parts: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
 
 
+def pair(*parts: str) -> str:
+    """Parts side by side where the screen is wide enough."""
+    return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
 def heading(text: str, level: int = 3) -> str:
     """An escaped heading."""
     return f"<h{level}>{escape(text)}</h{level}>"
@@ -90,6 +95,6 @@ def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_beside('page.css', 'explorer.css')}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><nav aria-label="Contents"><ul>{links}</ul></nav></header>'
-        f'<noscript>{paragraph(NO_SCRIPT, "note")}</noscript>'
+        f"<noscript>{paragraph(NO_SCRIPT, 'note')}</noscript>"
         f"<main>{''.join(parts)}</main>{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )

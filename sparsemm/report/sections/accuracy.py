@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemm.report import charts
 from sparsemm.report.findings import comparison, comparisons, difference, smallest_lossless, verdict
-from sparsemm.report.page import bullets, chart, details, heading, paragraph, table
+from sparsemm.report.page import bullets, chart, details, heading, pair, paragraph, table
 from sparsemm.report.results import Results, Row
 from sparsemm.report.sections.material import Material
 
@@ -18,7 +18,7 @@ def parts(material: Material) -> list[str]:
         found.append(heading(result.name))
         if not result.evaluation:
             found.append(paragraph(NOT_EVALUATED, "note"))
-        found += [_task(result, task) for task in result.tasks()]
+        found.append(pair(*(_task(result, task) for task in result.tasks())))
     return found
 
 
@@ -36,7 +36,7 @@ def _task(result: Results, task: str) -> str:
     header = ["method", "B", "slots kept", "bytes", "accuracy", "95 % interval"]
     header += ["minus sparsemm", "sparsemm is", "minus full", "against full"]
     listed = table(header, map(_row, rows), f"{result.label}: {task}, {rows[0]['metric'].replace('_', ' ')}")
-    return bullets(sentences) + shown + details("All numbers", listed)
+    return shown + bullets(sentences) + details("All numbers", listed)
 
 
 def _row(row: Row) -> list[str]:

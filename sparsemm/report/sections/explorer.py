@@ -22,10 +22,11 @@ FRAME = """
 <figure><div id="explorer-heads" class="plot" tabindex="0" role="group"
  aria-label="Scores of all heads. Arrow keys choose layer and head, Page Up and Page Down the next rank."></div>
 <figcaption>Share of the visual score; the frame is the chosen head.</figcaption></figure>
-<figure><div id="explorer-page" class="plot" role="img" aria-label="The page"></div>
+<figure><div id="explorer-sight" class="plot" role="img" aria-label="The page"></div>
 <figcaption id="explorer-legend"></figcaption></figure>
 </div>
-<p class="label" id="explorer-answer">The answer, token by token</p>
+<p class="label" id="explorer-answer">The answer, token by token <span class="quiet">(dotted: of a word on the page;
+ orange: this head looks at that word)</span></p>
 <div id="explorer-tokens" role="radiogroup" aria-labelledby="explorer-answer"></div>
 <figure><div id="explorer-kept" class="plot" role="img" aria-label="Kept positions"></div>
 <figcaption id="explorer-budgets"></figcaption></figure>
