@@ -98,7 +98,7 @@ def _token(page: Looking, number: int) -> dict[str, Any]:
 
 
 def _arrays(page: Looking, heads: NDArray[np.int64]) -> dict[str, str]:
-    """Levels (M, T, N) uint8, sums (M, T, 2) of 255, peaks (M, T) int16, kept bits (M, choices, S / 8), high bit first."""
+    """Levels (M, T, N), sums (M, T, 2) of 255, peaks (M, T) int16, kept (M, choices, S / 8) bits, high bit first."""
     layer, head = heads[:, 0], heads[:, 1]
     kept = list(page.kept.values())
     bits = np.zeros((len(heads), 0, -(-page.prompt // 8)), dtype=np.uint8)

@@ -37,10 +37,10 @@ STYLES = {
     "pyramidkv": Style("#009E73", "^", "triangle-up-open", "-.", "dashdot"),
     "adakv": Style("#CC79A7", "D", "diamond-open", ":", "dot"),
     "random": Style("#999999", "x", "x-thin-open", (0, (6, 2)), "longdash"),
-    "streaming": Style("#B8860B", "v", "triangle-down-open", (0, (1, 1)), "2px,2px"),
+    "streaming": Style("#8C6BB1", "v", "triangle-down-open", (0, (1, 1)), "2px,2px"),
     "h2o": Style("#56B4E9", "P", "cross-open", (0, (4, 1, 1, 1, 1, 1)), "longdashdot"),
-    "sparsemm-adaptive": Style("#882255", "*", "star", (0, (8, 1)), "10px,2px"),
-    "transformers": Style("#6A51A3", ">", "triangle-right-open", "--", "dash"),
+    "sparsemm-adaptive": Style("#E69F00", "*", "star", (0, (8, 1)), "10px,2px"),
+    "transformers": Style("#A6761D", ">", "triangle-right-open", "--", "dash"),
 }
 OTHER = Style("#7F7F7F", ".", "circle-open")
 

@@ -9,7 +9,7 @@ from sparsemm.report.sections.material import Material
 CONTROLS = ("model", "page", "layer", "head", "method", "budget", "view")
 LEAD = (
     "Choose a head, here or by a click on a heat map, and a token of the answer. The page shows what this head looks "
-    "at just before the model says the token: the darker, the more attention. Choose a method to see what it keeps in "
+    "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what it keeps in "
     "this head's KV head once the page is read: what is forgotten fades."
 )
 KEYS = "Keys: arrows choose layer and head on the heat map, Page Up and Page Down the next rank, arrows the token."
