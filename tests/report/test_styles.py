@@ -1,0 +1,25 @@
+"""Every method can be told apart, in print and on the screen."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.lines import Line2D
+from plotly.graph_objects import Scatter
+
+from sparsemm.policies import METHODS
+from sparsemm.report.styles import INK, OTHER, STYLES, style
+
+
+def test_every_method_has_its_own_colour_marker_and_symbol():
+    assert set(METHODS) | {"transformers"} == set(STYLES)
+    for name in ("colour", "marker", "symbol"):
+        assert len({getattr(one, name) for one in STYLES.values()}) == len(STYLES)
+    assert style("full").page_colour == INK and style("snapkv").page_colour == style("snapkv").colour
+    assert style("another") == OTHER
+
+
+@pytest.mark.parametrize("method", STYLES)
+def test_both_libraries_know_the_words(method):
+    one = style(method)
+    Line2D([0], [0], color=one.colour, marker=one.marker, linestyle=one.line)
+    Scatter(line={"dash": one.dash}, marker={"symbol": one.symbol})
