@@ -124,13 +124,15 @@ class Checker(HTMLParser):
         self.seen.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag in ("script", "style"):
+            self.scripts.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
         if self.open and self.open[-1] in ("script", "style"):
-            self.scripts.append(data)
+            self.scripts[-1] += data
         else:
             self.text += data
 
@@ -147,6 +149,6 @@ def checked(text):
     return checker
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def crafted():
     return SimpleNamespace(table=table, row=row, timing=timing, results=results, looking=looking, checked=checked)

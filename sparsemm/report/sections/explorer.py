@@ -9,8 +9,8 @@ from sparsemm.report.sections.material import Material
 CONTROLS = ("model", "page", "layer", "head", "method", "budget", "view")
 LEAD = (
     "Choose a head, here or by a click on a heat map, and a token of the answer. The page shows what this head looks "
-    "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what it keeps in "
-    "this head's KV head once the page is read: what is forgotten fades."
+    "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what "
+    "it keeps in this head's KV head once the page is read: what is forgotten fades."
 )
 KEYS = "Keys: arrows choose layer and head on the heat map, Page Up and Page Down the next rank, arrows the token."
 ILLUSTRATES = "Single pages illustrate, they are no evidence: a head with a high score looks at many words, not at all."
