@@ -20,7 +20,8 @@ const charts = (() => {
 
   function axis(given, narrow) {
     return {
-      fixedrange: true, gridcolor: "var(--line)", zeroline: false, linecolor: "var(--faint)", automargin: true, ...given,
+      fixedrange: true, gridcolor: "var(--line)", zeroline: false, linecolor: "var(--faint)", automargin: true,
+      ...given,
       title: { standoff: 8, ...given.title, font: { size: narrow ? 11 : 13 } },
     };
   }

@@ -120,6 +120,52 @@ def looking(params: Params, key: str, table: ScoreTable, root: Path = Path("."))
     return [look_at(params, entry, model, processor, table, record, empty) for record in records]
 
 
+class Watch:
+    """Sees every layer of one forward over prompt and answer, and notes what its heads look at and what is kept.
+
+    Args:
+        shape: (L, Hq, Hkv) of the model.
+        rows: (T,) int64, the rows that predict the tokens.
+        parts: visual tokens of the page, and of its thumbnail.
+        prompt: S.
+        total: tokens of prompt and answer.
+        empty: a cache for every method and budget.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        rows: torch.Tensor,
+        parts: list[ImageTokens],
+        prompt: int,
+        total: int,
+        empty: dict[Choice, Any],
+    ) -> None:
+        layers, heads, kv_heads = shape
+        self.rows, self.prompt, self.empty = rows, prompt, empty
+        self.positions = np.concatenate([part.positions for part in parts])
+        self.coarse = np.concatenate([np.full(len(part.positions), number > 0) for number, part in enumerate(parts)])
+        self.levels = np.zeros((layers, heads, len(rows), len(self.positions)), dtype=np.uint8)
+        self.sums = np.zeros((layers, heads, len(rows), 2), dtype=np.float32)
+        self.peak = np.full((layers, heads, len(rows)), -1, dtype=np.int64)
+        self.kept = {choice: np.zeros((layers, kv_heads, prompt), dtype=bool) for choice in empty}
+        self.cell = np.full(total, -1, dtype=np.int64)
+        self.cell[self.positions] = np.arange(len(self.positions))
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> None:
+        """One layer, as `sparsemm.report.attention.Watcher`."""
+        found = weights(query, key, self.rows, mask, scaling).cpu().numpy()
+        self.peak[layer] = self.cell[found.argmax(-1)]
+        on_page = found[..., self.positions]
+        self.levels[layer] = to_levels(on_page)
+        self.sums[layer] = np.stack([on_page[..., ~self.coarse].sum(-1), on_page[..., self.coarse].sum(-1)], axis=-1)
+        before = query[:, :, : self.prompt], key[:, :, : self.prompt]
+        for choice, cache in self.empty.items():
+            self.kept[choice][layer] = kept_positions(cache.layers[layer], *before, scaling).numpy()
+
+
 def look_at(
     params: Params,
     entry: ModelParams,
@@ -137,43 +183,25 @@ def look_at(
     forced = append_answers(inputs, [answer], processor.tokenizer.pad_token_id)
     moved = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in forced.inputs.items()}
     (image,) = get_layout(entry.family).image_tokens(model.config, forced.inputs, 0, [record.image.size])
-    tokens = answer_tokens(record, answer, processor.tokenizer, entry.family, image)[:MOST_TOKENS]
     parts = [image, *([image.thumbnail] if image.thumbnail is not None else [])]
-    positions = np.concatenate([part.positions for part in parts])
+    tokens = answer_tokens(record, answer, processor.tokenizer, entry.family, image)[:MOST_TOKENS]
     rows = torch.arange(len(tokens), device=model.device) + forced.first_rows[0]
-    coarse = np.concatenate([np.full(len(part.positions), n > 0) for n, part in enumerate(parts)])
-    shape = (*table.scores.shape, len(tokens))
-    levels = np.zeros((*shape, len(positions)), dtype=np.uint8)
-    sums = np.zeros((*shape, 2), dtype=np.float32)
-    peak = np.full(shape, -1, dtype=np.int64)
-    kept = {choice: np.zeros((shape[0], table.header["num_kv_heads"], length), dtype=bool) for choice in empty}
-    cell = np.full(length + len(answer), -1, dtype=np.int64)
-    cell[positions] = np.arange(len(positions))
-
-    def watcher(layer: int, query: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> None:
-        found = weights(query, keys, rows, mask, scaling)
-        peak[layer] = cell[found.argmax(dim=-1).cpu().numpy()]
-        on_page = found.cpu().numpy()[..., positions]
-        levels[layer] = to_levels(on_page)
-        sums[layer] = np.stack([on_page[..., ~coarse].sum(-1), on_page[..., coarse].sum(-1)], axis=-1)
-        for choice, cache in empty.items():
-            prompt_only = query[:, :, :length], keys[:, :, :length]
-            kept[choice][layer] = kept_positions(cache.layers[layer], *prompt_only, scaling).numpy()
-
-    with watching(model, watcher):
+    shape = (*table.scores.shape, table.header["num_kv_heads"])
+    watch = Watch(shape, rows, parts, length, length + len(answer), empty)
+    with watching(model, watch):
         getattr(model, model.base_model_prefix)(**moved, use_cache=False)
     return Looking(
         record=record,
         tokens=tokens,
         said=processor.tokenizer.decode(answer),
         rectangles=np.concatenate([part.rectangles for part in parts]),
-        coarse=coarse,
-        positions=positions,
-        levels=levels,
-        sums=sums,
-        peak=peak,
+        coarse=watch.coarse,
+        positions=watch.positions,
+        levels=watch.levels,
+        sums=watch.sums,
+        peak=watch.peak,
         prompt=length,
-        kept=kept,
+        kept=watch.kept,
     )
 
 

@@ -88,7 +88,8 @@ def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
     from plotly.offline import get_plotlyjs
 
     links = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in contents)
-    scripts = [get_plotlyjs().replace("</script", "<\\/script"), _beside("charts.js"), _beside("explorer.js")]
+    own = (_beside(name) for name in ("charts.js", "pages.js", "views.js", "explorer.js"))
+    scripts = [get_plotlyjs().replace("</script", "<\\/script"), *own]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=True)}">'

@@ -15,7 +15,7 @@ def test_hostile_text_stays_text(crafted):
     bad = "\"'><script>alert('x')</script>&amp;"
     parts = (paragraph(bad, bad), bullets([bad]), chart(SPEC, bad, bad, bad), table([bad], [[bad, bad]], bad))
     found = crafted.checked(page(bad, [(bad, bad)], *parts, section(bad, bad), details(bad), heading(bad)))
-    assert len(found.all("script")) == 4  # the chart, the library, and the page's own two
+    assert len(found.all("script")) == 6  # the chart, the library, and the page's own four
     assert found.text.count(bad) == 13
     assert found.all("figure")[0]["data-model"] == found.all("div")[0]["aria-label"] == bad
     assert found.all("section")[0]["id"] == bad and found.all("a")[0]["href"] == "#" + bad
@@ -39,7 +39,7 @@ def test_everything_is_inside_the_file(crafted):
     # The browser refuses what the page does not hold.
     assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in found.all("meta")
     assert "connect-src" not in POLICY and POLICY.startswith("default-src 'none'") and "http" not in POLICY
-    assert "plotly.js" in found.scripts[-3] and "Plotly" in found.scripts[-2]
+    assert "plotly.js" in found.scripts[-5] and "Plotly" in found.scripts[-4]
 
 
 def test_phones_and_keyboards(crafted):

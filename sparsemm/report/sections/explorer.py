@@ -29,7 +29,8 @@ FRAME = """
  orange: this head looks at that word)</span></p>
 <div id="explorer-tokens" role="radiogroup" aria-labelledby="explorer-answer"></div>
 <figure><div id="explorer-kept" class="plot" role="img" aria-label="Kept positions"></div>
-<figcaption id="explorer-budgets"></figcaption></figure>
+<figcaption>What every method keeps of the prompt in <span id="explorer-where"></span>: slots in all, and in brackets
+ those that hold visual tokens.</figcaption></figure>
 </div>
 """
 
