@@ -47,7 +47,9 @@
     at("facts").textContent = views.facts(state, page, seen);
     at("legend").textContent = views.legend(state, page, seen);
     at("sight").setAttribute("aria-label", `The page. ${at("facts").textContent} ${at("legend").textContent}`);
-    const figures = [["heads", views.headsFigure(state)], ["sight", views.pageFigure(state, page, seen)]];
+    at("said").textContent = page.leftOut ? `${page.leftOut} more tokens are not shown. The whole answer: ${page.said}` : "";
+    const sight = views.pageFigure(state, page, seen, at("sight").clientWidth);
+    const figures = [["heads", views.headsFigure(state)], ["sight", sight]];
     at("kept").parentElement.hidden = !seen || !page.kept.length;
     if (seen && page.kept.length) {
       figures.push(["kept", views.keptFigure(state, page, seen)]);
@@ -97,7 +99,8 @@
     state.layer = within(state.layer, model.share.length);
     state.head = within(state.head, model.share[0].length);
     const list = model.pages[state.page].tokens;
-    state.token = "page" in change ? null : within(state.token, Math.max(list.length, 1));
+    if ("page" in change) state.token = null;
+    if (state.token !== null) state.token = within(state.token, Math.max(list.length, 1));
     controls();
     return redraw();
   }

@@ -75,6 +75,7 @@ def pack(page: Looking, table: ScoreTable, room: int) -> dict[str, Any]:
         "width": width,
         "height": height,
         "said": page.said,
+        "leftOut": page.left_out,
         "prompt": page.prompt,
         "tokens": [_token(page, number) for number in range(len(page.tokens))],
         "cells": page.rectangles.round(3).tolist(),

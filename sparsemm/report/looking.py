@@ -51,8 +51,9 @@ class Looking:
 
     Attributes:
         record: the page.
-        tokens: T of them; `said` is the whole answer, of which they may be the beginning.
-        said: what the model answers.
+        tokens: of the answer, at most the first `MOST_TOKENS`.
+        left_out: tokens of the answer after these.
+        said: the whole answer.
         rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page.
         coarse: (N,) bool, tokens of the thumbnail, where the family has one.
         positions: (N,) int64, where the visual tokens stand in the prompt.
@@ -65,6 +66,7 @@ class Looking:
 
     record: Record
     tokens: list[Token]
+    left_out: int
     said: str
     rectangles: NDArray[np.float64]
     coarse: NDArray[np.bool_]
@@ -193,6 +195,7 @@ def look_at(
     return Looking(
         record=record,
         tokens=tokens,
+        left_out=len(answer) - len(tokens),
         said=processor.tokenizer.decode(answer),
         rectangles=np.concatenate([part.rectangles for part in parts]),
         coarse=watch.coarse,

@@ -38,11 +38,11 @@ def against_full(evidence: Sequence[Results]) -> list[str]:
     cases = [(r, task) for r in evidence for task in r.tasks() if smallest_lossless(r, task) is not None]
     if not cases:
         return []
-    enough = [int(budget) for case in cases if (budget := lossless_from(*case)) is not None]
+    enough = [budget for case in cases if (budget := lossless_from(*case)) is not None]
     said = f"sparsemm against the full cache, {len(cases)} cases (model, task): "
     if enough:
-        from_b = f"B = {min(enough)}" if min(enough) == max(enough) else f"B = {min(enough)} to {max(enough)}"
-        said += f"in {len(enough)} it is not shown worse from {from_b} on; "
+        found = ", ".join(sorted(set(enough), key=int))
+        said += f"in {len(enough)} it is not shown worse from some budget on (B = {found}); "
     return [said + f"in {len(cases) - len(enough)} even the largest budget tried is worse."]
 
 
@@ -70,15 +70,17 @@ def counted(evidence: Sequence[Results]) -> list[str]:
 
 def held(evidence: Sequence[Results]) -> list[str]:
     """How small the cache is at the longest prompt that was timed."""
-    shares = []
+    shares, budgets = [], set()
     for result in evidence:
         rows = [row for row in result.profile if row["method"] == "sparsemm"]
         if rows:
             longest = max(rows, key=lambda row: int(row["prompt_length"]))
             shares.append(int(longest["kept_bytes"]) / int(longest["full_bytes"]))
+            budgets.add(longest["budget"])
     if not shares:
         return []
-    return [f"At the longest prompt timed sparsemm holds {_range(shares)} of the full cache's bytes, measured."]
+    at = ", ".join(sorted(budgets, key=int))
+    return [f"At the longest prompt timed sparsemm holds {_range(shares)} of the full cache's bytes (B = {at})."]
 
 
 def _range(shares: Sequence[float]) -> str:

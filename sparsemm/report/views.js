@@ -45,8 +45,8 @@ const views = (() => {
     if (seen && state.choice !== null) {
       const { method, budget } = page.kept[state.choice];
       const count = visual(page, seen.kept[state.choice]);
-      parts.push(`Squares: the ${count} of ${page.positions.length} visual tokens that ${method} keeps in this KV head ` +
-        `at B = ${budget}; what it forgets is faded.`);
+      parts.push(`Squares: the ${count} of ${page.positions.length} visual tokens that ${method} keeps in this KV ` +
+        `head at B = ${budget}; what it forgets is faded.`);
     }
     return parts.join(" ");
   }
@@ -102,16 +102,17 @@ const views = (() => {
     return { x, y, z, type: "heatmap" };
   }
 
-  function pageFigure(state, page, seen) {
+  function pageFigure(state, page, seen, width) {
     const token = page.tokens[state.token];
     const data = [];
     const kept = seen && state.choice !== null ? seen.kept[state.choice] : null;
     if (seen) {
       const strongest = Math.max(1e-4, ...seen.attention);
+      const title = { text: "attention, %", side: "bottom" };
       data.push({
         ...cellMap(state, page, seen.attention.map((share) => 100 * share)), zmin: 0, zmax: 100 * strongest,
         colorscale: [[0, "rgba(213,94,0,0)"], [1, "rgba(213,94,0,.85)"]],
-        colorbar: { thickness: 10, outlinewidth: 0, title: { text: "attention, %", side: "right" } },
+        colorbar: { orientation: "h", thickness: 8, outlinewidth: 0, y: 0, yanchor: "top", title },
         hovertemplate: "%{z:.2f} % of the attention<extra></extra>",
       });
     }
@@ -133,7 +134,8 @@ const views = (() => {
     return {
       data,
       layout: {
-        height: 340, images: [image], shapes, showlegend: false,
+        height: 80 + Math.min(Math.max((width * page.height) / page.width, 80), 420), // the colour bar below
+        images: [image], shapes, showlegend: false,
         xaxis: { ...bare, range: [0, page.width], constrain: "domain" },
         yaxis: { ...bare, range: [page.height, 0], scaleanchor: "x", constrain: "domain" },
       },
@@ -165,11 +167,11 @@ const views = (() => {
       };
     });
     const span = {
-      type: "rect", xref: "x", yref: "paper", y0: 0, y1: 1, fillcolor: "var(--band)", line: { width: 0 }, layer: "below",
-      x0: Math.min(...page.positions) - 0.5, x1: Math.max(...page.positions) + 0.5,
+      type: "rect", xref: "x", yref: "paper", fillcolor: "var(--band)", line: { width: 0 }, layer: "below",
+      y0: 0, y1: 1, x0: Math.min(...page.positions) - 0.5, x1: Math.max(...page.positions) + 0.5,
     };
     const labels = rows.map((one) => `${one.method}: ${one.slots} (${one.visual})`);
-    const title = { text: "position in the prompt (shaded: the image)" };
+    const title = { text: "position (shaded: the image)" };
     return {
       data,
       layout: {

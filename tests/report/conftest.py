@@ -97,6 +97,7 @@ def looking(name="page-1", size=(60, 40), seed=0, coarse=True):
     return Looking(
         record=Record(name, image, entries, "s", "l"),
         tokens=tokens,
+        left_out=3,
         said="zip far<",
         rectangles=np.array(cells),
         coarse=thumbnail,

@@ -12,8 +12,11 @@ LEAD = (
     "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what "
     "it keeps in this head's KV head once the page is read: what is forgotten fades."
 )
-KEYS = "Keys: arrows choose layer and head on the heat map, Page Up and Page Down the next rank, arrows the token."
-ILLUSTRATES = "Single pages illustrate, they are no evidence: a head with a high score looks at many words, not at all."
+KEYS = (
+    "Keys: on the heat map, arrows choose layer and head, Page Up and Page Down the rank, Home the best head; on the "
+    "answer, arrows choose the token."
+)
+ILLUSTRATES = "Single pages illustrate, they are no evidence: a head with a high score finds many words, not every one."
 FRAME = """
 <div id="explorer-app" hidden>
 <div class="controls">{controls}</div>
@@ -28,6 +31,7 @@ FRAME = """
 <p class="label" id="explorer-answer">The answer, token by token <span class="quiet">(dotted: of a word on the page;
  orange: this head looks at that word)</span></p>
 <div id="explorer-tokens" role="radiogroup" aria-labelledby="explorer-answer"></div>
+<p id="explorer-said" class="quiet"></p>
 <figure><div id="explorer-kept" class="plot" role="img" aria-label="Kept positions"></div>
 <figcaption>What every method keeps of the prompt in <span id="explorer-where"></span>: slots in all, and in brackets
  those that hold visual tokens.</figcaption></figure>
