@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from sparsemm.report.styles import style
 from sparsemm.scores import ScoreTable
 
 ROOM = 4_000_000  # characters that all pages together may take; the chart library and the tables leave this much
+BEST_RATIO = 12  # attention packs less well than this: saves compressing heads that cannot fit
 LARGEST = 1000  # pixels of a page's longer side as the explorer shows it
 Seen = Mapping[str, Sequence[Looking] | str]
 
@@ -60,14 +62,22 @@ def shown_heads(table: ScoreTable, count: int) -> NDArray[np.int64]:
 
 def pack(page: Looking, table: ScoreTable, room: int) -> dict[str, Any]:
     """One page; where `room` characters do not hold all its heads, the best ones and a sample of the others."""
-    count = table.scores.size
+    fixed = _fixed(page)
+    room = max(room - len(json.dumps(fixed)), 0)
+    tokens, cells = page.levels.shape[2:]
+    one = tokens * (cells + 4) + len(page.kept) * -(-page.prompt // 8)  # bytes of a head before they are compressed
+    count = min(table.scores.size, BEST_RATIO * room // max(one, 1))
     while True:
         heads = shown_heads(table, count)
         arrays = _arrays(page, heads)
         size = sum(len(text) for text in arrays.values())
         if size <= room or count == 0:
-            break
+            return {**fixed, "heads": heads.tolist(), **arrays}
         count = int(count * min(room / size, 0.95))
+
+
+def _fixed(page: Looking) -> dict[str, Any]:
+    """All that does not depend on how many heads are shown."""
     width, height = page.record.image.size
     return {
         "id": page.record.id,
@@ -81,9 +91,7 @@ def pack(page: Looking, table: ScoreTable, room: int) -> dict[str, Any]:
         "cells": page.rectangles.round(3).tolist(),
         "grid": int((~page.coarse).sum()),
         "positions": page.positions.tolist(),
-        "heads": heads.tolist(),
         "kept": [{"method": method, "budget": budget} for method, budget in page.kept],
-        **arrays,
     }
 
 
