@@ -124,7 +124,7 @@ def _arrays(page: Looking, heads: NDArray[np.int64]) -> dict[str, str]:
 
 def _text(array: NDArray[Any]) -> str:
     # Without a time in it: the same numbers give the same page.
-    return base64.b64encode(gzip.compress(np.ascontiguousarray(array).tobytes(), mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(np.ascontiguousarray(array).tobytes(), 6, mtime=0)).decode("ascii")
 
 
 def _picture(image: Image.Image) -> str:
