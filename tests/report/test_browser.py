@@ -14,14 +14,18 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from sparsemm.params import parse_params
+from sparsemm.report.agreement import Agreement
+from sparsemm.report.efficiency import Timed
 from sparsemm.report.page import page
 from sparsemm.report.sections import Material, written
+from tests.report.studied import rows
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver: see .ci/browser")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+MODELS = ", ".join(f"{key}: {{checkpoint: nowhere/{key}, family: qwen2_vl}}" for key in ("one", "two", "big"))
 PARAMS = """
-models: {}
+models: {%s}
 datasets:
   c: {source: synthetic, split: calibration, samples: 4}
   e: {source: synthetic, split: evaluation, samples: 4}
@@ -88,15 +92,24 @@ class Page:
 
 def made(crafted):
     """Two models with two pages and one page, and one that was not loaded."""
-    rows = [crafted.row("full", "", 0.9)]
+    evaluation = [crafted.row("full", "", 0.9)]
     for method in ("sparsemm", "snapkv"):
-        rows += [crafted.row(method, budget, 0.5, (-0.2, 0.1)) for budget in ("8", "16")]
+        evaluation += [crafted.row(method, budget, 0.5, (-0.2, 0.1)) for budget in ("8", "16")]
     timings = [crafted.timing(), crafted.timing("snapkv", length=512)]
-    results = [crafted.results(rows, timings, key=key, share=share) for key, share in (("one", 0.5), ("two", 0.9))]
+    results = [
+        crafted.results(evaluation, timings, key=key, share=share) for key, share in (("one", 0.5), ("two", 0.9))
+    ]
     results.append(crafted.results(key="big"))
     seen = {"one": [crafted.looking(), crafted.looking("page-2", (120, 40), 1)], "big": "too large"}
     seen["two"] = [crafted.looking(seed=2, coarse=False)]
-    contents, parts = written(Material(parse_params(PARAMS), results, seen))
+    shape = Timed(
+        "vicuna-7b", [crafted.timing("transformers", length) for length in (2048, 32768)], {"device": "a GPU"}
+    )
+    agreements = {"one": Agreement({"large": crafted.table(0.7)}, [])}
+    pointless = [row | {"budget": "", "condition": "a long condition, in words"} for row in rows()]
+    studies = {"curve": {"one": rows()}, "parts": {"one": pointless, "two": rows()}}
+    material = Material(parse_params(PARAMS % MODELS), results, seen, agreements, [shape], studies)
+    contents, parts = written(material)
     return page("Stand-in", contents, *parts)
 
 
@@ -144,7 +157,8 @@ def test_every_chart_is_drawn_and_none_is_empty(opened):
     whole = opened.picture(opened.driver.find_element(By.TAG_NAME, "html"))
     box = "const r = one.getBoundingClientRect(); return [one.ariaLabel, r.left, r.top, r.right, r.bottom];"
     plots = opened.js(f"return [...document.querySelectorAll('.plot')].map((one) => {{ {box} }})")
-    assert len(plots) == 1 + 3 + 2 + 2 + 3  # curves, heat maps, accuracy, cost, the explorer's own
+    # Curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
+    assert len(plots) == 1 + 3 + 2 + 3 + 2 + 3 + 3
     for label, *edges in plots:
         part = whole.crop([round(edge) for edge in edges])
         assert min(part.size) > 100 and len(part.getcolors(1 << 24)) > 10, label

@@ -7,6 +7,8 @@ import pytest
 from sparsemm.errors import DataError, ScoreTableError
 from sparsemm.params import parse_params
 from sparsemm.report import stage
+from sparsemm.studies.stage import write
+from tests.report.studied import rows
 
 PARAMS = """
 models: {%s}
@@ -45,6 +47,23 @@ def test_pages_make_the_explorer_and_a_figure(crafted, tmp_path, monkeypatch):
     stage.run(parse_params(PARAMS % AWAY), tmp_path)
     assert (tmp_path / "artifacts/report/figures/looking-m.png").stat().st_size > 1000
     assert 'id="explorer-data"' in (tmp_path / "artifacts/report/index.html").read_text(encoding="utf-8")
+
+
+def test_studies_other_data_sets_and_shapes_are_in_the_page_and_drawn(crafted, tmp_path, no_gpu):
+    crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
+    crafted.table(0.3).save(tmp_path / "artifacts/scores/also/e/m.safetensors")
+    write(rows(), "curve", "m", tmp_path)
+    path = tmp_path / "artifacts/profile/shapes/vicuna-7b.csv"
+    path.parent.mkdir(parents=True)
+    timed = crafted.timing("transformers", 2048) | {"model": "vicuna-7b"}
+    path.write_text(",".join(timed) + "\n" + ",".join(timed.values()) + "\n", encoding="utf-8")
+    asked = PARAMS.replace("[128]}", "[128], shapes: [vicuna-7b]}") + "robustness: {e: {}}"
+    stage.run(parse_params(asked % AWAY), tmp_path)
+    folder = tmp_path / "artifacts/report"
+    assert {"agreement-m.png", "latency-vicuna-7b.png", "study-curve-m.png"} < {p.name for p in folder.glob("*/*")}
+    found = crafted.checked((folder / "index.html").read_text(encoding="utf-8"))
+    assert {"cost", "agreement", "studies"} < {one["id"] for one in found.all("section")}
+    assert "vicuna-7b with random weights" in found.text and "Accuracy against budget, as one number" in found.text
 
 
 def test_what_is_missing_is_said_and_nothing_is_written(tmp_path, no_gpu):
