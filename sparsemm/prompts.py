@@ -61,10 +61,16 @@ def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) 
 
 
 def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that an image of each (width, height) in pixels takes up in a prompt; 0 if the processor refuses it."""
+    """Tokens that an image of each (width, height) in pixels takes up in a prompt, to sort by.
+
+    0 if the processor refuses the image; its pixels if it cannot count (SmolVLM's).
+    """
+    counted = getattr(processor, "_get_num_multimodal_tokens", None)
+    if counted is None:
+        return [width * height for width, height in sizes]
 
     def count(some: Sequence[tuple[int, int]]) -> list[int]:
-        found = processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in some])
+        found = counted(image_sizes=[(height, width) for width, height in some])
         return [int(number) for number in found["num_image_tokens"]]
 
     try:

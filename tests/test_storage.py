@@ -197,7 +197,7 @@ def test_a_fresh_clone_rebuilds_nothing_and_credentials_stay_in_the_environment(
 
 def test_pushes_that_break_leave_nothing_half_there_and_a_later_one_completes(pushing, storage, tmp_path):
     counts = [0]  # the entries of the run cache are sent again every time
-    for kind, after in (("fails", 4), ("cut", 9), ("hangs", 9), ("unanswered", 8)):
+    for kind, after in (("fails", 4), ("cut", 9), ("hangs", 13), ("unanswered", 8)):
         storage.proxy.fault = broken(kind, after=after)
         with pushing.start("push", "--run-cache", stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             if kind == "hangs":

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 
+from sparsemm.report.efficiency import latency
+from sparsemm.report.looking import Looking
+from sparsemm.report.picture import WIDTH, Figure, png
 from sparsemm.report.results import Results
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure  # noqa: E402
-
-# Okabe and Ito's palette: told apart by colour-blind readers.
-COLOURS = {
-    "sparsemm": "#D55E00",
-    "snapkv": "#0072B2",
-    "pyramidkv": "#009E73",
-    "adakv": "#CC79A7",
-    "random": "#999999",
-    "full": "#000000",
-    "transformers": "#56B4E9",
-}
-MARKERS = {"sparsemm": "o", "snapkv": "s", "pyramidkv": "^", "adakv": "D", "random": "x", "transformers": "v"}
-DASHES = {"sparsemm": "-", "snapkv": "--", "pyramidkv": "-.", "adakv": ":", "random": (0, (6, 2)), "transformers": "--"}
-WIDTH = 5.4  # inches: text of 10 points stays readable where the picture is as wide as a phone
+from sparsemm.report.styles import style
+from sparsemm.scores import ScoreTable
 
 
-def png(figure: Figure) -> bytes:
-    """PNG bytes without a date or a program name in them."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
-    return buffer.getvalue()
+def drawn(result: Results, pages: Sequence[Looking] | str) -> Iterator[tuple[str, bytes]]:
+    """Name and PNG of every figure of one model."""
+    yield f"heads-{result.key}", heat_map(result)
+    for task in result.tasks():
+        yield f"accuracy-{result.key}-{task}", accuracy(result, task)
+    if result.profile:
+        yield f"latency-{result.key}", latency(result.name, result.profile)
+    if not isinstance(pages, str) and (chosen := middle_token(pages[0])) is not None:
+        page, token = pages[0], pages[0].tokens[chosen]
+        assert token.entry is not None
+        views = head_views(page, chosen, result.table)
+        yield f"looking-{result.key}", overlay(page.record.image, page.record.entries[token.entry].box, views)
 
 
 def heat_map(result: Results) -> bytes:
@@ -72,8 +65,8 @@ def accuracy(result: Results, task: str) -> bytes:
     axes = figure.subplots()
     full = result.row(task, "full", "")
     if full is not None:
-        axes.axhline(float(full["value"]), color=COLOURS["full"], linewidth=1, label="full cache")
-        axes.axhspan(float(full["ci_low"]), float(full["ci_high"]), color=COLOURS["full"], alpha=0.08)
+        axes.axhline(float(full["value"]), color=style("full").colour, linewidth=1, label="full cache")
+        axes.axhspan(float(full["ci_low"]), float(full["ci_high"]), color=style("full").colour, alpha=0.08)
     metric, slot_bytes = "", 0.0
     for number, method in enumerate(m for m in result.methods() if m != "full"):
         rows = [row for b in result.budgets() if (row := result.row(task, method, b)) is not None]
@@ -86,7 +79,7 @@ def accuracy(result: Results, task: str) -> bytes:
         # Side by side, so that intervals at one budget do not hide each other.
         at = np.array([float(row["kept_slots"]) for row in rows]) * (1 + 0.012 * (number - 2))
         error = np.clip(np.stack([value - low, high - value]), 0, None)
-        axes.errorbar(at, value, error, label=method, capsize=2, **method_style(method, number))
+        axes.errorbar(at, value, error, label=method, capsize=2, **style(method).for_matplotlib())
     axes.set_xscale("log", base=2)
     ticks = [int(b) for b in result.budgets()]
     axes.set_xticks(ticks, [str(b) for b in ticks])
@@ -103,16 +96,6 @@ def accuracy(result: Results, task: str) -> bytes:
     axes.set_title(f"{result.name}, {task}", pad=10)
     axes.legend(fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     return png(figure)
-
-
-def method_style(method: str, number: int) -> dict[str, Any]:
-    """Colour, marker and dashes of a method, the `number`-th of its picture."""
-    return {
-        "color": COLOURS.get(method, f"C{number}"),
-        "marker": MARKERS.get(method, "."),
-        "linestyle": DASHES.get(method, "-"),
-        "fillstyle": "none" if method not in ("sparsemm", "random") else "full",
-    }
 
 
 @dataclass(frozen=True)
@@ -161,3 +144,25 @@ def overlay(page: Any, box: Sequence[float], views: Sequence[View]) -> bytes:
         axes.set_axis_off()
     figure.tight_layout()
     return png(figure)
+
+
+def middle_token(page: Looking) -> int | None:
+    """The first token of the word in the middle of what the model reads of a page; None if it reads no word."""
+    words = [token.entry for token in page.tokens if token.entry is not None]
+    if not words:
+        return None
+    return next(i for i, token in enumerate(page.tokens) if token.entry == words[len(words) // 2])
+
+
+def head_views(page: Looking, token: int, table: ScoreTable, heads: int = 3) -> list[View]:
+    """Where the best `heads` and the worst head look just before a token; the title says how much of it is the page."""
+    ranked = table.top_heads(table.scores.size)
+    chosen = [(f"#{n + 1}", head) for n, head in enumerate(ranked[:heads])] + [("last", ranked[-1])]
+    views = []
+    for title, (layer, head, share) in chosen:
+        on_page, on_thumbnail = page.sums[layer, head, token]
+        said = f"attention: {on_page:.0%} page" + (f", {on_thumbnail:.0%} thumbnail" if page.coarse.any() else "")
+        attention = (page.levels[layer, head, token] / 255) ** 2
+        title = f"{title}: layer {layer}, head {head}\n{share:.1%} of the score\n{said}"
+        views.append(View(title, page.rectangles, attention, page.coarse))
+    return views

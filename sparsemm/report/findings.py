@@ -35,6 +35,11 @@ def verdicts(result: Results, task: str, method: str) -> dict[str, list[Row]]:
     return {word: found[word] for word in VERDICTS if word in found}
 
 
+def comparisons(result: Results) -> list[str]:
+    """Methods that sparsemm is compared with."""
+    return [method for method in result.methods() if method not in ("full", "sparsemm")]
+
+
 def concentration(result: Results) -> str:
     """How few heads hold the score, and how stable the ranking is."""
     table = result.table
@@ -168,35 +173,9 @@ def speed(result: Results) -> list[str]:
             f"sparsemm is {' and '.join(claims) if claims else 'neither faster nor slower at any length'}."
         )
     return [
-        f"With a prompt of {longest['prompt_length']} tokens it holds {share:.1%} of the full cache's bytes.",
+        f"With a prompt of {longest['prompt_length']} tokens sparsemm holds {share:.1%} of the full cache's bytes.",
         said,
     ]
-
-
-def in_short(results: Sequence[Results]) -> list[str]:
-    """Verdicts counted over all models that are evidence: those without a note."""
-    evidence = [result for result in results if not result.note and result.evaluation]
-    if not evidence:
-        return ["No model that counts as evidence has been evaluated yet."]
-    said = []
-    total = 0
-    for method in dict.fromkeys(m for result in evidence for m in result.methods()):
-        counts = dict.fromkeys(VERDICTS, 0)
-        for result in evidence:
-            for task in result.tasks():
-                for word, rows in verdicts(result, task, method).items():
-                    counts[word] += len(rows)
-        if compared := sum(counts.values()):
-            total += compared
-            numbers = ", ".join(f"{word} in {count}" for word, count in counts.items())
-            said.append(f"sparsemm against {method}, {compared} comparisons (model, task, budget): {numbers}.")
-    if total:
-        said.append(
-            f"Were there no difference anywhere, about {0.05 * total:.2g} of the {total} intervals would still exclude "
-            "zero by chance; single verdicts near zero are weak."
-        )
-    left = [result.key for result in results if result.note]
-    return [*said, *([f"Not counted, because they are declared test models: {', '.join(left)}."] if left else [])]
 
 
 def equal_slots(results: Sequence[Results]) -> str | None:

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import base64
+import json
 from collections.abc import Iterable
 from html import escape
+from pathlib import Path
+from typing import Any
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 1rem/1.6 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; max-width: 44rem;
-  padding: 1rem; overflow-wrap: break-word; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { font-size: 1.3rem; margin-top: 3rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-h3 { font-size: 1.05rem; margin-top: 2rem; }
-nav ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
-a { color: #00569c; } li { margin-bottom: .35rem; }
-figure { margin: 1.5rem 0; } img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-figcaption, caption { color: #444; font-size: .9rem; text-align: left; padding: .4rem 0; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e0e0e0; white-space: nowrap; }
-th { font-weight: 600; } thead th { border-bottom: 1px solid #888; }
-tr > :first-child { text-align: left; } tbody th { white-space: normal; min-width: 7rem; font-weight: 400; }
-.note { background: #fff6e0; border-left: 3px solid #b37400; padding: .4rem .8rem; }
-summary { cursor: pointer; color: #00569c; padding: .4rem 0; }
-:focus-visible { outline: 3px solid #b34a00; outline-offset: 2px; }
-@media print { .wide { overflow: visible; } }
-"""
+# The browser itself holds the page to what it promises: nothing is fetched, nothing is sent.
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+NO_SCRIPT = "The charts and the explorer need JavaScript, which is part of this file. Every table works without it."
 
 
 def paragraph(text: str, css: str = "") -> str:
@@ -40,11 +24,23 @@ def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
-def figure(image: bytes, alt: str, caption: str) -> str:
-    """A PNG inside the page."""
-    data = base64.b64encode(image).decode("ascii")
+def data(value: Any, anchor: str = "") -> str:
+    """Plain JSON values for the page's scripts.
+
+    Raises:
+        ValueError: if a number is not finite.
+    """
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    name = f' id="{escape(anchor, quote=True)}"' if anchor else ""
+    return f'<script type="application/json"{name}>{text}</script>'
+
+
+def chart(spec: dict[str, Any], alt: str, caption: str, model: str = "") -> str:
+    """A plotly figure; `model` makes a click on it choose that model's head in the explorer."""
+    chosen = f' data-model="{escape(model, quote=True)}"' if model else ""
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt, quote=True)}">'
+        f'<figure class="chart"{chosen}><div class="plot" role="img" aria-label="{escape(alt, quote=True)}"'
+        f' style="height:{int(spec["layout"]["height"])}px"></div>{data(spec)}'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
@@ -68,6 +64,11 @@ def details(summary: str, *parts: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
 
 
+def pair(*parts: str) -> str:
+    """Parts side by side where the screen is wide enough."""
+    return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
 def heading(text: str, level: int = 3) -> str:
     """An escaped heading."""
     return f"<h{level}>{escape(text)}</h{level}>"
@@ -78,13 +79,23 @@ def section(anchor: str, title: str, *parts: str) -> str:
     return f'<section id="{escape(anchor, quote=True)}">{heading(title, 2)}{"".join(parts)}</section>'
 
 
+def _beside(*names: str) -> str:
+    return "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
+
+
 def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
-    """The whole document; `contents` are (anchor, title) of its sections."""
+    """The whole document with its styles, scripts and chart library; `contents` are (anchor, title) of its sections."""
+    from plotly.offline import get_plotlyjs
+
     links = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in contents)
+    own = (_beside(name) for name in ("charts.js", "pages.js", "views.js", "explorer.js"))
+    scripts = [get_plotlyjs().replace("</script", "<\\/script"), *own]
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=True)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{_beside('page.css', 'explorer.css')}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><nav aria-label="Contents"><ul>{links}</ul></nav></header>'
-        f"<main>{''.join(parts)}</main></body></html>\n"
+        f"<noscript>{paragraph(NO_SCRIPT, 'note')}</noscript>"
+        f"<main>{''.join(parts)}</main>{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
+import plotly.graph_objects
 import pytest
+from PIL import Image, ImageDraw
 
+from sparsemm.datasets.records import Entry, Record
+from sparsemm.report.looking import Looking, Token, to_levels
 from sparsemm.report.results import Results
 from sparsemm.scores import ScoreTable
 
@@ -75,23 +80,84 @@ def results(rows=(), profile=(), share=0.5, key="m", note="", scores=None):
     return Results(key, note, {}, {}, scores or table(share), list(rows), list(profile), {"device": "d"})
 
 
+def looking(name="page-1", size=(60, 40), seed=0, coarse=True):
+    """A page of two words, 6 x 4 cells (and a thumbnail of 2 x 2), five answer tokens, 5 layers x 4 heads."""
+    width, height = size
+    image = Image.new("RGB", size, "white")
+    ImageDraw.Draw(image).text((4, 4), "zip", "black")
+    entries = (Entry("zip", (2, 2, 24, 15), "word"), Entry("far", (32, 22, 56, 36), "word"))
+    edges = [
+        (x * width / 6, y * height / 4, (x + 1) * width / 6, (y + 1) * height / 4) for y in range(4) for x in range(6)
+    ]
+    small = [
+        (x * width / 2, y * height / 2, (x + 1) * width / 2, (y + 1) * height / 2) for y in range(2) for x in range(2)
+    ]
+    cells = edges + small if coarse else edges
+    tokens = [Token("z", 0, [0, 1, 6, 7]), Token("ip", 0, [0, 1, 6, 7]), Token(" ", None, [])]
+    tokens += [Token("fa", 1, [15, 16, 17, 21, 22, 23]), Token("r<", 1, [15, 16, 17, 21, 22, 23])]
+    rng = np.random.default_rng(seed)
+    attention = rng.dirichlet(np.full(len(cells) + 8, 0.2), (5, 4, len(tokens))).astype(np.float32)
+    peak = attention.argmax(-1)
+    on_page = attention[..., : len(cells)]
+    thumbnail = np.arange(len(cells)) >= 24
+    prompt = len(cells) + 6
+    return Looking(
+        record=Record(name, image, entries, "s", "l"),
+        tokens=tokens,
+        left_out=3,
+        said="zip far<",
+        rectangles=np.array(cells),
+        coarse=thumbnail,
+        positions=2 + np.arange(len(cells)),
+        levels=to_levels(on_page),
+        sums=np.stack([on_page[..., ~thumbnail].sum(-1), on_page[..., thumbnail].sum(-1)], -1),
+        peak=np.where(peak < len(cells), peak, -1),
+        prompt=prompt,
+        kept={
+            (method, budget): rng.random((5, 4, prompt)) < budget / prompt
+            for method in ("sparsemm", "snapkv")
+            for budget in (8, 16)
+        },
+    )
+
+
+def plain(value):
+    """A chart with the page's colours looked up, as the page does before plotly sees them."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return "black" if isinstance(value, str) and value.startswith("var(--") else value
+
+
+def drawable(chart):
+    """Raises where a chart is not JSON, or has a word that plotly does not know."""
+    json.dumps(chart, allow_nan=False)
+    plotly.graph_objects.Figure(plain(chart))
+
+
 class Checker(HTMLParser):
     """Reads a page: its tags and attributes, its text; every tag must be closed."""
 
     def __init__(self):
         super().__init__()
-        self.open, self.seen, self.text = [], [], ""
+        self.open, self.seen, self.text, self.scripts = [], [], "", []
 
     def handle_starttag(self, tag, attributes):
         self.seen.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag in ("script", "style"):
+            self.scripts.append("")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] in ("script", "style"):
+            self.scripts[-1] += data
+        else:
+            self.text += data
 
     def all(self, name):
         """Attributes of every tag of this name."""
@@ -106,6 +172,8 @@ def checked(text):
     return checker
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def crafted():
-    return SimpleNamespace(table=table, row=row, timing=timing, results=results, checked=checked)
+    return SimpleNamespace(
+        table=table, row=row, timing=timing, results=results, looking=looking, checked=checked, drawable=drawable
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from sparsemm.chase import covariates
@@ -13,7 +12,6 @@ from sparsemm.params import load_params
 from sparsemm.params.stages import RobustnessParams
 from sparsemm.report import agreement
 from sparsemm.report.results import Results
-from sparsemm.scores import ScoreTable
 from tests.report.conftest import HEADER, table
 
 
@@ -32,38 +30,31 @@ def save(root, one, name="large"):
     one.save(root / "artifacts" / "scores" / "also" / name / "m.safetensors")
 
 
-def test_numbers_are_those_of_the_tables(params, result, tmp_path):
-    moved = np.roll(result.table.per_sample, 1, axis=2)  # another head is the best
-    save(tmp_path, ScoreTable.from_samples(moved, np.roll(result.table.hits, 1, axis=1), HEADER))
-    images: dict[str, bytes] = {}
-    page = agreement.agreement(params, [result], tmp_path, images)
-    assert list(images) == ["agreement-m"] and images["agreement-m"].startswith(b"\x89PNG")
-    assert ">large<" in page and ">later<" not in page  # not chased yet
-    assert ">0%<" in page and f">{-1 / 19:.3f}<" in page
-    assert images["agreement-m"] == agreement.heat_maps(
-        {params.chase.dataset: result.table, "large": agreement.other_tables(params, "m", tmp_path)["large"]}
-    )
-
-
-def test_nothing_to_compare_is_no_section(params, result, tmp_path):
-    assert agreement.agreement(params, [result], tmp_path, {}) == ""
+def test_tables_that_are_there_are_read(params, result, tmp_path):
+    assert agreement.read_agreement(params, result, tmp_path) == agreement.Agreement({}, [])
+    save(tmp_path, table(0.3))
+    assert list(agreement.read_agreement(params, result, tmp_path).tables) == ["large"]  # "later" is not chased yet
 
 
 def test_another_models_table_is_refused(params, result, tmp_path):
     save(tmp_path, replace(result.table, header=HEADER | {"fingerprint": "g"}))
     with pytest.raises(ScoreTableError, match="another config"):
-        agreement.agreement(params, [result], tmp_path, {})
+        agreement.read_agreement(params, result, tmp_path)
 
 
-def test_covariates_are_shown_and_checked(params, result, tmp_path):
+def test_covariates_are_read_and_checked(params, result, tmp_path):
     path = tmp_path / "artifacts" / "scores" / "m.covariates.csv"
     path.parent.mkdir(parents=True)
-    path.write_text(",".join(covariates.COLUMNS) + "\nscript,latin,12,0.75,0.25\nbox_area_px,8-16,3,0.5,0.1\n")
-    page = agreement.agreement(params, [result], tmp_path, {})
-    assert "50% to 75%" in page and "box area px 8-16" in page and ">75.0%<" in page
+    path.write_text(",".join(covariates.COLUMNS) + "\nscript,latin,12,0.75,0.25\n")
+    found = agreement.read_agreement(params, result, tmp_path).covariates
+    assert found == [["script", "latin", "12", "0.75", "0.25"]]
     path.write_text("rank,share\n1,2\n")
     with pytest.raises(DataError, match="not what the chase stage writes"):
-        agreement.agreement(params, [result], tmp_path, {})
+        agreement.read_agreement(params, result, tmp_path)
+
+
+def test_one_scale_ends_at_the_largest_share_of_all():
+    assert agreement.most_share({"a": table(0.3), "b": table(0.6)}) == pytest.approx(60)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4])

@@ -28,7 +28,7 @@ def rows(crafted, ms=2.0):
 
 
 def test_the_picture_is_not_blank_and_follows_its_numbers(crafted):
-    one, again, other = (efficiency.figure("m", rows(crafted, ms)) for ms in (2.0, 2.0, 3.0))
+    one, again, other = (efficiency.latency("m", rows(crafted, ms)) for ms in (2.0, 2.0, 3.0))
     assert one == again != other
     picture = Image.open(io.BytesIO(one))
     assert np.asarray(picture.convert("L")).std() > 5
@@ -37,34 +37,50 @@ def test_the_picture_is_not_blank_and_follows_its_numbers(crafted):
 
 def test_the_roofline_is_drawn(crafted):
     moved = [row | {"roofline_ms": "0.1"} for row in rows(crafted)]
-    assert efficiency.figure("m", rows(crafted)) != efficiency.figure("m", moved)
+    assert efficiency.latency("m", rows(crafted)) != efficiency.latency("m", moved)
+
+
+def timed(rows, name="vicuna-7b", machine=GPU):
+    return efficiency.Timed(name, rows, machine)
 
 
 def test_the_papers_points_need_its_shape_length_budget_and_a_gpu(crafted):
-    points = efficiency.paper_points("vicuna-7b", GPU, rows(crafted))
-    assert {(p["quantity"], p["method"]) for p in points} == {
-        ("decode_speedup", "sparsemm"),
-        ("peak_gb", "sparsemm"),
-        ("peak_gb", "transformers"),
+    points = efficiency.stars(timed(rows(crafted)))
+    assert {(point.time, point.method, point.length) for point in points} == {
+        (True, "sparsemm", 32768),
+        (False, "sparsemm", 32768),
+        (False, "transformers", 32768),
     }
-    assert efficiency.figure("m", rows(crafted), points) != efficiency.figure("m", rows(crafted))
-    assert efficiency.paper_points("vicuna-7b", {"device": platform.machine()}, rows(crafted)) == []
-    assert efficiency.paper_points("mistral-7b", GPU, rows(crafted)) == []
+    assert efficiency.latency("m", rows(crafted), points) != efficiency.latency("m", rows(crafted))
+    assert efficiency.stars(timed(rows(crafted), machine={"device": platform.machine()})) == []
+    assert efficiency.stars(timed(rows(crafted), "mistral-7b")) == []
     others = [row | {"budget": "16"} if row["budget"] else row for row in rows(crafted)]
-    assert {p["method"] for p in efficiency.paper_points("vicuna-7b", GPU, others)} == {"transformers"}
+    assert {point.method for point in efficiency.stars(timed(others))} == {"transformers"}
 
 
-def test_shapes_are_shown_once_timed_and_damage_is_refused(crafted, tmp_path):
-    params, images = SimpleNamespace(profile=SimpleNamespace(shapes=("vicuna-7b",))), {}
-    assert efficiency.shapes(params, tmp_path, images) == "" and images == {}
+def test_a_speed_up_becomes_the_full_caches_time_divided_by_it(crafted):
+    (at,) = [point.value for point in efficiency.stars(timed(rows(crafted, ms=2.0))) if point.time]
+    with open(efficiency.PAPER, newline="", encoding="utf-8") as handle:
+        (speedup,) = [
+            float(row["value"])
+            for row in csv.DictReader(handle)
+            if (row["shape"], row["quantity"]) == ("vicuna-7b", "decode_speedup")
+        ]
+    assert at == pytest.approx(4.0 / speedup)
+    unpaired = [row for row in rows(crafted) if row["method"] != "transformers"]
+    assert not any(point.time for point in efficiency.stars(timed(unpaired)))  # nothing to divide
+
+
+def test_shapes_are_read_once_timed_and_damage_is_refused(crafted, tmp_path):
+    params = SimpleNamespace(profile=SimpleNamespace(shapes=("vicuna-7b", "mistral-7b")))
+    assert efficiency.read_shapes(params, tmp_path) == []
     path = tmp_path / "artifacts/profile/shapes/vicuna-7b.csv"
     path.parent.mkdir(parents=True)
     with open(path, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, list(rows(crafted)[0]))
         writer.writeheader()
         writer.writerows(rows(crafted))
-    found = crafted.checked(efficiency.shapes(params, tmp_path, images))
-    assert "vicuna-7b with random weights" in found.text and set(images) == {"efficiency-vicuna-7b"}
+    assert efficiency.read_shapes(params, tmp_path) == [timed(rows(crafted), machine={})]
     path.write_text("model\nvicuna-7b\n")
     with pytest.raises(DataError, match="missing"):
-        efficiency.shapes(params, tmp_path, images)
+        efficiency.read_shapes(params, tmp_path)

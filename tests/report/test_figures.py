@@ -79,3 +79,22 @@ def test_a_thumbnail_has_its_own_colour(crafted):
     middle, width = pixels.shape[0] * 2 // 3, pixels.shape[1]
     grid, thumbnail = pixels[middle, width // 4], pixels[middle, width * 3 // 4]
     assert grid[0] > grid[1] + 50 and thumbnail[1] > thumbnail[0] + 50  # orange, green
+
+
+def test_every_figure_of_a_model_is_drawn(crafted):
+    names = [name for name, _ in figures.drawn(result(crafted), [crafted.looking()])]
+    assert names == ["heads-m", "accuracy-m-read", "latency-m", "looking-m"]
+    assert [name for name, _ in figures.drawn(crafted.results(), "too large")] == ["heads-m"]
+
+
+def test_views_are_the_best_heads_and_the_worst_at_a_word_in_the_middle(crafted):
+    page, table = crafted.looking(), crafted.table()
+    token = figures.middle_token(page)
+    assert page.tokens[token].entry == 1 and page.tokens[token - 1].entry != 1
+    views = figures.head_views(page, token, table)
+    assert [view.title.split(":")[0] for view in views] == ["#1", "#2", "#3", "last"]
+    on_page, on_thumbnail = page.sums[0, 0, token]
+    assert views[0].title.endswith(f"attention: {on_page:.0%} page, {on_thumbnail:.0%} thumbnail")
+    assert np.allclose(views[0].attention, (page.levels[0, 0, token] / 255) ** 2)
+    unread = type(page)(**(vars(page) | {"tokens": []}))
+    assert figures.middle_token(unread) is None

@@ -66,7 +66,6 @@ def test_nothing_is_said_of_what_was_not_run(crafted):
     assert findings.smallest_lossless(crafted.results([crafted.row("full", "", 0.9)]), "read") is None
     assert findings.speed(crafted.results()) == []
     assert findings.equal_slots([crafted.results()]) is None
-    assert "No model" in findings.in_short([crafted.results()])[0]
 
 
 def test_concentration_states_the_share_of_the_top_heads(crafted):
@@ -100,15 +99,6 @@ def test_speed_is_not_claimed_on_a_busy_machine_or_without_a_second_measurement(
     assert "no claim about time" in said and "32.5" in said and "slower" not in said
     said = findings.speed(crafted.results(profile=[crafted.timing(ratio=0.1), crafted.timing("full", ms=9)]))[1]
     assert "no claim is made" in said and "faster" not in said
-
-
-def test_the_short_count_leaves_declared_test_models_out(crafted):
-    rows = [crafted.row("snapkv", "8", 0.5, (-0.2, -0.1)), crafted.row("snapkv", "16", 0.5, (0.1, 0.2))]
-    said = findings.in_short([crafted.results(rows), crafted.results(rows, key="t", note="a test model")])
-    assert said[0].endswith("2 comparisons (model, task, budget): better in 1, worse in 1, no difference shown in 0.")
-    assert "about 0.1 of the 2 intervals" in said[1]
-    assert said[2].endswith("declared test models: t.")
-    assert "No model" in findings.in_short([crafted.results(rows, note="a test model")])[0]
 
 
 def test_unequal_slots_are_said(crafted):

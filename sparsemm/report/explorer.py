@@ -1,0 +1,141 @@
+"""What the explorer shows, packed small enough for the page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sparsemm.report.looking import Looking
+from sparsemm.report.results import Results
+from sparsemm.report.styles import style
+from sparsemm.scores import ScoreTable
+
+ROOM = 4_000_000  # characters that all pages together may take; the chart library and the tables leave this much
+BEST_RATIO = 12  # attention packs less well than this: saves compressing heads that cannot fit
+LARGEST = 1000  # pixels of a page's longer side as the explorer shows it
+Seen = Mapping[str, Sequence[Looking] | str]
+
+
+def payload(results: Sequence[Results], seen: Seen) -> dict[str, Any]:
+    """Plain JSON values of every model: its scores, and its pages or the reason why there are none."""
+    count = sum(len(pages) for pages in seen.values() if not isinstance(pages, str))
+    methods = {method: style(method).page_colour for result in results for method in result.methods()}
+    models = [_model(result, seen[result.key], ROOM // max(count, 1)) for result in results]
+    return {"models": models, "colours": methods}
+
+
+def _model(result: Results, pages: Sequence[Looking] | str, room: int) -> dict[str, Any]:
+    table = result.table
+    return {
+        "key": result.key,
+        "name": result.name,
+        "share": table.normalised().round(6).tolist(),
+        "hits": table.hits.tolist(),
+        "tokens": table.header.get("tokens"),
+        "kvHeads": table.header["num_kv_heads"],
+        "reason": pages if isinstance(pages, str) else None,
+        "pages": [] if isinstance(pages, str) else [pack(page, table, room) for page in pages],
+    }
+
+
+def shown_heads(table: ScoreTable, count: int) -> NDArray[np.int64]:
+    """(at most `count`, 2) int64 layer and head, best first: three quarters the best, the others evenly from the rest.
+
+    Raises:
+        ScoreTableError: if no head has any score.
+    """
+    ranked = np.array([head[:2] for head in table.top_heads(table.scores.size)], dtype=np.int64)
+    if count >= len(ranked):
+        return ranked
+    best = -(-3 * count // 4)
+    others = np.linspace(best, len(ranked) - 1, count - best).round().astype(np.int64)
+    return ranked[np.concatenate([np.arange(best), others])]
+
+
+def pack(page: Looking, table: ScoreTable, room: int) -> dict[str, Any]:
+    """One page; where `room` characters do not hold all its heads, the best ones and a sample of the others."""
+    fixed = _fixed(page)
+    room = max(room - len(json.dumps(fixed)), 0)
+    tokens, cells = page.levels.shape[2:]
+    one = tokens * (cells + 4) + len(page.kept) * -(-page.prompt // 8)  # bytes of a head before they are compressed
+    count = min(table.scores.size, BEST_RATIO * room // max(one, 1))
+    while True:
+        heads = shown_heads(table, count)
+        arrays = _arrays(page, heads)
+        size = sum(len(text) for text in arrays.values())
+        if size <= room or count == 0:
+            return {**fixed, "heads": heads.tolist(), **arrays}
+        count = int(count * min(room / size, 0.95))
+
+
+def _fixed(page: Looking) -> dict[str, Any]:
+    """All that does not depend on how many heads are shown."""
+    width, height = page.record.image.size
+    return {
+        "id": page.record.id,
+        "image": _picture(page.record.image),
+        "width": width,
+        "height": height,
+        "said": page.said,
+        "leftOut": page.left_out,
+        "prompt": page.prompt,
+        "tokens": [_token(page, number) for number in range(len(page.tokens))],
+        "cells": page.rectangles.round(3).tolist(),
+        "grid": int((~page.coarse).sum()),
+        "positions": page.positions.tolist(),
+        "kept": [{"method": method, "budget": budget} for method, budget in page.kept],
+    }
+
+
+def _token(page: Looking, number: int) -> dict[str, Any]:
+    token = page.tokens[number]
+    entry = None if token.entry is None else page.record.entries[token.entry]
+    return {
+        "text": token.text,
+        "word": entry and entry.text,
+        "box": entry and [round(value, 2) for value in entry.box],
+        "cells": token.cells,
+    }
+
+
+def _arrays(page: Looking, heads: NDArray[np.int64]) -> dict[str, str]:
+    """Levels (M, T, N), sums (M, T, 2) of 255, peaks (M, T) int16, kept (M, choices, S / 8) bits, high bit first."""
+    layer, head = heads[:, 0], heads[:, 1]
+    kept = list(page.kept.values())
+    bits = np.zeros((len(heads), 0, -(-page.prompt // 8)), dtype=np.uint8)
+    if kept:
+        group = page.levels.shape[1] // kept[0].shape[1]
+        bits = np.packbits(np.stack([one[layer, head // group] for one in kept], axis=1), axis=-1)
+    return {
+        "levels": _text(page.levels[layer, head]),
+        "sums": _text(np.rint(255 * page.sums[layer, head].clip(0, 1)).astype(np.uint8)),
+        "peak": _text(page.peak[layer, head].astype("<i2")),
+        "bits": _text(bits),
+    }
+
+
+def _text(array: NDArray[Any]) -> str:
+    # Without a time in it: the same numbers give the same page.
+    return base64.b64encode(gzip.compress(np.ascontiguousarray(array).tobytes(), 6, mtime=0)).decode("ascii")
+
+
+def _picture(image: Image.Image) -> str:
+    """A data URI: PNG of a small page, JPEG of a large one."""
+    buffer = io.BytesIO()
+    if max(image.size) <= LARGEST // 2:
+        image.save(buffer, "PNG")
+        kind = "png"
+    else:
+        small = image.copy()
+        small.thumbnail((LARGEST, LARGEST))
+        small.save(buffer, "JPEG", quality=80)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -1,0 +1,54 @@
+"""Accuracy of every method against what it keeps."""
+
+from __future__ import annotations
+
+from sparsemm.report import charts
+from sparsemm.report.findings import comparison, comparisons, difference, smallest_lossless, verdict
+from sparsemm.report.page import bullets, chart, details, heading, pair, paragraph, table
+from sparsemm.report.results import Results, Row
+from sparsemm.report.sections.material import Material
+
+NOT_EVALUATED = "Not evaluated yet."
+
+
+def parts(material: Material) -> list[str]:
+    """Per model and task: what follows, the chart, the numbers."""
+    found = []
+    for result in material.results:
+        found.append(heading(result.name))
+        if not result.evaluation:
+            found.append(paragraph(NOT_EVALUATED, "note"))
+        found.append(pair(*(_task(result, task) for task in result.tasks())))
+    return found
+
+
+def _task(result: Results, task: str) -> str:
+    rows = [row for row in result.evaluation if row["task"] == task]
+    said = [smallest_lossless(result, task), *(comparison(result, task, m) for m in comparisons(result))]
+    sentences = [f"{task}: {sentence}" for sentence in said if sentence]
+    shown = chart(
+        charts.accuracy(result, task),
+        f"Line chart: {task} accuracy of {result.key} against slots kept, one line per method. {' '.join(sentences)}",
+        f"{result.name}, {task}, {rows[0]['n']} pages. Bars are 95 % bootstrap intervals over pages; the line and its "
+        "band are the full cache. Methods are compared page by page, so a difference can be shown although bars "
+        "overlap: the table has these differences.",
+    )
+    header = ["method", "B", "slots kept", "bytes", "accuracy", "95 % interval"]
+    header += ["minus sparsemm", "sparsemm is", "minus full", "against full"]
+    listed = table(header, map(_row, rows), f"{result.label}: {task}, {rows[0]['metric'].replace('_', ' ')}")
+    return shown + bullets(sentences) + details("All numbers", listed)
+
+
+def _row(row: Row) -> list[str]:
+    return [
+        row["method"],
+        row["budget"] or "all",
+        f"{float(row['kept_slots']):.1f}",
+        f"{int(row['bytes']):,}",
+        f"{float(row['value']):.3f}",
+        f"[{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}]",
+        difference(row, "diff_vs_sparsemm"),
+        verdict(row) if row["diff_ci_low"] else "-",
+        difference(row, "diff_vs_full"),
+        verdict(row, "diff_full") if row["diff_full_ci_low"] else "-",
+    ]

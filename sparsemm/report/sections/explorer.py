@@ -1,0 +1,63 @@
+"""The explorer's frame: labelled controls and places to draw in; explorer.js does the rest."""
+
+from __future__ import annotations
+
+from sparsemm.report.explorer import payload
+from sparsemm.report.page import data, paragraph
+from sparsemm.report.sections.material import Material
+
+CONTROLS = ("model", "page", "layer", "head", "method", "budget", "view")
+LEAD = (
+    "Choose a head, here or by a click on a heat map, and a token of the answer. The page shows what this head looks "
+    "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what "
+    "it keeps in this head's KV head once the page is read: what is forgotten fades."
+)
+KEYS = (
+    "Keys: on the heat map, arrows choose layer and head, Page Up and Page Down the rank, Home the best head; on the "
+    "answer, arrows choose the token."
+)
+ILLUSTRATES = "Single pages illustrate, they are no evidence: a head with a high score finds many words, not every one."
+FRAME = """
+<div id="explorer-app" hidden>
+<div class="controls">{controls}</div>
+<p id="explorer-facts" role="status" aria-live="polite"></p>
+<div class="beside">
+<figure><div id="explorer-heads" class="plot" tabindex="0" role="group"
+ aria-label="Scores of all heads. Arrow keys choose layer and head, Page Up and Page Down the next rank."></div>
+<figcaption>Share of the visual score; the frame is the chosen head.</figcaption></figure>
+<figure><div id="explorer-sight" class="plot" role="img" aria-label="The page"></div>
+<figcaption id="explorer-legend"></figcaption></figure>
+</div>
+<p class="label" id="explorer-answer">The answer, token by token <span class="quiet">(dotted: of a word on the page;
+ orange: this head looks at that word)</span></p>
+<div id="explorer-tokens" role="radiogroup" aria-labelledby="explorer-answer"></div>
+<p id="explorer-said" class="quiet"></p>
+<figure><div id="explorer-kept" class="plot" role="img" aria-label="Kept positions"></div>
+<figcaption>What every method keeps of the prompt in <span id="explorer-where"></span>: slots in all, and in brackets
+ those that hold visual tokens.</figcaption></figure>
+</div>
+"""
+
+
+def parts(material: Material) -> list[str]:
+    """The frame and its data, or why there is none; nothing where no model was asked."""
+    reasons = [
+        paragraph(f"{result.name} is not in the explorer: {reason}.", "note")
+        for result in material.results
+        if isinstance(reason := material.seen[result.key], str)
+    ]
+    controls = "".join(
+        f'<label for="explorer-{name}">{name.capitalize()}<select id="explorer-{name}"></select></label>'
+        for name in CONTROLS
+    )
+    if len(reasons) == len(material.results):
+        return reasons
+    values = data(payload(material.results, material.seen), "explorer-data")
+    return [
+        paragraph(LEAD),
+        FRAME.format(controls=controls),
+        paragraph(KEYS, "quiet"),
+        paragraph(ILLUSTRATES, "quiet"),
+        *reasons,
+        values,
+    ]

@@ -1,0 +1,80 @@
+"""How concentrated the visual score is, over all models and head by head."""
+
+from __future__ import annotations
+
+from sparsemm.report import charts
+from sparsemm.report.findings import concentration
+from sparsemm.report.page import chart, paragraph, table
+from sparsemm.report.page import heading as page_heading
+from sparsemm.report.results import SHARES, Results
+from sparsemm.report.sections.material import Material
+
+READING = (
+    "Words read is the share of words on the calibration pages that the model says in order; the others are not "
+    "scored. Split-half r is the correlation between the scores of even and odd samples: near 1, other pages of this "
+    "kind would rank the heads alike; near 0, the ranking is noise."
+)
+
+
+def parts(material: Material) -> list[str]:
+    """The curves and shares of all models, then every model's heat map."""
+    results = material.results
+    tops = [f"{result.name}: {result.table.top_share(0.05):.0%} in the top 5 %" for result in results]
+    marked = " A * marks a declared test model." if any(result.note for result in results) else ""
+    found = [
+        chart(
+            charts.sorted_scores(results),
+            f"Line charts over heads, best first: the score of each head, and the share so far. {'; '.join(tops)}.",
+            "Above, the score of every head as a multiple of an even share; below, the share that the best heads hold "
+            "together. The further a line bends away from the even spread, the fewer heads do the looking." + marked,
+        ),
+        table(*_shares(results)),
+        paragraph(READING),
+    ]
+    if trained := [result.key for result in results if result.card]:
+        said = f"Small models trained in this repository: {', '.join(trained)}. How sparse their heads are says little "
+        found.append(paragraph(said + "about models a thousand times their size.", "note"))
+    for result in results:
+        found += [page_heading(result.name), paragraph(concentration(result)), _heat_map(result), _card(result)]
+    return found
+
+
+def _shares(results: list[Results]) -> tuple[list[str], list[list[str]], str]:
+    rows = []
+    for result in results:
+        metrics, kept = result.align, result.table
+        shares = [f"{kept.top_share(fraction):.1%}" for fraction in SHARES]
+        read = f"{metrics['share_found']:.1%}" if "share_found" in metrics else "-"
+        samples = str(len(kept.per_sample))
+        rows.append([result.label, str(kept.scores.size), *shares, f"{kept.split_half():.3f}", samples, read])
+    header = ["model", "heads", *(f"top {f:.0%}" for f in SHARES), "split-half r", "samples", "words read"]
+    return header, rows, "Share of the visual score in the best heads, and how stable it is"
+
+
+def _heat_map(result: Results) -> str:
+    share = result.table.normalised()
+    best = ", ".join(f"layer {at} head {head} ({part:.0%})" for at, head, part in result.table.top_heads(3))
+    quiet = int((share < 0.1 / share.size).sum())
+    return chart(
+        charts.heat_map(result.table),
+        f"Heat map of visual scores of {result.key}, {share.shape[0]} layers by {share.shape[1]} heads. "
+        f"Brightest: {best}.",
+        f"Share of the visual score of every head. Brightest: {best}. {quiet} of {share.size} heads have less than a "
+        "tenth of an even share. A click opens a head in the explorer.",
+        model=result.key,
+    )
+
+
+def _card(result: Results) -> str:
+    held = result.card.get("held_out", {})
+    columns = ("word_accuracy", "exact_match")
+    rows = [
+        [f"{result.label}, {style}", *(f"{value[column]:.1%}" for column in columns)]
+        for style, value in (held.items() if isinstance(held, dict) else ())
+        if isinstance(value, dict) and all(isinstance(value.get(column), float | int) for column in columns)
+    ]
+    if not rows:
+        return ""
+    pages = f" ({held['pages_per_style']} pages each)" if "pages_per_style" in held else ""
+    header = ["pages", "words read", "exact answers"]
+    return table(header, rows, f"How well it reads held-out pages with the full cache, from its card{pages}")

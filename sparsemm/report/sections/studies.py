@@ -1,0 +1,129 @@
+"""The studies: what was asked, what the intervals say, and all numbers; published numbers beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sparsemm.published import SOURCE, beside
+from sparsemm.report.page import bullets, chart, details, heading, pair, paragraph, table
+from sparsemm.report.results import Row
+from sparsemm.report.sections.material import Material
+from sparsemm.report.studies import claims
+from sparsemm.report.study_charts import charts
+
+SHOWN = 2  # charts of a model and a study that are not folded
+TEXT = {
+    "curve": (
+        "Accuracy against budget, as one number",
+        "The area under accuracy over log2 B, divided by its width, is a mean accuracy over all budgets: one "
+        "comparison per method, not one per budget.",
+    ),
+    "length": (
+        "Long answers",
+        "Does a method lose more where the reference answer is long? Areas as above, within groups of answers.",
+    ),
+    "cost": ("Accuracy and latency together", "Both at the profiled budget; times are medians and have no interval."),
+    "masking": (
+        "Visual heads switched off",
+        "The best heads by score off, against as many random heads, anywhere and in the same layers. Level is the "
+        "share of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. "
+        "Random heads are drawn several times and averaged page by page; `spread` is the range over draws.",
+    ),
+    "rho": ("How much is split evenly", "rho is the share of the slots beyond the window that all heads get alike."),
+    "parts": (
+        "What each part of a budget gives",
+        "At equal slots: the newest tokens alone, with slots shared evenly, with slots by score.",
+    ),
+    "later": (
+        "When the question comes later",
+        "A method that watches the question keeps what it needs. Here the cache is compressed before the question is "
+        "there: after the page, after a neutral prompt, or after another question about the page (a second turn). The "
+        "full cache shows what the wording alone costs.",
+    ),
+    "holding": (
+        "Eviction while answering",
+        "The budget holds for the answer too: each new token takes the place of the weakest one.",
+    ),
+    "storage": (
+        "8 bits",
+        "Keys and values in 8 bits with a scale per row: at equal slots, and with as many more slots as fit the same "
+        "bytes.",
+    ),
+    "sources": (
+        "Scores from other pages",
+        "Do other data sets rank the heads alike, and do their budgets serve as well? Halves of the calibration set "
+        "show what other pages of the same kind change; random scores, what a wrong table costs.",
+    ),
+    "looking": (
+        "What visual and other heads look at",
+        "Share of a head's attention on the word about to be said and on the page, of the best heads by score, of "
+        "heads in the middle of the ranking and of the last ones. Scores are from other pages than these.",
+    ),
+}
+
+
+def parts(material: Material) -> list[str]:
+    """Per study: what it asks, then per model its charts, what follows and the numbers; nothing where none was made."""
+    found = []
+    for name, models in material.studies.items():
+        title, text = TEXT[name]
+        found += [heading(title), paragraph(text)]
+        for key, rows in models.items():
+            found += _model(title, key, material.params.models[key].note, rows)
+    published = _published(material)
+    return [*found, heading("Beside the published numbers"), *published] if published else found
+
+
+def _model(title: str, key: str, note: str, rows: list[Row]) -> list[str]:
+    said = claims(rows)
+    counts = sorted({int(row["n"]) for row in rows if row["n"]})
+    pages = f"{counts[0]} to {counts[-1]} samples" if len(counts) > 1 else f"{counts[0]} samples" if counts else ""
+    caption = f"means with 95 % bootstrap intervals, {pages}." if pages else "means."
+    drawn = [
+        chart(one, f"{title}, {key}, {panel}. {' '.join(said[:4])}", f"{panel}: {caption}")
+        for panel, one in charts(rows).items()
+    ]
+    first, rest = said[:6], said[6:]
+    return [
+        heading(f"{key} *" if note else key, 4),
+        *([paragraph(f"* {note}", "note")] if note else []),
+        pair(*drawn[:SHOWN]),
+        *([details(f"{len(drawn) - SHOWN} more charts", pair(*drawn[SHOWN:]))] if drawn[SHOWN:] else []),
+        bullets(first) if first else "",
+        *([details(f"{len(rest)} more comparisons", bullets(rest))] if rest else []),
+        details("All numbers", _listed(key, rows)),
+    ]
+
+
+def _listed(key: str, rows: Sequence[Row]) -> str:
+    header = ["setting", "task", "condition", "level", "B", "slots kept", "bytes", "value", "95 % interval", "n"]
+    header += ["against", "difference", "95 % interval", "verdict", "samples needed"]
+    cells = []
+    for row in rows:
+        own = [row[c] for c in ("setting", "task", "condition", "level", "budget", "kept_slots", "bytes")]
+        own += [f"{float(row['value']):.3f}", _interval(row, "ci"), row["n"], row["against"]]
+        own += [f"{float(row['diff']):+.3f}" if row["diff"] else "", _interval(row, "diff_ci"), row["verdict"]]
+        cells.append([*own, row["needed"]])
+    caption = f"{key}: differences are paired; samples needed are for the precision that params.yaml states"
+    return table(header, cells, caption)
+
+
+def _interval(row: Row, prefix: str) -> str:
+    low, high = row[f"{prefix}_low"], row[f"{prefix}_high"]
+    return f"[{float(low):.3f}, {float(high):.3f}]" if low else ""
+
+
+def _published(material: Material) -> list[str]:
+    header = ["task", "method", "B", "published metric", "ours", "published", "ours minus published"]
+    made = []
+    for key, rows in material.studies.get("curve", {}).items():
+        cells = [
+            [
+                *(one.task, one.method, str(one.budget), one.metric, f"{one.ours:.3f}", f"{one.published:.3f}"),
+                f"{one.diff:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
+            ]
+            for one in beside(material.params.models[key].checkpoint, rows)
+        ]
+        if cells:
+            made.append(table(header, cells, f"{key}: ours and {SOURCE}; the interval is that of our samples alone"))
+    return made

@@ -1,0 +1,50 @@
+"""What was found: verdicts over all models, generated from the tables."""
+
+from __future__ import annotations
+
+from sparsemm.report.findings import comparisons, lossless_from, smallest_lossless, verdicts
+from sparsemm.report.page import bullets, paragraph, table
+from sparsemm.report.results import Results
+from sparsemm.report.sections.material import Material
+from sparsemm.report.short import in_short
+
+QUESTION = "Which attention heads look at the image, and how small can the KV cache be when you know?"
+CAPTION = (
+    "sparsemm against every method: budgets at which it is better / undecided / worse; and from which B on it is not "
+    "shown worse than the full cache"
+)
+READING = (
+    "Every sentence here is generated from the tables of this page. B is the mean number of tokens kept per KV head. "
+    "Better and worse mean that the 95 % bootstrap interval of the paired difference over pages excludes zero; no "
+    "difference shown means that it does not, not that the two are equal. The intervals are not corrected for the "
+    "number of comparisons."
+)
+
+
+def parts(material: Material) -> list[str]:
+    """The question, the answer in short, and the verdicts of every model and task."""
+    results = material.results
+    found = [paragraph(QUESTION, "lead"), bullets(in_short(results))]
+    if any(result.evaluation for result in results):
+        found.append(_verdicts(results))
+    found.append(paragraph(READING))
+    found += [paragraph(f"* {result.key}: {result.note}", "note") for result in results if result.note]
+    return found
+
+
+def _verdicts(results: list[Results]) -> str:
+    others = dict.fromkeys(m for r in results for m in comparisons(r))
+    rows = []
+    for result in results:
+        for task in result.tasks():
+            cells = []
+            for method in others:
+                found = verdicts(result, task, method)
+                counts = [str(len(found.get(w, ()))) for w in ("better", "no difference shown", "worse")]
+                cells.append(" / ".join(counts) if found else "-")
+            cells.append("-" if smallest_lossless(result, task) is None else lossless_from(result, task) or "none")
+            rows.append([result.label, task, *cells])
+        if not result.evaluation:
+            rows.append([result.label, "not evaluated yet", *["-"] * (len(others) + 1)])
+    header = ["model", "task", *(f"vs {method}" for method in others), "enough from B ="]
+    return table(header, rows, CAPTION)

@@ -1,0 +1,92 @@
+"""What was found over all models, in a few sentences that follow from the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sparsemm.report.findings import VERDICTS, lossless_from, smallest_lossless, verdicts
+from sparsemm.report.results import Results
+
+NOTHING = "No model that counts as evidence has been evaluated yet."
+
+
+def in_short(results: Sequence[Results]) -> list[str]:
+    """Heads, accuracy and bytes over all models that are evidence: those without a note."""
+    evidence = [result for result in results if not result.note]
+    said = [*heads(evidence), *(against_full(evidence) + counted(evidence) or [NOTHING]), *held(evidence)]
+    left = [result.key for result in results if result.note]
+    return [*said, *([f"Not counted, because they are declared test models: {', '.join(left)}."] if left else [])]
+
+
+def heads(evidence: Sequence[Results]) -> list[str]:
+    """How few heads hold the score, and how stable that is."""
+    if not evidence:
+        return []
+    shares = [result.table.top_share(0.05) for result in evidence]
+    known = [r for result in evidence if not np.isnan(r := result.table.split_half())]
+    stable = f"; scores from two halves of the samples agree at r = {min(known):.3f} or better" if known else ""
+    return [
+        f"The top 5 % of heads hold {_range(shares)} of the visual score in {_models(evidence)}, against 5 % if all "
+        f"heads looked alike{stable}."
+    ]
+
+
+def against_full(evidence: Sequence[Results]) -> list[str]:
+    """In how many cases some budget is enough."""
+    cases = [(r, task) for r in evidence for task in r.tasks() if smallest_lossless(r, task) is not None]
+    if not cases:
+        return []
+    enough = [budget for case in cases if (budget := lossless_from(*case)) is not None]
+    said = f"sparsemm against the full cache, {len(cases)} cases (model, task): "
+    if enough:
+        found = ", ".join(sorted(set(enough), key=int))
+        said += f"in {len(enough)} it is not shown worse from some budget on (B = {found}); "
+    return [said + f"in {len(cases) - len(enough)} even the largest budget tried is worse."]
+
+
+def counted(evidence: Sequence[Results]) -> list[str]:
+    """Verdicts against every other method, and how many of them chance alone would give."""
+    said = []
+    total = 0
+    for method in dict.fromkeys(m for result in evidence for m in result.methods()):
+        counts = dict.fromkeys(VERDICTS, 0)
+        for result in evidence:
+            for task in result.tasks():
+                for word, rows in verdicts(result, task, method).items():
+                    counts[word] += len(rows)
+        if compared := sum(counts.values()):
+            total += compared
+            numbers = ", ".join(f"{word} in {count}" for word, count in counts.items())
+            said.append(f"sparsemm against {method}, {compared} comparisons (model, task, budget): {numbers}.")
+    if total:
+        said.append(
+            f"Were there no difference anywhere, about {0.05 * total:.2g} of the {total} intervals would still exclude "
+            "zero by chance; single verdicts near zero are weak."
+        )
+    return said
+
+
+def held(evidence: Sequence[Results]) -> list[str]:
+    """How small the cache is at the longest prompt that was timed."""
+    shares, budgets = [], set()
+    for result in evidence:
+        rows = [row for row in result.profile if row["method"] == "sparsemm"]
+        if rows:
+            longest = max(rows, key=lambda row: int(row["prompt_length"]))
+            shares.append(int(longest["kept_bytes"]) / int(longest["full_bytes"]))
+            budgets.add(longest["budget"])
+    if not shares:
+        return []
+    at = ", ".join(sorted(budgets, key=int))
+    return [f"At the longest prompt timed sparsemm holds {_range(shares)} of the full cache's bytes (B = {at})."]
+
+
+def _range(shares: Sequence[float]) -> str:
+    least, most = (f"{100 * share:.3g} %" for share in (min(shares), max(shares)))
+    return least if least == most else f"{least} to {most}"
+
+
+def _models(evidence: Sequence[Results]) -> str:
+    return "one model" if len(evidence) == 1 else f"{len(evidence)} models"

@@ -1,0 +1,60 @@
+"""The studies in the page: charts, claims, all numbers, and published numbers beside ours."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from sparsemm.params import parse_params
+from sparsemm.report.sections import Material, studies
+from sparsemm.studies.names import STUDIES
+from tests.report.studied import rows
+from tests.repository import ROOT
+
+
+@pytest.fixture
+def section(crafted):
+    """The section's parts, checked."""
+    given = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    given["models"] = {
+        "m": {"checkpoint": "Qwen/Qwen2-VL-7B-Instruct", "family": "qwen2_vl", "note": "a <declared> test model"},
+        "n": {"checkpoint": "a/n", "family": "qwen2_vl"},
+    }
+
+    def make(made):
+        material = Material(parse_params(yaml.safe_dump(given)), [], {}, studies=made)
+        return crafted.checked("".join(studies.parts(material)))
+
+    return make
+
+
+def test_every_study_has_words():
+    assert set(studies.TEXT) == set(STUDIES)
+
+
+def test_a_study_has_a_heading_charts_claims_and_all_numbers(section):
+    found = section({"curve": {"m": rows()}, "length": {"n": rows("length", "n")}})
+    assert len(found.all("h3")) == 2 == len(found.all("h4")) and len(found.all("table")) == 2
+    assert "a <declared> test model" in found.text and "better at B = 12" in found.text
+    shown = [one["aria-label"] for one in found.all("div") if one.get("role") == "img"]
+    assert len(shown) == 2 and shown[0].startswith("Accuracy against budget")
+    assert all(json.loads(text)["data"] for text in found.scripts)
+
+
+def test_many_charts_are_folded(section):
+    more = [row | {"condition": f"condition {n}"} for n in range(4) for row in rows()]
+    found = section({"curve": {"n": more}})
+    assert "2 more charts" in found.text and len(found.scripts) == 4
+
+
+def test_nothing_studied_is_nothing_shown(section):
+    assert section({}).seen == []
+
+
+def test_published_numbers_stand_beside_the_same_task(section):
+    made = [row | {"budget": "256" if row["budget"] else ""} for row in rows(task="docvqa_val")]
+    found = section({"curve": {"m": made}})
+    assert "Beside the published numbers" in found.text and "0.934" in found.text and "arXiv" in found.text
+    assert "Beside the published numbers" not in section({"curve": {"n": made}}).text

@@ -1,0 +1,272 @@
+"""The page in a real browser: it draws, it answers, by mouse, keyboard and on a phone's width, without one error."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from sparsemm.params import parse_params
+from sparsemm.report.agreement import Agreement
+from sparsemm.report.efficiency import Timed
+from sparsemm.report.page import page
+from sparsemm.report.sections import Material, written
+from tests.report.studied import rows
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver: see .ci/browser")
+OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+MODELS = ", ".join(f"{key}: {{checkpoint: nowhere/{key}, family: qwen2_vl}}" for key in ("one", "two", "big"))
+PARAMS = """
+models: {%s}
+datasets:
+  c: {source: synthetic, split: calibration, samples: 4}
+  e: {source: synthetic, split: evaluation, samples: 4}
+chase: {dataset: c}
+allocate: {budgets: [8], window: 4}
+evaluate: {dataset: e, samples: 4, methods: [full, sparsemm]}
+profile: {methods: [full], budget: 8, lengths: [128]}
+"""
+
+
+class Page:
+    """The open page, and ways to look at it."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def js(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def at(self, name):
+        return self.driver.find_element(By.ID, f"explorer-{name}")
+
+    def text(self, name):
+        return self.at(name).text
+
+    def chosen(self, name):
+        return Select(self.at(name)).first_selected_option.text
+
+    def change(self, act):
+        """Do something, and wait until the explorer has drawn what follows."""
+        before = self.at("app").get_attribute("data-drawn")
+        act()
+        self.wait(lambda: self.at("app").get_attribute("data-drawn") != before)
+
+    def wait(self, condition):
+        WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: condition())
+
+    def open_again(self):
+        """The page as it is at first."""
+        self.driver.refresh()
+        self.wait(lambda: self.at("app").get_attribute("data-drawn"))
+
+    def choose(self, name, text):
+        if self.chosen(name) != text:
+            self.change(lambda: Select(self.at(name)).select_by_visible_text(text))
+
+    def press(self, *keys):
+        for key in keys:
+            self.change(lambda key=key: ActionChains(self.driver).send_keys(key).perform())
+
+    def size(self, width, height, dark=False):
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    @staticmethod
+    def picture(element):
+        return Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")
+
+    def pixels(self, element):
+        return np.asarray(self.picture(element))
+
+
+def made(crafted):
+    """Two models with two pages and one page, and one that was not loaded."""
+    evaluation = [crafted.row("full", "", 0.9)]
+    for method in ("sparsemm", "snapkv"):
+        evaluation += [crafted.row(method, budget, 0.5, (-0.2, 0.1)) for budget in ("8", "16")]
+    timings = [crafted.timing(), crafted.timing("snapkv", length=512)]
+    results = [
+        crafted.results(evaluation, timings, key=key, share=share) for key, share in (("one", 0.5), ("two", 0.9))
+    ]
+    results.append(crafted.results(key="big"))
+    seen = {"one": [crafted.looking(), crafted.looking("page-2", (120, 40), 1)], "big": "too large"}
+    seen["two"] = [crafted.looking(seed=2, coarse=False)]
+    shape = Timed(
+        "vicuna-7b", [crafted.timing("transformers", length) for length in (2048, 32768)], {"device": "a GPU"}
+    )
+    agreements = {"one": Agreement({"large": crafted.table(0.7)}, [])}
+    pointless = [row | {"budget": "", "condition": "a long condition, in words"} for row in rows()]
+    studies = {"curve": {"one": rows()}, "parts": {"one": pointless, "two": rows()}}
+    material = Material(parse_params(PARAMS % MODELS), results, seen, agreements, [shape], studies)
+    contents, parts = written(material)
+    return page("Stand-in", contents, *parts)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory, crafted):
+    """One browser for all tests, on a page of stand-in results."""
+    path = tmp_path_factory.mktemp("browser") / "index.html"
+    path.write_text(made(crafted), encoding="utf-8")
+    options = ChromeOptions()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for option in OPTIONS:
+        options.add_argument(option)
+    driver = Chrome(options=options, service=Service(DRIVER))
+    try:
+        Page(driver).size(1100, 900)
+        driver.get(path.as_uri())
+        yield Page(driver)
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(autouse=True)
+def errors(opened):
+    """Every test begins on a fresh page and ends without a message on the console."""
+    opened.size(1100, 900)
+    opened.open_again()
+    yield
+    assert opened.driver.get_log("browser") == []
+
+
+def test_it_begins_with_the_best_head(opened):
+    assert (opened.chosen("model"), opened.chosen("layer"), opened.chosen("head")) == ("one", "0", "0")
+    facts = opened.text("facts")
+    assert "rank 1 of 20, 50 % of the visual score" in facts and "90 % of 10 tokens" in facts
+    assert [option.text for option in Select(opened.at("model")).options] == ["one", "two"]
+    assert opened.text("said") == "3 more tokens are not shown. The whole answer: zip far<"
+    assert "big is not in the explorer: too large." in opened.driver.find_element(By.ID, "explorer").text
+
+
+def test_every_chart_is_drawn_and_none_is_empty(opened):
+    opened.size(1100, opened.js("return document.documentElement.scrollHeight"))
+    undrawn = "return [...document.querySelectorAll('.plot')].filter((one) => !one.querySelector('.main-svg')).length"
+    opened.wait(lambda: opened.js(undrawn) == 0)
+    whole = opened.picture(opened.driver.find_element(By.TAG_NAME, "html"))
+    box = "const r = one.getBoundingClientRect(); return [one.ariaLabel, r.left, r.top, r.right, r.bottom];"
+    plots = opened.js(f"return [...document.querySelectorAll('.plot')].map((one) => {{ {box} }})")
+    # Curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
+    assert len(plots) == 1 + 3 + 2 + 3 + 2 + 3 + 3
+    for label, *edges in plots:
+        part = whole.crop([round(edge) for edge in edges])
+        assert min(part.size) > 100 and len(part.getcolors(1 << 24)) > 10, label
+
+
+def test_another_head_or_token_changes_what_is_drawn(opened):
+    seen = [opened.pixels(opened.at("sight"))]
+    facts = [opened.text("facts")]
+    for name, text in (("head", "2"), ("layer", "3")):
+        opened.choose(name, text)
+        seen.append(opened.pixels(opened.at("sight")))
+        facts.append(opened.text("facts"))
+    opened.change(lambda: opened.at("tokens").find_elements(By.TAG_NAME, "button")[4].click())
+    seen.append(opened.pixels(opened.at("sight")))
+    facts.append(opened.text("facts"))
+    assert "Layer 3, head 2" in facts[-1] and "“r<” of “far”" in facts[-1]
+    assert len(set(facts)) == 4
+    assert all((one != other).any() for one, other in zip(seen, seen[1:], strict=False))
+
+
+def test_numbers_on_the_page_are_those_of_the_data(opened, crafted):
+    data = crafted.looking()
+    for layer, head, token in ((0, 1, 0), (4, 3, 3)):
+        opened.choose("layer", str(layer))
+        opened.choose("head", str(head))
+        opened.change(lambda token=token: opened.at("tokens").find_elements(By.TAG_NAME, "button")[token].click())
+        shown = opened.js("return document.getElementById('explorer-sight').data[0].z.flat()")
+        assert np.allclose(shown, 100 * (data.levels[layer, head, token, :24] / 255) ** 2, atol=1e-6)
+        peak = data.peak[layer, head, token]
+        where = "outside the page" if peak < 0 else "the thumbnail" if peak >= 24 else "page"
+        where = "the right word" if peak in data.tokens[token].cells else where
+        assert opened.text("facts").endswith(where + ".")
+        hits = sum(peak in t.cells for peak, t in zip(data.peak[layer, head], data.tokens, strict=True))
+        assert f"On this page, for {hits} of 4." in opened.text("facts")
+
+
+def test_methods_fade_what_they_forget(opened, crafted):
+    plain = opened.pixels(opened.at("sight"))
+    opened.choose("method", "snapkv")
+    kept = crafted.looking().kept["snapkv", 16][0, 0]
+    opened.choose("budget", "B = 16")
+    assert (opened.pixels(opened.at("sight")) != plain).any()
+    visual = int(kept[2:30].sum())
+    assert f"the {visual} of 28 visual tokens that snapkv keeps" in opened.text("legend")
+    marks = opened.js("return document.getElementById('explorer-sight').data.at(-1).x.length")
+    assert marks == kept[2:26].sum()
+    rows = opened.js("return document.getElementById('explorer-kept').data.map(t => [t.name, Array.from(t.x)])")
+    assert dict(rows)["snapkv"] == np.flatnonzero(kept).tolist() and set(dict(rows)) == {"sparsemm", "snapkv"}
+    opened.choose("view", "thumbnail")
+    assert opened.js("return document.getElementById('explorer-sight').data.at(-1).x.length") == kept[26:30].sum()
+
+
+def test_other_models_and_pages(opened):
+    opened.choose("page", "2 (120 × 40)")
+    assert opened.js("return document.getElementById('explorer-sight').layout.images[0].sizex") == 120
+    opened.choose("model", "two")
+    assert "rank 1 of 20, 90 %" in opened.text("facts") and opened.chosen("page") == "1 (60 × 40)"
+    assert opened.at("view").get_attribute("disabled") and "thumbnail" not in opened.text("facts")
+
+
+def test_the_keyboard_is_enough(opened):
+    opened.js("document.getElementById('explorer-heads').focus()")
+    outline = opened.js("return getComputedStyle(document.activeElement).outlineStyle")
+    opened.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert "Layer 1, head 2" in opened.text("facts") and outline == "solid"
+    opened.press(Keys.ARROW_LEFT, Keys.ARROW_UP)
+    assert "Layer 0, head 1" in opened.text("facts")
+    opened.press(Keys.HOME, Keys.PAGE_DOWN)
+    assert "rank 2 of 20" in opened.text("facts")
+    opened.js("document.querySelector('#explorer-tokens [aria-checked=true]').focus()")
+    opened.press(Keys.HOME, Keys.ARROW_RIGHT)
+    assert "About to say “ip”" in opened.text("facts")
+    focused = opened.js("return [document.activeElement.textContent, document.activeElement.ariaChecked]")
+    assert focused == ["ip", "true"]
+    assert opened.js("return document.querySelectorAll('#explorer-tokens [tabindex=\"0\"]').length") == 1
+    opened.press(Keys.END, Keys.ARROW_RIGHT)  # the last one stays
+    assert "“r<”" in opened.text("facts")
+
+
+def test_a_click_on_a_heat_map_opens_the_head(opened):
+    figure = opened.driver.find_elements(By.CSS_SELECTOR, "figure[data-model]")[1]
+    opened.js("arguments[0].scrollIntoView({block: 'center'})", figure)
+    opened.wait(lambda: figure.get_attribute("data-drawn"))
+    cells = figure.find_element(By.CSS_SELECTOR, ".heatmaplayer image, .hm")
+    opened.change(lambda: ActionChains(opened.driver).move_to_element_with_offset(cells, 1, 1).click().perform())
+    assert opened.chosen("model") == "two" and (opened.chosen("layer"), opened.chosen("head")) == ("2", "2")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_overflows_on_a_phone(opened, dark):
+    opened.size(360, 700, dark)
+    opened.open_again()
+    wide = """return [...document.querySelectorAll('body *')].filter((one) => !one.closest('.wide, svg, script')
+        && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 80))"""
+    assert opened.js("return document.documentElement.scrollWidth") <= 360
+    assert opened.js(wide) == []
+    background = opened.pixels(opened.driver.find_element(By.TAG_NAME, "h1"))[0, -1]
+    assert (background.mean() < 60) == dark
+
+
+def test_colours_follow_the_scheme_without_a_reload(opened):
+    plot = opened.at("heads")
+    colour = "return document.getElementById('explorer-heads')._fullLayout.font.color"
+    before = opened.js(colour)
+    opened.change(lambda: opened.size(1100, 900, dark=True))
+    assert opened.js(colour) != before and plot.is_displayed()
+
+
+def test_the_network_is_never_asked(opened):
+    entries = opened.js("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert [name for name in entries if not name.startswith(("data:", "blob:"))] == []
