@@ -19,6 +19,7 @@ class SyntheticParams(Strict):
     split: Literal["train", "calibration", "evaluation"] = Field(description="which of the disjoint draws")
     samples: Count = Field(description="records to keep")
     seed: int = Field(0, ge=0)
+    type_size: Literal["plain", "small", "large"] = Field("plain", description="of the letters: 9 to 11, 8, 12 px")
 
 
 class _Drawn(Strict):
