@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import csv
+import json
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from sparsemm.errors import DataError
 from sparsemm.files import artifacts
 from sparsemm.params import Params
 from sparsemm.report.figures import WIDTH, png
-from sparsemm.report.page import details, figure, heading, paragraph, section, table
+from sparsemm.report.page import figure, heading, paragraph, section, table
 from sparsemm.report.results import Results
 from sparsemm.scores import ScoreTable
 
 ANCHOR, TITLE = "agreement", "Do other data sets name the same heads?"
-COLUMNS = ("covariate", "bin", "tokens", "top_heads", "all_heads")
 
 
 def other_tables(params: Params, key: str, root: Path) -> dict[str, ScoreTable]:
@@ -41,28 +39,11 @@ def heat_maps(tables: dict[str, ScoreTable]) -> bytes:
     return png(drawn)
 
 
-def read_covariates(path: Path) -> list[list[str]]:
-    """Rows of a covariates file; none if the file is missing.
-
-    Raises:
-        DataError: if it is not what the chase stage writes.
-    """
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        header, *rows = list(csv.reader(handle)) or [[]]
-    if tuple(header) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-        raise DataError("not what the chase stage writes", where=str(path), hint="run the chase stage again")
-    return rows
-
-
 def agreement(params: Params, results: list[Results], root: Path, images: dict[str, bytes]) -> str:
-    """Heat maps side by side, rank correlation and overlap of the best heads, and what the hits depend on.
-
-    Empty where there is neither another table nor a covariates file.
+    """Heat maps side by side, rank correlation and overlap of the best heads; empty where there is no other table.
 
     Raises:
-        DataError: if a covariates file is not what the chase stage writes.
+        DataError: if a metrics file is not what the align stage writes.
         ScoreTableError: if a table is damaged, or of another model.
     """
     parts: list[str] = []
@@ -72,13 +53,14 @@ def agreement(params: Params, results: list[Results], root: Path, images: dict[s
         if others:
             for one in others.values():
                 one.check_model(result.table.header["fingerprint"])
-            rows += _rows(result, others)
+            rows += _rows(result, others, root)
             parts.append(_pictures(params, result, others, images))
     if rows:
         header = [
             "model",
             "data set",
             "samples",
+            "words read",
             "rank correlation",
             "top 5 % shared",
             "top 10 % shared",
@@ -87,19 +69,29 @@ def agreement(params: Params, results: list[Results], root: Path, images: dict[s
         parts.insert(0, table(header, rows, f"Every table against that of {params.chase.dataset!r}"))
         note = "Two tables cannot agree better than each agrees with itself: the split-half correlation of either."
         parts.insert(1, paragraph(note, "note"))
-    for result in results:
-        if found := read_covariates(artifacts(root, "scores") / f"{result.key}.covariates.csv"):
-            parts.append(_covariates(result, found))
     return section(ANCHOR, TITLE, *parts) if parts else ""
 
 
-def _rows(result: Results, others: dict[str, ScoreTable]) -> list[list[str]]:
+def _rows(result: Results, others: dict[str, ScoreTable], root: Path) -> list[list[str]]:
     listed = []
     for name, one in others.items():
+        read = _words_read(artifacts(root, "align", name) / f"{result.key}.json")
+        samples = str(len(one.per_sample))
         overlaps = [f"{result.table.top_overlap(one, fraction):.0%}" for fraction in (0.05, 0.10)]
         correlation = f"{result.table.rank_correlation(one):.3f}"
-        listed.append([result.label, name, str(len(one.per_sample)), correlation, *overlaps, f"{one.split_half():.3f}"])
+        listed.append([result.label, name, samples, read, correlation, *overlaps, f"{one.split_half():.3f}"])
     return listed
+
+
+def _words_read(path: Path) -> str:
+    """Share of the words that the model says, from the align stage's metrics; "-" if they are missing."""
+    try:
+        return f"{json.loads(path.read_text(encoding='utf-8'))['share_found']:.1%}"
+    except FileNotFoundError:
+        return "-"
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "run the align stage again"
+        raise DataError(f"not what the align stage writes: {error!r}", where=str(path), hint=hint) from error
 
 
 def _pictures(params: Params, result: Results, others: dict[str, ScoreTable], images: dict[str, bytes]) -> str:
@@ -113,14 +105,3 @@ def _pictures(params: Params, result: Results, others: dict[str, ScoreTable], im
         "Share of the visual score of every head, one picture for each data set, on one scale.",
     )
     return heading(result.name) + shown
-
-
-def _covariates(result: Results, rows: list[list[str]]) -> str:
-    listed = [
-        [f"{name.replace('_', ' ')} {value}", n, f"{float(a):.1%}", f"{float(b):.1%}"] for name, value, n, a, b in rows
-    ]
-    header = ["what is on the page", "answer tokens", "best 5 % of heads", "all heads"]
-    caption = f"{result.label}: share of answer tokens at whose box the heads look"
-    rates = np.array([float(row[3]) for row in rows])
-    spread = f"Hit rate of the best heads by size, script and kind of the text: {rates.min():.0%} to {rates.max():.0%}"
-    return details(f"{result.name}: {spread}", table(header, listed, caption))

@@ -8,7 +8,7 @@ from sparsemm.errors import DataError
 from sparsemm.files import atomic_path
 from sparsemm.params import Params
 from sparsemm.progress import progress
-from sparsemm.report import agreement, efficiency, sections
+from sparsemm.report import agreement, covariates, efficiency, sections
 from sparsemm.report.looking import Looking, looking
 from sparsemm.report.page import page
 from sparsemm.report.results import read_results
@@ -33,14 +33,16 @@ def run(params: Params, root: Path = Path(".")) -> None:
     parts = [sections.summary(results), sections.heads(results, images)]
     parts += [sections.model(result, pictures[result.key], images) for result in results]
     agreed = agreement.agreement(params, results, root, images)
+    hit = covariates.covariates(params, results, root, images)
     timed = efficiency.shapes(params, root, images)
-    parts += [*([agreed] if agreed else []), timed, sections.method_notes(params, results)]
+    parts += [*([agreed] if agreed else []), *([hit] if hit else []), timed, sections.method_notes(params, results)]
     models = [(sections.anchor(result), result.name) for result in results]
     contents = [
         ("found", "What was found"),
         ("heads", "Heads"),
         *models,
         *[(agreement.ANCHOR, "Other data sets")] * bool(agreed),
+        *[(covariates.ANCHOR, "What is hit")] * bool(hit),
         *[("efficiency", "7B sizes")] * bool(timed),
         ("how", "How it was measured"),
     ]

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sparsemm.chase import covariates
 from sparsemm.errors import DataError, ScoreTableError
 from sparsemm.params import load_params
 from sparsemm.params.stages import RobustnessParams
@@ -49,20 +48,22 @@ def test_nothing_to_compare_is_no_section(params, result, tmp_path):
     assert agreement.agreement(params, [result], tmp_path, {}) == ""
 
 
+def test_words_read_are_those_of_that_data_set(params, result, tmp_path):
+    save(tmp_path, result.table)
+    assert ">-<" in agreement.agreement(params, [result], tmp_path, {})
+    path = tmp_path / "artifacts" / "align" / "also" / "large" / "m.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"share_found": 0.625}')
+    assert ">62.5%<" in agreement.agreement(params, [result], tmp_path, {})
+    for content in ("{}", "[", '{"share_found": "most"}'):
+        path.write_text(content)
+        with pytest.raises(DataError, match="not what the align stage writes"):
+            agreement.agreement(params, [result], tmp_path, {})
+
+
 def test_another_models_table_is_refused(params, result, tmp_path):
     save(tmp_path, replace(result.table, header=HEADER | {"fingerprint": "g"}))
     with pytest.raises(ScoreTableError, match="another config"):
-        agreement.agreement(params, [result], tmp_path, {})
-
-
-def test_covariates_are_shown_and_checked(params, result, tmp_path):
-    path = tmp_path / "artifacts" / "scores" / "m.covariates.csv"
-    path.parent.mkdir(parents=True)
-    path.write_text(",".join(covariates.COLUMNS) + "\nscript,latin,12,0.75,0.25\nbox_area_px,8-16,3,0.5,0.1\n")
-    page = agreement.agreement(params, [result], tmp_path, {})
-    assert "50% to 75%" in page and "box area px 8-16" in page and ">75.0%<" in page
-    path.write_text("rank,share\n1,2\n")
-    with pytest.raises(DataError, match="not what the chase stage writes"):
         agreement.agreement(params, [result], tmp_path, {})
 
 
