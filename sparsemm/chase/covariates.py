@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,7 +101,7 @@ def covariates(shard: Shard, records: Sequence[Record], scores: Scores) -> list[
     return rows
 
 
-def _interval(looked: NDArray[np.float64], tokens: NDArray[np.int64]) -> tuple[float, float]:
+def _interval(looked: NDArray[Any], tokens: NDArray[Any]) -> tuple[float, float]:
     """95 % percentile interval of sum(looked) / sum(tokens), both (N,), over resampled samples.
 
     Tokens of one page are no independent draws: whole samples are drawn anew.

@@ -34,10 +34,14 @@ def read_covariates(path: Path) -> list[Rates]:
             header, *rows = list(csv.reader(handle))
         if tuple(header) != Rates._fields:
             raise ValueError(f"columns are {header}")
-        return [Rates(*row[:2], *map(int, row[2:4]), *map(float, row[4:])) for row in rows]
+        return [_rates(*row) for row in rows]
     except (ValueError, TypeError, csv.Error) as error:
         hint = "run the chase stage again"
         raise DataError(f"not what the chase stage writes: {error}", where=str(path), hint=hint) from error
+
+
+def _rates(covariate: str, value: str, samples: str, tokens: str, top: str, low: str, high: str, every: str) -> Rates:
+    return Rates(covariate, value, int(samples), int(tokens), float(top), float(low), float(high), float(every))
 
 
 def covariates(params: Params, results: list[Results], root: Path, images: dict[str, bytes]) -> str:
@@ -58,9 +62,9 @@ def covariates(params: Params, results: list[Results], root: Path, images: dict[
             parts += [heading(result.name), figure(image, _said(result, found), CAPTION)]
             parts += [_table(result, name, rows) for name, rows in found.items()]
     note = (
-        "The best heads are chosen on the same samples, so compare bins with each other. Only words that the model says "
-        "are counted. Box height stands for font size where boxes are drawn around the text; the drawn pages have lines "
-        "of one height, and their font size differs between data sets."
+        "The best heads are chosen on the same samples, so compare bins with each other. Only words that the model "
+        "says are counted. Box height stands for font size where boxes are drawn around the text; lines of the pages "
+        "drawn here are all as high, and what differs between their data sets is the size of the letters."
     )
     return section(ANCHOR, TITLE, *parts, paragraph(note, "note")) if parts else ""
 
