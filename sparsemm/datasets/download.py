@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -58,7 +58,8 @@ def records(given: SyntheticParams) -> Iterator[Record]:
     Even and odd records have the same mix of styles, so that halves of a score table can be compared.
     """
     for index in range(given.samples):
-        yield draw_record(given.split, given.seed, index, STYLES[index // 2 % len(STYLES)])
+        style = replace(STYLES[index // 2 % len(STYLES)], type_size=given.type_size)
+        yield draw_record(given.split, given.seed, index, style)
 
 
 def open_place(given: Outside, root: Path, work: Path) -> Place:

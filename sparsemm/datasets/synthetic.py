@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -29,6 +30,9 @@ ANCHORS = tuple(
 CELL_WIDTH, CELL_HEIGHT = 7, 14  # one character, in pixels at scale 1
 COLUMN_CELLS = 12  # characters in one column
 
+# (least, most) font size in pixels at scale 1. The checkpoints of this repository were trained on plain pages.
+TYPE_SIZES = {"plain": (9, 11), "small": (8, 8), "large": (12, 12)}
+
 
 @dataclass(frozen=True)
 class PageStyle:
@@ -39,12 +43,14 @@ class PageStyle:
         rows: lines of a column, each 14 px high at scale 1.
         filled: (least, most) lines drawn on the whole page; the others stay blank.
         scale: pixels are multiplied by this (1 suits the tiny checkpoints, 4 a real one).
+        type_size: one of `TYPE_SIZES`. Boxes are those of the line, whatever the size of its letters.
     """
 
     columns: int = 1
     rows: int = 6
     filled: tuple[int, int] = (4, 6)
     scale: int = 1
+    type_size: Literal["plain", "small", "large"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def draw_record(split: str, seed: int, index: int, style: PageStyle) -> Record:
     paper, ink = rng.randint(205, 255), rng.randint(0, 70)
     image = Image.new("L", (width, height), paper)
     draw = ImageDraw.Draw(image)
-    font, size = rng.choice(FONTS), rng.randint(9, 11) * s
+    font, size = rng.choice(FONTS), rng.randint(*TYPE_SIZES[style.type_size]) * s
     dx, dy = rng.randint(0, 1) * s, rng.randint(-1, 1) * s
     entries: list[Entry] = []
     for place, anchor, (value, kind) in zip(places, anchors, values, strict=True):

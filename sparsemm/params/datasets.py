@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from sparsemm.params.base import Count, Strict
 
+TypeSize = Literal["plain", "small", "large"]
 Format = Literal["records_jsonl", "synthdog", "coco", "mlt2019", "ctw"]
 
 
@@ -19,6 +20,7 @@ class SyntheticParams(Strict):
     split: Literal["train", "calibration", "evaluation"] = Field(description="which of the disjoint draws")
     samples: Count = Field(description="records to keep")
     seed: int = Field(0, ge=0)
+    type_size: Annotated[TypeSize, Field(description="of the letters: 9 to 11, 8, or 12 px")] = "plain"
 
 
 class _Drawn(Strict):

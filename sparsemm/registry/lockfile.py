@@ -15,6 +15,7 @@ from sparsemm.errors import RegistryError
 from sparsemm.params import Params
 
 STAGES = ("align", "chase", "allocate", "evaluate", "profile")
+ALSO = ("align-also", "chase-also")
 STALE = "`dvc repro` brings it up to date"
 
 
@@ -24,11 +25,13 @@ class Stages:
 
     Attributes:
         entries: stage name (`chase@<key>`, ...) -> its cmd, deps, params and outs.
+        also: the same of `ALSO`, over the data sets of `robustness`; as far as they ran, and no part of the identity.
         report: entry of the report stage, if it ran.
         sha256: of dvc.lock's bytes.
     """
 
     entries: dict[str, dict[str, Any]]
+    also: dict[str, dict[str, Any]]
     report: dict[str, Any] | None
     sha256: str
 
@@ -66,7 +69,9 @@ def read_stages(root: Path, key: str) -> Stages:
         raise RegistryError(f"{', '.join(missing)} never ran", where=str(path), hint="run `dvc repro` first")
     entries = {name: _entry(value["stages"][name], f"{path}: {name}") for name in names}
     report = value["stages"].get("report")
-    stages = Stages(entries, report and _entry(report, f"{path}: report"), hashlib.sha256(content).hexdigest())
+    of_key = tuple(f"{stage}@{key}-" for stage in ALSO)
+    also = {name: _entry(one, f"{path}: {name}") for name, one in value["stages"].items() if name.startswith(of_key)}
+    stages = Stages(entries, also, report and _entry(report, f"{path}: report"), hashlib.sha256(content).hexdigest())
     outs = stages.outs()
     for name, entry in entries.items():
         for dep in entry["deps"]:
@@ -97,21 +102,29 @@ def check_params(stages: Stages, params: Params) -> None:
         RegistryError: naming the stage and the key that differs.
     """
     for name, entry in stages.entries.items():
-        for dotted, ran in entry["params"].get("params.yaml", {}).items():
-            value: Any = params
-            try:
-                for part in dotted.split("."):
-                    value = value[part] if isinstance(value, dict) else getattr(value, part)
-                text = json.dumps(ran)
-                same = (
-                    type(value).model_validate_json(text) == value
-                    if isinstance(value, BaseModel)
-                    else json.loads(json.dumps(value)) == ran
-                )
-            except (AttributeError, KeyError, TypeError, ValidationError):
-                same = False
-            if not same:
-                raise RegistryError(f"{name} ran with another {dotted}", where="params.yaml", hint=STALE)
+        dotted = other_param(entry, params)
+        if dotted is not None:
+            raise RegistryError(f"{name} ran with another {dotted}", where="params.yaml", hint=STALE)
+
+
+def other_param(entry: dict[str, Any], params: Params) -> str | None:
+    """The first key of params.yaml that an entry ran with another value of; None if there is none."""
+    for dotted, ran in entry["params"].get("params.yaml", {}).items():
+        value: Any = params
+        try:
+            for part in dotted.split("."):
+                value = value[part] if isinstance(value, dict) else getattr(value, part)
+            text = json.dumps(ran)
+            same = (
+                type(value).model_validate_json(text) == value
+                if isinstance(value, BaseModel)
+                else json.loads(json.dumps(value)) == ran
+            )
+        except (AttributeError, KeyError, TypeError, ValidationError):
+            same = False
+        if not same:
+            return str(dotted)
+    return None
 
 
 def md5_of(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,27 +18,16 @@ from sparsemm.files import sha256_file, write_json
 from sparsemm.params import Params
 from sparsemm.registry import manifest
 from sparsemm.registry.client import answering, connect, is_code, model_name, registry_uri, sqlite_file
+from sparsemm.registry.contents import gather, table_name
 from sparsemm.registry.lease import Lease, lease
-from sparsemm.registry.lockfile import STALE, Stages, check_params, md5_of, read_stages, report_is_current
+from sparsemm.registry.lockfile import STALE, check_params, read_stages
 from sparsemm.registry.provenance import provenance
-from sparsemm.scores import ScoreTable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE = "candidate"
-FILES = (
-    "scores/{key}.safetensors",
-    "scores/{key}.json",
-    "scores/{key}.csv",
-    "budgets/{key}.json",
-    "evaluate/{key}.json",
-    "evaluate/{key}.csv",
-    "profile/{key}.json",
-    "profile/{key}.csv",
-    "align/{key}.json",
-)
 PER_REQUEST = 100  # of log_batch: params; metrics may be 1000
 
 
@@ -95,12 +83,12 @@ def publish(
     check_params(stages, params)
     with tempfile.TemporaryDirectory(prefix="sparsemm-") as temporary:
         folder = Path(temporary) / manifest.FOLDER
-        table = _gather(stages, key, root, folder)
+        table = gather(stages, params, key, root, folder)
         if model.revision not in (None, table.header["revision"]):
             raise RegistryError(f"scores are of revision {table.header['revision']}", where=key, hint=STALE)
         metrics, machine = _measured(key, folder)
         write_json(folder / "provenance.json", provenance(stages, table, machine, root, flow_run))
-        listed = manifest.build(folder, model=name, key=key, stage_hash=stages.hash, table=FILES[0].format(key=key))
+        listed = manifest.build(folder, model=name, key=key, stage_hash=stages.hash, table=table_name(key))
         write_json(folder / manifest.NAME, listed)
         tags = {
             "key": key,
@@ -124,28 +112,6 @@ def publish(
                 created = version.run_id == run_id
             client.set_registered_model_alias(name, CANDIDATE, version.version)
     return Published(name, str(version.version), str(version.run_id), stages.hash, created)
-
-
-def _gather(stages: Stages, key: str, root: Path, folder: Path) -> ScoreTable:
-    """Copy what is published to `folder`, each file checked against dvc.lock, and load the copied table."""
-    outs = stages.outs()
-    for name in FILES:
-        path = f"artifacts/{name.format(key=key)}"
-        copied = folder / name.format(key=key)
-        copied.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            shutil.copyfile(root / path, copied)
-        except OSError as error:
-            raise RegistryError(f"cannot be read: {error}", where=path, hint="`dvc checkout` brings it back") from error
-        if outs.get(path) != md5_of(copied):
-            raise RegistryError("not what the stage wrote", where=path, hint="`dvc repro` or `dvc checkout`")
-    if report_is_current(stages, root):
-        source = root / "artifacts" / "report"
-        (folder / "report" / "figures").mkdir(parents=True)
-        shutil.copyfile(source / "index.html", folder / "report" / "index.html")
-        for figure in (source / "figures").glob("*.png"):
-            shutil.copyfile(figure, folder / "report" / "figures" / figure.name)
-    return ScoreTable.load(folder / FILES[0].format(key=key))
 
 
 def _only_version(client: MlflowClient, name: str, stage_hash: str) -> ModelVersion | None:

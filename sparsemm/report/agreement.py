@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
-import csv
+import json
 from pathlib import Path
 from typing import NamedTuple
 
+from sparsemm.chase.covariates import Rates
 from sparsemm.errors import DataError
 from sparsemm.files import artifacts
 from sparsemm.params import Params
+from sparsemm.report.covariates import read_covariates
 from sparsemm.report.picture import WIDTH, Figure, png
 from sparsemm.report.results import Results
 from sparsemm.scores import ScoreTable
 
-COLUMNS = ("covariate", "bin", "tokens", "top_heads", "all_heads")
-
 
 class Agreement(NamedTuple):
-    """Of one model: its tables over other data sets, by their names, and rows of its covariates file."""
+    """Of one model, by names of data sets: tables over others, share of the words read there, and hit rates of all."""
 
     tables: dict[str, ScoreTable]
-    covariates: list[list[str]]
+    words: dict[str, float | None]
+    rates: dict[str, list[Rates]]
 
 
 def read_agreement(params: Params, result: Results, root: Path) -> Agreement:
-    """What there is over the data sets of `robustness`.
+    """What there is over `chase.dataset` and the data sets of `robustness`.
 
     Raises:
-        DataError: if the covariates file is not what the chase stage writes.
+        DataError: if a covariates or metrics file is not what its stage writes.
         ScoreTableError: if a table is damaged, or of another model.
     """
     paths = {name: artifacts(root, "scores", name) / f"{result.key}.safetensors" for name in params.robustness}
     tables = {name: ScoreTable.load(path) for name, path in paths.items() if path.is_file()}
     for one in tables.values():
         one.check_model(result.table.header["fingerprint"])
-    return Agreement(tables, read_covariates(artifacts(root, "scores") / f"{result.key}.covariates.csv"))
+    words = {name: _words_read(artifacts(root, "align", name) / f"{result.key}.json") for name in tables}
+    places = {params.chase.dataset: None} | {name: name for name in params.robustness}
+    files = {name: artifacts(root, "scores", also) / f"{result.key}.covariates.csv" for name, also in places.items()}
+    rates = {name: rows for name, path in files.items() if (rows := read_covariates(path))}
+    return Agreement(tables, words, rates)
 
 
-def read_covariates(path: Path) -> list[list[str]]:
-    """Rows of a covariates file; none if the file is missing.
-
-    Raises:
-        DataError: if it is not what the chase stage writes.
-    """
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as handle:
-        header, *rows = list(csv.reader(handle)) or [[]]
-    if tuple(header) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
-        raise DataError("not what the chase stage writes", where=str(path), hint="run the chase stage again")
-    return rows
+def _words_read(path: Path) -> float | None:
+    """Share of the words that the model says, from the align stage's metrics; None if they are missing."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["share_found"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        hint = "run the align stage again"
+        raise DataError(f"not what the align stage writes: {error!r}", where=str(path), hint=hint) from error
 
 
 def most_share(tables: dict[str, ScoreTable]) -> float:

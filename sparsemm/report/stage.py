@@ -11,6 +11,7 @@ from sparsemm.params import Params
 from sparsemm.progress import progress
 from sparsemm.report import figures
 from sparsemm.report.agreement import heat_maps, read_agreement
+from sparsemm.report.covariates import bars
 from sparsemm.report.efficiency import latency, read_shapes, stars
 from sparsemm.report.looking import Looking, looking
 from sparsemm.report.page import page
@@ -54,6 +55,8 @@ def _figures(material: Material) -> Iterator[tuple[str, bytes]]:
         if tables := material.agreements[result.key].tables:
             every = {material.params.chase.dataset: result.table, **tables}
             yield f"agreement-{result.key}", heat_maps(every)
+        if rates := material.agreements[result.key].rates:
+            yield f"covariates-{result.key}", bars(rates)
     for timed in material.shapes:
         yield f"latency-{timed.name}", latency(timed.name, timed.rows, stars(timed))
     names = {result.key: result.name for result in material.results}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsemm.chase.covariates import COLUMNS, covariates, described, script, write_covariates
+from sparsemm.chase.covariates import Rates, covariates, described, script, write_covariates
 from sparsemm.chase.shards import joined, one_sample
 from sparsemm.datasets.records import Entry, Record
 
@@ -53,11 +53,32 @@ def test_rates_are_means_over_tokens_and_heads(tmp_path: Path) -> None:
     parts.append(one_sample(second, [np.arange(16)], [1], [1, 1, 1]))
     rows = covariates(joined(parts), records, np.array([[9.0, 0.0, 1.0, 1.0]]))
     found = {row[:2]: row[2:] for row in rows}
-    assert found["kind", "word"] == (1, 1.0, 0.5)
-    assert found["kind", "number"] == (2, 0.5, 0.25)
+    assert found["kind", "word"] == (1, 1, 1.0, 1.0, 1.0, 0.5)
+    assert found["kind", "number"] == (2, 2, 0.5, 0.0, 1.0, 0.25)  # one sample hit, the other not
     assert found["script", "digits"] == found["box_height_px", "32-64"] == found["visual_tokens", "16-32"]
-    assert [row[1] for row in rows if row[0] == "visual_tokens"] == ["1-2", "16-32"]  # by size, not by letters
+    assert [row.bin for row in rows if row.covariate == "visual_tokens"] == ["1-2", "16-32"]  # by size, not by letters
     write_covariates(tmp_path / "c.csv", joined(parts), records, np.array([[9.0, 0.0, 1.0, 1.0]]))
     listed = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
-    assert tuple(listed[0]) == COLUMNS and len(listed) == len(rows)
+    assert tuple(listed[0]) == Rates._fields and len(listed) == len(rows)
     assert sum(int(row["tokens"]) for row in listed if row["covariate"] == "script") == 3
+
+
+def test_intervals_are_over_samples_not_over_tokens() -> None:
+    image, entry = Image.new("RGB", (64, 64)), Entry("one", (0.0, 0.0, 8.0, 8.0), "word")
+    hits = np.random.default_rng(1).random(12) < 0.5
+
+    def width(tokens: int) -> float:
+        parts = []
+        for hit in hits:  # every token of a sample is like the others
+            inside = np.zeros((1, 20, tokens), bool)
+            inside[0, 0] = hit
+            parts.append(one_sample(inside, [np.arange(1)] * tokens, [0] * tokens, [tokens] * 3))
+        scores = np.zeros((1, 20))
+        scores[0, 0] = 1.0
+        records = [Record(str(i), image, (entry,), "test", "none") for i in range(len(hits))]
+        (row,) = [row for row in covariates(joined(parts), records, scores) if row.covariate == "kind"]
+        assert row.ci_low < row.top_heads == hits.mean() < row.ci_high and row.samples == 12
+        assert row.tokens == 12 * tokens
+        return row.ci_high - row.ci_low
+
+    assert width(1) == pytest.approx(width(8))

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "canary-6f1d-password"
 OUTS = {
     "align": ["align/{}.json"],
-    "chase": ["scores/{}.safetensors", "scores/{}.json", "scores/{}.csv"],
+    "chase": ["scores/{}.safetensors", "scores/{}.json", "scores/{}.csv", "scores/{}.covariates.csv"],
     "allocate": ["budgets/{}.json"],
     "evaluate": ["evaluate/{}.json", "evaluate/{}.csv"],
     "profile": ["profile/{}.json", "profile/{}.csv"],
@@ -77,6 +77,7 @@ class Workspace:
         table = ScoreTable.from_samples(np.abs(per_sample), np.ones(shape, np.int64), header)
         table.save(folder / "scores" / f"{key}.safetensors")
         write_curve(folder / "scores" / f"{key}.csv", table)
+        (folder / "scores" / f"{key}.covariates.csv").write_text("covariate,bin\nkind,word\n", encoding="utf-8")
         write_json(folder / "scores" / f"{key}.json", {"split_half": 0.99, "top_share": {"1%": 0.1}})
         write_json(folder / "align" / f"{key}.json", {"samples": 6, "share_aligned": 0.7})
         allocate.run(self.params, key, self.root)
@@ -98,24 +99,41 @@ class Workspace:
         path = self.root / "dvc.lock"
         value = yaml.safe_load(path.read_text()) if path.is_file() else {"schema": "2.0", "stages": {}}
 
+        for stage in OUTS:
+            names = [[name.format(key) for name in some[stage]] for some in (DEPS, OUTS, RAN_WITH)]
+            value["stages"][f"{stage}@{key}"] = self._entry(f"sparsemm {stage} {key}", *names)
+        path.write_text(yaml.safe_dump(value), encoding="utf-8")
+
+    def also(self, key, dataset):
+        """Write what the stages over a further data set write, and their entries in dvc.lock."""
+        scores, align = (f"{stage}/also/{dataset}/{key}" for stage in ("scores", "align"))
+        files = [f"{scores}{end}" for end in (".safetensors", ".json", ".csv", ".covariates.csv")]
+        used = [f"models.{key}", f"robustness.{dataset}", "chase"]
+        for name in (*files, f"{align}.parquet", f"{align}.json"):
+            (self.root / "artifacts" / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / "artifacts" / name).write_text(f"{name} over {dataset}")
+        path = self.root / "dvc.lock"
+        value = yaml.safe_load(path.read_text())
+        command = f"{key} --dataset {dataset}"
+        made = self._entry(f"sparsemm align {command}", [], [f"{align}.parquet", f"{align}.json"], used)
+        value["stages"][f"align-also@{key}-{dataset}"] = made
+        made = self._entry(f"sparsemm chase {command}", [f"{align}.parquet"], files, used)
+        value["stages"][f"chase-also@{key}-{dataset}"] = made
+        path.write_text(yaml.safe_dump(value), encoding="utf-8")
+
+    def _entry(self, command, deps, outs, used):
         def listed(names):
-            paths = [f"artifacts/{name.format(key)}" for name in names]
+            paths = [f"artifacts/{name}" for name in names]
             return [{"path": one, "hash": "md5", "md5": md5_of(self.root / one)} for one in paths]
 
-        for stage in OUTS:
-            used = {}
-            for dotted in RAN_WITH[stage]:
-                inner = self.raw
-                for part in dotted.format(key).split("."):
-                    inner = inner[part]
-                used[dotted.format(key)] = inner
-            value["stages"][f"{stage}@{key}"] = {
-                "cmd": f"sparsemm {stage} {key}",
-                "deps": listed(DEPS[stage]),
-                "params": {"params.yaml": used},
-                "outs": listed(OUTS[stage]),
-            }
-        path.write_text(yaml.safe_dump(value), encoding="utf-8")
+        ran_with = {}
+        for dotted in used:
+            inner = self.raw
+            for part in dotted.split("."):
+                inner = inner[part]
+            ran_with[dotted] = inner
+        params = {"params.yaml": ran_with}
+        return {"cmd": command, "deps": listed(deps), "params": params, "outs": listed(outs)}
 
 
 @pytest.fixture

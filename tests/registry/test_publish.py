@@ -53,6 +53,7 @@ def test_a_publication_can_be_found_and_has_everything(local, tmp_path):
     assert run.data.metrics["read/sparsemm/48"] == 0.9 and run.data.metrics["profile/full/128/kept_bytes"] == 64
     assert run.data.params["model/checkpoint"] == "a/m" and run.data.params["allocate/budgets"] == "[12, 24, 48]"
     provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert (tmp_path / "scores" / "m.covariates.csv").read_text() == "covariate,bin\nkind,word\n"
     assert provenance["flow_run"] == "flow-7" and provenance["gpu"] is None and provenance["packages"]["mlflow"]
     assert set(provenance["dvc_stages"]) == {f"{s}@m" for s in ("align", "chase", "allocate", "evaluate", "profile")}
     assert client.get_model_version_by_alias("visual-heads.m", "candidate").version == version.version

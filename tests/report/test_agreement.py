@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sparsemm.chase import covariates
+from sparsemm.chase.covariates import Rates
 from sparsemm.errors import DataError, ScoreTableError
 from sparsemm.params import load_params
 from sparsemm.params.stages import RobustnessParams
@@ -31,7 +31,7 @@ def save(root, one, name="large"):
 
 
 def test_tables_that_are_there_are_read(params, result, tmp_path):
-    assert agreement.read_agreement(params, result, tmp_path) == agreement.Agreement({}, [])
+    assert agreement.read_agreement(params, result, tmp_path) == agreement.Agreement({}, {}, {})
     save(tmp_path, table(0.3))
     assert list(agreement.read_agreement(params, result, tmp_path).tables) == ["large"]  # "later" is not chased yet
 
@@ -42,15 +42,27 @@ def test_another_models_table_is_refused(params, result, tmp_path):
         agreement.read_agreement(params, result, tmp_path)
 
 
-def test_covariates_are_read_and_checked(params, result, tmp_path):
-    path = tmp_path / "artifacts" / "scores" / "m.covariates.csv"
+def test_words_read_are_those_of_that_data_set(params, result, tmp_path):
+    save(tmp_path, result.table)
+    assert agreement.read_agreement(params, result, tmp_path).words == {"large": None}
+    path = tmp_path / "artifacts" / "align" / "also" / "large" / "m.json"
     path.parent.mkdir(parents=True)
-    path.write_text(",".join(covariates.COLUMNS) + "\nscript,latin,12,0.75,0.25\n")
-    found = agreement.read_agreement(params, result, tmp_path).covariates
-    assert found == [["script", "latin", "12", "0.75", "0.25"]]
-    path.write_text("rank,share\n1,2\n")
-    with pytest.raises(DataError, match="not what the chase stage writes"):
-        agreement.read_agreement(params, result, tmp_path)
+    path.write_text('{"share_found": 0.625}')
+    assert agreement.read_agreement(params, result, tmp_path).words == {"large": 0.625}
+    for content in ("{}", "[", '{"share_found": "most"}'):
+        path.write_text(content)
+        with pytest.raises(DataError, match="not what the align stage writes"):
+            agreement.read_agreement(params, result, tmp_path)
+
+
+def test_hit_rates_of_every_data_set_are_read(params, result, tmp_path):
+    row = Rates("script", "latin", 4, 12, 0.75, 0.5, 0.875, 0.25)
+    for folder in ("", "also/large"):
+        path = tmp_path / "artifacts" / "scores" / folder / "m.covariates.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(",".join(map(str, one)) for one in (Rates._fields, row)) + "\n")
+    found = agreement.read_agreement(params, result, tmp_path).rates
+    assert found == {params.chase.dataset: [row], "large": [row]}
 
 
 def test_one_scale_ends_at_the_largest_share_of_all():

@@ -105,7 +105,7 @@ def made(crafted):
     shape = Timed(
         "vicuna-7b", [crafted.timing("transformers", length) for length in (2048, 32768)], {"device": "a GPU"}
     )
-    agreements = {"one": Agreement({"large": crafted.table(0.7)}, [])}
+    agreements = {"one": Agreement({"large": crafted.table(0.7)}, {"large": 0.9}, {})}
     pointless = [row | {"budget": "", "condition": "a long condition, in words"} for row in rows()]
     studies = {"curve": {"one": rows()}, "parts": {"one": pointless, "two": rows()}}
     material = Material(parse_params(PARAMS % MODELS), results, seen, agreements, [shape], studies)

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from sparsemm.chase.covariates import Rates
 from sparsemm.report import charts
 from sparsemm.report.agreement import most_share
+from sparsemm.report.covariates import words
 from sparsemm.report.page import chart, details, heading, pair, paragraph, table
 from sparsemm.report.results import Results
 from sparsemm.report.sections.material import Material
 from sparsemm.scores import ScoreTable
 
 NOTE = "Two tables cannot agree better than each agrees with itself: the split-half correlation of either."
-HEADER = ["model", "data set", "samples", "rank correlation", "top 5 % shared", "top 10 % shared", "split-half r"]
+HEADER = [
+    "model",
+    "data set",
+    "samples",
+    "words read",
+    "rank correlation",
+    "top 5 % shared",
+    "top 10 % shared",
+    "split-half r",
+]
+
+RATES = ["what is on the page", "samples", "answer tokens", "best 5 % of heads", "95 % interval", "all heads"]
+RATES_NOTE = (
+    "Share of answer tokens at whose box heads look, of words that the model says; bootstrap intervals over samples. "
+    "The best heads are chosen on the same samples, so compare bins with each other. Box height stands for font size "
+    "where boxes are drawn around the text; lines of the pages drawn here are all as high, and what differs between "
+    "their data sets is the size of the letters."
+)
 
 
 def parts(material: Material) -> list[str]:
@@ -27,19 +44,19 @@ def parts(material: Material) -> list[str]:
         if agreement is None:
             continue
         if agreement.tables:
-            rows += [_row(result, name, one) for name, one in agreement.tables.items()]
+            rows += [_row(result, name, one, agreement.words[name]) for name, one in agreement.tables.items()]
             found += [heading(result.name), _maps(result, {known: result.table, **agreement.tables})]
-        if agreement.covariates:
-            found.append(_covariates(result, agreement.covariates))
+        found += [_rates(result, name, rates) for name, rates in agreement.rates.items()]
     if rows:
         found = [table(HEADER, rows, f"Every table against that of {known!r}"), paragraph(NOTE), *found]
     return found
 
 
-def _row(result: Results, name: str, one: ScoreTable) -> list[str]:
+def _row(result: Results, name: str, one: ScoreTable, words: float | None) -> list[str]:
     overlaps = [f"{result.table.top_overlap(one, fraction):.0%}" for fraction in (0.05, 0.10)]
     correlation = f"{result.table.rank_correlation(one):.3f}"
-    return [result.label, name, str(len(one.per_sample)), correlation, *overlaps, f"{one.split_half():.3f}"]
+    read = "-" if words is None else f"{words:.1%}"
+    return [result.label, name, str(len(one.per_sample)), read, correlation, *overlaps, f"{one.split_half():.3f}"]
 
 
 def _maps(result: Results, tables: dict[str, ScoreTable]) -> str:
@@ -57,12 +74,18 @@ def _maps(result: Results, tables: dict[str, ScoreTable]) -> str:
     return pair(*shown)
 
 
-def _covariates(result: Results, rows: list[list[str]]) -> str:
+def _rates(result: Results, name: str, rates: list[Rates]) -> str:
     listed = [
-        [f"{name.replace('_', ' ')} {value}", n, f"{float(a):.1%}", f"{float(b):.1%}"] for name, value, n, a, b in rows
+        [
+            words(row.covariate, row.bin),
+            str(row.samples),
+            str(row.tokens),
+            f"{row.top_heads:.1%}",
+            f"{row.ci_low:.1%} to {row.ci_high:.1%}" if row.samples > 1 else "-",
+            f"{row.all_heads:.1%}",
+        ]
+        for row in rates
     ]
-    header = ["what is on the page", "answer tokens", "best 5 % of heads", "all heads"]
-    caption = f"{result.label}: share of answer tokens at whose box the heads look"
-    rates = np.array([float(row[3]) for row in rows])
-    spread = f"Hit rate of the best heads by size, script and kind of the text: {rates.min():.0%} to {rates.max():.0%}"
-    return details(f"{result.name}: {spread}", table(header, listed, caption))
+    span = [row.top_heads for row in rates]
+    said = f"Hit rate of the best heads by size, script and kind of the text: {min(span):.0%} to {max(span):.0%}"
+    return details(f"{result.name}, {name}. {said}", table(RATES, listed, f"{result.label}, {name}. {RATES_NOTE}"))

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from sparsemm.chase.covariates import Rates
 from sparsemm.params import load_params
 from sparsemm.report.agreement import Agreement
 from sparsemm.report.sections import Material, agreement
@@ -18,8 +19,9 @@ from tests.report.conftest import HEADER
 def section(crafted):
     """The section's parts for one model, checked."""
 
-    def make(tables, covariates=()):
-        material = Material(load_params("params.yaml"), [crafted.results()], {}, {"m": Agreement(tables, covariates)})
+    def make(tables, rates=()):
+        agreed = Agreement(tables, dict.fromkeys(tables), dict(rates))
+        material = Material(load_params("params.yaml"), [crafted.results()], {}, {"m": agreed})
         return crafted.checked("".join(agreement.parts(material)))
 
     return make
@@ -35,8 +37,13 @@ def test_numbers_are_those_of_the_tables(crafted, section):
 
 
 def test_hit_rates_are_shown_by_kind_of_text(section):
-    found = section({}, [["script", "latin", "12", "0.75", "0.25"], ["box_area_px", "8-16", "3", "0.5", "0.1"]])
+    rows = [
+        Rates("script", "latin", 4, 12, 0.75, 0.5, 0.875, 0.25),
+        Rates("box_area_px", "8-16", 1, 3, 0.5, 0.5, 0.5, 0.125),
+    ]
+    found = section({}, {"large": rows})
     assert "50% to 75%" in found.text and "box area px 8-16" in found.text and "75.0%" in found.text
+    assert "50.0% to 87.5%" in found.text and "50.0% to 50.0%" not in found.text  # one sample has no interval
 
 
 def test_nothing_to_compare_is_no_section(crafted):

@@ -1,0 +1,98 @@
+"""What a version holds: the files of a model's stages, each as dvc.lock names it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sparsemm.errors import RegistryError
+from sparsemm.params import Params
+from sparsemm.registry.lockfile import ALSO, Stages, md5_of, other_param, report_is_current
+from sparsemm.scores import ScoreTable
+
+FILES = (
+    "scores/{key}.safetensors",
+    "scores/{key}.json",
+    "scores/{key}.csv",
+    "scores/{key}.covariates.csv",
+    "budgets/{key}.json",
+    "evaluate/{key}.json",
+    "evaluate/{key}.csv",
+    "profile/{key}.json",
+    "profile/{key}.csv",
+    "align/{key}.json",
+)
+FURTHER = (  # of a data set of `robustness`
+    "scores/also/{dataset}/{key}.safetensors",
+    "scores/also/{dataset}/{key}.json",
+    "scores/also/{dataset}/{key}.csv",
+    "scores/also/{dataset}/{key}.covariates.csv",
+    "align/also/{dataset}/{key}.json",
+)
+
+
+def table_name(key: str) -> str:
+    """Where in a version its score table is."""
+    return FILES[0].format(key=key)
+
+
+def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -> ScoreTable:
+    """Copy what is published to `folder`, each file checked against dvc.lock, and load the copied table.
+
+    Tables over further data sets, and the report, go along where they are of these results; without them a version is
+    whole too.
+
+    Raises:
+        RegistryError: if a file of the model's stages is missing, or not what its stage wrote.
+    """
+    for name in FILES:
+        _copy(root, name.format(key=key), folder, stages.outs())
+    for dataset in params.robustness:
+        if (outs := _further(stages, params, key, dataset)) is None:
+            continue
+        names = [name.format(key=key, dataset=dataset) for name in FURTHER]
+        if all(_is(root / "artifacts" / name, outs.get(f"artifacts/{name}")) for name in names):
+            for name in names:
+                _copy(root, name, folder, outs)
+    if report_is_current(stages, root):
+        source = root / "artifacts" / "report"
+        (folder / "report" / "figures").mkdir(parents=True)
+        shutil.copyfile(source / "index.html", folder / "report" / "index.html")
+        for figure in (source / "figures").glob("*.png"):
+            shutil.copyfile(figure, folder / "report" / "figures" / figure.name)
+    return ScoreTable.load(folder / table_name(key))
+
+
+def _copy(root: Path, name: str, folder: Path, outs: dict[str, str]) -> None:
+    path, copied = f"artifacts/{name}", folder / name
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(root / path, copied)
+    except OSError as error:
+        raise RegistryError(f"cannot be read: {error}", where=path, hint="`dvc checkout` brings it back") from error
+    if not _is(copied, outs.get(path)):
+        raise RegistryError("not what the stage wrote", where=path, hint="`dvc repro` or `dvc checkout`")
+
+
+def _is(path: Path, md5: str | None) -> bool:
+    try:
+        return md5_of(path) == md5
+    except OSError:
+        return False
+
+
+def _further(stages: Stages, params: Params, key: str, dataset: str) -> dict[str, str] | None:
+    """Path -> md5 of what the stages over another data set wrote; None if one is missing, or ran on anything else."""
+    entries = [stages.also.get(f"{stage}@{key}-{dataset}") for stage in ALSO]
+    ran: list[dict[str, Any]] = [entry for entry in entries if entry is not None]
+    if len(ran) < len(ALSO) or any(other_param(entry, params) for entry in ran):
+        return None
+    outs = {out["path"]: out["md5"] for entry in ran for out in entry["outs"]}
+    deps: dict[str, str] = {}
+    for dep in [dep for entry in ran for dep in entry["deps"]]:
+        if dep["path"].startswith("artifacts/"):
+            known = outs.get(dep["path"]) or deps.setdefault(dep["path"], dep["md5"])
+            if known != dep["md5"]:
+                return None
+    return outs
