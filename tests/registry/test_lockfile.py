@@ -81,7 +81,7 @@ def test_other_params_than_those_it_ran_with_are_refused(workspace):
     made = workspace("a", "b")
     stages = read_stages(made.root, "a")
     check_params(stages, made.params)
-    for section, name, value in (("chase", "prompt", "Say it."), ("profile", "budget", 48), ("evaluate", "seed", 1)):
+    for section, name, value in (("chase", "prompt", "Say it."), ("profile", "budget", 12), ("evaluate", "seed", 1)):
         before = made.raw[section][name]
         made.raw[section][name] = value
         (made.root / "params.yaml").write_text(yaml.safe_dump(made.raw))
