@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking")  # these ask the model
+MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm")  # these ask the model
 DERIVED = ("curve", "length", "cost")  # these read what other stages wrote
 STUDIES = (*DERIVED, *MEASURED)
