@@ -24,6 +24,7 @@ class Candidate:
         floor: f, s <- (1 - f) s / sum(s) + f s / (L sum(s[l])); no layer gets less than f of an even share.
         rho: share of the slots beyond the window that is split evenly; None for that of `allocate`.
         adapt: share of a layer's split that follows the prompt's attention; None for a split that ignores it.
+        margin: whether hits are weighted by margin (`sparsemm.studies.margin`); else s is the model's score table.
         mode: "exact", where what a head cannot use flows to the others, or "paper", where it is lost.
     """
 
@@ -32,6 +33,7 @@ class Candidate:
     floor: float = 0.0
     rho: float | None = None
     adapt: float | None = None
+    margin: bool = False
     mode: str = "exact"
 
     @property
@@ -61,18 +63,22 @@ CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
         "exponent 0.75": Candidate(exponent=0.75),
         "exponent 1.5": Candidate(exponent=1.5),
         "group max": Candidate(group="max"),
-        "floor 0.25": Candidate(floor=0.25),
+        "margin": Candidate(margin=True),
         "floor 0.5": Candidate(floor=0.5),
         "rho 0.2": Candidate(rho=0.2),
         "rho 0.4": Candidate(rho=0.4),
+        "rho 0.6": Candidate(rho=0.6),
+        "rho 0.8": Candidate(rho=0.8),
         "adapt 0.25": Candidate(adapt=0.25),
         "adapt 0.5": Candidate(adapt=0.5),
         "adapt 0.75": Candidate(adapt=0.75),
         "adapt 1": Candidate(adapt=1.0),
-        "exponent 0.5, adapt 0.5": Candidate(exponent=0.5, adapt=0.5),
-        "exponent 0.5, adapt 1": Candidate(exponent=0.5, adapt=1.0),
         "floor 0.5, adapt 0.5": Candidate(floor=0.5, adapt=0.5),
-        "floor 0.5, adapt 1": Candidate(floor=0.5, adapt=1.0),
-        "rho 0.4, adapt 1": Candidate(rho=0.4, adapt=1.0),
+        "rho 0.4, exponent 0.5": Candidate(rho=0.4, exponent=0.5),
+        "rho 0.4, floor 0.5": Candidate(rho=0.4, floor=0.5),
+        "rho 0.4, adapt 0.25": Candidate(rho=0.4, adapt=0.25),
+        "rho 0.6, adapt 0.25": Candidate(rho=0.6, adapt=0.25),
+        "rho 0.4, floor 0.5, adapt 0.5": Candidate(rho=0.4, floor=0.5, adapt=0.5),
+        "rho 0.6, floor 0.5, adapt 0.5": Candidate(rho=0.6, floor=0.5, adapt=0.5),
     }
 )

@@ -12,6 +12,7 @@ from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.candidates import CANDIDATES, PAPER
 from sparsemm.studies.curve import AREA
+from sparsemm.studies.margin import margin_table
 from sparsemm.studies.rows import Arm, Outcome, Row
 
 OVERALL = "all tasks"
@@ -26,7 +27,8 @@ def split(given: SearchParams) -> tuple[slice, slice]:
 def candidate(bench: Bench, name: str, budget: int) -> Kept:
     """A cache with the allocation of that name."""
     one = CANDIDATES[name]
-    return bench.kept(one.method, budget, one.weights(bench.scores), **one.options())
+    table = margin_table(bench) if one.margin else bench.scores
+    return bench.kept(one.method, budget, one.weights(table), **one.options())
 
 
 def measure(
