@@ -121,7 +121,9 @@ class StudiesParams(Strict):
     search: SearchParams | None = Field(None, description="allocations at equal slots, on the first pages")
     confirm: ConfirmParams | None = Field(None, description="the best of the search, on the held-out pages")
 
-    @field_validator("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm")
+    @field_validator(
+        "masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm"
+    )
     @classmethod
     def _no_repeats(cls, value: Strict | None) -> Strict | None:
         for name, given in value or ():

@@ -9,9 +9,8 @@ from typing import Any
 
 from sparsemm.budgets import Scores
 from sparsemm.scores import ScoreTable
+from sparsemm.studies.names import PAPER
 from sparsemm.weights import group_max, layer_floor, power
-
-PAPER = "sparsemm"  # the allocation that the others are held against
 
 
 @dataclass(frozen=True)

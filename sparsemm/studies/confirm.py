@@ -8,12 +8,11 @@ from sparsemm.errors import DataError
 from sparsemm.params import Params
 from sparsemm.params.studies import ConfirmParams
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.candidates import CANDIDATES, PAPER
+from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
+from sparsemm.studies.names import CHOICE, OVERALL, PAPER
 from sparsemm.studies.rows import COLUMNS, Row, read_rows
-from sparsemm.studies.search import OVERALL, candidate, measure, split
-
-CHOICE = "choice"
+from sparsemm.studies.search import candidate, measure, split
 
 
 def searched(params: Params) -> list[str]:

@@ -10,12 +10,11 @@ from sparsemm.evaluate.statistics import area
 from sparsemm.params.studies import SearchParams
 from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.candidates import CANDIDATES, PAPER
+from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.margin import margin_table
+from sparsemm.studies.names import OVERALL, PAPER
 from sparsemm.studies.rows import Arm, Outcome, Row
-
-OVERALL = "all tasks"
 
 
 def split(given: SearchParams) -> tuple[slice, slice]:
