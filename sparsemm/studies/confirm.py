@@ -7,12 +7,13 @@ from pathlib import Path
 from sparsemm.errors import DataError
 from sparsemm.params import Params
 from sparsemm.params.studies import ConfirmParams
+from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.names import CHOICE, OVERALL, PAPER
 from sparsemm.studies.rows import COLUMNS, Row, read_rows
-from sparsemm.studies.search import candidate, measure, split
+from sparsemm.studies.search import Way, candidate, measure, split
 
 
 def searched(params: Params) -> list[str]:
@@ -66,7 +67,9 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
     areas = mean_areas(bench.params, bench.root)
     chosen = best(areas)
     ours = dict.fromkeys((chosen, PAPER))
-    ways = {(name, budget): candidate(bench, name, budget) for name in ours for budget in given.budgets}
+    ways: dict[Way, Kept] = {
+        (name, budget): candidate(bench, name, budget) for name in ours for budget in given.budgets
+    }
     for method in given.methods:
         budgets: tuple[int | None, ...] = (None,) if method == "full" else given.budgets
         ways |= {(method, budget): bench.kept(method, budget) for budget in budgets}

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-MEASURED = (
-    "masking",
-    "rho",
-    "parts",
-    "later",
-    "holding",
-    "storage",
-    "sources",
-    "looking",
-    "search",
-    "confirm",
-)  # these ask the model
+# These ask the model.
+MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm")
 DERIVED = ("curve", "length", "cost")  # these read what other stages wrote
 STUDIES = (*DERIVED, *MEASURED)
 

@@ -10,11 +10,13 @@ from sparsemm.evaluate.statistics import area
 from sparsemm.params.studies import SearchParams
 from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.candidates import CANDIDATES
+from sparsemm.studies.candidates import CANDIDATES, IDENTITY
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.margin import margin_table
 from sparsemm.studies.names import OVERALL, PAPER
 from sparsemm.studies.rows import Arm, Outcome, Row
+
+Way = tuple[str, int | None]  # setting, budget
 
 
 def split(given: SearchParams) -> tuple[slice, slice]:
@@ -30,15 +32,13 @@ def candidate(bench: Bench, name: str, budget: int) -> Kept:
     return bench.kept(one.method, budget, one.weights(table), **one.options())
 
 
-def measure(
-    bench: Bench, given: SearchParams, unit: str, pages: slice, ways: Mapping[tuple[str, int | None], Kept]
-) -> dict[Arm, Outcome]:
+def measure(bench: Bench, given: SearchParams, unit: str, pages: slice, ways: Mapping[Way, Kept]) -> dict[Arm, Outcome]:
     """Answers of every (setting, budget), the areas under them, and the mean of these over tasks, page by page."""
     outcomes: dict[Arm, Outcome] = {}
     names = {way: f"{way[0]} {way[1]}" for way in ways}
     settings = list(dict.fromkeys(setting for setting, _ in ways))
     for task in given.tasks:
-        said = bench.keep(f"{task}{unit}", task, {names[way]: kept for way, kept in ways.items()}, pages)
+        said = bench.keep(f"{task}{unit}-{IDENTITY}", task, {names[way]: kept for way, kept in ways.items()}, pages)
         outcomes |= {Arm(task, "", setting, None, b): said[names[setting, b]] for setting, b in ways}
         for setting in settings:
             curve = {b: said[names[s, b]] for s, b in ways if s == setting}
@@ -57,6 +57,8 @@ def _area(curve: Mapping[int | None, Outcome]) -> np.ndarray:
 
 def run(bench: Bench, given: SearchParams) -> list[Row]:
     """One row per task, candidate and budget, and per area; each is compared with the paper's allocation."""
-    ways = {(name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets}
+    ways: dict[Way, Kept] = {
+        (name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets
+    }
     outcomes = measure(bench, given, "", split(given)[0], ways)
     return bench.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])
