@@ -75,11 +75,10 @@ CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
         "adapt 1": Candidate(adapt=1.0),
         "floor 0.5, adapt 0.5": Candidate(floor=0.5, adapt=0.5),
         "rho 0.4, exponent 0.5": Candidate(rho=0.4, exponent=0.5),
-        "rho 0.4, floor 0.5": Candidate(rho=0.4, floor=0.5),
+        "rho 0.4, group max": Candidate(rho=0.4, group="max"),
+        "rho 0.6, group max": Candidate(rho=0.6, group="max"),
         "rho 0.4, adapt 0.25": Candidate(rho=0.4, adapt=0.25),
         "rho 0.6, adapt 0.25": Candidate(rho=0.6, adapt=0.25),
-        "rho 0.4, floor 0.5, adapt 0.5": Candidate(rho=0.4, floor=0.5, adapt=0.5),
-        "rho 0.6, floor 0.5, adapt 0.5": Candidate(rho=0.6, floor=0.5, adapt=0.5),
     }
 )
 IDENTITY = hashlib.sha256(repr(dict(CANDIDATES)).encode()).hexdigest()[:8]  # units of other candidates are not read
