@@ -11,7 +11,7 @@ params["datasets"]["calibration"]["samples"] = params["datasets"]["evaluation"][
 params["chase"] |= {"batch_size": 4, "shard_size": 8}
 params["allocate"]["budgets"] = params["allocate"]["budgets"][-1:]
 params["evaluate"] |= {"samples": 12, "methods": ["full", "sparsemm", "snapkv"], "bootstrap": 200}
-smallest = {"samples": 4, "tasks": ["qa"], "seeds": 1, "fractions": [0.1], "values": [0.5]}
+smallest = {"samples": 4, "held_out": 2, "tasks": ["qa"], "seeds": 1, "fractions": [0.1], "values": [0.5]}
 smallest |= {"budget": params["allocate"]["budgets"][0], "budgets": params["allocate"]["budgets"]}
 smallest |= {"methods": ["full", "sparsemm", "snapkv"]}
 for study in params["studies"].values():

@@ -74,7 +74,7 @@ def test_an_edit_of_a_study_or_its_entry_runs_that_study_alone(pipeline):
 def test_every_study_is_in_dvc_yaml_and_in_params():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     assert tuple(stages["reading"]["matrix"]["name"]) == DERIVED
-    assert (*stages["study"]["matrix"]["name"], "looking") == MEASURED
+    assert (*stages["study"]["matrix"]["name"], "looking", "search", "confirm") == MEASURED
     assert load_params(ROOT / "params.yaml").studies.model_fields_set == set(STUDIES)
 
 

@@ -163,7 +163,7 @@ def policy_of(
 
     Args:
         method, budget, scores: as `compressed_cache`.
-        options: window, rho, mode and seed, as there.
+        options: window, rho, mode, seed and adapt, as there.
 
     Raises:
         BudgetError: if method, budget, window or scores are impossible, or a ready policy is of another shape.
@@ -203,6 +203,7 @@ def compressed_cache(
     pooling_kernel: int = 5,
     mode: str = "exact",
     seed: int = 0,
+    adapt: float = 0.5,
     recompress: bool = False,
     hold_budget: bool = False,
     prompt_length: int | None = None,
@@ -225,6 +226,7 @@ def compressed_cache(
         pooling_kernel: odd width of the average pool over observation scores.
         mode: "exact", or "paper" for the public code's arithmetic.
         seed: of "random".
+        adapt: share of a layer's split that follows the prompt, for "sparsemm-adaptive".
         recompress: whether a later turn (a forward of more than one token) brings everything kept back to the budget.
         hold_budget: also evict for every new token, so that the total never exceeds the budget after a step.
         prompt_length: tokens of the prompt, padding included, if it comes in chunks or with candidate tokens behind
@@ -245,7 +247,7 @@ def compressed_cache(
             raise CacheError(f"{name} is {count}", hint="at least 1")
     if storage not in ("model", *STORAGES):
         raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
-    policy = policy_of(model, method, budget, scores, window=window, rho=rho, mode=mode, seed=seed)
+    policy = policy_of(model, method, budget, scores, window=window, rho=rho, mode=mode, seed=seed, adapt=adapt)
     if hold_budget and (not policy.compresses or max_new_tokens is not None):
         raise CacheError(
             "hold_budget with method full or max_new_tokens", hint="there is nothing to hold, or no growth"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from sparsemm.params.base import Count, Strict
 from sparsemm.params.stages import Method
@@ -85,6 +85,25 @@ class LookingParams(Strict):
     share: float = Field(0.05, gt=0.0, le=1.0, description="of all heads in each group")
 
 
+class SearchParams(BudgetedParams):
+    """Allocations that are tried, on all but the last pages."""
+
+    held_out: Count = Field(description="last pages, which the search never asks about")
+
+    @field_validator("held_out")
+    @classmethod
+    def _some_are_left(cls, value: int, info: ValidationInfo) -> int:
+        if value >= info.data.get("samples", value + 1):
+            raise ValueError("nothing is left to search on")
+        return value
+
+
+class ConfirmParams(SearchParams):
+    """What the search chose, on the pages it never asked about."""
+
+    methods: Methods = Field(("snapkv", "adakv", "full"), description="asked beside it and sparsemm")
+
+
 class StudiesParams(Strict):
     """Which studies are made; an entry that is left out cannot be asked for."""
 
@@ -99,8 +118,12 @@ class StudiesParams(Strict):
     storage: StorageParams | None = Field(None, description="8-bit storage")
     sources: BudgetedParams | None = Field(None, description="score tables of other data sets")
     looking: LookingParams | None = Field(None, description="what visual and non-visual heads look at")
+    search: SearchParams | None = Field(None, description="allocations at equal slots, on the first pages")
+    confirm: ConfirmParams | None = Field(None, description="the best of the search, on the held-out pages")
 
-    @field_validator("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking")
+    @field_validator(
+        "masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm"
+    )
     @classmethod
     def _no_repeats(cls, value: Strict | None) -> Strict | None:
         for name, given in value or ():
@@ -126,4 +149,8 @@ class StudiesParams(Strict):
                 return f"{name}.samples is more than the evaluation data set has"
             if (name == "later" or "qa" in getattr(given, "tasks", ())) and not synthetic:
                 return f"{name}: questions can be asked about synthetic pages only"
+        if self.confirm is not None:
+            shared = SearchParams.model_fields.keys() - Derived.model_fields.keys()
+            if self.search is None or any(getattr(self.confirm, n) != getattr(self.search, n) for n in shared):
+                return f"confirm: {', '.join(sorted(shared))} are not those of search"
         return None

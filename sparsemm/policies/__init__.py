@@ -34,6 +34,7 @@ def get_policy(
     rho: float = 0.1,
     mode: str = "exact",
     seed: int = 0,
+    adapt: float = 0.5,
 ) -> Policy:
     """The policy of a method.
 
@@ -46,6 +47,7 @@ def get_policy(
         rho: share beyond the window that these two and "random" split evenly.
         mode: "exact" or "paper", for "sparsemm" and "random"; "sparsemm-adaptive" is always exact.
         seed: of "random".
+        adapt: share of a layer's split that follows the prompt, for "sparsemm-adaptive".
 
     Raises:
         BudgetError: if the method is unknown, a parameter is impossible, or scores are missing or misshapen.
@@ -58,6 +60,8 @@ def get_policy(
         raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
     if mode not in ("exact", "paper"):
         raise BudgetError(f"mode {mode!r} is unknown", hint="use exact or paper")
+    if not 0.0 <= adapt <= 1.0:
+        raise BudgetError(f"adapt is {adapt}", hint="choose adapt between 0 and 1")
     shape = (num_layers, num_kv_heads, budget, window)
     if method == "snapkv":
         return SnapKV(*shape)
@@ -77,7 +81,7 @@ def get_policy(
     if scores.shape != (num_layers, num_kv_heads):
         raise BudgetError(f"scores have shape {scores.shape}, the model has {(num_layers, num_kv_heads)} KV heads")
     if method == "sparsemm-adaptive":
-        policy: SparseMM = SparseMMAdaptive(*shape, scores=scores, rho=rho)
+        policy: SparseMM = SparseMMAdaptive(*shape, scores=scores, rho=rho, adapt=adapt)
     else:
         policy = SparseMM(*shape, scores=scores, rho=rho, mode=mode)
     policy.matrix(budget + 1)  # impossible scores or rho are refused now, not in the middle of a prefill

@@ -17,7 +17,7 @@ from sparsemm.report.looking import Looking, looking
 from sparsemm.report.page import page
 from sparsemm.report.results import read_results
 from sparsemm.report.sections import Material, written
-from sparsemm.report.studies import read_studies
+from sparsemm.report.studies import read_studies, shown
 from sparsemm.report.study_figures import drawn
 
 TITLE = "SparseMM: visual heads and KV-cache budgets"
@@ -62,7 +62,7 @@ def _figures(material: Material) -> Iterator[tuple[str, bytes]]:
     names = {result.key: result.name for result in material.results}
     for study, models in material.studies.items():
         for key, rows in models.items():
-            yield f"study-{study}-{key}", drawn(names[key], rows)
+            yield f"study-{study}-{key}", drawn(names[key], shown(study, rows))
 
 
 def _write_figures(folder: Path, images: dict[str, bytes]) -> None:

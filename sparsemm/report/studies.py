@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sparsemm.params import Params
 from sparsemm.report.results import Row
+from sparsemm.report.search import asked, leading
 from sparsemm.studies.names import STUDIES
 from sparsemm.studies.rows import read_rows
 
@@ -26,6 +27,11 @@ def read_studies(params: Params, root: Path) -> Studies:
             if path.is_file():
                 found.setdefault(name, {})[key] = read_rows(path, name, key)
     return found
+
+
+def shown(name: str, rows: Sequence[Row]) -> list[Row]:
+    """The rows of a study that are drawn and spoken about; of a search only the best."""
+    return leading(rows) if name == "search" else asked(rows)
 
 
 def claims(rows: Sequence[Row]) -> list[str]:

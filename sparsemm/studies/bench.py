@@ -94,9 +94,9 @@ class Bench:
         usual["pooling_kernel"] = asked.pooling_kernel
         return Kept(method, budget, self.scores if scores is None else scores, usual | options)
 
-    def keep(self, unit: str, task: str, ways: Mapping[str, Kept]) -> dict[str, Outcome]:
-        """The answers of a task through compressed caches, all from one prefill."""
-        asked = self.questions(task)
+    def keep(self, unit: str, task: str, ways: Mapping[str, Kept], pages: slice = slice(None)) -> dict[str, Outcome]:
+        """The answers of a task about some of the pages through compressed caches, all from one prefill."""
+        asked = self.questions(task)[pages]
 
         def answer(model: Any, batch: Batch) -> dict[str, Reply]:
             return compressed(model, batch, self.most(asked), ways)

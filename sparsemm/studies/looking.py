@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -46,6 +46,11 @@ class Watch:
         self.rows, self.marks = rows, marks
         self.shares: dict[int, torch.Tensor] = {}
 
+    def look(self, layer: int, weights: torch.Tensor) -> None:
+        """Note what the rows' attention (Hq, T, S) fp32 says."""
+        marks = self.marks.to(weights.device)
+        self.shares[layer] = (torch.einsum("hts,kts->hk", weights, marks) / len(self.rows)).cpu()
+
 
 _watch: ContextVar[Watch | None] = ContextVar("sparsemm_looking", default=None)
 
@@ -78,8 +83,7 @@ def watched_attention(
         logits = query[0, :, rows].float() @ keys.transpose(-1, -2) * factor
         ahead = torch.arange(keys.shape[1], device=query.device) > rows[:, None]
         weights = torch.softmax(logits.masked_fill(ahead, float("-inf")), dim=-1)
-        shares = torch.einsum("hts,kts->hk", weights, watch.marks.to(query.device)) / len(rows)
-        watch.shares[int(module.layer_idx)] = shares.cpu()  # type: ignore[arg-type]
+        watch.look(int(module.layer_idx), weights)  # type: ignore[arg-type]
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
 
 
@@ -97,20 +101,17 @@ def watching(model: Any, watch: Watch) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
-    """Attention on the word about to be said and on the page, (L, Hq, 2), mean over the answer's tokens on the page.
+def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any, Any], Watch] = Watch) -> Watch | None:
+    """What the rows that say an answer's words look at: marks are the word about to be said, and the page.
 
-    None if the model reads none of the page's words.
+    None if the answer has none of the page's words.
     """
     model, processor, entry = bench.model, bench.processor, bench.params.model(bench.key)
-    prompt = bench.params.chase.prompt
-    (answer,) = greedy_answers(model, processor, [record], prompt, bench.params.evaluate.max_new_tokens)
     aligned = align_answer(record.id, answer, processor.tokenizer, record.entries, "ordered", entry.family)
     if not aligned.token_index:
         return None
-    forced = append_answers(
-        build_inputs(processor, [[record.image]], [prompt]), [answer], processor.tokenizer.pad_token_id
-    )
+    prompt = build_inputs(processor, [[record.image]], [bench.params.chase.prompt])
+    forced = append_answers(prompt, [answer], processor.tokenizer.pad_token_id)
     inputs = {
         k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in forced.inputs.items()
     }
@@ -120,10 +121,21 @@ def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
     marks[1, :, torch.from_numpy(image.positions)] = 1
     for at, index in enumerate(aligned.entry_index):
         marks[0, at, torch.from_numpy(box_positions(image, record.entries[index].box))] = 1
-    watch = Watch(rows, marks)
+    watch = kind(rows, marks)
     with watching(model, watch):
         model(**inputs, use_cache=False)
-    return [watch.shares[layer].tolist() for layer in sorted(watch.shares)]
+    return watch
+
+
+def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
+    """Attention on the word about to be said and on the page, (L, Hq, 2), mean over the answer's tokens on the page.
+
+    None if the model reads none of the page's words.
+    """
+    most = bench.params.evaluate.max_new_tokens
+    (answer,) = greedy_answers(bench.model, bench.processor, [record], bench.params.chase.prompt, most)
+    watch = watched(bench, record, answer)
+    return None if watch is None else [watch.shares[layer].tolist() for layer in sorted(watch.shares)]
 
 
 def _page(bench: Bench, record: Record) -> dict[str, Any]:

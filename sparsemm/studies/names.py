@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking")  # these ask the model
+# These ask the model.
+MEASURED = ("masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm")
 DERIVED = ("curve", "length", "cost")  # these read what other stages wrote
 STUDIES = (*DERIVED, *MEASURED)
+
+# What the rows of `search` and `confirm` are called, for who reads them.
+PAPER = "sparsemm"  # the allocation that the others are held against
+OVERALL = "all tasks"
+CHOICE = "choice"

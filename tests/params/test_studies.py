@@ -29,6 +29,12 @@ def given(**studies):
         ({"masking": {"samples": 1, "fractions": [0.1]}}, "samples"),
         ({"curve": {"precision": 0.0}}, "precision"),
         ({"length": {"groups": 1}}, "groups"),
+        ({"search": {"samples": 4, "held_out": 4, "budgets": [24]}}, "nothing is left"),
+        ({"confirm": {"samples": 4, "held_out": 2, "budgets": [24]}}, "not those of search"),
+        (
+            {n: {"samples": 4, "held_out": h, "budgets": [24]} for n, h in (("search", 1), ("confirm", 2))},
+            "not those of search",
+        ),
         ({"later": {"samples": 4, "methods": ["magic"], "budgets": [24]}}, "methods"),
     ],
 )

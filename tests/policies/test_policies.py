@@ -128,3 +128,12 @@ def test_impossible_scores_are_refused_before_any_prompt():
         get_policy("sparsemm", L, H, B, W, scores=np.ones((H, L)))
     with pytest.raises(BudgetError, match="rho"):
         get_policy("sparsemm", L, H, B, W, scores=np.ones((L, H)), rho=2.0)
+    with pytest.raises(BudgetError, match="adapt is 1.5"):
+        get_policy("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=1.5)
+
+
+def test_without_adapting_the_split_is_the_static_one():
+    scores, observed = np.arange(1.0, L * H + 1).reshape(L, H), torch.rand(1, H, 50)
+    static = get_policy("sparsemm", L, H, B, W, scores=scores)
+    adaptive = get_policy("sparsemm-adaptive", L, H, B, W, scores=scores, adapt=0.0)
+    assert all((adaptive.slots(i, [50], observed) == static.slots(i, [50], observed)).all() for i in range(L))

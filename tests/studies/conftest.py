@@ -33,6 +33,7 @@ def made(tmp_path_factory):
     params = parse_params(yaml.safe_dump(given))
     records = [draw_record("evaluation", 0, index, PageStyle(1, 6, (3, 6))) for index in range(3)]
     write_records(root / "artifacts" / "datasets" / "evaluation.parquet", records)
+    write_records(root / "artifacts" / "datasets" / "calibration.parquet", records[:2])
     model, _ = load_model(params.model(KEY), "cpu")
     config = model.config.get_text_config()
     shape = config.num_hidden_layers, config.num_attention_heads

@@ -21,6 +21,8 @@ STUDIES = {
     "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
     "sources": FEW | {"budgets": [12]},
     "looking": {"samples": 3},
+    "search": FEW | {"held_out": 1, "budgets": [8, 12]},
+    "confirm": FEW | {"held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
 }
 
 

@@ -10,7 +10,6 @@ import pytest
 from sparsemm.cli import main
 from sparsemm.errors import DataError, ParamsError, ScoreTableError
 from sparsemm.studies import bench as module
-from sparsemm.studies.names import MEASURED
 from sparsemm.studies.rows import read_rows
 from sparsemm.studies.stage import run
 from tests.studies.crafted import KEY
@@ -31,7 +30,7 @@ def arms(rows):
     return {tuple(row[c] for c in ("task", "condition", "setting", "level", "budget")) for row in rows}
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", ARMS)
 def test_a_study_writes_its_rows_and_leaves_nothing_behind(made, rows, name):
     params, root = made
     run(params, name, KEY, root)

@@ -1,0 +1,71 @@
+"""What the search for an allocation found, and whether the held-out pages bear it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from sparsemm.errors import DataError
+from sparsemm.report.results import Row
+from sparsemm.studies.curve import AREA
+from sparsemm.studies.names import CHOICE, OVERALL, PAPER
+
+BEST = 6
+
+
+def asked(rows: Sequence[Row]) -> list[Row]:
+    """Rows of answers, without those of a choice."""
+    return [row for row in rows if row["task"] != CHOICE]
+
+
+def leading(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the paper's allocation and of the `BEST` settings with the largest area, areas first."""
+    areas = {row["setting"]: float(row["value"]) for row in rows if row["task"] == OVERALL and row["setting"] != PAPER}
+    order = [PAPER, *sorted(areas, key=lambda name: -areas[name])[:BEST]]
+    mine = [row for name in order for row in rows if row["setting"] == name]
+    return sorted(mine, key=lambda row: (row["task"] != OVERALL, row["condition"] != AREA))
+
+
+def gains(made: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> list[str]:
+    """What was chosen, what it gained on the held-out pages of every model, and whether that holds on all.
+
+    A gain holds where the interval of the paired difference of the overall area is above zero.
+
+    Args:
+        made: per model, the rows of `confirm`.
+        notes: per model, its declaration if it is a test model; such a one decides nothing.
+
+    Raises:
+        DataError: if the rows of the models come from different choices.
+    """
+    choices = {
+        tuple((r["condition"], r["setting"], r["value"]) for r in rows if r["task"] == CHOICE): 0
+        for rows in made.values()
+    }
+    if len(choices) != 1 or not next(iter(choices)):
+        raise DataError(
+            "models with different choices, or none", where="artifacts/studies/confirm", hint="run it again"
+        )
+    (where, chosen, value), *others = next(iter(choices))
+    if not others:
+        return [f"Chosen, {where}: {chosen} (mean area {float(value):.3f}): no candidate did better than the paper's."]
+    said = [f"Chosen, {where}: {chosen} (mean area {float(value):.3f}; {PAPER} {float(others[0][2]):.3f})."]
+    held = {}
+    for key, rows in made.items():
+        for row in rows:
+            if (row["task"], row["condition"], row["setting"]) != (OVERALL, AREA, chosen) or not row["against"]:
+                continue
+            if row["against"] == PAPER and not notes[key]:
+                held[key] = row["verdict"] == "better"
+            low, high = float(row["diff_ci_low"]), float(row["diff_ci_high"])
+            said.append(
+                f"{key}{' *' if notes[key] else ''}, {row['n']} held-out pages: {chosen} against {row['against']}: "
+                f"{row['verdict']} ({float(row['diff']):+.3f} [{low:+.3f}, {high:+.3f}])."
+            )
+    missing = sum(not note for note in notes.values()) - len(held)
+    if held and all(held.values()) and not missing:
+        return [*said, f"The gain over {PAPER} holds on all {len(held)} models: {chosen} may become the default."]
+    return [
+        *said,
+        f"The gain over {PAPER} holds on {sum(held.values())} of {len(held) + missing} models: the paper's allocation "
+        "stays the default.",
+    ]
