@@ -71,7 +71,7 @@ def few_studies(text: str) -> str:
     value = yaml.safe_load(text)
     for name in ("study", "reading"):
         value["stages"][name]["matrix"]["name"] = {"study": ["rho"], "reading": ["curve"]}[name]
-    for name in ("looking", "search", "confirm"):
+    for name in ("looking", "search", "choose", "confirm"):
         del value["stages"][name]
     return yaml.safe_dump(value, sort_keys=False)
 

@@ -1,4 +1,4 @@
-"""`sparsemm download|align|chase|allocate|evaluate|profile|profile-shape|study|report`: the stages of dvc.yaml."""
+"""The stages of dvc.yaml: `sparsemm download|align|chase|allocate|evaluate|profile|study|choose|report`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,14 @@ def add(commands: Commands) -> None:
     study.add_argument("name", help="key under studies in params.yaml")
     study.add_argument("key", help="model key")
     study.set_defaults(run=run_study)
+    choose = commands.add_parser(
+        "choose",
+        help="the best allocation of all searches",
+        description="Choose one allocation for all models: artifacts/studies/search -> artifacts/studies/choice.json. "
+        + DVC,
+        epilog="example: sparsemm choose",
+    )
+    choose.set_defaults(run=run_choose)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -113,6 +121,13 @@ def run_study(given: argparse.Namespace) -> None:
     from sparsemm.studies.stage import run
 
     run(load_params(given.params), given.name, given.key, given.root)
+
+
+def run_choose(given: argparse.Namespace) -> None:
+    """The choose stage."""
+    from sparsemm.studies.choice import run
+
+    run(load_params(given.params), given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@ from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
 from sparsemm.pipeline.process import run
 
-SHARED = ("download", "align-also", "chase-also", "profile-shape", "report")
+# Of no model alone: made where all results come together. `confirm` asks about what was chosen over all models.
+SHARED = ("download", "align-also", "chase-also", "profile-shape", "choose", "confirm", "report")
 
 
 def stages(root: Path) -> tuple[str, ...]:
@@ -28,7 +29,7 @@ def stages(root: Path) -> tuple[str, ...]:
         raise PipelineError(f"cannot be read: {error!r}", where=str(path)) from error
     result: list[str] = []
     for name, given in found.items():
-        if given.get("foreach") == "${models}":
+        if given.get("foreach") == "${models}" and name not in SHARED:
             result.append(name)
         result += [f"{name}@{study}" for study in given.get("matrix", {}).get("name", ())]
     return tuple(result)
@@ -40,7 +41,7 @@ class Plan:
 
     Attributes:
         models: model key -> its stale stages; what depends on them is stale too, but not named.
-        shared: stale stages that hold up no model (download@..., align-also@..., chase-also@..., report).
+        shared: stale stages that hold up no model (download@..., chase-also@..., choose, confirm@..., report).
     """
 
     models: dict[str, tuple[str, ...]]

@@ -11,8 +11,9 @@ from sparsemm.errors import DataError
 from sparsemm.params.studies import SearchParams
 from sparsemm.policies import get_policy
 from sparsemm.scores import ScoreTable
+from sparsemm.studies import choice
 from sparsemm.studies.candidates import CANDIDATES
-from sparsemm.studies.confirm import best, mean_areas
+from sparsemm.studies.choice import best, mean_areas
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.names import CHOICE, OVERALL, PAPER
 from sparsemm.studies.rows import COLUMNS
@@ -68,6 +69,7 @@ def test_a_search_and_its_confirmation(made, rows):
     exact = [name for name, one in CANDIDATES.items() if one.mode == "exact"]
     assert {at[name, "12"] for name in exact} == {"12.0"} and {at[name, "8"] for name in exact} == {"8.0"}
     assert all(row["against"] == PAPER for row in found if row["setting"] != PAPER)
+    choice.run(params, root)
     run(params, "confirm", KEY, root)
     found = rows(root, "confirm")
     chosen = best(mean_areas(params, root))
@@ -116,10 +118,16 @@ def test_searches_that_are_missing_or_of_something_else_are_refused(several, tmp
         mean_areas(only, tmp_path)
 
 
-def test_a_confirmation_without_a_search_leaves_nothing(made, tmp_path):
+@pytest.mark.parametrize(
+    "content", [None, "{", '{"chosen": "x", "models": [], "areas": {"x": 1.0}}', '{"chosen": "x"}']
+)
+def test_a_confirmation_without_a_choice_leaves_nothing(made, tmp_path, content):
     params, root = made
     for name in ("datasets", "scores"):
         shutil.copytree(root / "artifacts" / name, tmp_path / "artifacts" / name)
-    with pytest.raises(DataError, match="cannot be read"):
+    if content is not None:
+        (tmp_path / "artifacts" / "studies").mkdir()
+        (tmp_path / choice.FILE).write_text(content)
+    with pytest.raises(DataError, match="sparsemm choose"):
         run(params, "confirm", KEY, tmp_path)
-    assert not (tmp_path / "artifacts" / "studies").exists()
+    assert not (tmp_path / "artifacts" / "studies" / "confirm").exists()
