@@ -172,6 +172,10 @@ def make_template(folder: Path) -> Path:
     for name in ("dvc.yaml", "prefect.yaml", "params.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
     (root / "dvc.yaml").write_text(few_studies((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for name in params.pop("robustness"):  # two stages a model more, made like others
+        del params["datasets"][name]
+    (root / "params.yaml").write_text(yaml.safe_dump(params | {"robustness": {}}), encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()
     script.write_text(STAND_IN.format(python=sys.executable))
