@@ -66,6 +66,14 @@ for output in outputs:
 """
 
 
+def without_robustness(text: str) -> str:
+    """params.yaml without further data sets to chase over; a test that wants one declares it."""
+    value = yaml.safe_load(text)
+    for name in value["robustness"]:
+        del value["datasets"][name]
+    return yaml.safe_dump(value | {"robustness": {}}, sort_keys=False)
+
+
 def few_studies(text: str) -> str:
     """dvc.yaml with one study of each kind: all of them are made alike, and tests run them all."""
     value = yaml.safe_load(text)
@@ -169,13 +177,11 @@ def make_template(folder: Path) -> Path:
     root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "prefect.yaml", "params.yaml", ".dvcignore", ".gitignore"):
+    for name in ("prefect.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
     (root / "dvc.yaml").write_text(few_studies((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for name in params.pop("robustness"):  # two stages a model more, made like others
-        del params["datasets"][name]
-    (root / "params.yaml").write_text(yaml.safe_dump(params | {"robustness": {}}), encoding="utf-8")
+    given = without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    (root / "params.yaml").write_text(given, encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()
     script.write_text(STAND_IN.format(python=sys.executable))

@@ -14,6 +14,8 @@ import yaml
 
 from sparsemm.params import ModelParams, load_params
 from sparsemm.params.entries import add_entry, remove_entry
+from sparsemm.registry.contents import FURTHER
+from sparsemm.registry.lockfile import read_stages
 from sparsemm.studies.names import DERIVED, MEASURED, STUDIES
 from tests.repository import ROOT, copy_repository
 
@@ -69,6 +71,24 @@ def test_an_edit_of_a_study_or_its_entry_runs_that_study_alone(pipeline):
     path.write_text(path.read_text() + "# edited\n")
     ran = pipeline.repro()
     assert ran["study rho one"] == 1 and set(ran) == {"study rho one", "study rho two", *ran.keys() & {"report "}}
+
+
+def test_another_data_set_to_chase_over_runs_its_stages_alone(pipeline):
+    path = pipeline.root / "params.yaml"
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    params["datasets"]["signs"] = {"source": "synthetic", "split": "calibration", "samples": 4, "seed": 1}
+    params["robustness"] = {"signs": {"prompt": "Read the signs."}}
+    path.write_text(yaml.safe_dump(params))
+    wanted = Counter(f"{stage} {model}" for stage in ("align", "chase") for model in ("one", "two"))
+    assert pipeline.repro() == wanted + Counter(["download signs", "report "])
+    for key in ("one", "two"):  # by the names under which a publication looks for them
+        also = read_stages(pipeline.root, key).also
+        assert set(also) == {f"align-also@{key}-signs", f"chase-also@{key}-signs"}
+        outs = {out["path"] for entry in also.values() for out in entry["outs"]}
+        assert outs > {f"artifacts/{name.format(key=key, dataset='signs')}" for name in FURTHER}
+    path.write_text(before)
+    assert set(pipeline.repro()) <= {"report "}
 
 
 def test_every_study_is_in_dvc_yaml_and_in_params():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,110 +14,14 @@ from numpy.typing import NDArray
 from transformers import LogitsProcessor
 
 from sparsemm.cache import library
-from sparsemm.chase.hits import append_answers, look, score_sample
-from sparsemm.datasets.download import records
+from sparsemm.chase.hits import look, score_sample
 from sparsemm.errors import SparseMMError
-from sparsemm.layouts import box_positions, family_of, get_layout
-from sparsemm.models import load_model, read_config
-from sparsemm.params import ModelParams
-from sparsemm.params.datasets import SyntheticParams
 from sparsemm.profiling import clock
 from sparsemm.profiling.peak import peak_bytes
-from sparsemm.profiling.shapes import SHAPES, random_model
-from sparsemm.prompts import build_inputs, by_length, visual_lengths
+from sparsemm.profiling.samples import Samples, of_checkpoint, of_shape
+from sparsemm.profiling.shapes import SHAPES
 
 CHECKPOINT = Path("data/checkpoints/tiny-qwen2-vl")
-PAGES, BATCH = 64, 32  # of a checkpoint; the batch size of params.yaml
-RANDOM, PROMPT, ANSWER = 4, 2048, 64  # of random weights: prompts, their tokens, tokens of an answer
-PROMPT_TEXT = "Read the page."
-
-Inputs = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples that go through the model together.
-
-    Attributes:
-        inputs: prompts with answers, padded on the left, on the model's device.
-        rows: rows[b], the rows that predict the answer of sample b.
-        targets: targets[b][t], visual positions of answer token t in the padded row.
-    """
-
-    inputs: Inputs
-    rows: list[list[int]]
-    targets: list[list[NDArray[np.int64]]]
-
-
-@dataclass(frozen=True)
-class Alone:
-    """A sample by itself: its prompt without padding, its answer, and the positions of each token's box."""
-
-    prompt: Inputs
-    answer: list[int]
-    targets: list[NDArray[np.int64]]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A model and what it is chased over, in batches of like length as the stage has them, and one by one."""
-
-    model: Any
-    batches: list[Batch]
-    alone: list[Alone]
-
-
-def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
-    """Synthetic pages, their text as the answers, and a checkpoint that reads them."""
-    layout = get_layout(family_of(read_config(str(folder))))
-    entry = {"checkpoint": str(folder), "family": layout.family, "dtype": dtype}
-    model, processor = load_model(ModelParams.model_validate(entry), str(device))
-    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES, seed=0)))
-    pieces = [[processor.tokenizer(e.text, add_special_tokens=False).input_ids for e in page.entries] for page in pages]
-    answers = [[token for piece in one for token in piece] for one in pieces]
-
-    def batch(chosen: list[int]) -> Batch:
-        texts = [PROMPT_TEXT] * len(chosen)
-        given = build_inputs(processor, [[pages[i].image] for i in chosen], texts)
-        forced = append_answers(given, [answers[i] for i in chosen], processor.tokenizer.pad_token_id)
-        targets = []
-        for b, i in enumerate(chosen):
-            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [pages[i].image.size])
-            boxes = [box_positions(tokens, entry.box) for entry in pages[i].entries]
-            targets.append([box for box, piece in zip(boxes, pieces[i], strict=True) for _ in piece])
-        rows = [[first + t for t in range(len(answers[i]))] for first, i in zip(forced.first_rows, chosen, strict=True)]
-        return Batch(_moved(forced.inputs, model), rows, targets)
-
-    visual = visual_lengths(processor, [page.image.size for page in pages])
-    batches = by_length([n + len(a) for n, a in zip(visual, answers, strict=True)], BATCH)
-    alone = []
-    for i, page in enumerate(pages):
-        prompt = build_inputs(processor, [[page.image]], [PROMPT_TEXT])
-        alone.append(Alone(_moved(prompt, model), answers[i], batch([i]).targets[0]))
-    return Samples(model, [batch(chosen) for chosen in batches], alone)
-
-
-def of_shape(shape: str, dtype: str, device: torch.device) -> Samples:
-    """Random tokens and a language model with random weights; there is no image, and nothing of it is timed."""
-    model = random_model(SHAPES[shape], getattr(torch, dtype), device, PROMPT + ANSWER)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, PROMPT), generator=generator)
-    mask = torch.ones_like(ids)
-    for b in range(RANDOM):
-        mask[b, : b * PROMPT // (8 * RANDOM)] = 0  # prompts of different length
-    answers = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, ANSWER), generator=generator).tolist()
-    forced = append_answers({"input_ids": ids, "attention_mask": mask}, answers, 0)
-    rows = [[first + t for t in range(ANSWER)] for first in forced.first_rows]
-    boxes = [np.arange(PROMPT // 2 + t, PROMPT // 2 + t + 4) for t in range(ANSWER)]
-    alone = []
-    for one, real, answer in zip(ids, mask.bool(), answers, strict=True):
-        prompt = {"input_ids": one[real][None], "attention_mask": torch.ones_like(one[real][None])}
-        alone.append(Alone(_moved(prompt, model), answer, boxes))
-    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * RANDOM)], alone)
-
-
-def _moved(inputs: Any, model: Any) -> Inputs:
-    return {k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
 
 
 def forward(given: Samples) -> None:
@@ -193,7 +96,7 @@ def measure(given: Samples, repeats: int, device: torch.device) -> dict[str, lis
     """
     times: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for name, variant in VARIANTS.items():
-        variant(_longest(given) if name == "loop" else given)
+        variant(given.longest() if name == "loop" else given)
     for turn in range(repeats):
         for name, variant in VARIANTS.items():
             if name == "loop" and turn % 3:
@@ -202,11 +105,6 @@ def measure(given: Samples, repeats: int, device: torch.device) -> dict[str, lis
             variant(given)
             times[name].append(clock.now(device) - began)
     return times
-
-
-def _longest(given: Samples) -> Samples:
-    """The longest prompt alone: what the loop, which goes page by page, needs most memory for."""
-    return replace(given, alone=[max(given.alone, key=lambda one: one.prompt["input_ids"].shape[1] + len(one.answer))])
 
 
 def run(
@@ -230,35 +128,42 @@ def run(
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
+    _check(shape, dtype, repeats)
+    given = of_shape(shape, dtype, where) if shape else of_checkpoint(checkpoint, dtype, where)
+    times = measure(given, repeats, where)
+    rows = _rows(given, times, where)
+    words, versions = clock.machine(where)
+    head = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words, "versions": versions}
+    return head | given.counts() | {"rows": rows, "ratios": _ratios(times, rows)}
+
+
+def _check(shape: str | None, dtype: str, repeats: int) -> None:
     dtypes = [str(one).removeprefix("torch.") for one in library.DTYPES]
     for what, one, known in (("shape", shape, [None, *SHAPES]), ("dtype", dtype, dtypes)):
         if one not in known:
             raise SparseMMError(f"no {what} is called {one!r}", hint=f"one of {', '.join(filter(None, known))}")
     if repeats < 2:
         raise SparseMMError(f"{repeats} turns have no spread", hint="at least 2")
-    given = of_shape(shape, dtype, where) if shape else of_checkpoint(checkpoint, dtype, where)
-    times = measure(given, repeats, where)
+
+
+@torch.inference_mode()
+def _rows(given: Samples, times: dict[str, list[float]], device: torch.device) -> list[dict[str, Any]]:
+    """What was timed, by variant, and the peak memory of one more call of each."""
     summary = clock.summary(times, {})
-    rows: list[dict[str, Any]] = []
-    with torch.inference_mode():
-        for name, variant in VARIANTS.items():
-            rate = round(len(given.alone) / statistics.median(times[name]), 3)
-            row = {"variant": name, "samples_per_second": rate, "times": {name: summary[name]}}
-            held = _longest(given) if name == "loop" else given
-            rows.append(row | {"peak_bytes": peak_bytes(partial(variant, held), where)})
-    words, versions = clock.machine(where)
+    rows = []
+    for name, variant in VARIANTS.items():
+        rate = round(len(given.alone) / statistics.median(times[name]), 3)
+        held = given.longest() if name == "loop" else given
+        peak = peak_bytes(partial(variant, held), device)
+        rows.append({"variant": name, "samples_per_second": rate, "times": {name: summary[name]}, "peak_bytes": peak})
+    return rows
+
+
+def _ratios(times: dict[str, list[float]], rows: list[dict[str, Any]]) -> dict[str, Any]:
     peaks: dict[str, int] = {row["variant"]: row["peak_bytes"] for row in rows}
-    shapes = {
-        "samples": len(given.alone),
-        "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in given.batches),
-        "answer_tokens": sum(len(one.answer) for one in given.alone),
-        "weight_bytes": sum(p.numel() * p.element_size() for p in given.model.parameters()),
-    }
-    head = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words, "versions": versions}
-    ratios = {
+    return {
         "chase_over_forward": clock.ratio(times, "chase", "forward"),
         "loop_over_chase": clock.ratio(times, "loop", "chase"),
         "chase_over_forward_peak_bytes": round(peaks["chase"] / peaks["forward"], 3),
         "loop_over_chase_peak_bytes": round(peaks["loop"] / peaks["chase"], 3),
     }
-    return head | shapes | {"rows": rows, "ratios": ratios}

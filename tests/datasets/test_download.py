@@ -17,6 +17,7 @@ from sparsemm.datasets import download
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import FetchError, ParamsError
 from sparsemm.files import sha256_file
+from sparsemm.params.datasets import SyntheticParams
 from tests.datasets.pdfs import pdf, text
 from tests.datasets.samples import OWN, params, parquet, png, synthdog_rows
 from tests.faults import Repo
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_an_unknown_key_names_the_known_ones(tmp_path):
-    with pytest.raises(ParamsError, match="known: calibration, evaluation, mine"):
+    with pytest.raises(ParamsError, match="known: calibration, evaluation, .*mine"):
         download.run(params(source="pdf", path="x", licence="x"), "none", tmp_path)
 
 
@@ -133,3 +134,12 @@ def test_what_goes_wrong_is_one_line_and_an_exit_status(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "no file 'b.png'" in done.stderr and "max_bad" in done.stderr
+
+
+def test_type_size_changes_the_letters_and_not_the_default_pages():
+    given = {"source": "synthetic", "split": "calibration", "samples": 4, "seed": 0}
+    default, plain, small = (
+        [record.image.tobytes() for record in download.records(SyntheticParams.model_validate(given | more))]
+        for more in ({}, {"type_size": "plain"}, {"type_size": "small"})
+    )
+    assert default == plain and not set(plain) & set(small)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsemm.cli import main
-from sparsemm.profiling import chase, peak
+from sparsemm.profiling import chase, peak, samples
 from sparsemm.profiling.shapes import Shape
 
 ROOT = Path(__file__).parents[2]
@@ -18,9 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chase, "SHAPES", {"small": Shape(2, 32, 32, 4, 2, 50, 8)})
+    for module in (chase, samples):
+        monkeypatch.setattr(module, "SHAPES", {"small": Shape(2, 32, 32, 4, 2, 50, 8)})
     for name, value in {"PAGES": 2, "BATCH": 2, "RANDOM": 2, "PROMPT": 40, "ANSWER": 3}.items():
-        monkeypatch.setattr(chase, name, value)
+        monkeypatch.setattr(samples, name, value)
 
 
 @pytest.mark.parametrize("which", [["--shape", "small"], ["--checkpoint", str(ROOT / chase.CHECKPOINT)]])
@@ -38,7 +39,7 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list
 
 
 def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
-    given = chase.of_checkpoint(ROOT / chase.CHECKPOINT, "float32", torch.device("cpu"))
+    given = samples.of_checkpoint(ROOT / chase.CHECKPOINT, "float32", torch.device("cpu"))
     with torch.inference_mode():
         fast, slow = chase.chase(given), chase.loop(given)
     assert fast.sum() > 0
