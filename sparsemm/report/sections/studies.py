@@ -96,20 +96,8 @@ def _model(title: str, key: str, note: str, rows: list[Row]) -> list[str]:
 
 
 def _listed(key: str, rows: Sequence[Row]) -> str:
-    header = [
-        "setting",
-        "task",
-        "condition",
-        "level",
-        "B",
-        "slots kept",
-        "bytes",
-        "value",
-        "95 % interval",
-        "n",
-        "spread",
-    ]
-    header += ["against", "difference", "95 % interval", "verdict", "samples needed"]
+    header = ["setting", "task", "condition", "level", "B", "slots kept", "bytes", "value", "95 % interval", "n"]
+    header += ["spread", "against", "difference", "95 % interval", "verdict", "samples needed"]
     cells = []
     for row in rows:
         own = [row[c] for c in ("setting", "task", "condition", "level", "budget", "kept_slots", "bytes")]
