@@ -28,7 +28,7 @@ TEXT = {
         "Visual heads switched off",
         "The best heads by score off, against as many random heads, anywhere and in the same layers. Level is the "
         "share of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. "
-        "Random heads are drawn several times and averaged page by page; `spread` is the range over draws.",
+        "Random heads are drawn several times and averaged page by page; spread is the range over draws.",
     ),
     "rho": ("How much is split evenly", "rho is the share of the slots beyond the window that all heads get alike."),
     "parts": (
@@ -112,11 +112,12 @@ def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
 
 def _listed(key: str, rows: Sequence[Row]) -> str:
     header = ["setting", "task", "condition", "level", "B", "slots kept", "bytes", "value", "95 % interval", "n"]
-    header += ["against", "difference", "95 % interval", "verdict", "samples needed"]
+    header += ["spread", "against", "difference", "95 % interval", "verdict", "samples needed"]
     cells = []
     for row in rows:
         own = [row[c] for c in ("setting", "task", "condition", "level", "budget", "kept_slots", "bytes")]
-        own += [f"{float(row['value']):.3f}", _interval(row, "ci"), row["n"], row["against"]]
+        own += [f"{float(row['value']):.3f}", _interval(row, "ci"), row["n"]]
+        own += [row["spread"] if row["seeds"] not in ("", "1") else "", row["against"]]
         own += [f"{float(row['diff']):+.3f}" if row["diff"] else "", _interval(row, "diff_ci"), row["verdict"]]
         cells.append([*own, row["needed"]])
     caption = f"{key}: differences are paired; samples needed are for the precision that params.yaml states"
