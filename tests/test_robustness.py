@@ -15,9 +15,9 @@ from sparsemm.cli import main
 from sparsemm.datasets import download
 from sparsemm.datasets.records import read_records
 from sparsemm.params import Params, parse_params
-from sparsemm.report.agreement import agreement
-from sparsemm.report.covariates import covariates
+from sparsemm.report.agreement import read_agreement
 from sparsemm.report.results import Results
+from sparsemm.report.sections import Material, agreement
 from sparsemm.scores import ScoreTable
 from tests.datasets.samples import COCO_FEATURES, OWN, coco_rows, parquet
 
@@ -74,12 +74,10 @@ def test_objects_and_text_are_chased_and_compared(tiny: Any, tmp_path: Path, cap
     assert f"rank correlation: {tables[0].rank_correlation(tables[1]):.4f}" in printed
     assert f"overlap of the top 5%: {tables[0].top_overlap(tables[1]):.1%}" in printed
 
-    images: dict[str, bytes] = {}
-    results = [Results("m", "", {}, {}, tables[0], [], [], {})]
-    page = agreement(params, results, tmp_path, images) + covariates(params, results, tmp_path, images)
+    result = Results("m", "", {}, {}, tables[0], [], [], {})
+    page = "".join(agreement.parts(Material(params, [result], {}, {"m": read_agreement(params, result, tmp_path)})))
     assert f"{tables[0].rank_correlation(tables[1]):.3f}" in page
     assert "kind object" in page and "kind key" in page and "script latin" in page
-    assert set(images) == {"agreement-m", "covariates-m"}
 
 
 def test_what_a_model_does_not_name_is_told(tiny: Any, tmp_path: Path) -> None:
