@@ -31,7 +31,7 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
     """Evaluate one model and write artifacts/evaluate/<key>.csv, .json and .samples.parquet.
 
     With `limit` only the first documents of every task are asked about, and the files go to
-    artifacts/work/limited instead: they are not the stage's results.
+    `limited` in artifacts/work instead: they are not the stage's results.
 
     Raises:
         DataError: if an evaluation set is missing or too small, or a metric cannot run here.
