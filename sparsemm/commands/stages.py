@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
             stage.add_argument("--processes", type=int, help="to share the shards (one per visible GPU)")
             stage.add_argument("--shards", metavar="I/N", help="compute this part of the shards alone, and keep them")
         if name == "evaluate":
-            stage.add_argument("--limit", type=int, help="first documents only; results go to `limited` in artifacts/work")
+            stage.add_argument("--limit", type=int, help="first documents only; written to `limited` in artifacts/work")
     shape = commands.add_parser(
         "profile-shape",
         help="latency and bytes of a 7B shape with random weights",
