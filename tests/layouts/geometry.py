@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sparsemm.layouts import ImageTokens, Layout, box_positions
+from sparsemm.layouts.qwen2_vl import fits
 from sparsemm.prompts import build_inputs
 
 Size = tuple[int, int]
@@ -73,6 +74,20 @@ def check_batches(model: Any, processor: Any, layout: Layout, batches: list[list
             for tokens in found:
                 check_tiling(tokens)
                 check_boxes(tokens)
+
+
+def check_published_grids(image_processor: Any, patch_size: int, limits: dict[str, int]) -> None:
+    """A Qwen-VL processor at the real patch and limits, and hundreds of sizes by its own count."""
+    rng = random.Random(1)
+    own = type(image_processor)(patch_size=patch_size, merge_size=2, temporal_patch_size=2, size=limits)
+    for number in range(300):
+        width, height = rng.randint(28, 700), rng.randint(28, 700)
+        count = own.get_number_of_image_patches(height, width, {})
+        if number % 10 == 0:
+            _, high, wide = own(Image.new("RGB", (width, height)), return_tensors="pt")["image_grid_thw"][0].tolist()
+            assert high * wide == count and fits(width, height, high // 2, wide // 2)
+        shapes = [(r, count // 4 // r) for r in range(1, count // 4 + 1) if count // 4 % r == 0]
+        assert any(fits(width, height, *shape) for shape in shapes)
 
 
 def check_views(model: Any, layout: Layout, inputs: Any, batch: list[list[Size]]) -> list[ImageTokens]:

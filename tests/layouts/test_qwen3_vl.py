@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sparsemm.layouts import get_layout
-from sparsemm.layouts.qwen2_vl import fits
 from sparsemm.prompts import build_inputs
 from tests.families import made
-from tests.layouts.geometry import check_batches, check_order, draw_batches
+from tests.layouts.geometry import check_batches, check_order, check_published_grids, draw_batches
 
 NAME = "qwen3-vl"
 LAYOUT = get_layout("qwen3_vl")
@@ -24,19 +21,8 @@ def test_counts_tiling_and_boxes_in_batches_of_several_images():
 
 
 def test_grids_of_the_published_geometry_are_accepted():
-    """The processor at the real patch and limits, and hundreds of sizes by its own count."""
-    rng = random.Random(1)
     limits = {"shortest_edge": 4096, "longest_edge": 1310720}
-    kind = type(made(NAME)[1].image_processor)
-    own = kind(patch_size=16, merge_size=2, temporal_patch_size=2, size=limits)
-    for number in range(300):
-        width, height = rng.randint(28, 700), rng.randint(28, 700)
-        count = own.get_number_of_image_patches(height, width, {})
-        if number % 10 == 0:
-            _, high, wide = own(Image.new("RGB", (width, height)), return_tensors="pt")["image_grid_thw"][0].tolist()
-            assert high * wide == count and fits(width, height, high // 2, wide // 2)
-        shapes = [(r, count // 4 // r) for r in range(1, count // 4 + 1) if count // 4 % r == 0]
-        assert any(fits(width, height, *shape) for shape in shapes)
+    check_published_grids(made(NAME)[1].image_processor, patch_size=16, limits=limits)
 
 
 @pytest.mark.parametrize("per_row", [1, 2])
