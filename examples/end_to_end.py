@@ -146,6 +146,7 @@ def main() -> None:
         "PREFECT_HOME": str(root.parent / "prefect"),
         "PREFECT_API_URL": f"{api}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
         "MLFLOW_TRACKING_URI": registry,
         "XDG_DATA_HOME": str(root.parent / "data"),

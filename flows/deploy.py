@@ -26,6 +26,11 @@ from sparsemm.pipeline.gpus import visible_gpus
 POOLS = {"process": "process", "docker": "docker", "kubernetes": "kubernetes"}  # --pool -> type of worker
 OURS: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.sparsemm"}
 
+FORGETFUL = f"""\
+warning: this server keeps leases in memory. When it restarts, the GPU slots in use then stay taken. Start it with
+  PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
+and free what is taken for nothing with `prefect gcl update {GPU_SLOTS} --active-slots 0`."""
+
 
 def base_job_template(kind: str) -> dict[str, Any]:
     """Prefect's own template of a worker type, as shipped with it: neither network nor the worker's package needed."""
@@ -91,6 +96,12 @@ def install(client: SyncPrefectClient, wanted: AutomationCore) -> None:
     client.create_automation(wanted)
 
 
+def forgetful(client: SyncPrefectClient) -> bool:
+    """Whether the server keeps its leases in memory: a restart then leaves the GPU slots of that moment taken."""
+    settings = client.request("GET", "/admin/settings").json()
+    return str(settings["server"]["concurrency"]["lease_storage"]).endswith(".memory")
+
+
 def deployments(pool: str, path: Path) -> list[str]:
     """flow/deployment names in prefect.yaml that belong to a pool."""
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
@@ -115,6 +126,8 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
         client.upsert_global_concurrency_limit_by_name(GPU_SLOTS, slots)
         for automation in automations(silence_seconds):
             install(client, automation)
+        if forgetful(client):
+            print(FORGETFUL, file=sys.stderr)
     names = [name for pool in pools for name in deployments(pool, root / "prefect.yaml")]
     options = [option for name in names for option in ("--name", name)]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *options]

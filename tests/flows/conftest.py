@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.repository import copy_repository
 from tests.servers import SERVER, Process, prefect_server
 
 
@@ -49,6 +50,14 @@ def deployed(repository, prefect_api):
     done = subprocess.run(command, cwd=repository.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return repository
+
+
+@pytest.fixture(scope="session")
+def quiet(repository_template, tmp_path_factory):
+    """Hashes of a run in which nothing goes wrong: plain `dvc repro`."""
+    calm = copy_repository(repository_template, tmp_path_factory.mktemp("quiet"))
+    calm.repro("-q")
+    return calm.outputs()
 
 
 @pytest.fixture

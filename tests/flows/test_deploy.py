@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import yaml
 
+from flows.deploy import forgetful
 from tests.servers import answers, prefect_server, wait_for
 
 
@@ -79,6 +81,14 @@ def test_deploying_outside_of_a_repository_is_refused(tmp_path):
     command = [sys.executable, "-m", "sparsemm.cli", "--root", str(tmp_path), "flows", "deploy"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "repository root" in done.stderr
+
+
+def test_a_server_that_forgets_its_leases_is_warned_of(deployed, prefect_api):
+    with client() as server:
+        assert not forgetful(server)
+        answer = {"server": {"concurrency": {"lease_storage": "prefect.server.concurrency.lease_storage.memory"}}}
+        server.request = lambda *_: SimpleNamespace(json=lambda: answer)
+        assert forgetful(server)
 
 
 def test_a_server_with_an_auth_string_asks_for_it(tmp_path, monkeypatch):

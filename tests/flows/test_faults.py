@@ -1,110 +1,14 @@
-"""Things that go wrong, on a real server with real workers; afterwards everything is as after a quiet run."""
+"""Things that are killed, on a real server with real workers; afterwards everything is as after a quiet run."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pytest
-
-from sparsemm.errors import PipelineError
-from sparsemm.pipeline.integrate import integrate
-from tests.repository import copy_repository
+from tests.flows.runs import children, ended, go_on, hang, hanging, inside, nothing_left, start, state, taken
 from tests.servers import SERVER, answers, wait_for
-
-FINAL = {"COMPLETED", "FAILED", "CANCELLED"}  # a crashed run starts again
-
-
-@pytest.fixture(scope="module")
-def quiet(repository_template, tmp_path_factory):
-    """Hashes of a run in which nothing goes wrong: plain `dvc repro`."""
-    calm = copy_repository(repository_template, tmp_path_factory.mktemp("quiet"))
-    calm.repro("-q")
-    return calm.outputs()
-
-
-def start(name, **parameters):
-    """A flow run of a deployment, scheduled now."""
-    from prefect.deployments import run_deployment
-
-    return run_deployment(name, parameters=parameters, timeout=0).id
-
-
-def state(run):
-    """Type and name of a flow run's state."""
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as client:
-        found = client.read_flow_run(run).state
-    return found.type.value, found.name
-
-
-def ended(run, wanted="COMPLETED", seconds=180.0):
-    """Wait until a flow run has ended, and as wanted."""
-    wait_for(lambda: state(run)[0] in FINAL, f"end of the run, which is {state(run)}", seconds)
-    assert state(run)[0] == wanted
-
-
-def hang(repository, stage):
-    """The stand-in will stop in this stage; wait for it with `hanging`."""
-    (repository.told / "hang").write_text(stage)
-
-
-def hanging(repository):
-    """Wait until the stand-in hangs; its process id."""
-    mark = repository.told / "hanging"
-    wait_for(mark.exists, "the stage that hangs")
-    wait_for(lambda: mark.read_text().isdigit(), "its process id")
-    return int(mark.read_text())
-
-
-def go_on(repository):
-    """Let the stand-in go on, and every later one through."""
-    (repository.told / "hang").unlink()
-    (repository.told / "hanging").unlink(missing_ok=True)
-
-
-def inside(repository):
-    """Commands of living processes that run in the repository or a worktree of it, workers and their like left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and os.readlink(entry / "cwd").startswith(str(repository.root)):
-                words = (entry / "cmdline").read_bytes().decode().split("\0")
-                if not any("prefect" in word for word in words) and (entry / "stat").read_text().split()[2] != "Z":
-                    found.append(" ".join(words))
-        except OSError:
-            continue
-    return found
-
-
-def children(process):
-    """Process ids of the engines that a worker started."""
-    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
-    found, parents = [], {str(process.child.pid)}
-    for _ in range(4):
-        new = {pid for pid, parent, _ in rows if parent in parents}
-        found += [int(pid) for pid, _, words in rows if pid in new and "prefect" in words]
-        parents = new
-    return found
-
-
-def nothing_left(repository):
-    """No process, no worktree, no held lock."""
-    wait_for(lambda: not inside(repository), f"an end of {inside(repository)}", 30)
-    assert repository.git("worktree", "list").count("\n") == 1
-    assert not (repository.root / ".git" / "index.lock").exists()
-    from sparsemm.pipeline.locks import first_free
-
-    for path in (repository.root / "build" / "locks").iterdir():
-        free = first_free([path])
-        assert free is not None, path
-        os.close(free[1])
 
 
 def test_a_worker_killed_in_a_stage(deployed, worker, quiet):
@@ -159,59 +63,6 @@ def test_cancel_ends_every_child(deployed, worker, quiet):
     nothing_left(deployed)
 
 
-def test_two_flows_for_the_same_model_at_once(deployed, worker, quiet):
-    worker("gpu")
-    worker("gpu")
-    hang(deployed, "chase one")
-    runs = [start("model/process", root=".", key="one") for _ in range(2)]
-    hanging(deployed)
-    time.sleep(5)  # the other one has had its chance
-    go_on(deployed)
-    for run in runs:
-        ended(run)
-    called = deployed.called()
-    assert called["chase one"] == called["profile one"] == 1
-    worker("control")
-    ended(start("pipeline/process", root=".", publish=False))
-    assert deployed.outputs() == quiet and deployed.called()["chase one"] == 0
-    nothing_left(deployed)
-
-
-def test_eight_models_on_two_workers(deployed, worker):
-    keys = [f"m{number}" for number in range(8)]
-    deployed.set_models(*keys)
-    worker("gpu")
-    worker("gpu")
-    worker("control")
-    run = start("pipeline/process", root=".", publish=False, spread="process")
-    ended(run, seconds=400)
-    called = deployed.called()
-    assert {called[f"chase {key}"] for key in keys} == {1}
-    with open(deployed.root / "dvc.lock") as lock:
-        assert lock.read().count("chase@m") == 8
-    nothing_left(deployed)
-
-
-def test_a_stage_that_fills_the_disk(repository, quiet):
-    """The results lie on a file system of a few pages; with room again everything is as after a quiet run."""
-    target = repository.root / "artifacts"
-    target.mkdir(exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "none", str(target)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("file systems cannot be mounted here")
-    try:
-        # Either the stage meets the full disk, or DVC does, when it links the outputs.
-        with pytest.raises(PipelineError, match="No space left|No possible cache link"):
-            integrate(repository.root, [], "Results")
-        assert not inside(repository)
-        subprocess.run(["mount", "-o", "remount,size=8m", str(target)], check=True)
-        integrate(repository.root, [], "Results")
-        assert repository.outputs() == quiet
-        nothing_left(repository)
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
-
-
 def test_the_server_restarts_in_a_run(deployed, worker, quiet, prefect_api):
     hang(deployed, "chase one")
     worker("control")
@@ -223,36 +74,6 @@ def test_the_server_restarts_in_a_run(deployed, worker, quiet, prefect_api):
     wait_for(lambda: answers(prefect_api + "/health"), "the server")
     go_on(deployed)
     ended(run)
+    wait_for(lambda: taken() == 0, "a server that remembers who holds a slot")
     assert deployed.outputs() == quiet
     nothing_left(deployed)
-
-
-def test_events_of_one_checkpoint_make_one_run(deployed, prefect_api):
-    """Three events at once; the worker that would run it is left out."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
-
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "event",
-        "emit",
-        "checkpoint.arrived",
-        "--resource-id",
-        "checkpoint.one",
-    ]
-    for _ in range(3):
-        subprocess.run(command, check=True, capture_output=True)
-
-    def runs():
-        with get_client(sync_client=True) as client:
-            found = client.read_flow_runs(
-                flow_filter=FlowFilter(name=FlowFilterName(any_=["rechase"])),
-                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=["process"])),
-            )
-        return [run for run in found if run.parameters.get("watch") == "checkpoint.one"]
-
-    wait_for(runs, "a run", 60)
-    time.sleep(5)
-    assert len(runs()) == 1
