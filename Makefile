@@ -28,7 +28,7 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 
 # Two processes, a thread of torch each; many tests wait for servers.
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

@@ -15,9 +15,18 @@ from sparsemm.compat import define_missing_torchvision_operators
 from tests.faults import Hub, Proxy, running
 from tests.repository import Repository, copy_repository, make_template
 
+# Files that take a minute or more, most of it waiting: first, or one process would have them alone at the end.
+LONG = ("flows/test_faults", "test_from_the_hub", "flows/test_together", "flows/test_rechase", "flows/test_shards")
+
 define_missing_torchvision_operators()  # before any test module imports transformers
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "data" / "checkpoints"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the Makefile keeps pytest-xdist from sorting files by their number of tests."""
+    names = [f"tests/{name}" for name in LONG]
+    items.sort(key=lambda item: next((i for i, name in enumerate(names) if name in item.nodeid), len(names)))
 
 
 @lru_cache(maxsize=8)

@@ -21,6 +21,23 @@ from tests.servers import wait_for
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "data" / "checkpoints" / "tiny-qwen2-vl"
+# The command line with small blocks, fetched one after the other, and a rest between shards: so there is a middle.
+COMMAND = """#!{python}
+import sys, time
+sys.path.insert(0, {root!r})
+from sparsemm import progress
+from sparsemm.fetch import blocks
+
+def slowly(*given, usual=progress.progress):
+    for item in usual(*given):
+        yield item
+        time.sleep(0.1)
+
+progress.progress = slowly
+blocks.BLOCK, blocks.WORKERS = 2**15, 1
+from sparsemm.cli import main
+sys.exit(main())
+"""
 PAGES, REPO, DATA = 12, "org/reader", "nnethercott/synthdog-en-detection"
 
 
@@ -63,13 +80,7 @@ class Clone:
         (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
         (root / "bin").mkdir()
         command = root / "bin" / "sparsemm"
-        # Small blocks, fetched one after the other, so that there is a middle.
-        command.write_text(
-            f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(root)!r})\n"
-            "from sparsemm.fetch import blocks\nfrom sparsemm.cli import main\n"
-            "blocks.BLOCK, blocks.WORKERS = 2**15, 1\nsys.exit(main())\n",
-            encoding="utf-8",
-        )
+        command.write_text(COMMAND.format(python=sys.executable, root=str(root)), encoding="utf-8")
         command.chmod(0o755)
         variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
         bins = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
