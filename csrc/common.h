@@ -4,10 +4,6 @@
 #include <cstdint>
 #include <cstring>
 
-#if (defined(__F16C__) || defined(__AVX512F__)) && !defined(__CUDACC__)
-#include <immintrin.h>
-#endif
-
 #define SPARSEMM_EXPORT extern "C" __attribute__((visibility("default")))
 #ifdef __CUDACC__
 #define SPARSEMM_BOTH __host__ __device__  // on the processor and on the GPU
@@ -52,34 +48,5 @@ SPARSEMM_BOTH inline void narrow(float value, Half* out) {  // round to nearest 
     const uint32_t magnitude = ((raw >> 13) & 0x7C00u) + (raw & 0x0FFFu);
     out->bits = uint16_t(((bits & 0x80000000u) >> 16) | (twice > 0xFF000000u ? 0x7E00u : magnitude));
 }
-
-#ifndef __CUDACC__
-// A row as floats: where it is, or converted into `room`. Stored as wide as it will be read, or the processor cannot
-// pass it on before it has reached the cache.
-inline const float* row_of(const float* row, float*, int64_t) { return row; }
-inline const float* row_of(const BFloat* row, float* room, int64_t dim) {
-    int64_t d = 0;
-#ifdef __AVX512F__
-    for (; d + 16 <= dim; d += 16) {
-        const __m256i from = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d));
-        _mm512_storeu_si512(room + d, _mm512_slli_epi32(_mm512_cvtepu16_epi32(from), 16));
-    }
-#endif
-    for (; d < dim; ++d) room[d] = widen(row[d]);
-    return room;
-}
-inline const float* row_of(const Half* row, float* room, int64_t dim) {
-    int64_t d = 0;
-#if defined(__AVX512F__)
-    for (; d + 16 <= dim; d += 16)
-        _mm512_storeu_ps(room + d, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + d))));
-#elif defined(__F16C__)
-    for (; d + 8 <= dim; d += 8)
-        _mm256_storeu_ps(room + d, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row + d))));
-#endif
-    for (; d < dim; ++d) room[d] = widen(row[d]);
-    return room;
-}
-#endif
 
 }  // namespace sparsemm

@@ -9,7 +9,7 @@
 namespace sparsemm {
 namespace {
 
-constexpr int64_t kPiece = 256;  // rows of one task; fixed, so that the result does not depend on the thread count
+constexpr int64_t kPiece = 512;  // rows of one task; fixed, so that the result does not depend on the thread count
 
 struct Piece { int64_t stretch, begin, end; };
 
@@ -17,19 +17,16 @@ struct Piece { int64_t stretch, begin, end; };
 // already; out: maximum (group), sum of weights (group), weighted sum of values (group, dim).
 template <class T>
 void attend_piece(const float* query, const T* keys, const T* values, int64_t begin, int64_t end, int64_t group,
-                  int64_t dim, const float* zeros, float* logits, float* room, float* maximum, float* sum,
-                  float* acc) {
+                  int64_t dim, const T* zeros, float* logits, float* maximum, float* sum, float* acc) {
     std::fill(maximum, maximum + group, kLowest);
     std::fill(sum, sum + group, 0.0f);
     std::fill(acc, acc + group * dim, 0.0f);
-    const float* rows[4];
-    const int64_t line = whole_lines(dim);
+    const T* rows[4];
     for (int64_t tile = begin; tile < end; tile += kTile) {
         const int64_t size = std::min(kTile, end - tile);
         for (int64_t i = 0; i < size; i += 4) {
-            fetch(values + (tile + i) * dim, dim);
-            for (int64_t j = 0; j < 4; ++j)
-                rows[j] = i + j < size ? row_of(keys + (tile + i + j) * dim, room + j * line, dim) : zeros;
+            fetch_behind(keys + (tile + i) * dim, dim);
+            for (int64_t j = 0; j < 4; ++j) rows[j] = i + j < size ? keys + (tile + i + j) * dim : zeros;
             for (int64_t g = 0; g < group; g += 4) {
                 const float* q = query + g * dim;
                 float* to = logits + g * kTile + i;
@@ -67,9 +64,8 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
             maximum[g] = top;
         }
         for (int64_t i = 0; i < size; i += 4) {
-            if (tile + kTile + i < end) fetch(keys + (tile + kTile + i) * dim, dim);
-            for (int64_t j = 0; j < 4; ++j)
-                rows[j] = i + j < size ? row_of(values + (tile + i + j) * dim, room + j * line, dim) : zeros;
+            fetch_behind(values + (tile + i) * dim, dim);
+            for (int64_t j = 0; j < 4; ++j) rows[j] = i + j < size ? values + (tile + i + j) * dim : zeros;
             for (int64_t g = 0; g < group; g += 4) {
                 const float* p = logits + g * kTile + i;
                 float* to = acc + g * dim;
@@ -98,7 +94,7 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
     }
     first[stretches] = int64_t(pieces.size());
     const int64_t count = int64_t(pieces.size()), width = whole_lines(group * (dim + 2));
-    const int64_t scratch = whole_lines(group * dim) + group * kTile + 5 * whole_lines(dim);
+    const int64_t scratch = whole_lines(group * dim) + group * kTile + whole_lines(dim);
     if (total * dim * int64_t(2 * sizeof(T)) < kSerialBytes || count < 2) threads = 1;
     Floats partial(count * width);
     const int team = threads;
@@ -110,8 +106,8 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
 #pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
     for (int slot = 0; slot < team; ++slot) {
         float* own = room.at + slot * scratch;
-        float *scaled = own, *logits = own + whole_lines(group * dim), *wide = logits + group * kTile;
-        const float* zeros = wide + 4 * whole_lines(dim);
+        float *scaled = own, *logits = own + whole_lines(group * dim);
+        const T* zeros = reinterpret_cast<const T*>(logits + group * kTile);
         for (;;) {
             int64_t at;
 #pragma omp atomic capture
@@ -121,7 +117,7 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
             const T* q = query + piece.stretch * group * dim;
             for (int64_t i = 0; i < group * dim; ++i) scaled[i] = widen(q[i]) * scaling;
             float *acc = partial.at + at * width, *maximum = acc + group * dim;
-            attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, zeros, logits, wide, maximum,
+            attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, zeros, logits, maximum,
                          maximum + group, acc);
         }
     }

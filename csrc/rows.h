@@ -5,12 +5,17 @@
 #include <limits>
 #include <vector>
 
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #include "common.h"
 
 namespace sparsemm {
 namespace {
 
 constexpr int64_t kTile = 64;  // rows between two updates of a running maximum
+constexpr int64_t kAhead = 8192;  // bytes; a prefetch beyond the end of an array does nothing
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // Zeros that start at a cache line, as everything in them should: a vector across two lines costs twice.
@@ -52,7 +57,26 @@ constexpr int kLanes = 4;
 typedef float Vector __attribute__((vector_size(4 * kLanes)));
 typedef float Four __attribute__((vector_size(16)));
 
+// kLanes numbers of a row, as floats.
 inline Vector load(const float* from) { Vector v; std::memcpy(&v, from, sizeof v); return v; }
+inline Vector load(const BFloat* from) {
+    typedef uint16_t Narrow __attribute__((vector_size(2 * kLanes)));
+    typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+    Narrow bits;
+    std::memcpy(&bits, from, sizeof bits);
+    return reinterpret_cast<Vector>(__builtin_convertvector(bits, Bits) << 16);
+}
+inline Vector load(const Half* from) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<Vector>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(__AVX__) && defined(__F16C__)
+    return reinterpret_cast<Vector>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+    Vector v;
+    for (int i = 0; i < kLanes; ++i) v[i] = widen(from[i]);
+    return v;
+#endif
+}
 inline void store(float* to, const Vector& v) { std::memcpy(to, &v, sizeof v); }
 
 #if defined(__has_builtin)
@@ -93,8 +117,8 @@ inline void lane_sums(const Vector& a, const Vector& b, const Vector& c, const V
 }
 
 // Logits of four rows for Q queries: out[g * kTile + j] = q_g . k_j. Every load of a key serves all of them.
-template <int Q>
-inline void dots(const float* q, const float* const* k, int64_t dim, float* out) {
+template <int Q, class T>
+inline void dots(const float* q, const T* const* k, int64_t dim, float* out) {
     Vector sums[Q][4] = {};
     int64_t d = 0;
     for (; d + kLanes <= dim; d += kLanes) {
@@ -113,12 +137,12 @@ inline void dots(const float* q, const float* const* k, int64_t dim, float* out)
     if (d == dim) return;
     for (int g = 0; g < Q; ++g)
         for (int64_t e = d; e < dim; ++e)
-            for (int j = 0; j < 4; ++j) out[g * kTile + j] += q[g * dim + e] * k[j][e];
+            for (int j = 0; j < 4; ++j) out[g * kTile + j] += q[g * dim + e] * widen(k[j][e]);
 }
 
 // acc_g += p_g0 v_0 + ... + p_g3 v_3 for Q queries, with p_gj at p[g * kTile + j].
-template <int Q>
-inline void add_rows(const float* p, const float* const* v, int64_t dim, float* acc) {
+template <int Q, class T>
+inline void add_rows(const float* p, const T* const* v, int64_t dim, float* acc) {
     float weight[Q][4];  // copied, because a store to acc might change p for all the compiler knows
     for (int g = 0; g < Q; ++g) std::memcpy(weight[g], p + g * kTile, sizeof weight[g]);
     int64_t d = 0;
@@ -138,13 +162,24 @@ inline void add_rows(const float* p, const float* const* v, int64_t dim, float* 
     if (d == dim) return;
     for (int g = 0; g < Q; ++g)
         for (int64_t e = d; e < dim; ++e)
-            for (int j = 0; j < 4; ++j) acc[g * dim + e] += weight[g][j] * v[j][e];
+            for (int j = 0; j < 4; ++j) acc[g * dim + e] += weight[g][j] * widen(v[j][e]);
 }
 
-// Four rows on their way from memory while the tile before them is computed.
+// A row as floats: where it is, or converted into `room`.
+inline const float* row_of(const float* row, float*, int64_t) { return row; }
 template <class T>
-inline void fetch(const T* row, int64_t dim) {
-    const char* from = reinterpret_cast<const char*>(row);
+inline const float* row_of(const T* row, float* room, int64_t dim) {
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) store(room + d, load(row + d));
+    for (; d < dim; ++d) room[d] = widen(row[d]);
+    return room;
+}
+
+// Four rows on their way from memory: those that lie 8 KiB behind `row`. Each array is fetched in its own order, as the
+// processor's own prefetcher does, and a page is asked for before it is read.
+template <class T>
+inline void fetch_behind(const T* row, int64_t dim) {
+    const char* from = reinterpret_cast<const char*>(row) + kAhead;
     for (int64_t at = 0; at < 4 * dim * int64_t(sizeof(T)); at += 64) __builtin_prefetch(from + at);
 }
 
