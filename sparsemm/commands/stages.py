@@ -74,7 +74,8 @@ def add(commands: Commands) -> None:
     tables = commands.add_parser(
         "tables",
         help="list the score tables of other data sets",
-        description="List what the study `sources` compares: artifacts/scores -> artifacts/studies/tables/KEY.json. " + DVC,
+        description="List what the study `sources` compares: artifacts/scores -> artifacts/studies/tables/KEY.json. "
+        + DVC,
         epilog="example: sparsemm tables",
     )
     tables.set_defaults(run=run_tables)
