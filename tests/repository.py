@@ -75,12 +75,11 @@ def without_robustness(text: str) -> str:
 
 
 def few_studies(text: str) -> str:
-    """dvc.yaml with one study of each kind: all of them are made alike, and tests run them all."""
+    """params.yaml with one study of each kind: all of them are made alike, and tests run them all."""
     value = yaml.safe_load(text)
-    for name in ("study", "reading"):
-        value["stages"][name]["matrix"]["name"] = {"study": ["rho"], "reading": ["curve"]}[name]
-    for name in ("looking", "search", "choose", "confirm"):
-        del value["stages"][name]
+    few = {"derived": "curve", "measured": "rho"}
+    for group, studies in value["studies"].items():
+        value["studies"][group] = {name: one for name, one in studies.items() if name == few.get(group)}
     return yaml.safe_dump(value, sort_keys=False)
 
 
@@ -177,10 +176,9 @@ def make_template(folder: Path) -> Path:
     root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("prefect.yaml", ".dvcignore", ".gitignore"):
+    for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    (root / "dvc.yaml").write_text(few_studies((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
-    given = without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    given = few_studies(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8")))
     (root / "params.yaml").write_text(given, encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()

@@ -16,7 +16,7 @@ from sparsemm.params import ModelParams, load_params
 from sparsemm.params.entries import add_entry, remove_entry
 from sparsemm.registry.contents import FURTHER
 from sparsemm.registry.lockfile import read_stages
-from sparsemm.studies.names import DERIVED, MEASURED, STUDIES
+from sparsemm.studies.names import GROUPS, STUDIES
 from tests.repository import ROOT, copy_repository
 
 
@@ -91,11 +91,30 @@ def test_another_data_set_to_chase_over_runs_its_stages_alone(pipeline):
     assert set(pipeline.repro()) <= {"report "}
 
 
-def test_every_study_is_in_dvc_yaml_and_in_params():
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    assert tuple(stages["reading"]["matrix"]["name"]) == DERIVED
-    assert (*stages["study"]["matrix"]["name"], "looking", "search", "confirm") == MEASURED
-    assert load_params(ROOT / "params.yaml").studies.model_fields_set == set(STUDIES)
+def test_a_study_that_is_dropped_has_no_stage_and_makes_nothing_stale(pipeline):
+    path = pipeline.root / "params.yaml"
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    del params["studies"]["measured"]["rho"]
+    path.write_text(yaml.safe_dump(params))
+    assert set(pipeline.repro()) <= {"report "}
+    # Every group and every study of params.yaml has its stages; dropped, it has none.
+    for whole in (True, False):
+        params["studies"] = yaml.safe_load((ROOT / "params.yaml").read_text())["studies"]
+        if not whole:
+            params["studies"] = {group: {} for group in GROUPS}
+        path.write_text(yaml.safe_dump(params))
+        names = pipeline.dvc("stage", "list", "--name-only").split()
+        made = {tuple(name.partition("@")[2].split("-")) for name in names}
+        wanted = {(study, key) for study in STUDIES for key in params["models"]} if whole else set()
+        assert {one for one in made if one[0] in STUDIES and len(one) == 2} == wanted
+        assert ("tables@sources" in names) == ("choose@search" in names) == whole
+    path.write_text(before)
+
+
+def test_every_study_is_in_its_group_of_params():
+    groups = load_params(ROOT / "params.yaml").studies
+    assert {group: tuple(name for name, given in studies if given) for group, studies in groups} == GROUPS
 
 
 def test_metrics_plots_and_params_can_be_looked_at(pipeline):

@@ -38,14 +38,15 @@ def place(tmp_path_factory):
     params["chase"] |= {"batch_size": 3, "shard_size": 4}
     params["allocate"]["budgets"] = [8, 24]
     params["evaluate"] |= {"samples": 6, "batch_size": 4, "methods": ["full", "sparsemm", "snapkv"], "bootstrap": 100}
-    params["studies"] = {"rho": {"samples": 4, "tasks": ["qa"], "values": [0.5], "budget": 8}, "cost": {}}
+    rho = {"samples": 4, "tasks": ["qa"], "values": [0.5], "budget": 8}
+    params["studies"] = {"derived": {"cost": {}}, "measured": {"rho": rho}}
     params["profile"] |= {"lengths": [160], "new_tokens": 3, "repetitions": 1, "methods": ["full", "snapkv"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for dataset in params["datasets"]:
         assert run(folder, "download", dataset) == 0
     for stage in (*STAGES, "profile"):
         assert run(folder, stage, KEY) == 0
-    for name in params["studies"]:
+    for name in ("rho", "cost"):
         assert run(folder, "study", name, KEY) == 0
     return folder
 

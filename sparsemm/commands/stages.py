@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml: `sparsemm download|align|chase|allocate|evaluate|profile|study|choose|report`."""
+"""The stages of dvc.yaml: `sparsemm download|align|chase|allocate|evaluate|profile|study|choose|tables|report`."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def add(commands: Commands) -> None:
     study = commands.add_parser(
         "study",
         help="one study of a model, with intervals",
-        description="One entry of `studies` in params.yaml: artifacts/studies/NAME/KEY.csv and .json. " + DVC,
+        description="One study of params.yaml: artifacts/studies/NAME/KEY.csv and .json. " + DVC,
         epilog="example: sparsemm study masking tiny-qwen2-vl",
     )
-    study.add_argument("name", help="key under studies in params.yaml")
+    study.add_argument("name", help="a study under studies in params.yaml")
     study.add_argument("key", help="model key")
     study.set_defaults(run=run_study)
     choose = commands.add_parser(
@@ -71,6 +71,14 @@ def add(commands: Commands) -> None:
         epilog="example: sparsemm choose",
     )
     choose.set_defaults(run=run_choose)
+    tables = commands.add_parser(
+        "tables",
+        help="list the score tables of other data sets",
+        description="List what the study `sources` compares: artifacts/scores -> artifacts/studies/tables/KEY.json. "
+        + DVC,
+        epilog="example: sparsemm tables",
+    )
+    tables.set_defaults(run=run_tables)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -126,6 +134,13 @@ def run_study(given: argparse.Namespace) -> None:
 def run_choose(given: argparse.Namespace) -> None:
     """The choose stage."""
     from sparsemm.studies.choice import run
+
+    run(load_params(given.params), given.root)
+
+
+def run_tables(given: argparse.Namespace) -> None:
+    """The tables stage."""
+    from sparsemm.studies.tables import run
 
     run(load_params(given.params), given.root)
 

@@ -70,7 +70,7 @@ class Params(Strict):
         )
         if reason is not None:
             raise ValueError(f"studies.{reason}")
-        if self.studies.cost is not None and self.profile.budget not in self.allocate.budgets:
+        if self.studies.derived.cost is not None and self.profile.budget not in self.allocate.budgets:
             raise ValueError(f"studies.cost: profile.budget {self.profile.budget} is not under allocate.budgets")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
@@ -140,7 +140,10 @@ def parse_params(text: str, where: str = "params.yaml") -> Params:
             if at[:1] == ["datasets"]:
                 del at[2:3]  # the kind of source that pydantic puts between a data set and its key
             key = ".".join(at) or "(top level)"
-            reasons.append(f"{key}: {one['msg'].removeprefix('Value error, ')}")
+            hint = (
+                ", {} where it is empty" if one["type"] == "model_type" and one["input"] is None else ""
+            )  # what is left of a mapping of comments
+            reasons.append(f"{key}: {one['msg'].removeprefix('Value error, ')}{hint}")
         raise ParamsError("; ".join(reasons), where=where) from error
 
 

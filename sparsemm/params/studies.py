@@ -1,8 +1,8 @@
-"""params.yaml, `studies`: one optional entry per study of `sparsemm.studies`."""
+"""params.yaml, `studies`: one optional entry per study of `sparsemm.studies`, in groups."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -104,32 +104,74 @@ class ConfirmParams(SearchParams):
     methods: Methods = Field(("snapkv", "adakv", "full"), description="asked beside it and sparsemm")
 
 
-class StudiesParams(Strict):
-    """Which studies are made; an entry that is left out cannot be asked for."""
+class Group(Strict):
+    """Studies of one stage of dvc.yaml; one that is left out is not made."""
 
-    curve: Derived | None = Field(None, description="accuracy against budget, and the area under it")
-    length: LengthParams | None = Field(None, description="accuracy by answer length")
-    cost: Derived | None = Field(None, description="accuracy and latency at the profiled budget")
-    masking: MaskingParams | None = Field(None, description="visual heads off against random heads off")
-    rho: RhoParams | None = Field(None, description="the uniform part's share")
-    parts: BudgetedParams | None = Field(None, description="window, uniform part and score part")
-    later: LaterParams | None = Field(None, description="the question comes after the cache was compressed")
-    holding: MethodsParams | None = Field(None, description="eviction while answering")
-    storage: StorageParams | None = Field(None, description="8-bit storage")
-    sources: BudgetedParams | None = Field(None, description="score tables of other data sets")
-    looking: LookingParams | None = Field(None, description="what visual and non-visual heads look at")
-    search: SearchParams | None = Field(None, description="allocations at equal slots, on the first pages")
-    confirm: ConfirmParams | None = Field(None, description="the best of the search, on the held-out pages")
-
-    @field_validator(
-        "masking", "rho", "parts", "later", "holding", "storage", "sources", "looking", "search", "confirm"
-    )
+    @field_validator("*")
     @classmethod
     def _no_repeats(cls, value: Strict | None) -> Strict | None:
         for name, given in value or ():
             if isinstance(given, tuple) and list(given) != list(dict.fromkeys(given)):
                 raise ValueError(f"{name} repeats an entry")
         return value
+
+
+class DerivedStudies(Group):
+    """Studies of what other stages wrote."""
+
+    curve: Derived | None = Field(None, description="accuracy against budget, and the area under it")
+    length: LengthParams | None = Field(None, description="accuracy by answer length")
+    cost: Derived | None = Field(None, description="accuracy and latency at the profiled budget")
+
+
+class MeasuredStudies(Group):
+    """Studies that ask the model."""
+
+    masking: MaskingParams | None = Field(None, description="visual heads off against random heads off")
+    rho: RhoParams | None = Field(None, description="the uniform part's share")
+    parts: BudgetedParams | None = Field(None, description="window, uniform part and score part")
+    later: LaterParams | None = Field(None, description="the question comes after the cache was compressed")
+    holding: MethodsParams | None = Field(None, description="eviction while answering")
+    storage: StorageParams | None = Field(None, description="8-bit storage")
+
+
+class ComparedStudies(Group):
+    """Studies of the score tables of `robustness`."""
+
+    sources: BudgetedParams | None = Field(None, description="score tables of other data sets")
+
+
+class WatchedStudies(Group):
+    """Studies of attention."""
+
+    looking: LookingParams | None = Field(None, description="what visual and non-visual heads look at")
+
+
+class SearchedStudies(Group):
+    """Studies that choose."""
+
+    search: SearchParams | None = Field(None, description="allocations at equal slots, on the first pages")
+
+
+class ConfirmedStudies(Group):
+    """Studies of what was chosen."""
+
+    confirm: ConfirmParams | None = Field(None, description="the best of the search, on the held-out pages")
+
+
+class StudiesParams(Strict):
+    """Which studies are made, in groups; a group without any is `{}`."""
+
+    derived: DerivedStudies = DerivedStudies.model_validate({})
+    measured: MeasuredStudies = MeasuredStudies.model_validate({})
+    compared: ComparedStudies = ComparedStudies.model_validate({})
+    watched: WatchedStudies = WatchedStudies.model_validate({})
+    searched: SearchedStudies = SearchedStudies.model_validate({})
+    confirmed: ConfirmedStudies = ConfirmedStudies.model_validate({})
+
+    def made(self) -> dict[str, Any]:
+        """Every study that is made, by name."""
+        return {name: given for _, group in self for name, given in group if given is not None}
 
     def problem(self, window: int, samples: int, synthetic: bool) -> str | None:
         """What does not fit the other parts of params.yaml, or None.
@@ -139,9 +181,7 @@ class StudiesParams(Strict):
             samples: of the evaluation data set.
             synthetic: whether its pages can be asked about.
         """
-        for name, given in self:
-            if given is None:
-                continue
+        for name, given in self.made().items():
             budgets = getattr(given, "budgets", (getattr(given, "budget", window),))
             if min(budgets) < window:
                 return f"{name}: budget {min(budgets)} is below allocate.window {window}"
@@ -149,8 +189,9 @@ class StudiesParams(Strict):
                 return f"{name}.samples is more than the evaluation data set has"
             if (name == "later" or "qa" in getattr(given, "tasks", ())) and not synthetic:
                 return f"{name}: questions can be asked about synthetic pages only"
-        if self.confirm is not None:
+        search, confirm = self.searched.search, self.confirmed.confirm
+        if confirm is not None:
             shared = SearchParams.model_fields.keys() - Derived.model_fields.keys()
-            if self.search is None or any(getattr(self.confirm, n) != getattr(self.search, n) for n in shared):
+            if search is None or any(getattr(confirm, n) != getattr(search, n) for n in shared):
                 return f"confirm: {', '.join(sorted(shared))} are not those of search"
         return None

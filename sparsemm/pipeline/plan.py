@@ -12,8 +12,19 @@ from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
 from sparsemm.pipeline.process import run
 
-# Of no model alone: made where all results come together. `confirm` asks about what was chosen over all models.
-SHARED = ("download", "align-also", "chase-also", "profile-shape", "choose", "confirm", "report")
+# Of no model alone: made where all results come together. `confirm` asks about what was chosen over all models, and
+# `sources` about the tables that `chase-also` made.
+SHARED = (
+    "download",
+    "align-also",
+    "chase-also",
+    "profile-shape",
+    "tables",
+    "sources",
+    "choose",
+    "confirm",
+    "report",
+)
 
 
 def stages(root: Path) -> tuple[str, ...]:
@@ -21,6 +32,7 @@ def stages(root: Path) -> tuple[str, ...]:
 
     Raises:
         PipelineError: if dvc.yaml cannot be read.
+        ParamsError: if params.yaml is not valid.
     """
     path = root / "dvc.yaml"
     try:
@@ -31,8 +43,16 @@ def stages(root: Path) -> tuple[str, ...]:
     for name, given in found.items():
         if given.get("foreach") == "${models}" and name not in SHARED:
             result.append(name)
-        result += [f"{name}@{study}" for study in given.get("matrix", {}).get("name", ())]
+        group = given.get("matrix", {}).get("name")
+        if group is not None and name not in SHARED:
+            result += [f"{name}@{study}" for study in _in_group(root, group)]
     return tuple(result)
+
+
+def _in_group(root: Path, group: str) -> list[str]:
+    """The studies that are made of a group, which dvc.yaml names as `${studies.<group>}`."""
+    studies = getattr(load_params(root / "params.yaml").studies, group.removeprefix("${studies.").removesuffix("}"))
+    return [name for name, given in studies if given is not None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,7 @@ class Plan:
 
     Attributes:
         models: model key -> its stale stages; what depends on them is stale too, but not named.
-        shared: stale stages that hold up no model (download@..., chase-also@..., choose, confirm@..., report).
+        shared: stale stages that hold up no model (download@..., chase-also@..., choose@..., confirm@..., report).
     """
 
     models: dict[str, tuple[str, ...]]
@@ -87,6 +107,7 @@ def targets(root: Path, key: str, until: str | None = None) -> list[str]:
 
     Raises:
         PipelineError: if dvc.yaml cannot be read.
+        ParamsError: if params.yaml is not valid.
     """
     order = stages(root)
     last = order.index(until) if until is not None else len(order) - 1

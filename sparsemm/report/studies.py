@@ -8,20 +8,19 @@ from pathlib import Path
 from sparsemm.params import Params
 from sparsemm.report.results import Row
 from sparsemm.report.search import asked, leading
-from sparsemm.studies.names import STUDIES
 from sparsemm.studies.rows import read_rows
 
 Studies = Mapping[str, Mapping[str, list[Row]]]  # study -> model key -> rows
 
 
 def read_studies(params: Params, root: Path) -> Studies:
-    """Every study that has been made of a model of `params`.
+    """Every study of `params` that has been made of one of its models.
 
     Raises:
         DataError: if a file is not what its study writes.
     """
     found: dict[str, dict[str, list[Row]]] = {}
-    for name in STUDIES:
+    for name in params.studies.made():
         for key in params.models:
             path = root / "artifacts" / "studies" / name / f"{key}.csv"
             if path.is_file():

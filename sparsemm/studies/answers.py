@@ -14,7 +14,7 @@ from sparsemm.cache import compressed_cache
 from sparsemm.cache.prefill import prefill
 from sparsemm.datasets.records import Record
 from sparsemm.evaluate.model import kept_slots
-from sparsemm.evaluate.tasks.local import documents
+from sparsemm.evaluate.tasks.local import asked_about
 from sparsemm.prompts import build_inputs
 
 
@@ -68,8 +68,11 @@ def questions(task: str, records: list[Record], read_prompt: str, seed: int) -> 
     Raises:
         DataError: if a record has nothing to ask about.
     """
-    docs = documents(task, records, read_prompt, seed)
-    return [Question(d["id"], r.image, d["prompt"], d["answer"]) for d, r in zip(docs, records, strict=True)]
+    found = []
+    for record in records:
+        prompt, answer, _ = asked_about(task, record, read_prompt, seed)
+        found.append(Question(record.id, record.image, prompt, answer))
+    return found
 
 
 def batches(processor: Any, asked: list[Question], size: int) -> Iterator[Batch]:

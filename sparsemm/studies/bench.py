@@ -44,7 +44,7 @@ class Bench:
 
     def __init__(self, params: Params, study: str, key: str, root: Path) -> None:
         self.params, self.study, self.key, self.root = params, study, key, root
-        self.given: Any = getattr(params.studies, study)
+        self.given: Any = params.studies.made()[study]
         artifacts = root / "artifacts"
         pages, table = artifacts / "datasets" / f"{params.evaluate.dataset}.parquet", self._table(key)
         self.records: list[Record] = read_records(pages, limit=self.given.samples)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from sparsemm.errors import ScoreTableError
 from sparsemm.evaluate.metrics import interval
 from sparsemm.params.studies import BudgetedParams
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, over_seeds
+from sparsemm.studies.tables import read_tables
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
 SEEDS = 3
@@ -21,25 +19,6 @@ RESAMPLES = 200  # each ranks all heads anew
 def half(table: ScoreTable, first: int) -> ScoreTable:
     """The table of every second sample from `first` on: the control for what other pages of the same kind change."""
     return ScoreTable.from_samples(table.per_sample[first::2], np.zeros_like(table.hits), table.header)
-
-
-def other_tables(folder: Path, key: str, own: ScoreTable) -> dict[str, ScoreTable]:
-    """Tables of the same model from other data sets, by data set, from any `*.safetensors` of `key` under `folder`.
-
-    Raises:
-        ScoreTableError: if one is damaged, of another model or of no named data set.
-    """
-    found = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        if key not in (path.stem, *path.relative_to(folder).parts):
-            continue
-        table = ScoreTable.load(path)
-        table.check_model(own.header["fingerprint"])
-        dataset = table.header.get("dataset")
-        if not isinstance(dataset, str) or dataset in (OWN, EVEN, ODD, RANDOM):
-            raise ScoreTableError(f"the header names no data set: {dataset!r}", where=str(path))
-        found[dataset] = table
-    return found
 
 
 def agreement(one: ScoreTable, other: ScoreTable, seed: int) -> dict[str, tuple[float, float, float]]:
@@ -65,7 +44,7 @@ def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tu
 def run(bench: Bench, given: BudgetedParams) -> list[Row]:
     """Rows of agreement (task "scores"), then of accuracy with the budgets of every table, against those of its own."""
     own = bench.scores
-    others = other_tables(bench.root / "artifacts" / "scores" / "also", bench.key, own)
+    others = read_tables(bench.root, bench.key, own)
     tables = {EVEN: half(own, 0), ODD: half(own, 1)} | others
     seed = bench.params.evaluate.seed
     rows = _agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)

@@ -10,7 +10,7 @@ from typing import Any
 from sparsemm.errors import ParamsError
 from sparsemm.files import atomic_path, write_json
 from sparsemm.params import Params
-from sparsemm.studies.names import MEASURED, STUDIES
+from sparsemm.studies.names import DERIVED
 from sparsemm.studies.rows import COLUMNS, Row
 
 
@@ -22,13 +22,14 @@ def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
         DataError: if what the study reads is missing, malformed or too small.
         ScoreTableError: if the score table is missing or of another model.
     """
-    given = getattr(params.studies, name) if name in STUDIES else None
-    if given is None:
-        known = ", ".join(one for one in STUDIES if getattr(params.studies, one) is not None) or "none"
+    made = params.studies.made()
+    if name not in made:
+        known = ", ".join(made) or "none"
         raise ParamsError(f"no study {name!r}", where="params.yaml: studies", hint=f"known: {known}")
+    given = made[name]
     params.model(key)
     module = importlib.import_module(f"sparsemm.studies.{name}")
-    if name not in MEASURED:
+    if name in DERIVED:
         write(module.run(params, given, key, root), name, key, root)
         return
     from sparsemm.studies.bench import Bench

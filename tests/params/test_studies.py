@@ -7,18 +7,23 @@ import yaml
 
 from sparsemm.errors import ParamsError
 from sparsemm.params import parse_params
+from sparsemm.studies.names import GROUPS, STUDIES
 from tests.repository import ROOT
 
 
 def given(**studies):
     value = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    return value | {"studies": studies}
+    groups = {group: {name: studies[name] for name in names if name in studies} for group, names in GROUPS.items()}
+    return value | {"studies": groups | {name: one for name, one in studies.items() if name not in STUDIES}}
 
 
 @pytest.mark.parametrize(
     ("studies", "said"),
     [
-        ({"magic": {}}, "magic"),
+        ({"magic": {}}, "studies.magic"),
+        ({"measured": {"magic": {}}}, "studies.measured.magic"),
+        ({"compared": None}, "studies.compared: .*{} where it is empty"),
+        ({"measured": {"curve": {}}}, "studies.measured.curve"),
         ({"rho": {"samples": 4, "values": [1.5], "budget": 24}}, "rho"),
         ({"rho": {"samples": 4, "values": [0.1, 0.1], "budget": 24}}, "repeats"),
         ({"rho": {"samples": 4, "values": [0.1], "budget": 3}}, "below allocate.window"),
@@ -61,6 +66,6 @@ def test_cost_needs_a_budget_that_is_evaluated():
 def test_no_study_and_a_hub_model_are_valid():
     value = given()
     value["models"] = {"q": {"checkpoint": "Qwen/Qwen2-VL-7B-Instruct", "family": "qwen2_vl", "dtype": "bfloat16"}}
-    assert parse_params(yaml.safe_dump(value)).studies.rho is None
+    assert parse_params(yaml.safe_dump(value)).studies.made() == {}
     whole = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"models": value["models"]}
-    assert parse_params(yaml.safe_dump(whole)).studies.rho is not None
+    assert tuple(parse_params(yaml.safe_dump(whole)).studies.made()) == STUDIES

@@ -57,7 +57,9 @@ def test_studies_other_data_sets_and_shapes_are_in_the_page_and_drawn(crafted, t
     path.parent.mkdir(parents=True)
     timed = crafted.timing("transformers", 2048) | {"model": "vicuna-7b"}
     path.write_text(",".join(timed) + "\n" + ",".join(timed.values()) + "\n", encoding="utf-8")
-    asked = PARAMS.replace("[128]}", "[128], shapes: [vicuna-7b]}") + "robustness: {e: {}}"
+    asked = (
+        PARAMS.replace("[128]}", "[128], shapes: [vicuna-7b]}") + "robustness: {e: {}}\nstudies: {derived: {curve: {}}}"
+    )
     stage.run(parse_params(asked % AWAY), tmp_path)
     folder = tmp_path / "artifacts/report"
     assert {"agreement-m.png", "latency-vicuna-7b.png", "study-curve-m.png"} < {p.name for p in folder.glob("*/*")}

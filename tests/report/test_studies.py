@@ -11,7 +11,8 @@ from sparsemm.report.studies import claims, read_studies
 from sparsemm.studies.stage import write
 from tests.report.studied import rows
 
-PARAMS = SimpleNamespace(models={"m": None, "n": None})
+MADE = {"curve": None, "length": None, "rho": None}
+PARAMS = SimpleNamespace(models={"m": None, "n": None}, studies=SimpleNamespace(made=lambda: MADE))
 
 
 @pytest.mark.parametrize(("gain", "word"), [(0.2, "better"), (-0.2, "worse"), (0.0, "no difference shown")])
@@ -25,6 +26,7 @@ def test_what_was_made_is_read(tmp_path):
     assert read_studies(PARAMS, tmp_path) == {}
     write(rows("length", "n"), "length", "n", tmp_path)
     write(rows(), "curve", "m", tmp_path)
+    write(rows("parts"), "parts", "m", tmp_path)  # of params that are gone
     found = read_studies(PARAMS, tmp_path)
     assert {name: list(models) for name, models in found.items()} == {"curve": ["m"], "length": ["n"]}
     assert found["curve"]["m"][0]["setting"] == rows()[0]["setting"]

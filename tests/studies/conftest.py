@@ -11,9 +11,11 @@ import yaml
 
 from sparsemm.datasets.records import write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
+from sparsemm.files import write_json
 from sparsemm.models import load_model
 from sparsemm.params import parse_params
 from sparsemm.scores import ScoreTable
+from sparsemm.studies import tables
 from tests.studies.crafted import KEY, STUDIES
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,7 @@ def made(tmp_path_factory):
     header |= {"num_kv_heads": config.num_key_value_heads, "dataset": "calibration"}
     table = ScoreTable.from_samples(per_sample, np.zeros(shape, np.int64), header)
     table.save(root / "artifacts" / "scores" / f"{KEY}.safetensors")
+    write_json(root / tables.FOLDER / f"{KEY}.json", {})  # no data set under `robustness` was chased over
     return params, root
 
 

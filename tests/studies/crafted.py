@@ -10,19 +10,31 @@ import pyarrow.parquet as pq
 KEY = "tiny-qwen2-vl"
 FEW = {"samples": 3, "tasks": ["qa"]}
 STUDIES = {
-    "curve": {},
-    "length": {"groups": 2},
-    "cost": {},
-    "masking": FEW | {"fractions": [0.1], "zero": ["query"], "seeds": 2},
-    "rho": {"samples": 3, "values": [0.5], "budget": 12},
-    "parts": FEW | {"budgets": [12]},
-    "later": {"samples": 3, "methods": ["full", "sparsemm", "snapkv"], "budgets": [12]},
-    "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},
-    "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
-    "sources": FEW | {"budgets": [12]},
-    "looking": {"samples": 3},
-    "search": FEW | {"held_out": 1, "budgets": [8, 12]},
-    "confirm": FEW | {"held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
+    "derived": {
+        "curve": {},
+        "length": {"groups": 2},
+        "cost": {},
+    },
+    "measured": {
+        "masking": FEW | {"fractions": [0.1], "zero": ["query"], "seeds": 2},
+        "rho": {"samples": 3, "values": [0.5], "budget": 12},
+        "parts": FEW | {"budgets": [12]},
+        "later": {"samples": 3, "methods": ["full", "sparsemm", "snapkv"], "budgets": [12]},
+        "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},
+        "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
+    },
+    "compared": {
+        "sources": FEW | {"budgets": [12]},
+    },
+    "watched": {
+        "looking": {"samples": 3},
+    },
+    "searched": {
+        "search": FEW | {"held_out": 1, "budgets": [8, 12]},
+    },
+    "confirmed": {
+        "confirm": FEW | {"held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
+    },
 }
 
 

@@ -27,7 +27,7 @@ VALUES = {
 def params():
     given = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     given["models"] = {"m": {"checkpoint": "a/m", "family": "qwen2_vl"}}
-    given["studies"] = {"curve": {}, "length": {"groups": 2}, "cost": {}}
+    given["studies"] = {"derived": {"curve": {}, "length": {"groups": 2}, "cost": {}}}
     given["allocate"]["budgets"], given["profile"]["budget"] = [12, 24], 24
     return parse_params(yaml.safe_dump(given))
 

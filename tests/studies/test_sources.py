@@ -1,13 +1,11 @@
-"""Tables of other data sets: found, compared, refused."""
+"""Tables are halved and compared."""
 
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from sparsemm.errors import ScoreTableError
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.sources import agreement, half, other_tables
+from sparsemm.studies.sources import agreement, half
 
 RNG = np.random.default_rng(0)
 
@@ -21,22 +19,6 @@ def table(per_sample=None, **header):
 def test_halves_add_up_to_the_whole():
     whole = table()
     assert np.allclose(half(whole, 0).scores + half(whole, 1).scores, whole.scores)
-
-
-def test_tables_of_a_model_are_found_by_data_set(tmp_path):
-    own = table()
-    table().save(tmp_path / "ctw" / "m.safetensors")
-    table(dataset="coco").save(tmp_path / "m" / "coco.safetensors")
-    table().save(tmp_path / "ctw" / "n.safetensors")
-    assert sorted(other_tables(tmp_path, "m", own)) == ["coco", "other"]
-    assert other_tables(tmp_path / "nothing", "m", own) == {}
-    table(fingerprint="g").save(tmp_path / "mlt" / "m.safetensors")
-    with pytest.raises(ScoreTableError, match="another config"):
-        other_tables(tmp_path, "m", own)
-    for name in (None, "own", 3):
-        table(dataset=name).save(tmp_path / "mlt" / "m.safetensors")
-        with pytest.raises(ScoreTableError, match="no data set"):
-            other_tables(tmp_path, "m", own)
 
 
 def test_agreement_is_high_for_one_ranking_and_low_for_two():

@@ -91,8 +91,10 @@ def test_what_cannot_be_studied_is_refused(made, tmp_path):
     shutil.copytree(root / "artifacts" / "datasets", tmp_path / "artifacts" / "datasets")
     with pytest.raises(ScoreTableError, match="chase"):
         run(params, "rho", KEY, tmp_path)
-    more = params.studies.rho.model_copy(update={"samples": 4})
-    many = params.model_copy(update={"studies": params.studies.model_copy(update={"rho": more})})
+    more = params.studies.measured.model_copy(
+        update={"rho": params.studies.measured.rho.model_copy(update={"samples": 4})}
+    )
+    many = params.model_copy(update={"studies": params.studies.model_copy(update={"measured": more})})
     with pytest.raises(DataError, match="3 records, 4 wanted"):
         run(many, "rho", KEY, root)
 

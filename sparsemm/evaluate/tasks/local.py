@@ -15,25 +15,33 @@ from sparsemm.evaluate.tasks import Task, load
 from sparsemm.files import atomic_path
 
 
-def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> list[dict[str, Any]]:
-    """One document per record: id, image (PNG bytes), prompt, answer, kind.
+def asked_about(task: str, record: Record, read_prompt: str, seed: int) -> tuple[str, str, str]:
+    """Prompt, reference answer and kind of what a task asks about a record.
 
     `read` asks for the whole page, `qa` one question about it, drawn by (seed, record id).
+
+    Raises:
+        DataError: if the record has nothing to ask about.
+    """
+    if not record.entries:
+        raise DataError("no text on the page", where=f"record {record.id!r}")
+    if task == "read":
+        return read_prompt, page_text(record), "page"
+    question = random.Random(f"{seed}/{record.id}").choice(questions(record))
+    return question.prompt, question.answer, question.kind
+
+
+def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> list[dict[str, Any]]:
+    """One document per record: id, image (PNG bytes), prompt, answer, kind; what is asked is `asked_about`.
 
     Raises:
         DataError: if a record has nothing to ask about.
     """
     result = []
     for record in records:
-        if not record.entries:
-            raise DataError("no text on the page", where=f"record {record.id!r}")
+        prompt, answer, kind = asked_about(task, record, read_prompt, seed)
         buffer = io.BytesIO()
         record.image.save(buffer, format="PNG")
-        if task == "read":
-            prompt, answer, kind = read_prompt, page_text(record), "page"
-        else:
-            question = random.Random(f"{seed}/{record.id}").choice(questions(record))
-            prompt, answer, kind = question.prompt, question.answer, question.kind
         doc = {"id": record.id, "image": buffer.getvalue(), "prompt": prompt, "answer": answer, "kind": kind}
         result.append(doc)
     return result
