@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from sparsemm.cache.attention import NAME
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
+from sparsemm.cache.rope import RopeDeltas
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import BudgetError, CacheError
 from sparsemm.policies import METHODS, NEED_SCORES, Policy, get_policy
@@ -24,6 +26,52 @@ class CompressedCache(Cache):
     """`past_key_values` of `model.generate`, compressed layer by layer during prefill."""
 
     layers: list[Any]  # of RaggedLayer, and of transformers' own where attention slides; a list is invariant
+
+    def __init__(self, layers: list[Any], rope: RopeDeltas | None = None) -> None:
+        super().__init__(layers=layers)
+        self.rope = rope
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kw: Any
+    ) -> Any:
+        """As in transformers, for keys and values (B, Hkv, T, D) of one layer.
+
+        Raises:
+            CacheError: if the model has more layers than the cache, or an earlier forward did not reach the last one.
+        """
+        if layer_idx >= len(self.layers):
+            what = f"the model has more layers than this cache, which has {len(self.layers)}"
+            raise CacheError(what, hint="make the cache for this model")
+        if layer_idx == 0:
+            first, last = self.layers[0].get_seq_length(), self.layers[-1].get_seq_length()
+            if first != last:
+                what = f"the first layer has seen {first} tokens and the last {last}: a forward broke off"
+                raise CacheError(what, hint="make a new cache, for this model, or call reset()")
+            if self.rope is not None:
+                self.rope.take(key_states.shape[2])
+        return super().update(key_states, value_states, layer_idx, *args, **kw)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, evicted ones and padding included."""
+        if self.rope is not None:
+            self.rope.put_back()
+        return int(super().get_seq_length(layer_idx))
+
+    def reset(self) -> None:
+        """Forget everything; the next prompt is compressed anew."""
+        super().reset()
+        if self.rope is not None:
+            self.rope.reset()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these batch rows, in this order."""
+        if self.rope is not None:
+            self.rope.select_rows(indices, self.ragged[0].batch())
+        super().batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        self.batch_select_indices(torch.arange(self.ragged[0].batch()).repeat_interleave(repeats))
 
     @property
     def ragged(self) -> list[RaggedLayer]:
@@ -49,12 +97,13 @@ class CompressedCache(Cache):
         return [layer.slots for layer in self.ragged if layer.slots is not None]
 
     def kept_slots(self) -> torch.Tensor:
-        """Rows held now, over all layers and KV heads: (B,) int64, later tokens and sliding layers included.
+        """Rows held now, over all layers and KV heads: (B,) int64 on the CPU, later tokens and sliding layers included.
 
         Raises:
             CacheError: before the first prompt.
         """
-        kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1) for slab in self._slabs()]).sum(0)
+        # Layers may lie on different devices.
+        kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1).cpu() for slab in self._slabs()]).sum(0)
         return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in self._sliding())
 
     def kept_bytes(self) -> int:
@@ -100,11 +149,16 @@ def kv_scores(scores: ScoreTable | np.ndarray | torch.Tensor, num_heads: int, nu
     """(L, Hkv) float64 from a score table or a matrix of query or KV heads; query groups are summed.
 
     Raises:
-        BudgetError: if the number of heads fits neither.
+        BudgetError: if the number of heads fits neither, or these are no numbers.
     """
     if hasattr(scores, "to_kv"):
         return np.asarray(scores.to_kv(num_kv_heads), dtype=np.float64)
-    matrix = np.asarray(scores, dtype=np.float64)
+    if isinstance(scores, torch.Tensor):
+        scores = scores.detach().double().cpu().numpy()
+    try:
+        matrix = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BudgetError(f"scores are no numbers: {error}", hint="pass ScoreTable.load(...) or a matrix") from error
     if matrix.ndim == 2 and matrix.shape[1] == num_kv_heads:
         return matrix
     if matrix.ndim == 2 and matrix.shape[1] == num_heads:
@@ -149,7 +203,7 @@ def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
     _set_attention(model, config)
     for i, at in enumerate(full):
         layers[at] = make(i)
-    return CompressedCache(layers=layers)
+    return CompressedCache(layers, RopeDeltas(model))
 
 
 def policy_of(
@@ -240,11 +294,11 @@ def compressed_cache(
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
         CacheError: if the model has layers this cache cannot serve, or options exclude each other.
     """
-    if pooling_kernel < 1 or pooling_kernel % 2 == 0:
-        raise BudgetError(f"pooling_kernel is {pooling_kernel}", hint="use an odd number")
+    if not isinstance(pooling_kernel, Integral) or pooling_kernel < 1 or pooling_kernel % 2 == 0:
+        raise BudgetError(f"pooling_kernel is {pooling_kernel!r}", hint="use an odd number")
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
-        if count is not None and count < 1:
-            raise CacheError(f"{name} is {count}", hint="at least 1")
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            raise CacheError(f"{name} is {count!r}", hint="a whole number, at least 1")
     if storage not in ("model", *STORAGES):
         raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
     policy = policy_of(model, method, budget, scores, window=window, rho=rho, mode=mode, seed=seed, adapt=adapt)

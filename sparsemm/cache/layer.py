@@ -122,8 +122,14 @@ class RaggedLayer(CacheLayerMixin):
         """Keep what the policy chooses of the prompt's keys and values (B, Hkv, S, D); padding is dropped.
 
         `query` (B, Hq, R, D) are its last rows, at least the policy's window or all there are.
+
+        Raises:
+            CacheError: if the model does not have the KV heads of the policy, or the newest token of a row is padding.
         """
         batch, num_kv_heads, length, _ = key.shape
+        if num_kv_heads != self.policy.num_kv_heads:
+            what = f"the model has {num_kv_heads} KV heads, the cache was made for {self.policy.num_kv_heads}"
+            raise CacheError(what, where=f"layer {self.index}", hint="make the cache for this model")
         valid = key.new_ones(batch, length, dtype=torch.bool) if mask is None else self.real_tokens(mask, length)
         self.tokens = valid.sum(-1).tolist()
         rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
@@ -231,6 +237,12 @@ class RaggedLayer(CacheLayerMixin):
         self.slab.drop_newest(count)
         self.seen -= count
 
+    def batch(self) -> int:
+        """Rows of the prompt; 0 before it."""
+        if self.slab is not None:
+            return self.slab.batch
+        return 0 if self.held is None else len(self.held.keys)
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these batch rows, in this order."""
         if self.held is not None:
@@ -252,5 +264,4 @@ class RaggedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        batch = self.slab.batch if self.slab is not None else 0 if self.held is None else len(self.held.keys)
-        self.batch_select_indices(torch.arange(batch).repeat_interleave(repeats))
+        self.batch_select_indices(torch.arange(self.batch()).repeat_interleave(repeats))
