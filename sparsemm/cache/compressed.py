@@ -64,10 +64,15 @@ class CompressedCache(Cache):
             self.rope.reset()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these batch rows, in this order."""
-        if self.rope is not None:
-            self.rope.select_rows(indices, self.ragged[0].batch())
+        """Keep the batch rows `indices` (N,) int64, or a mask (B,) bool, in that order.
+
+        Raises:
+            CacheError: if there is no such row, or none would be left.
+        """
+        batch = self.ragged[0].batch()
         super().batch_select_indices(indices)
+        if self.rope is not None:
+            self.rope.select_rows(indices, batch)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""

@@ -198,6 +198,18 @@ def test_rows_are_repeated_and_selected_with_their_budgets(lab):
     torch.testing.assert_close(lab.run(cache, tokens[:, :1]), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [[2], [-3], [], [0.0], [True], [True, False, True]])
+@pytest.mark.parametrize("options", [{}, {"hold_budget": True}, {"prompt_length": 40}])
+def test_rows_that_are_not_there_are_refused_and_nothing_changes(lab, options, rows):
+    caches = [lab.cache(**options) for _ in range(2)]
+    for cache in caches:
+        lab.run(cache, lab.ids())
+    with pytest.raises(CacheError, match="batch rows"):
+        caches[0].batch_select_indices(torch.tensor(rows))
+    one, other = (lab.run(cache, lab.ids(length=10)) for cache in caches)
+    assert torch.equal(one, other)
+
+
 def test_a_prompt_read_in_inference_mode_can_be_continued_outside(lab):
     cache, tokens = lab.cache(), lab.ids()
     with torch.inference_mode():
@@ -299,6 +311,8 @@ def test_under_autocast_it_is_held_and_served_in_its_dtype(lab, options):
         want = lab.run(own, tokens), lab.run(own, step)
     torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
     assert cache.kept_bytes() == 2 * 31 * lab.heads * 2 * (8 * 2 if not options.get("storage") else 8 + 4)
+    with pytest.raises(CacheError, match=r"float32 after a prompt in torch\.bfloat16"):
+        lab.run(cache, step)
 
 
 def test_sliding_windows_are_refused(lab):
