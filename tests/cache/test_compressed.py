@@ -281,15 +281,6 @@ def test_misuse_is_refused(tiny):
         sparsemm.compressed_cache(model, "snapkv", 64).kept_slots()
 
 
-def test_query_head_scores_are_summed_over_their_group(tiny):
-    from sparsemm.cache.compressed import kv_scores
-
-    scores = np.arange(32.0).reshape(2, 16)
-    assert kv_scores(scores, 16, 4).tolist() == scores.reshape(2, 4, 4).sum(-1).tolist()
-    tensor = torch.from_numpy(scores).bfloat16().requires_grad_()
-    assert kv_scores(tensor, 16, 16).tolist() == scores.tolist()
-
-
 def test_slack_is_at_most_a_tenth_from_256_slots_on(lab):
     skewed = np.ones((4, 3))
     skewed[0] = 100
