@@ -55,7 +55,7 @@ def sliding_layers(config: PretrainedConfig) -> dict[str, Any]:
     Raises:
         CacheError: if it has layers of yet another kind, or no layer with full attention.
     """
-    from sparsemm.cache.compressed import layers_of
+    from sparsemm.cache.served import layers_of
 
     text = config.get_text_config()
     full = layers_of(text, str(config.model_type))[1]

@@ -31,8 +31,8 @@ class Pending:
         """Any other attention function takes this for a tensor, and ends here."""
         if name.startswith("__"):
             raise AttributeError(name)
-        hint = "make the cache after set_attn_implementation, not before"
-        raise CacheError("the model's attention was changed after this cache was made", hint=hint)
+        hint = "make the cache for this model, and after set_attn_implementation"
+        raise CacheError("the model's attention was changed after this cache was made, or is another's", hint=hint)
 
 
 def ragged_attention(
@@ -44,7 +44,7 @@ def ragged_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of one layer.
+    """Attention of one layer, under autocast in its dtype, as sdpa has it.
 
     With plain tensors (no cache, or one of transformers' own) it is sdpa. With a `RaggedLayer` the prompt gets full
     sdpa attention and is compressed as soon as it is whole; later tokens attend to what is kept and causally to
@@ -68,6 +68,12 @@ def ragged_attention(
     if not isinstance(key, Pending):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layer, key, value = key.layer, key.key, key.value
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # sdpa would cast all three; what rates positions stays in fp32
+        query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
+        with torch.autocast(device, enabled=False):
+            pending = Pending(layer, key, value)
+            return ragged_attention(module, query, pending, pending, attention_mask, scaling=scaling, **options)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if layer.slab is not None:
         return later(layer, query, key, value, attention_mask, factor), None

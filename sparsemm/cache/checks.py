@@ -103,9 +103,14 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
     """Raise CacheError where `ops.observe` cannot serve."""
     op, shape = "observe", keys.shape
     _heads(op, query, keys)
-    if query.dim() != 4 or keys.dim() != 4 or query.shape[0] != shape[0] or not 0 <= query.shape[2] <= shape[2]:
+    if (
+        query.dim() != 4
+        or keys.dim() != 4
+        or query.shape[0] != shape[0]
+        or not min(1, shape[2]) <= query.shape[2] <= shape[2]
+    ):
         what = f"query {tuple(query.shape)} is not the last rows of keys {tuple(shape)}"
-        raise CacheError(what, where=op, hint="(B, Hq, w, D) and (B, Hkv, S, D), w at most S")
+        raise CacheError(what, where=op, hint="(B, Hq, w, D) and (B, Hkv, S, D), 1 <= w <= S")
     if valid.shape != (shape[0], shape[2]) or valid.dtype != torch.bool or valid.device != keys.device:
         what = f"valid is {valid.dtype} {tuple(valid.shape)}, not bool (B, S) on the device of the keys"
         raise CacheError(what, where=op)

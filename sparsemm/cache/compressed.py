@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 
-from sparsemm.cache.attention import NAME
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
+from sparsemm.cache.rope import RopeDeltas
+from sparsemm.cache.served import layers_of, policy_of, set_attention
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS, NEED_SCORES, Policy, get_policy
+from sparsemm.policies import Policy
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -24,6 +26,57 @@ class CompressedCache(Cache):
     """`past_key_values` of `model.generate`, compressed layer by layer during prefill."""
 
     layers: list[Any]  # of RaggedLayer, and of transformers' own where attention slides; a list is invariant
+
+    def __init__(self, layers: list[Any], rope: RopeDeltas | None = None) -> None:
+        super().__init__(layers=layers)
+        self.rope = rope
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kw: Any
+    ) -> Any:
+        """As in transformers, for keys and values (B, Hkv, T, D) of one layer.
+
+        Raises:
+            CacheError: if the model has more layers than the cache, or an earlier forward did not reach the last one.
+        """
+        if layer_idx >= len(self.layers):
+            what = f"the model has more layers than this cache, which has {len(self.layers)}"
+            raise CacheError(what, hint="make the cache for this model")
+        if layer_idx == 0:
+            first, last = self.layers[0].get_seq_length(), self.layers[-1].get_seq_length()
+            if first != last:
+                what = f"the first layer has seen {first} tokens and the last {last}: a forward broke off"
+                raise CacheError(what, hint="make a new cache, for this model, or call reset()")
+            if self.rope is not None:
+                self.rope.take(key_states.shape[2])
+        return super().update(key_states, value_states, layer_idx, *args, **kw)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, evicted ones and padding included."""
+        if self.rope is not None:
+            self.rope.put_back()
+        return int(super().get_seq_length(layer_idx))
+
+    def reset(self) -> None:
+        """Forget everything; the next prompt is compressed anew."""
+        super().reset()
+        if self.rope is not None:
+            self.rope.reset()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the batch rows `indices` (N,) int64, or a mask (B,) bool, in that order.
+
+        Raises:
+            CacheError: if there is no such row, or none would be left.
+        """
+        batch = self.ragged[0].batch()
+        super().batch_select_indices(indices)
+        if self.rope is not None:
+            self.rope.select_rows(indices, batch)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        self.batch_select_indices(torch.arange(self.ragged[0].batch()).repeat_interleave(repeats))
 
     @property
     def ragged(self) -> list[RaggedLayer]:
@@ -49,12 +102,13 @@ class CompressedCache(Cache):
         return [layer.slots for layer in self.ragged if layer.slots is not None]
 
     def kept_slots(self) -> torch.Tensor:
-        """Rows held now, over all layers and KV heads: (B,) int64, later tokens and sliding layers included.
+        """Rows held now, over all layers and KV heads: (B,) int64 on the CPU, later tokens and sliding layers included.
 
         Raises:
             CacheError: before the first prompt.
         """
-        kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1) for slab in self._slabs()]).sum(0)
+        # Layers may lie on different devices.
+        kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1).cpu() for slab in self._slabs()]).sum(0)
         return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in self._sliding())
 
     def kept_bytes(self) -> int:
@@ -96,48 +150,6 @@ class CompressedCache(Cache):
         super().activate_past_recording()
 
 
-def kv_scores(scores: ScoreTable | np.ndarray | torch.Tensor, num_heads: int, num_kv_heads: int) -> np.ndarray:
-    """(L, Hkv) float64 from a score table or a matrix of query or KV heads; query groups are summed.
-
-    Raises:
-        BudgetError: if the number of heads fits neither.
-    """
-    if hasattr(scores, "to_kv"):
-        return np.asarray(scores.to_kv(num_kv_heads), dtype=np.float64)
-    matrix = np.asarray(scores, dtype=np.float64)
-    if matrix.ndim == 2 and matrix.shape[1] == num_kv_heads:
-        return matrix
-    if matrix.ndim == 2 and matrix.shape[1] == num_heads:
-        return matrix.reshape(len(matrix), num_kv_heads, -1).sum(-1)
-    raise BudgetError(f"scores have shape {matrix.shape}", hint=f"{num_heads} query or {num_kv_heads} KV heads a layer")
-
-
-def _set_attention(model: Any, config: Any) -> None:
-    if config._attn_implementation == NAME:
-        return
-    # Only the text part: a bare name would reach the vision tower too.
-    part = next((key for key in model.config.sub_configs if getattr(model.config, key) is config), None)
-    model.set_attn_implementation(NAME if part is None else {part: NAME})
-    if config._attn_implementation != NAME:
-        raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
-
-
-def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
-    """What transformers would make of a model's layers, and which of them are plain full attention.
-
-    Raises:
-        CacheError: if a layer is neither full nor sliding attention, or none is full.
-    """
-    own = DynamicCache(config=config).layers
-    full = [i for i, layer in enumerate(own) if type(layer) is DynamicLayer]
-    others = {type(layer).__name__ for layer in own if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
-    if others or not full or len(own) != config.num_hidden_layers:
-        found = ", ".join(sorted(others)) or f"{len(full)} full of {config.num_hidden_layers}"
-        hint = f"full-attention and sliding-window layers are served; found {found}"
-        raise CacheError("the model has no full-attention layer to compress, or other layers", where=where, hint=hint)
-    return own, full
-
-
 def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
     """A cache whose full-attention layers are `make(index)`; the model's text attention is set to serve it.
 
@@ -146,50 +158,10 @@ def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
     """
     config = model.config.get_text_config()
     layers, full = layers_of(config, type(model).__name__)
-    _set_attention(model, config)
+    set_attention(model, config)
     for i, at in enumerate(full):
         layers[at] = make(i)
-    return CompressedCache(layers=layers)
-
-
-def policy_of(
-    model: Any,
-    method: str | Policy,
-    budget: int | None,
-    scores: ScoreTable | np.ndarray | torch.Tensor | None = None,
-    **options: Any,
-) -> Policy:
-    """The policy of a method for a model's full-attention layers; a ready one is checked and returned.
-
-    Args:
-        method, budget, scores: as `compressed_cache`.
-        options: window, rho, mode, seed and adapt, as there.
-
-    Raises:
-        BudgetError: if method, budget, window or scores are impossible, or a ready policy is of another shape.
-        ScoreTableError: if the table belongs to another model.
-        CacheError: if the model has layers the cache cannot serve.
-    """
-    config = model.config.get_text_config()
-    _, full = layers_of(config, type(model).__name__)
-    shape = (len(full), config.num_key_value_heads)
-    if isinstance(method, Policy):
-        if (method.num_layers, method.num_kv_heads) != shape:
-            found = (method.num_layers, method.num_kv_heads)
-            raise BudgetError(f"the policy is for {found} layers and KV heads, the model has {shape}")
-        return method
-    if method in METHODS and method not in NEED_SCORES:
-        scores = None
-    if method == "full" and budget is None:
-        budget = 0
-    if budget is None:
-        raise BudgetError(f"{method} needs a budget")
-    if scores is not None and hasattr(scores, "check_model"):
-        scores.check_model(model.config)
-    matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, shape[1])
-    if matrix is not None and len(matrix) == config.num_hidden_layers:
-        matrix = matrix[full]
-    return get_policy(method, *shape, budget, scores=matrix, **options)
+    return CompressedCache(layers, RopeDeltas(model))
 
 
 def compressed_cache(
@@ -240,11 +212,11 @@ def compressed_cache(
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
         CacheError: if the model has layers this cache cannot serve, or options exclude each other.
     """
-    if pooling_kernel < 1 or pooling_kernel % 2 == 0:
-        raise BudgetError(f"pooling_kernel is {pooling_kernel}", hint="use an odd number")
+    if not isinstance(pooling_kernel, Integral) or pooling_kernel < 1 or pooling_kernel % 2 == 0:
+        raise BudgetError(f"pooling_kernel is {pooling_kernel!r}", hint="use an odd number")
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
-        if count is not None and count < 1:
-            raise CacheError(f"{name} is {count}", hint="at least 1")
+        if count is not None and (not isinstance(count, Integral) or count < 1):
+            raise CacheError(f"{name} is {count!r}", hint="a whole number, at least 1")
     if storage not in ("model", *STORAGES):
         raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
     policy = policy_of(model, method, budget, scores, window=window, rho=rho, mode=mode, seed=seed, adapt=adapt)

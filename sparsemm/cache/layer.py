@@ -122,8 +122,14 @@ class RaggedLayer(CacheLayerMixin):
         """Keep what the policy chooses of the prompt's keys and values (B, Hkv, S, D); padding is dropped.
 
         `query` (B, Hq, R, D) are its last rows, at least the policy's window or all there are.
+
+        Raises:
+            CacheError: if the model does not have the KV heads of the policy, or the newest token of a row is padding.
         """
         batch, num_kv_heads, length, _ = key.shape
+        if num_kv_heads != self.policy.num_kv_heads:
+            what = f"the model has {num_kv_heads} KV heads, the cache was made for {self.policy.num_kv_heads}"
+            raise CacheError(what, where=f"layer {self.index}", hint="make the cache for this model")
         valid = key.new_ones(batch, length, dtype=torch.bool) if mask is None else self.real_tokens(mask, length)
         self.tokens = valid.sum(-1).tolist()
         rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
@@ -169,9 +175,12 @@ class RaggedLayer(CacheLayerMixin):
             Where they were added.
 
         Raises:
-            CacheError: if the batch is not the prompt's.
+            CacheError: if batch or dtype are not the prompt's.
         """
         assert self.slab is not None
+        if key.dtype != self.slab.dtype:
+            what, hint = f"{key.dtype} after a prompt in {self.slab.dtype}", "autocast all forwards of a cache or none"
+            raise CacheError(what, where=f"layer {self.index}", hint=hint)
         if len(key) != self.slab.batch:
             raise CacheError(
                 f"batch of {len(key)} rows after a prompt of {self.slab.batch}", where=f"layer {self.index}"
@@ -231,20 +240,37 @@ class RaggedLayer(CacheLayerMixin):
         self.slab.drop_newest(count)
         self.seen -= count
 
+    def batch(self) -> int:
+        """Rows of the prompt; 0 before it."""
+        if self.slab is not None:
+            return self.slab.batch
+        return 0 if self.held is None else len(self.held.keys)
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these batch rows, in this order."""
+        """Keep these batch rows, in this order; before a prompt there are none.
+
+        Raises:
+            CacheError: if there is no such row, or none would be left.
+        """
+        batch = self.batch()
+        if batch == 0:
+            return
+        wrong = indices.dtype == torch.bool and len(indices) != batch
+        indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+        rows = indices.tolist()
+        if wrong or not rows or not all(isinstance(row, int) and -batch <= row < batch for row in rows):
+            raise CacheError(f"batch rows {rows} of {batch}", where=f"layer {self.index}", hint="a new cache for none")
         if self.held is not None:
             self.held.select_rows(indices.to(self.held.keys.device))
         if self.slab is not None and self.slots is not None:
             indices = indices.to(self.slab.lengths.device)
-            indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
             capacity = None
             if self.eviction is not None:
                 self.eviction.select_rows(indices, self.slab.batch)
                 capacity = self.eviction.limit + 1
             self.slab.select_rows(indices, capacity)
             self.slots = self.slots[indices]
-            self.tokens = [self.tokens[i] for i in indices.tolist()]
+            self.tokens = [self.tokens[i] for i in rows]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder the batch rows for beam search."""
@@ -252,5 +278,4 @@ class RaggedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        batch = self.slab.batch if self.slab is not None else 0 if self.held is None else len(self.held.keys)
-        self.batch_select_indices(torch.arange(batch).repeat_interleave(repeats))
+        self.batch_select_indices(torch.arange(self.batch()).repeat_interleave(repeats))

@@ -138,7 +138,7 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
 
     Args:
         query: (B, Hq, w, D) fp32, fp16, bf16 or fp64, the last w rows of the prompt.
-        keys: (B, Hkv, S, D) of the same dtype, w <= S.
+        keys: (B, Hkv, S, D) of the same dtype, 1 <= w <= S unless both are 0.
         valid: (B, S) bool, false on padding.
         pooling: odd width of the pool.
         scaling: factor of the logits.

@@ -120,6 +120,7 @@ class Prefill:
                 mine.replay(other)
             else:
                 cache.layers[i] = copy(mine)  # sliding layers replace their tensors, they do not write into them
+        cache.rope = copy(self._cache.rope)
         return cache
 
     def generate(self, cache: CompressedCache, max_new_tokens: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ class QuantizedSlab(Slab):
 
     def __init__(self, keys: torch.Tensor, *args: Any, storage: str, **kwargs: Any) -> None:
         """As `Slab`, with `storage` one of `STORAGES`."""
-        self.storage, self.dtype = storage, keys.dtype
+        self.storage = storage
         super().__init__(keys, *args, **kwargs)
 
     def _allocate(self, rows: int, like: torch.Tensor) -> None:

@@ -33,6 +33,7 @@ class Slab:
         slack: rows every stretch has left, at least; on the host, so that appending needs no device sync.
         longest: rows of the longest stretch, at most; on the host too.
         fixed: whether `longest` is a capacity that appending does not change.
+        dtype: of the rows that come and go.
     """
 
     BUFFERS: ClassVar[tuple[str, ...]] = ("keys", "values")
@@ -62,7 +63,7 @@ class Slab:
         if keys.shape != values.shape or keep.shape != keys.shape[:-1] or keep.dtype != torch.bool:
             raise CacheError(f"keys {keys.shape}, values {values.shape}, keep {keep.shape} do not fit")
         self.batch, self.num_kv_heads = keys.shape[:2]
-        self.room = room
+        self.room, self.dtype = room, keys.dtype
         self._lay_out(
             keep.flatten(0, 1).sum(dim=-1),
             keys.new_empty(0, keys.shape[-1]),

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sparsemm.cache.compressed import CompressedCache, compressed_cache, policy_of
+from sparsemm.cache.compressed import CompressedCache, compressed_cache
 from sparsemm.cache.prefill import prefill
+from sparsemm.cache.served import policy_of
 from sparsemm.policies import Policy
 from sparsemm.prompts import build_inputs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import numpy as np
 
 from sparsemm.budgets import Scores
@@ -56,6 +58,8 @@ def get_policy(
         raise BudgetError(f"method {method!r} is unknown", hint=f"use one of {', '.join(METHODS)}")
     if method == "full":
         return Full(num_layers, num_kv_heads, budget, max(window, 1))
+    if not isinstance(budget, Integral) or not isinstance(window, Integral):
+        raise BudgetError(f"budget {budget!r} with window {window!r}", hint="use whole numbers of slots")
     if not 1 <= window <= budget:
         raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
     if mode not in ("exact", "paper"):

@@ -66,6 +66,7 @@ BAD = [
     ("observe", changed("query", lambda t: t[:, :3]), "3 query heads for 2"),
     ("observe", changed("keys", lambda t: t[:, :0]), "4 query heads for 0"),
     ("observe", changed("query", lambda t: t[:1]), "is not the last rows"),
+    ("observe", changed("query", lambda t: t[:, :, :0]), "is not the last rows"),
     ("observe", changed("keys", lambda t: t[:, :, :1]), "is not the last rows"),
     ("observe", changed("query", lambda t: t.to("meta")), "devices"),
     ("observe", changed("valid", lambda t: t[:, :8]), "valid is"),

@@ -271,16 +271,14 @@ def test_misuse_is_refused(tiny):
         sparsemm.compressed_cache(model, "sparsemm", 64, np.ones((6, 5)))
     with pytest.raises(BudgetError, match="odd"):
         sparsemm.compressed_cache(model, "snapkv", 64, pooling_kernel=4)
+    with pytest.raises(BudgetError, match="whole"):
+        sparsemm.compressed_cache(model, "snapkv", 64.0)
+    with pytest.raises(CacheError, match="whole"):
+        sparsemm.compressed_cache(model, "snapkv", 64, max_new_tokens=1.5)
+    with pytest.raises(BudgetError, match="no numbers"):
+        sparsemm.compressed_cache(model, "sparsemm", 64, "scores.safetensors")
     with pytest.raises(CacheError, match="nothing is kept"):
         sparsemm.compressed_cache(model, "snapkv", 64).kept_slots()
-
-
-def test_query_head_scores_are_summed_over_their_group(tiny):
-    from sparsemm.cache.compressed import kv_scores
-
-    scores = np.arange(32.0).reshape(2, 16)
-    assert kv_scores(scores, 16, 4).tolist() == scores.reshape(2, 4, 4).sum(-1).tolist()
-    assert kv_scores(torch.from_numpy(scores), 16, 16).tolist() == scores.tolist()
 
 
 def test_slack_is_at_most_a_tenth_from_256_slots_on(lab):

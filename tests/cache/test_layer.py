@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from sparsemm.budgets import allocate, allocate_paper
 from sparsemm.cache.attention import NAME
@@ -198,6 +198,18 @@ def test_rows_are_repeated_and_selected_with_their_budgets(lab):
     torch.testing.assert_close(lab.run(cache, tokens[:, :1]), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [[2], [-3], [], [0.0], [True], [True, False, True]])
+@pytest.mark.parametrize("options", [{}, {"hold_budget": True}, {"prompt_length": 40}])
+def test_rows_that_are_not_there_are_refused_and_nothing_changes(lab, options, rows):
+    caches = [lab.cache(**options) for _ in range(2)]
+    for cache in caches:
+        lab.run(cache, lab.ids())
+    with pytest.raises(CacheError, match="batch rows"):
+        caches[0].batch_select_indices(torch.tensor(rows))
+    one, other = (lab.run(cache, lab.ids(length=10)) for cache in caches)
+    assert torch.equal(one, other)
+
+
 def test_a_prompt_read_in_inference_mode_can_be_continued_outside(lab):
     cache, tokens = lab.cache(), lab.ids()
     with torch.inference_mode():
@@ -250,6 +262,57 @@ def test_another_attention_chosen_later_is_refused(lab):
     lab.model.set_attn_implementation("eager")
     with pytest.raises(CacheError, match="attention was changed"):
         lab.run(cache, lab.ids())
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({}, "another's"),
+        ({"num_hidden_layers": L + 1}, "more layers"),
+        ({"num_hidden_layers": L - 1}, "broke off"),
+        ({"num_key_value_heads": 1}, "KV heads"),
+    ],
+)
+@pytest.mark.parametrize("method", ["snapkv", "full"])
+def test_the_cache_of_another_model_is_refused(lab, method, changed, match):
+    cache = lab.cache(method)
+    other = type(lab)(LlamaForCausalLM(LlamaConfig(**lab.sizes | changed)).eval())
+    if changed:
+        other.cache("full")
+    with pytest.raises(CacheError, match=match):
+        for _ in range(2):
+            other.run(cache, lab.ids())
+
+
+def test_a_cache_whose_forward_broke_off_is_refused_until_it_is_reset(lab):
+    cache, tokens = lab.cache(), lab.ids()
+    want = lab.run(lab.cache(), tokens)
+
+    def fail(*_):
+        raise MemoryError
+
+    hook = lab.model.model.layers[2].register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        lab.run(cache, tokens)
+    hook.remove()
+    with pytest.raises(CacheError, match="broke off"):
+        lab.run(cache, tokens)
+    cache.reset()
+    assert torch.equal(lab.run(cache, tokens), want)
+
+
+@pytest.mark.parametrize("options", [{}, {"hold_budget": True}, {"storage": "int8"}])
+def test_under_autocast_it_is_held_and_served_in_its_dtype(lab, options):
+    tokens, step = lab.ids(), lab.ids(length=1)
+    cache = lab.cache(budget=40, **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = lab.run(cache, tokens), lab.run(cache, step)
+        own = DynamicCache()
+        want = lab.run(own, tokens), lab.run(own, step)
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+    assert cache.kept_bytes() == 2 * 31 * lab.heads * 2 * (8 * 2 if not options.get("storage") else 8 + 4)
+    with pytest.raises(CacheError, match=r"float32 after a prompt in torch\.bfloat16"):
+        lab.run(cache, step)
 
 
 def test_sliding_windows_are_refused(lab):

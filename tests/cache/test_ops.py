@@ -13,7 +13,7 @@ def test_observe_and_argmax_rows_with_nothing_to_do(both):
     query, keys = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8)
     real = torch.ones(2, 3, dtype=torch.bool)
     assert torch.isneginf(ops.observe(query, keys, real, 5, 1.0)).all()  # all window
-    assert ops.observe(query[:, :, :0], keys, real, 5, 1.0).shape == (2, 2, 3)
+    assert ops.observe(query[:, :, :0], keys[:, :, :0], real[:, :0], 5, 1.0).shape == (2, 2, 0)
     assert ops.observe(query[:0], keys[:0], real[:0], 5, 1.0).shape == (0, 2, 3)
     none = torch.zeros(0, dtype=torch.int64)
     assert ops.argmax_rows(query[0, :, :0], keys[0], none, none).shape == (4, 0)

@@ -1,0 +1,108 @@
+"""Which models the cache serves, with which of their layers, and the policy of a method for one of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from sparsemm.cache.attention import NAME
+from sparsemm.errors import BudgetError, CacheError
+from sparsemm.policies import METHODS, NEED_SCORES, Policy, get_policy
+
+if TYPE_CHECKING:
+    from sparsemm.scores import ScoreTable
+
+
+def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
+    """What transformers would make of a model's layers, and which of them are plain full attention.
+
+    Raises:
+        CacheError: if a layer is neither full nor sliding attention, or none is full.
+    """
+    own = DynamicCache(config=config).layers
+    full = [i for i, layer in enumerate(own) if type(layer) is DynamicLayer]
+    others = {type(layer).__name__ for layer in own if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
+    if others or not full or len(own) != config.num_hidden_layers:
+        found = ", ".join(sorted(others)) or f"{len(full)} full of {config.num_hidden_layers}"
+        hint = f"full-attention and sliding-window layers are served; found {found}"
+        raise CacheError("the model has no full-attention layer to compress, or other layers", where=where, hint=hint)
+    return own, full
+
+
+def set_attention(model: Any, config: Any) -> None:
+    """Have the text part, whose config this is, attend by `ragged_attention`.
+
+    Raises:
+        CacheError: if the model does not let its attention be chosen.
+    """
+    if config._attn_implementation == NAME:
+        return
+    # Only the text part: a bare name would reach the vision tower too.
+    part = next((key for key in model.config.sub_configs if getattr(model.config, key) is config), None)
+    model.set_attn_implementation(NAME if part is None else {part: NAME})
+    if config._attn_implementation != NAME:
+        raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
+
+
+def kv_scores(scores: ScoreTable | np.ndarray | torch.Tensor, num_heads: int, num_kv_heads: int) -> np.ndarray:
+    """(L, Hkv) float64 from a score table or a matrix of query or KV heads; query groups are summed.
+
+    Raises:
+        BudgetError: if the number of heads fits neither, or these are no numbers.
+    """
+    if hasattr(scores, "to_kv"):
+        return np.asarray(scores.to_kv(num_kv_heads), dtype=np.float64)
+    if isinstance(scores, torch.Tensor):
+        scores = scores.detach().double().cpu().numpy()
+    try:
+        matrix = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BudgetError(f"scores are no numbers: {error}", hint="pass ScoreTable.load(...) or a matrix") from error
+    if matrix.ndim == 2 and matrix.shape[1] == num_kv_heads:
+        return matrix
+    if matrix.ndim == 2 and matrix.shape[1] == num_heads:
+        return matrix.reshape(len(matrix), num_kv_heads, -1).sum(-1)
+    raise BudgetError(f"scores have shape {matrix.shape}", hint=f"{num_heads} query or {num_kv_heads} KV heads a layer")
+
+
+def policy_of(
+    model: Any,
+    method: str | Policy,
+    budget: int | None,
+    scores: ScoreTable | np.ndarray | torch.Tensor | None = None,
+    **options: Any,
+) -> Policy:
+    """The policy of a method for a model's full-attention layers; a ready one is checked and returned.
+
+    Args:
+        method, budget, scores: as `compressed_cache`.
+        options: window, rho, mode, seed and adapt, as there.
+
+    Raises:
+        BudgetError: if method, budget, window or scores are impossible, or a ready policy is of another shape.
+        ScoreTableError: if the table belongs to another model.
+        CacheError: if the model has layers the cache cannot serve.
+    """
+    config = model.config.get_text_config()
+    _, full = layers_of(config, type(model).__name__)
+    shape = (len(full), config.num_key_value_heads)
+    if isinstance(method, Policy):
+        if (method.num_layers, method.num_kv_heads) != shape:
+            found = (method.num_layers, method.num_kv_heads)
+            raise BudgetError(f"the policy is for {found} layers and KV heads, the model has {shape}")
+        return method
+    if method in METHODS and method not in NEED_SCORES:
+        scores = None
+    if method == "full" and budget is None:
+        budget = 0
+    if budget is None:
+        raise BudgetError(f"{method} needs a budget")
+    if scores is not None and hasattr(scores, "check_model"):
+        scores.check_model(model.config)
+    matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, shape[1])
+    if matrix is not None and len(matrix) == config.num_hidden_layers:
+        matrix = matrix[full]
+    return get_policy(method, *shape, budget, scores=matrix, **options)
