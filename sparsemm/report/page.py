@@ -45,6 +45,16 @@ def chart(spec: dict[str, Any], alt: str, caption: str, model: str = "") -> str:
     )
 
 
+def pictures(shown: Iterable[tuple[str, str, str]], caption: str) -> str:
+    """Small pictures side by side, each (data URI, what it shows, words below it), under one caption."""
+    made = "".join(
+        f'<figure><img src="{escape(source, quote=True)}" alt="{escape(alt, quote=True)}">'
+        f"<figcaption>{escape(text)}</figcaption></figure>"
+        for source, alt, text in shown
+    )
+    return f'<figure><figcaption>{escape(caption)}</figcaption><div class="pictures">{made}</div></figure>'
+
+
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
     """A table that scrolls on its own on narrow screens, also from the keyboard; the first cell names its row."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
