@@ -79,9 +79,16 @@ def pair(*parts: str) -> str:
     return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
 
-def heading(text: str, level: int = 3) -> str:
+def heading(text: str, level: int = 3, anchor: str = "") -> str:
     """An escaped heading."""
-    return f"<h{level}>{escape(text)}</h{level}>"
+    name = f' id="{escape(anchor, quote=True)}"' if anchor else ""
+    return f"<h{level}{name}>{escape(text)}</h{level}>"
+
+
+def contents(label: str, links: Iterable[tuple[str, str]]) -> str:
+    """Links to (anchor, title) of parts of the page."""
+    items = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in links)
+    return f'<nav aria-label="{escape(label, quote=True)}"><ul>{items}</ul></nav>'
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
@@ -93,11 +100,10 @@ def _beside(*names: str) -> str:
     return "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
 
 
-def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
-    """The whole document with its styles, scripts and chart library; `contents` are (anchor, title) of its sections."""
+def page(title: str, links: Iterable[tuple[str, str]], *parts: str) -> str:
+    """The whole document with its styles, scripts and chart library; `links` are (anchor, title) of its sections."""
     from plotly.offline import get_plotlyjs
 
-    links = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in contents)
     own = (_beside(name) for name in ("charts.js", "pages.js", "views.js", "explorer.js"))
     scripts = [get_plotlyjs().replace("</script", "<\\/script"), *own]
     return (
@@ -105,7 +111,7 @@ def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=True)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_beside('page.css', 'explorer.css')}</style></head><body>"
-        f'<header><h1>{escape(title)}</h1><nav aria-label="Contents"><ul>{links}</ul></nav></header>'
+        f"<header><h1>{escape(title)}</h1></header>{contents('Contents', links)}"
         f"<noscript>{paragraph(NO_SCRIPT, 'note')}</noscript>"
         f"<main>{''.join(parts)}</main>{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )

@@ -151,6 +151,7 @@ def test_it_begins_with_the_best_head(opened):
 
 
 def test_every_chart_is_drawn_and_none_is_empty(opened):
+    opened.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     opened.size(1100, opened.js("return document.documentElement.scrollHeight"))
     undrawn = "return [...document.querySelectorAll('.plot')].filter((one) => !one.querySelector('.main-svg')).length"
     opened.wait(lambda: opened.js(undrawn) == 0)
