@@ -17,7 +17,7 @@ from sparsemm.report.results import Results
 from sparsemm.report.styles import style
 from sparsemm.scores import ScoreTable
 
-ROOM = 4_000_000  # characters that all pages together may take; the chart library and the tables leave this much
+ROOM = 2_500_000  # characters that all pages together may take; the chart library and the tables leave this much
 BEST_RATIO = 12  # attention packs less well than this: saves compressing heads that cannot fit
 Seen = Mapping[str, Sequence[Looking] | str]
 

@@ -16,14 +16,14 @@ Groups = Mapping[str, Sequence[Row]]
 
 def against_methods(groups: Groups) -> Chart:
     """A forest whose colours are the methods that rows are held against."""
-    return _forest(groups, lambda row: row["against"], lambda name, _: style(name).for_plotly()["marker"])
+    return _forest(groups, lambda row: row["against"], lambda name, _: style(name).for_plotly()["marker"] | {"size": 6})
 
 
 def of_models(groups: Groups) -> Chart:
     """A forest whose colours are models."""
 
     def look(_: str, number: int) -> dict[str, Any]:
-        return {"color": MODELS[number % len(MODELS)], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7}
+        return {"color": MODELS[number % len(MODELS)], "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 6}
 
     return _forest(groups, lambda row: row["model"], look)
 

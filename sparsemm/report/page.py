@@ -24,6 +24,11 @@ def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
+def terms(known: Iterable[tuple[str, str]]) -> str:
+    """Words and what they mean."""
+    return "<dl>" + "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in known) + "</dl>"
+
+
 def data(value: Any, anchor: str = "") -> str:
     """Plain JSON values for the page's scripts.
 

@@ -41,6 +41,16 @@ def shown(name: str, rows: Sequence[Row]) -> list[Row]:
     return leading(rows) if name == "search" else asked(rows)
 
 
+def area_differences(studies: Studies, keys: Sequence[str]) -> dict[str, list[Row]]:
+    """sparsemm's area against every other way under "model, task", of those models whose curves were made."""
+    found: dict[str, list[Row]] = {}
+    for key in keys:
+        for row in studies.get("curve", {}).get(key, ()):
+            if (row["condition"], row["setting"]) == (AREA, PAPER) and row["against"]:
+                found.setdefault(f"{key}, {row['task']}", []).append(row)
+    return found
+
+
 def compared(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
     """Rows with a difference under (condition, setting, against); where sparsemm is among the settings, its own."""
     own = any(row["setting"] == PAPER and row["against"] for row in rows)

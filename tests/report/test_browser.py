@@ -158,8 +158,8 @@ def test_every_chart_is_drawn_and_none_is_empty(opened):
     whole = opened.picture(opened.driver.find_element(By.TAG_NAME, "html"))
     box = "const r = one.getBoundingClientRect(); return [one.ariaLabel, r.left, r.top, r.right, r.bottom];"
     plots = opened.js(f"return [...document.querySelectorAll('.plot')].map((one) => {{ {box} }})")
-    # Curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
-    assert len(plots) == 1 + 3 + 2 + 3 + 2 + 3 + 3
+    # Findings, curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
+    assert len(plots) == 1 + 1 + 3 + 2 + 3 + 2 + 5 + 3
     for label, *edges in plots:
         part = whole.crop([round(edge) for edge in edges])
         assert min(part.size) > 100 and len(part.getcolors(1 << 24)) > 10, label
