@@ -113,7 +113,7 @@ def accuracy(result: Results, task: str) -> Chart:
     return figure(
         data,
         440,
-        xaxis={"title": {"text": "slots kept per KV head (mean)"}, "type": "log", "range": np.log10(ends).tolist()}
+        xaxis={"title": {"text": "slots kept per KV head, mean (log)"}, "type": "log", "range": np.log10(ends).tolist()}
         | ticks,
         yaxis={"title": {"text": metric}, "range": [-0.02, 1.03]},
         legend=legend(),

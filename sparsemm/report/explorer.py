@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import base64
 import gzip
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from sparsemm.report.images import data_uri
 from sparsemm.report.looking import Looking
 from sparsemm.report.results import Results
 from sparsemm.report.styles import style
 from sparsemm.scores import ScoreTable
 
-ROOM = 4_000_000  # characters that all pages together may take; the chart library and the tables leave this much
+ROOM = 2_500_000  # characters that all pages together may take; the chart library and the tables leave this much
 BEST_RATIO = 12  # attention packs less well than this: saves compressing heads that cannot fit
-LARGEST = 1000  # pixels of a page's longer side as the explorer shows it
 Seen = Mapping[str, Sequence[Looking] | str]
 
 
@@ -81,7 +79,7 @@ def _fixed(page: Looking) -> dict[str, Any]:
     width, height = page.record.image.size
     return {
         "id": page.record.id,
-        "image": _picture(page.record.image),
+        "image": data_uri(page.record.image),
         "width": width,
         "height": height,
         "said": page.said,
@@ -125,17 +123,3 @@ def _arrays(page: Looking, heads: NDArray[np.int64]) -> dict[str, str]:
 def _text(array: NDArray[Any]) -> str:
     # Without a time in it: the same numbers give the same page.
     return base64.b64encode(gzip.compress(np.ascontiguousarray(array).tobytes(), 6, mtime=0)).decode("ascii")
-
-
-def _picture(image: Image.Image) -> str:
-    """A data URI: PNG of a small page, JPEG of a large one."""
-    buffer = io.BytesIO()
-    if max(image.size) <= LARGEST // 2:
-        image.save(buffer, "PNG")
-        kind = "png"
-    else:
-        small = image.copy()
-        small.thumbnail((LARGEST, LARGEST))
-        small.save(buffer, "JPEG", quality=80)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

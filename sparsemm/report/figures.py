@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from sparsemm.report.looking import Looking
 from sparsemm.report.picture import WIDTH, Figure, png
 from sparsemm.report.results import Results
 from sparsemm.report.styles import style
-from sparsemm.scores import ScoreTable
+from sparsemm.report.views import GRID, STRONGEST, THUMBNAIL, WORD, Views, head_views
 
 
 def drawn(result: Results, pages: Sequence[Looking] | str) -> Iterator[tuple[str, bytes]]:
@@ -23,11 +21,8 @@ def drawn(result: Results, pages: Sequence[Looking] | str) -> Iterator[tuple[str
         yield f"accuracy-{result.key}-{task}", accuracy(result, task)
     if result.profile:
         yield f"latency-{result.key}", latency(result.name, result.profile)
-    if not isinstance(pages, str) and (chosen := middle_token(pages[0])) is not None:
-        page, token = pages[0], pages[0].tokens[chosen]
-        assert token.entry is not None
-        views = head_views(page, chosen, result.table)
-        yield f"looking-{result.key}", overlay(page.record.image, page.record.entries[token.entry].box, views)
+    if (views := head_views(pages, result.table)) is not None:
+        yield f"looking-{result.key}", overlay(views)
 
 
 def heat_map(result: Results) -> bytes:
@@ -98,71 +93,26 @@ def accuracy(result: Results, task: str) -> bytes:
     return png(figure)
 
 
-@dataclass(frozen=True)
-class View:
-    """Where one head looks.
+def overlay(views: Views) -> bytes:
+    """Attention over a page, visual heads on the left and others on the right; the word about to be said outlined.
 
-    Attributes:
-        title: of the picture.
-        rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page, of every visual token.
-        attention: (N,) attention on each of them.
-        coarse: (N,) bool, tokens of the thumbnail, where the family has one.
-    """
-
-    title: str
-    rectangles: np.ndarray
-    attention: np.ndarray
-    coarse: np.ndarray
-
-
-def overlay(page: Any, box: Sequence[float], views: Sequence[View]) -> bytes:
-    """Attention of some heads drawn over a page, the word about to be said outlined.
-
-    Args:
-        page: RGB image.
-        box: (x0, y0, x1, y1) of that word.
-        views: one per head; the grid's tokens are drawn orange, the thumbnail's green.
+    The grid's tokens are drawn orange, the thumbnail's green.
     """
     from matplotlib.patches import Rectangle
 
-    width, height = page.size
-    rows = (len(views) + 1) // 2  # two across: four across cannot be read on a phone
+    width, height = views.image.size
+    rows = len(views.visual)  # two across: more cannot be read on a phone
     figure = Figure(figsize=(WIDTH, rows * (WIDTH / 2 * height / width + 0.7)))
-    grid = figure.subplots(rows, 2, squeeze=False).ravel()
-    for axes in grid[len(views) :]:
-        axes.set_axis_off()
-    strongest = max([1e-12, *(float(view.attention.max()) for view in views)])  # one scale: heads compare
-    for axes, view in zip(grid, views, strict=False):
-        axes.imshow(np.asarray(page.convert("L")), cmap="gray", vmin=0, vmax=255)
+    grid = figure.subplots(rows, 2, squeeze=False)
+    for axes, view in zip(grid.T.ravel(), (*views.visual, *views.others), strict=True):
+        axes.imshow(np.asarray(views.image.convert("L")), cmap="gray", vmin=0, vmax=255)
         for (x0, y0, x1, y1), weight, coarse in zip(view.rectangles - 0.5, view.attention, view.coarse, strict=True):
-            colour, alpha = "#009E73" if coarse else "#D55E00", 0.75 * float(weight) / strongest
+            colour, alpha = THUMBNAIL if coarse else GRID, STRONGEST * float(weight) / views.strongest
             axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, color=colour, alpha=alpha, linewidth=0))
-        x0, y0, x1, y1 = box
-        outline = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#0072B2", linewidth=2)
+        x0, y0, x1, y1 = views.box
+        outline = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=WORD, linewidth=2)
         axes.add_patch(outline)
-        axes.set_title(view.title, fontsize=9)
+        axes.set_title(f"{view.title}\n{view.said}", fontsize=9)
         axes.set_axis_off()
     figure.tight_layout()
     return png(figure)
-
-
-def middle_token(page: Looking) -> int | None:
-    """The first token of the word in the middle of what the model reads of a page; None if it reads no word."""
-    words = [token.entry for token in page.tokens if token.entry is not None]
-    if not words:
-        return None
-    return next(i for i, token in enumerate(page.tokens) if token.entry == words[len(words) // 2])
-
-
-def head_views(page: Looking, token: int, table: ScoreTable, heads: int = 3) -> list[View]:
-    """Where the best `heads` and the worst head look just before a token; the title says how much of it is the page."""
-    ranked = table.top_heads(table.scores.size)
-    chosen = [(f"#{n + 1}", head) for n, head in enumerate(ranked[:heads])] + [("last", ranked[-1])]
-    views = []
-    for title, (layer, head, share) in chosen:
-        on_page, on_thumbnail = page.sums[layer, head, token]
-        said = f"attention: {on_page:.0%} page" + (f", {on_thumbnail:.0%} thumbnail" if page.coarse.any() else "")
-        attention = (page.levels[layer, head, token] / 255) ** 2
-        title = f"{title}: layer {layer}, head {head}\n{share:.1%} of the score\n{said}"
-        views.append(View(title, page.rectangles, attention, page.coarse))
-    return views

@@ -24,6 +24,11 @@ def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"
 
 
+def terms(known: Iterable[tuple[str, str]]) -> str:
+    """Words and what they mean."""
+    return "<dl>" + "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in known) + "</dl>"
+
+
 def data(value: Any, anchor: str = "") -> str:
     """Plain JSON values for the page's scripts.
 
@@ -43,6 +48,16 @@ def chart(spec: dict[str, Any], alt: str, caption: str, model: str = "") -> str:
         f' style="height:{int(spec["layout"]["height"])}px"></div>{data(spec)}'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
+
+
+def pictures(shown: Iterable[tuple[str, str, str]], caption: str) -> str:
+    """Small pictures side by side, each (data URI, what it shows, words below it), under one caption."""
+    made = "".join(
+        f'<figure><img src="{escape(source, quote=True)}" alt="{escape(alt, quote=True)}">'
+        f"<figcaption>{escape(text)}</figcaption></figure>"
+        for source, alt, text in shown
+    )
+    return f'<figure><figcaption>{escape(caption)}</figcaption><div class="pictures">{made}</div></figure>'
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
@@ -69,9 +84,16 @@ def pair(*parts: str) -> str:
     return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
 
-def heading(text: str, level: int = 3) -> str:
+def heading(text: str, level: int = 3, anchor: str = "") -> str:
     """An escaped heading."""
-    return f"<h{level}>{escape(text)}</h{level}>"
+    name = f' id="{escape(anchor, quote=True)}"' if anchor else ""
+    return f"<h{level}{name}>{escape(text)}</h{level}>"
+
+
+def contents(label: str, links: Iterable[tuple[str, str]]) -> str:
+    """Links to (anchor, title) of parts of the page."""
+    items = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in links)
+    return f'<nav aria-label="{escape(label, quote=True)}"><ul>{items}</ul></nav>'
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
@@ -83,11 +105,10 @@ def _beside(*names: str) -> str:
     return "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names)
 
 
-def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
-    """The whole document with its styles, scripts and chart library; `contents` are (anchor, title) of its sections."""
+def page(title: str, links: Iterable[tuple[str, str]], *parts: str) -> str:
+    """The whole document with its styles, scripts and chart library; `links` are (anchor, title) of its sections."""
     from plotly.offline import get_plotlyjs
 
-    links = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in contents)
     own = (_beside(name) for name in ("charts.js", "pages.js", "views.js", "explorer.js"))
     scripts = [get_plotlyjs().replace("</script", "<\\/script"), *own]
     return (
@@ -95,7 +116,7 @@ def page(title: str, contents: Iterable[tuple[str, str]], *parts: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY, quote=True)}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{_beside('page.css', 'explorer.css')}</style></head><body>"
-        f'<header><h1>{escape(title)}</h1><nav aria-label="Contents"><ul>{links}</ul></nav></header>'
+        f"<header><h1>{escape(title)}</h1></header>{contents('Contents', links)}"
         f"<noscript>{paragraph(NO_SCRIPT, 'note')}</noscript>"
         f"<main>{''.join(parts)}</main>{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>\n"
     )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sparsemm.report.findings import VERDICTS, lossless_from, smallest_lossless, verdicts
-from sparsemm.report.results import Results
+from sparsemm.report.results import Results, Row
+from sparsemm.report.studies import tally
 
 NOTHING = "No model that counts as evidence has been evaluated yet."
 
 
-def in_short(results: Sequence[Results]) -> list[str]:
-    """Heads, accuracy and bytes over all models that are evidence: those without a note."""
+def in_short(results: Sequence[Results], areas: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Heads, accuracy and bytes over all models that are evidence: those without a note.
+
+    Args:
+        results: of every model.
+        areas: as `sparsemm.report.studies.area_differences`; where empty, verdicts are counted budget by budget.
+    """
     evidence = [result for result in results if not result.note]
-    said = [*heads(evidence), *(against_full(evidence) + counted(evidence) or [NOTHING]), *held(evidence)]
+    compared = over_budgets(areas) or counted(evidence)
+    said = [*heads(evidence), *(against_full(evidence) + compared or [NOTHING]), *held(evidence)]
     left = [result.key for result in results if result.note]
     return [*said, *([f"Not counted, because they are declared test models: {', '.join(left)}."] if left else [])]
 
@@ -46,6 +53,34 @@ def against_full(evidence: Sequence[Results]) -> list[str]:
     return [said + f"in {len(cases) - len(enough)} even the largest budget tried is worse."]
 
 
+def over_budgets(areas: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Verdicts on the area under accuracy over log2 B against every other way of keeping as many slots."""
+    rows = [row for mine in areas.values() for row in mine if row["against"] != "full"]
+    said, beaten = [], []
+    for method in dict.fromkeys(row["against"] for row in rows):
+        mine = [row for row in rows if row["against"] == method]
+        counts = tally(mine)
+        if counts["better"] == len(mine):
+            beaten.append(method)
+        numbers = ", ".join(f"{word} in {count}" for word, count in counts.items())
+        differences = [float(row["diff"]) for row in mine]
+        said.append(f"Against {method}: {numbers} (by {min(differences):+.2f} to {max(differences):+.2f}).")
+    if not said:
+        return []
+    head = (
+        f"sparsemm against other ways of keeping as many slots, all budgets as one number, {len(areas)} cases: better "
+        f"in every case than {', '.join(beaten) or 'none of them'}."
+    )
+    return [head, *said, _chance(len(rows))]
+
+
+def _chance(intervals: int) -> str:
+    return (
+        f"Were there no difference anywhere, about {0.05 * intervals:.2g} of the {intervals} intervals would still "
+        "exclude zero by chance; single verdicts near zero are weak."
+    )
+
+
 def counted(evidence: Sequence[Results]) -> list[str]:
     """Verdicts against every other method, and how many of them chance alone would give."""
     said = []
@@ -61,15 +96,12 @@ def counted(evidence: Sequence[Results]) -> list[str]:
             numbers = ", ".join(f"{word} in {count}" for word, count in counts.items())
             said.append(f"sparsemm against {method}, {compared} comparisons (model, task, budget): {numbers}.")
     if total:
-        said.append(
-            f"Were there no difference anywhere, about {0.05 * total:.2g} of the {total} intervals would still exclude "
-            "zero by chance; single verdicts near zero are weak."
-        )
+        said.append(_chance(total))
     return said
 
 
 def held(evidence: Sequence[Results]) -> list[str]:
-    """How small the cache is at the longest prompt that was timed."""
+    """How small the cache is at the longest prompt that was timed, and at which lengths accuracy was measured."""
     shares, budgets = [], set()
     for result in evidence:
         rows = [row for row in result.profile if row["method"] == "sparsemm"]
@@ -80,7 +112,13 @@ def held(evidence: Sequence[Results]) -> list[str]:
     if not shares:
         return []
     at = ", ".join(sorted(budgets, key=int))
-    return [f"At the longest prompt timed sparsemm holds {_range(shares)} of the full cache's bytes (B = {at})."]
+    said = f"At the longest prompt timed sparsemm holds {_range(shares)} of the full cache's bytes (B = {at})"
+    full = [float(row["kept_slots"]) for r in evidence for row in r.evaluation if row["method"] == "full"]
+    if not full:
+        return [f"{said}; accuracy was not measured."]
+    least, most = f"{min(full):.0f}", f"{max(full):.0f}"
+    lengths = least if least == most else f"{least} to {most}"
+    return [f"{said}; that says nothing about accuracy, which was measured on prompts of {lengths} tokens on average."]
 
 
 def _range(shares: Sequence[float]) -> str:

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparsemm.params import Params
+from sparsemm.report.findings import VERDICTS
 from sparsemm.report.results import Row
 from sparsemm.report.search import asked, leading
+from sparsemm.studies.curve import AREA
+from sparsemm.studies.names import PAPER
 from sparsemm.studies.rows import read_rows
 
 Studies = Mapping[str, Mapping[str, list[Row]]]  # study -> model key -> rows
@@ -29,8 +32,38 @@ def read_studies(params: Params, root: Path) -> Studies:
 
 
 def shown(name: str, rows: Sequence[Row]) -> list[Row]:
-    """The rows of a study that are drawn and spoken about; of a search only the best."""
+    """The rows of a study that are drawn and spoken about: of a search the best, of a curve the areas.
+
+    A curve's values at single budgets are what the accuracy section shows.
+    """
+    if name == "curve":
+        return [row for row in rows if row["condition"] == AREA] or list(rows)
     return leading(rows) if name == "search" else asked(rows)
+
+
+def area_differences(studies: Studies, keys: Sequence[str]) -> dict[str, list[Row]]:
+    """sparsemm's area against every other way under "model, task", of those models whose curves were made."""
+    found: dict[str, list[Row]] = {}
+    for key in keys:
+        for row in studies.get("curve", {}).get(key, ()):
+            if (row["condition"], row["setting"]) == (AREA, PAPER) and row["against"]:
+                found.setdefault(f"{key}, {row['task']}", []).append(row)
+    return found
+
+
+def compared(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows with a difference under (condition, setting, against); where sparsemm is among the settings, its own."""
+    own = any(row["setting"] == PAPER and row["against"] for row in rows)
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row["against"] and (not own or row["setting"] == PAPER):
+            found.setdefault((row["condition"], row["setting"], row["against"]), []).append(row)
+    return found
+
+
+def tally(rows: Sequence[Row]) -> dict[str, int]:
+    """How often each of `VERDICTS` was given."""
+    return {word: sum(row["verdict"] == word for row in rows) for word in VERDICTS}
 
 
 def claims(rows: Sequence[Row]) -> list[str]:

@@ -12,6 +12,8 @@ from sparsemm.report.results import Row
 from sparsemm.report.study_figures import interval, levels, panels, position
 from sparsemm.report.styles import INK, Style, told_apart
 
+LEVELS = {"masking": "share of heads switched off", "rho": "rho"}
+
 
 def charts(rows: Sequence[Row]) -> dict[str, Chart]:
     """What a study found of one model: name of a panel -> its chart."""
@@ -19,7 +21,8 @@ def charts(rows: Sequence[Row]) -> dict[str, Chart]:
     made = {}
     for panel in panels(rows):
         name = f"{panel.task}, {panel.condition}" if panel.condition else panel.task
-        draw = _lines if any(position(row) is not None for row in panel.rows) else _points
+        places = {place for row in panel.rows if (place := position(row)) is not None}
+        draw = _lines if len(places) > 1 else _points  # a line needs more than one place
         made[name] = draw(panel.rows, panel.level, styles)
     return made
 
@@ -70,9 +73,14 @@ def _lines(rows: Sequence[Row], level: Row | None, styles: Mapping[str, Style]) 
         data.append(_across(level, ends))
     ticks = {"tickvals": at, "ticktext": [f"{place:g}" for place in at]}
     if by_level:
-        across: dict[str, Any] = {"title": {"text": "level"}, **ticks}
+        across: dict[str, Any] = {"title": {"text": LEVELS.get(rows[0]["study"], "level")}, **ticks}
     else:
-        across = {"title": {"text": "B"}, "type": "log", "range": np.log10(ends).tolist(), **ticks}
+        across = {
+            "title": {"text": "B, slots per KV head (log)"},
+            "type": "log",
+            "range": np.log10(ends).tolist(),
+            **ticks,
+        }
     return figure(data, 400, xaxis=across, yaxis=_values(rows), legend=legend())
 
 

@@ -18,6 +18,7 @@ from sparsemm.report.agreement import Agreement
 from sparsemm.report.efficiency import Timed
 from sparsemm.report.page import page
 from sparsemm.report.sections import Material, written
+from sparsemm.studies.curve import AREA
 from tests.report.studied import rows
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -107,7 +108,8 @@ def made(crafted):
     )
     agreements = {"one": Agreement({"large": crafted.table(0.7)}, {"large": 0.9}, {})}
     pointless = [row | {"budget": "", "condition": "a long condition, in words"} for row in rows()]
-    studies = {"curve": {"one": rows()}, "parts": {"one": pointless, "two": rows()}}
+    area = [row | {"budget": "", "condition": AREA} for row in rows()]
+    studies = {"curve": {"one": area}, "parts": {"one": pointless, "two": rows()}}
     material = Material(parse_params(PARAMS % MODELS), results, seen, agreements, [shape], studies)
     contents, parts = written(material)
     return page("Stand-in", contents, *parts)
@@ -151,14 +153,15 @@ def test_it_begins_with_the_best_head(opened):
 
 
 def test_every_chart_is_drawn_and_none_is_empty(opened):
+    opened.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     opened.size(1100, opened.js("return document.documentElement.scrollHeight"))
     undrawn = "return [...document.querySelectorAll('.plot')].filter((one) => !one.querySelector('.main-svg')).length"
     opened.wait(lambda: opened.js(undrawn) == 0)
     whole = opened.picture(opened.driver.find_element(By.TAG_NAME, "html"))
     box = "const r = one.getBoundingClientRect(); return [one.ariaLabel, r.left, r.top, r.right, r.bottom];"
     plots = opened.js(f"return [...document.querySelectorAll('.plot')].map((one) => {{ {box} }})")
-    # Curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
-    assert len(plots) == 1 + 3 + 2 + 3 + 2 + 3 + 3
+    # Findings, curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
+    assert len(plots) == 1 + 1 + 3 + 2 + 3 + 2 + 5 + 3
     for label, *edges in plots:
         part = whole.crop([round(edge) for edge in edges])
         assert min(part.size) > 100 and len(part.getcolors(1 << 24)) > 10, label
@@ -251,7 +254,7 @@ def test_a_click_on_a_heat_map_opens_the_head(opened):
 def test_nothing_overflows_on_a_phone(opened, dark):
     opened.size(360, 700, dark)
     opened.open_again()
-    wide = """return [...document.querySelectorAll('body *')].filter((one) => !one.closest('.wide, svg, script')
+    wide = """return [...document.querySelectorAll('body *')].filter((one) => !one.closest('.wide, nav, svg, script')
         && one.getBoundingClientRect().right > innerWidth + 1).map((one) => one.outerHTML.slice(0, 80))"""
     assert opened.js("return document.documentElement.scrollWidth") <= 360
     assert opened.js(wide) == []
@@ -270,3 +273,11 @@ def test_colours_follow_the_scheme_without_a_reload(opened):
 def test_the_network_is_never_asked(opened):
     entries = opened.js("return performance.getEntriesByType('resource').map((one) => one.name)")
     assert [name for name in entries if not name.startswith(("data:", "blob:"))] == []
+
+
+def test_the_contents_stay_in_sight_and_hide_no_heading(opened):
+    opened.js("location.hash = '#study-curve'")
+    top = "return document.querySelector(arguments[0]).getBoundingClientRect()"
+    opened.wait(lambda: opened.js(f"{top}.top", "#study-curve") < 200)
+    assert opened.js(f"{top}.top", "body > nav") == 0
+    assert opened.js(f"{top}.bottom", "body > nav") <= opened.js(f"{top}.top", "#study-curve")

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from sparsemm.report import figures
+from sparsemm.report.views import View, Views
 
 
 def result(crafted, share=0.5):
@@ -18,14 +19,14 @@ def result(crafted, share=0.5):
 
 
 def pictures(crafted, share):
-    page, box = Image.new("RGB", (30, 20), "white"), (2, 2, 12, 8)
     rectangles = np.array([[0.0, 0.0, 15.0, 20.0], [15.0, 0.0, 30.0, 20.0]])
-    view = figures.View("head", rectangles, np.array([share, 1 - share]), np.array([False, False]))
+    view = View("head", "looks", rectangles, np.array([share, 1 - share]), np.array([False, False]))
+    page = Views(Image.new("RGB", (30, 20), "white"), "word", (2, 2, 12, 8), [view], [view])
     return {
         "heat": figures.heat_map(result(crafted, share)),
         "curve": figures.share_curve([result(crafted, share), result(crafted, 0.1)]),
         "accuracy": figures.accuracy(result(crafted, share), "read"),
-        "overlay": figures.overlay(page, box, [view]),
+        "overlay": figures.overlay(page),
     }
 
 
@@ -50,18 +51,6 @@ def test_pictures_are_as_wide_as_a_phone_can_show(crafted):
         assert 10 / 72 * 150 * 360 / width > 8, name
 
 
-def test_heads_share_one_scale(crafted):
-    """The same weak head is drawn fainter beside a strong one than alone."""
-    page, box = Image.new("RGB", (20, 20), "white"), (1, 1, 2, 2)
-    where = np.array([[0.0, 0.0, 20.0, 20.0]])
-    weak, strong = (figures.View("a", where, np.array([a]), np.array([False])) for a in (0.1, 0.9))
-    means = []
-    for views in ([weak, weak], [weak, strong]):
-        pixels = np.asarray(Image.open(io.BytesIO(figures.overlay(page, box, views))).convert("L"))
-        means.append(pixels[:, : pixels.shape[1] // 2].mean())
-    assert means[1] > means[0] + 10
-
-
 def test_one_budget_is_drawn_in_the_middle(crafted):
     rows = [crafted.row("sparsemm", "32", 0.5)]
     pixels = np.asarray(Image.open(io.BytesIO(figures.accuracy(crafted.results(rows), "read"))).convert("RGB")).astype(
@@ -72,29 +61,7 @@ def test_one_budget_is_drawn_in_the_middle(crafted):
     assert at.size and 0.3 < at.mean() / pixels.shape[1] < 0.7
 
 
-def test_a_thumbnail_has_its_own_colour(crafted):
-    page, where = Image.new("RGB", (20, 20), "white"), np.array([[0.0, 0.0, 20.0, 20.0]])
-    views = [figures.View("a", where, np.array([0.9]), np.array([coarse])) for coarse in (False, True)]
-    pixels = np.asarray(Image.open(io.BytesIO(figures.overlay(page, (1, 1, 2, 2), views))).convert("RGB")).astype(int)
-    middle, width = pixels.shape[0] * 2 // 3, pixels.shape[1]
-    grid, thumbnail = pixels[middle, width // 4], pixels[middle, width * 3 // 4]
-    assert grid[0] > grid[1] + 50 and thumbnail[1] > thumbnail[0] + 50  # orange, green
-
-
 def test_every_figure_of_a_model_is_drawn(crafted):
     names = [name for name, _ in figures.drawn(result(crafted), [crafted.looking()])]
     assert names == ["heads-m", "accuracy-m-read", "latency-m", "looking-m"]
     assert [name for name, _ in figures.drawn(crafted.results(), "too large")] == ["heads-m"]
-
-
-def test_views_are_the_best_heads_and_the_worst_at_a_word_in_the_middle(crafted):
-    page, table = crafted.looking(), crafted.table()
-    token = figures.middle_token(page)
-    assert page.tokens[token].entry == 1 and page.tokens[token - 1].entry != 1
-    views = figures.head_views(page, token, table)
-    assert [view.title.split(":")[0] for view in views] == ["#1", "#2", "#3", "last"]
-    on_page, on_thumbnail = page.sums[0, 0, token]
-    assert views[0].title.endswith(f"attention: {on_page:.0%} page, {on_thumbnail:.0%} thumbnail")
-    assert np.allclose(views[0].attention, (page.levels[0, 0, token] / 255) ** 2)
-    unread = type(page)(**(vars(page) | {"tokens": []}))
-    assert figures.middle_token(unread) is None

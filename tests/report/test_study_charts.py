@@ -27,6 +27,12 @@ def test_what_has_neither_level_nor_budget_is_a_point_on_its_own_line(crafted):
     assert all(len(trace["x"]) == 1 for trace in chart["data"])
 
 
+def test_one_budget_is_no_line(crafted):
+    (chart,) = charts([row for row in rows() if row["budget"] != "24"]).values()
+    crafted.drawable(chart)
+    assert sorted(trace["y"][0] for trace in chart["data"]) == ["full", "snapkv", "sparsemm"]
+
+
 def test_an_arm_alone_measures_the_other_panels(crafted):
     full = [row for row in rows() if row["setting"] == "full"]
     others = [

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from sparsemm.report import charts
 from sparsemm.report.findings import concentration
-from sparsemm.report.page import chart, paragraph, table
+from sparsemm.report.images import data_uri
+from sparsemm.report.page import chart, pair, paragraph, pictures, table
 from sparsemm.report.page import heading as page_heading
 from sparsemm.report.results import SHARES, Results
 from sparsemm.report.sections.material import Material
+from sparsemm.report.views import Views, head_views, picture
 
 READING = (
     "Words read is the share of words on the calibration pages that the model says in order; the others are not "
     "scored. Split-half r is the correlation between the scores of even and odd samples: near 1, other pages of this "
     "kind would rank the heads alike; near 0, the ranking is noise."
+)
+
+NOT_VISUAL = "Non-visual heads, of zero score (or the least), at the same moment."
+SCALE = (
+    "The stronger the colour, the more attention, on one scale for all six; orange is the page, green its thumbnail. "
+    "One page illustrates, it is no evidence: the heat map is."
 )
 
 
@@ -35,7 +43,8 @@ def parts(material: Material) -> list[str]:
         said = f"Small models trained in this repository: {', '.join(trained)}. How sparse their heads are says little "
         found.append(paragraph(said + "about models a thousand times their size.", "note"))
     for result in results:
-        found += [page_heading(result.name), paragraph(concentration(result)), _heat_map(result), _card(result)]
+        found += [page_heading(result.name), paragraph(concentration(result)), _heat_map(result)]
+        found += [_on_a_page(result.key, head_views(material.seen[result.key], result.table)), _card(result)]
     return found
 
 
@@ -63,6 +72,25 @@ def _heat_map(result: Results) -> str:
         "tenth of an even share. A click opens a head in the explorer.",
         model=result.key,
     )
+
+
+def _on_a_page(key: str, views: Views | None) -> str:
+    """Pictures of visual heads and of others, side by side; nothing where no page was looked at."""
+    if views is None:
+        return ""
+    moment = f"just before {key} says \u201c{views.word}\u201d (blue)"
+    kinds = ((f"Visual heads, best by score, {moment}.", views.visual), (NOT_VISUAL, views.others))
+    made = (
+        pictures(
+            [
+                (data_uri(picture(views, view), 0), f"{view.title}: {view.said}", f"{view.title}: {view.said}.")
+                for view in shown
+            ],
+            caption,
+        )
+        for caption, shown in kinds
+    )
+    return pair(*made) + paragraph(SCALE, "quiet")
 
 
 def _card(result: Results) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsemm.published import SOURCE, beside
-from sparsemm.report.page import bullets, chart, details, heading, pair, paragraph, table
+from sparsemm.report.findings import VERDICTS
+from sparsemm.report.forest import of_models
+from sparsemm.report.page import bullets, chart, contents, details, heading, pair, paragraph, table
 from sparsemm.report.results import Row
 from sparsemm.report.search import gains
 from sparsemm.report.sections.material import Material
-from sparsemm.report.studies import claims, shown
+from sparsemm.report.studies import claims, compared, shown, tally
 from sparsemm.report.study_charts import charts
 
+SHORT = 12  # lines of a table that is not folded
 SHOWN = 2  # charts of a model and a study that are not folded
+EVIDENCE = "differences of all tasks, levels and budgets; right of zero is better"
 TEXT = {
     "curve": (
         "Accuracy against budget, as one number",
@@ -73,19 +77,53 @@ TEXT = {
     ),
 }
 
+READING = (
+    "Charts over all models leave declared test models out; each model's own charts, comparisons and numbers are "
+    "folded below them."
+)
+
 
 def parts(material: Material) -> list[str]:
-    """Per study: what it asks, then per model its charts, what follows and the numbers; nothing where none was made."""
-    found = []
+    """Per study: what it asks, what the intervals say over all models, then every model folded.
+
+    Nothing where no study was made.
+    """
+    if not material.studies:
+        return []
+    links = ((f"study-{name}", TEXT[name][0]) for name in material.studies)
+    found = [contents("Studies", links), paragraph(READING)]
     for name, models in material.studies.items():
         title, text = TEXT[name]
-        found += [heading(title), paragraph(text)]
+        found += [heading(title, anchor=f"study-{name}"), paragraph(text), *_overview(name, material)]
         if name == "confirm":
             found.append(bullets(gains(models, {key: one.note for key, one in material.params.models.items()})))
         for key, rows in models.items():
             found += _model(name, key, material.params.models[key].note, rows)
     published = _published(material)
     return [*found, heading("Beside the published numbers"), *published] if published else found
+
+
+def _overview(name: str, material: Material) -> list[str]:
+    """Every comparison over the models that are evidence: a chart of the differences, and counts of the verdicts."""
+    models = {key: rows for key, rows in material.studies[name].items() if not material.params.models[key].note}
+    groups = compared([row for rows in models.values() for row in shown(name, rows)])
+    if not groups:
+        return []
+    listed, lines = [], {}
+    several = len({condition for condition, _, _ in groups}) > 1
+    for (condition, setting, other), rows in groups.items():
+        differences = [float(row["diff"]) for row in rows]
+        names = [condition] * (several and bool(condition)) + [f"{setting} against {other}"]
+        least_most = f"{min(differences):+.3f} to {max(differences):+.3f}"
+        listed.append([": ".join(names), *map(str, tally(rows).values()), least_most])
+        lines["<br>".join(names)] = rows
+    over = "one model" if len(models) == 1 else f"{len(models)} models"
+    title, header = TEXT[name][0], ["comparison", *VERDICTS, "differences"]
+    counts = table(header, listed, f"{title}: how often the interval says what, {over}")
+    return [
+        chart(of_models(lines), f"{title}: differences with intervals. A table counts them.", f"{over}: {EVIDENCE}."),
+        counts if len(listed) <= SHORT else details("How often the interval says what", counts),
+    ]
 
 
 def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
@@ -99,8 +137,7 @@ def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
         for panel, one in charts(best).items()
     ]
     first, rest = said[:6], said[6:]
-    return [
-        heading(f"{key} *" if note else key, 4),
+    parts = [
         *([paragraph(f"* {note}", "note")] if note else []),
         pair(*drawn[:SHOWN]),
         *([details(f"{len(drawn) - SHOWN} more charts", pair(*drawn[SHOWN:]))] if drawn[SHOWN:] else []),
@@ -108,6 +145,7 @@ def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
         *([details(f"{len(rest)} more comparisons", bullets(rest))] if rest else []),
         details("All numbers", _listed(key, rows)),
     ]
+    return [details(f"{key} *: charts and numbers" if note else f"{key}: charts and numbers", *parts)]
 
 
 def _listed(key: str, rows: Sequence[Row]) -> str:

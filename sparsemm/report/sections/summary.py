@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from sparsemm.report.findings import comparisons, lossless_from, smallest_lossless, verdicts
-from sparsemm.report.page import bullets, paragraph, table
-from sparsemm.report.results import Results
+from sparsemm.report.forest import against_methods
+from sparsemm.report.page import bullets, chart, pair, paragraph, table
+from sparsemm.report.results import Results, Row
 from sparsemm.report.sections.material import Material
 from sparsemm.report.short import in_short
+from sparsemm.report.studies import area_differences
 
 QUESTION = "Which attention heads look at the image, and how small can the KV cache be when you know?"
 CAPTION = (
@@ -24,12 +28,36 @@ READING = (
 def parts(material: Material) -> list[str]:
     """The question, the answer in short, and the verdicts of every model and task."""
     results = material.results
-    found = [paragraph(QUESTION, "lead"), bullets(in_short(results))]
+    areas = area_differences(material.studies, [result.key for result in results if not result.note])
+    said = bullets(in_short(results, areas))
+    found = [paragraph(QUESTION, "lead"), _scope(material), pair(said, _areas(areas)) if areas else said]
     if any(result.evaluation for result in results):
         found.append(_verdicts(results))
     found.append(paragraph(READING))
     found += [paragraph(f"* {result.key}: {result.note}", "note") for result in results if result.note]
     return found
+
+
+def _scope(material: Material) -> str:
+    """Of which models and pages, in one line."""
+    evidence = [result for result in material.results if not result.note]
+    trained = sum(bool(result.card) for result in evidence)
+    names = ", ".join(result.key for result in evidence) or "none yet"
+    small = f" ({trained} of them small and trained in this repository)" if trained else ""
+    asked = material.params.evaluate
+    return paragraph(
+        f"Models: {names}{small}. Pages: {asked.samples} of {asked.dataset!r}, not those of the scores.", "quiet"
+    )
+
+
+def _areas(areas: Mapping[str, Sequence[Row]]) -> str:
+    lines = {name.replace(", ", "<br>"): rows for name, rows in areas.items()}
+    return chart(
+        against_methods(lines),
+        f"Differences of the area under accuracy over log2 B, sparsemm minus each method, of {'; '.join(areas)}.",
+        "sparsemm minus every other method, as mean accuracy over all budgets (area under accuracy over log2 B). Right "
+        "of zero sparsemm is better; where a bar crosses zero, no difference is shown.",
+    )
 
 
 def _verdicts(results: list[Results]) -> str:

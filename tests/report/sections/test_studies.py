@@ -36,17 +36,30 @@ def test_every_study_has_words():
 
 def test_a_study_has_a_heading_charts_claims_and_all_numbers(section):
     found = section({"curve": {"m": rows()}, "length": {"n": rows("length", "n")}})
-    assert len(found.all("h3")) == 2 == len(found.all("h4")) and len(found.all("table")) == 2
+    assert [one["id"] for one in found.all("h3")] == ["study-curve", "study-length"]
+    assert [one["href"] for one in found.all("a")] == ["#study-curve", "#study-length"]
+    assert "m *: charts and numbers" in found.text and "n: charts and numbers" in found.text
     assert "a <declared> test model" in found.text and "better at B = 12" in found.text
     shown = [one["aria-label"] for one in found.all("div") if one.get("role") == "img"]
-    assert len(shown) == 2 and shown[0].startswith("Accuracy against budget")
+    assert [label.split(",")[0] for label in shown[::2]] == ["Accuracy against budget", "Long answers"]
+    assert len(shown) == 3 and shown[1].startswith("Long answers: differences")
     assert all(json.loads(text)["data"] for text in found.scripts)
+
+
+def test_what_all_models_show_leaves_test_models_out(section):
+    found = section({"rho": {"m": rows("rho", gain=-0.2), "n": rows("rho", "n")}})
+    first = json.loads(found.scripts[0])
+    assert [trace["name"] for trace in first["data"]] == ["n"]
+    assert first["layout"]["yaxis"]["ticktext"] == ["sparsemm against snapkv"]
+    counts = found.text[found.text.index("how often the interval says what, one model") :]
+    assert "sparsemm against snapkv101+0.000 to +0.200" in counts
+    assert "how often" not in section({"rho": {"m": rows("rho")}}).text
 
 
 def test_many_charts_are_folded(section):
     more = [row | {"condition": f"condition {n}"} for n in range(4) for row in rows()]
     found = section({"curve": {"n": more}})
-    assert "2 more charts" in found.text and len(found.scripts) == 4
+    assert "2 more charts" in found.text and len(found.scripts) == 5
 
 
 def test_nothing_studied_is_nothing_shown(section):
