@@ -61,11 +61,11 @@ def _forest(groups: Groups, name: Callable[[Row], str], look: Callable[[str, int
     zero = {"type": "line", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "line": {"color": INK, "width": 1}}
     return figure(
         data,
-        110 + round(1.25 * at),
+        120 + round(1.25 * at),
         xaxis={"title": {"text": "difference, with 95 % interval"}},
         yaxis={"tickvals": ticks, "ticktext": labels, "range": [at, 0], "showgrid": False},
         shapes=[zero, *(across | {"y0": edge, "y1": edge} for edge in edges[:-1])],
-        legend=legend() | {"y": -48 / (110 + 1.25 * at)},
+        legend=legend() | {"y": -58 / (120 + 1.25 * at)},
     )
 
 
