@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from sparsemm.report.charts import MODELS, Chart, figure, legend
@@ -10,6 +11,7 @@ from sparsemm.report.results import Row
 from sparsemm.report.styles import INK, style
 
 PITCH, GAP = 8, 12  # pixels from one interval to the next, and between groups
+LINE, WIDEST = 12, 22  # pixels of a label's line, and letters in it
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x")
 Groups = Mapping[str, Sequence[Row]]
 
@@ -44,24 +46,32 @@ def said(row: Row) -> str:
 
 def _forest(groups: Groups, name: Callable[[Row], str], look: Callable[[str, int], dict[str, Any]]) -> Chart:
     placed: dict[str, list[tuple[float, Row]]] = {}
+    labels = [_wrapped(label) for label in groups]
     ticks, edges, at = [], [], 0.0
-    for rows in groups.values():
-        ticks.append(at + PITCH * (len(rows) - 1) / 2)
+    for label, rows in zip(labels, groups.values(), strict=True):
+        tall = max(PITCH * (len(rows) - 1) + GAP, LINE * (label.count("<br>") + 1))
+        ticks.append(at + tall / 2)
+        first = at + tall / 2 - PITCH * (len(rows) - 1) / 2
         for place, row in enumerate(rows):
-            placed.setdefault(name(row), []).append((at + PITCH * place, row))
-        at += PITCH * (len(rows) - 1) + GAP
-        edges.append(at - GAP / 2)
+            placed.setdefault(name(row), []).append((first + PITCH * place, row))
+        at += tall
+        edges.append(at)
     data = [_trace(one, rows, look(one, number)) for number, (one, rows) in enumerate(placed.items())]
     across = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "line": {"color": "var(--line)", "width": 1}}
     zero = {"type": "line", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "line": {"color": INK, "width": 1}}
     return figure(
         data,
-        110 + round(1.25 * at),
+        120 + round(1.25 * at),
         xaxis={"title": {"text": "difference, with 95 % interval"}},
-        yaxis={"tickvals": ticks, "ticktext": list(groups), "range": [at - GAP / 2, -GAP / 2], "showgrid": False},
+        yaxis={"tickvals": ticks, "ticktext": labels, "range": [at, 0], "showgrid": False},
         shapes=[zero, *(across | {"y0": edge, "y1": edge} for edge in edges[:-1])],
-        legend=legend() | {"y": -48 / (110 + 1.25 * at)},
+        legend=legend() | {"y": -58 / (120 + 1.25 * at)},
     )
+
+
+def _wrapped(label: str) -> str:
+    """A label in lines short enough for a phone."""
+    return "<br>".join(line for part in label.split("<br>") for line in wrap(part, WIDEST))
 
 
 def _trace(name: str, placed: Sequence[tuple[float, Row]], marker: dict[str, Any]) -> dict[str, Any]:

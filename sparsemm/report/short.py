@@ -67,9 +67,8 @@ def over_budgets(areas: Mapping[str, Sequence[Row]]) -> list[str]:
         said.append(f"Against {method}: {numbers} (by {min(differences):+.2f} to {max(differences):+.2f}).")
     if not said:
         return []
-    head = (
-        f"sparsemm against other ways of keeping as many slots, all budgets as one number, {len(areas)} cases: better "
-        f"in every case than {', '.join(beaten) or 'none of them'}."
+    head = f"sparsemm against other ways of keeping as many slots, all budgets as one number, {len(areas)} cases: " + (
+        f"better in every case than {', '.join(beaten)}." if beaten else "none of them is beaten in every case."
     )
     return [head, *said, _chance(len(rows))]
 

@@ -112,7 +112,7 @@ def picture(views: Views, view: View) -> Image.Image:
     """RGB: the page in grey, attention over it, orange on its grid and green on its thumbnail; the word outlined."""
     scale = SIDE / max(views.image.size)
     scale = float(np.ceil(scale)) if scale > 1 else scale  # small pages keep their pixels
-    size = tuple(round(scale * side) for side in views.image.size)
+    size = (round(scale * views.image.width), round(scale * views.image.height))
     grey = views.image.convert("L").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
     pixels = np.asarray(grey.convert("RGB"), dtype=np.float32).copy()
     opacity = STRONGEST * view.attention / views.strongest
@@ -120,7 +120,7 @@ def picture(views: Views, view: View) -> Image.Image:
         (scale * view.rectangles).round().astype(int), opacity, view.coarse, strict=True
     ):
         part = pixels[y0:y1, x0:x1]
-        part += float(weight) * (np.float32(ImageColor.getrgb(THUMBNAIL if coarse else GRID)) - part)
+        part += float(weight) * (np.array(ImageColor.getrgb(THUMBNAIL if coarse else GRID), dtype=np.float32) - part)
     made = Image.fromarray(pixels.round().astype(np.uint8))
     ImageDraw.Draw(made).rectangle([scale * edge for edge in views.box], outline=WORD, width=3)
     return made

@@ -50,7 +50,7 @@ def test_what_all_models_show_leaves_test_models_out(section):
     found = section({"rho": {"m": rows("rho", gain=-0.2), "n": rows("rho", "n")}})
     first = json.loads(found.scripts[0])
     assert [trace["name"] for trace in first["data"]] == ["n"]
-    assert first["layout"]["yaxis"]["ticktext"] == ["sparsemm against snapkv"]
+    assert first["layout"]["yaxis"]["ticktext"] == ["sparsemm against<br>snapkv"]
     counts = found.text[found.text.index("how often the interval says what, one model") :]
     assert "sparsemm against snapkv101+0.000 to +0.200" in counts
     assert "how often" not in section({"rho": {"m": rows("rho")}}).text
