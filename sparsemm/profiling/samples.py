@@ -12,18 +12,42 @@ from numpy.typing import NDArray
 
 from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.download import records
+from sparsemm.errors import SparseMMError
 from sparsemm.layouts import box_positions, family_of, get_layout
 from sparsemm.models import load_model, read_config
 from sparsemm.params import ModelParams
 from sparsemm.params.datasets import SyntheticParams
-from sparsemm.profiling.shapes import SHAPES, random_model
+from sparsemm.profiling.shapes import SHAPES, check_room, random_model
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 PAGES, BATCH = 64, 32  # of a checkpoint; the batch size of params.yaml
-RANDOM, PROMPT, ANSWER = 4, 2048, 64  # of random weights: prompts, their tokens, tokens of an answer
+BOX = 4  # visual tokens under a random answer token
 PROMPT_TEXT = "Read the page."
 
 Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of random samples: how many, tokens of the longest prompt, tokens of every answer.
+
+    Raises:
+        SparseMMError: if there is none of one of them, or too few tokens for a prompt.
+    """
+
+    prompts: int = 4
+    prompt: int = 2048
+    answer: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 1), ("prompt", 2 * BOX), ("answer", 1)):
+            if getattr(self, name) < least:
+                what = f"--{name} {getattr(self, name)} is too small"
+                raise SparseMMError(what, hint=f"at least {least}")
+
+    def mask_bytes(self, itemsize: int) -> int:
+        """Bytes of the plain forward's mask: padded prompts want one of bools, which sdpa turns into numbers."""
+        return (1 + itemsize) * self.prompts * (self.prompt + self.answer) ** 2 if self.prompts > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -64,12 +88,17 @@ class Samples:
         return replace(self, alone=[most])
 
     def counts(self) -> dict[str, int]:
-        """Samples, positions of the prompts with their answers, answer tokens, bytes of the weights."""
+        """Samples, their tokens, bytes of the weights, and of keys and values of all layers of the largest batch."""
+        text = self.model.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        positions = max(batch.inputs["input_ids"].numel() for batch in self.batches)
         return {
             "samples": len(self.alone),
             "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in self.batches),
             "answer_tokens": sum(len(one.answer) for one in self.alone),
             "weight_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
+            "kv_bytes": 2 * text.num_hidden_layers * heads * head_dim * positions * self.model.dtype.itemsize,
         }
 
 
@@ -103,23 +132,31 @@ def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
     return Samples(model, [batch(chosen) for chosen in batches], alone)
 
 
-def of_shape(shape: str, dtype: str, device: torch.device) -> Samples:
-    """Random tokens and a language model with random weights; there is no image, and nothing of it is timed."""
-    model = random_model(SHAPES[shape], getattr(torch, dtype), device, PROMPT + ANSWER)
+def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samples:
+    """Random tokens and a language model with random weights; there is no image, and nothing of it is timed.
+
+    Raises:
+        ModelError: if the device has too little memory for a plain forward pass.
+    """
+    longest, numbers = sizes.prompt + sizes.answer, getattr(torch, dtype)
+    check_room(shape, longest, sizes.prompts, numbers, device, sizes.mask_bytes(numbers.itemsize))
+    model = random_model(SHAPES[shape], numbers, device, longest)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, PROMPT), generator=generator)
+    ids = torch.randint(1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.prompt), generator=generator)
     mask = torch.ones_like(ids)
-    for b in range(RANDOM):
-        mask[b, : b * PROMPT // (8 * RANDOM)] = 0  # prompts of different length
-    answers = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, ANSWER), generator=generator).tolist()
+    for b in range(sizes.prompts):
+        mask[b, : b * sizes.prompt // (8 * sizes.prompts)] = 0  # prompts of different length
+    drawn = torch.randint(1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.answer), generator=generator)
+    answers = drawn.tolist()
     forced = append_answers({"input_ids": ids, "attention_mask": mask}, answers, 0)
-    rows = [[first + t for t in range(ANSWER)] for first in forced.first_rows]
-    boxes = [np.arange(PROMPT // 2 + t, PROMPT // 2 + t + 4) for t in range(ANSWER)]
+    rows = [[first + t for t in range(sizes.answer)] for first in forced.first_rows]
+    begins = [(sizes.prompt // 2 + t) % (sizes.prompt - BOX) for t in range(sizes.answer)]
+    boxes = [np.arange(begin, begin + BOX) for begin in begins]
     alone = []
     for one, real, answer in zip(ids, mask.bool(), answers, strict=True):
         prompt = {"input_ids": one[real][None], "attention_mask": torch.ones_like(one[real][None])}
         alone.append(Alone(_moved(prompt, model), answer, boxes))
-    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * RANDOM)], alone)
+    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * sizes.prompts)], alone)
 
 
 def _moved(inputs: Any, model: Any) -> Inputs:
