@@ -75,9 +75,9 @@ def loop(given: Samples) -> NDArray[np.float64]:
                 output_attentions=True,
                 return_dict_in_generate=True,
             )
-            for target, step in zip(one.targets, out.attentions, strict=True):
+            for t, target in zip(one.index, one.targets, strict=True):
                 wanted = set(target.tolist())
-                for at, layer in enumerate(step):
+                for at, layer in enumerate(out.attentions[t]):
                     for head in range(layer.shape[1]):
                         if int(layer[0, head, -1].argmax()) in wanted:
                             scores[at, head] += 1 / len(wanted)
@@ -101,6 +101,24 @@ def too_large(given: Samples, device: torch.device) -> str | None:
         return None
     there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for them"
     return f"the weights of {positions} tokens take {wanted / 2**30:.1f} GiB, {there}"
+
+
+@torch.inference_mode()
+def decoder_share(given: Samples, device: torch.device) -> float:
+    """Share of a plain forward pass that the language model takes; most of the rest are the images."""
+    marks: list[float] = []
+
+    def mark(*_: Any) -> None:
+        marks.append(clock.now(device))
+
+    decoder = given.model.get_decoder()
+    hooks = [decoder.register_forward_pre_hook(mark), decoder.register_forward_hook(mark)]
+    try:
+        whole = clock.seconds(partial(forward, given), device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return round((sum(marks[1::2]) - sum(marks[::2])) / whole, 3)
 
 
 @torch.inference_mode()
@@ -152,6 +170,8 @@ def run(
     times = measure(given, variants, repeats, where)
     rows = _rows(given, variants, times, where)
     ratios = _ratios(times, rows, given.counts()["kv_bytes"])
+    if not shape:
+        rows[0]["decoder_share"] = statistics.median(decoder_share(given, where) for _ in range(repeats))
     rows += [{"variant": "loop", "left_out": left_out}] if left_out else []
     words, versions = clock.machine(where)
     head: dict[str, Any] = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words}

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsemm.chase.hits import append_answers
+from sparsemm.align.stage import greedy_answers
+from sparsemm.align.words import Alignment, align_answer
+from sparsemm.chase.hits import MOST_PADDING, append_answers
 from sparsemm.datasets.download import records
+from sparsemm.datasets.records import Record
 from sparsemm.errors import SparseMMError
 from sparsemm.layouts import box_positions, family_of, get_layout
 from sparsemm.models import load_model, read_config
@@ -22,7 +25,7 @@ from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 PAGES, BATCH = 64, 32  # of a checkpoint; the batch size of params.yaml
 BOX = 4  # visual tokens under a random answer token
-PROMPT_TEXT = "Read the page."
+PROMPT_TEXT, MOST_SAID = "Read the page.", 128  # chase.prompt and chase.max_new_tokens of params.yaml
 
 Inputs = dict[str, torch.Tensor]
 
@@ -56,8 +59,8 @@ class Batch:
 
     Attributes:
         inputs: prompts with answers, padded on the left, on the model's device.
-        rows: rows[b], the rows that predict the answer of sample b.
-        targets: targets[b][t], visual positions of answer token t in the padded row.
+        rows: rows[b], the rows that predict answer tokens of sample b that belong to a word of the page.
+        targets: targets[b][t], visual positions of the word of rows[b][t] in the padded row.
     """
 
     inputs: Inputs
@@ -67,10 +70,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Alone:
-    """A sample by itself: its prompt without padding, its answer, and the positions of each token's box."""
+    """A sample by itself: its prompt without padding, its answer, and the box positions of answer[index[t]]."""
 
     prompt: Inputs
     answer: list[int]
+    index: list[int]
     targets: list[NDArray[np.int64]]
 
 
@@ -103,33 +107,48 @@ class Samples:
 
 
 def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
-    """Synthetic pages, their text as the answers, and a checkpoint that reads them."""
+    """Synthetic pages, a checkpoint that reads them, and what it reads.
+
+    Raises:
+        SparseMMError: if it reads no word of them.
+    """
     layout = get_layout(family_of(read_config(str(folder))))
     entry = {"checkpoint": str(folder), "family": layout.family, "dtype": dtype}
     model, processor = load_model(ModelParams.model_validate(entry), str(device))
-    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES, seed=0)))
-    pieces = [[processor.tokenizer(e.text, add_special_tokens=False).input_ids for e in page.entries] for page in pages]
-    answers = [[token for piece in one for token in piece] for one in pieces]
+    read = _read(model, processor, layout.family)
 
     def batch(chosen: list[int]) -> Batch:
-        texts = [PROMPT_TEXT] * len(chosen)
-        given = build_inputs(processor, [[pages[i].image] for i in chosen], texts)
-        forced = append_answers(given, [answers[i] for i in chosen], processor.tokenizer.pad_token_id)
+        pages, said = zip(*(read[i] for i in chosen), strict=True)
+        given = build_inputs(processor, [[page.image] for page in pages], [PROMPT_TEXT] * len(chosen))
+        forced = append_answers(given, [one.answer_ids for one in said], processor.tokenizer.pad_token_id)
         targets = []
-        for b, i in enumerate(chosen):
-            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [pages[i].image.size])
-            boxes = [box_positions(tokens, entry.box) for entry in pages[i].entries]
-            targets.append([box for box, piece in zip(boxes, pieces[i], strict=True) for _ in piece])
-        rows = [[first + t for t in range(len(answers[i]))] for first, i in zip(forced.first_rows, chosen, strict=True)]
+        for b, (page, one) in enumerate(zip(pages, said, strict=True)):
+            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [page.image.size])
+            targets.append([box_positions(tokens, page.entries[j].box) for j in one.entry_index])
+        rows = [[first + t for t in one.token_index] for first, one in zip(forced.first_rows, said, strict=True)]
         return Batch(_moved(forced.inputs, model), rows, targets)
 
-    visual = visual_lengths(processor, [page.image.size for page in pages])
-    batches = by_length([n + len(a) for n, a in zip(visual, answers, strict=True)], BATCH)
+    visual = visual_lengths(processor, [page.image.size for page, _ in read])
+    lengths = [n + len(one.answer_ids) for n, (_, one) in zip(visual, read, strict=True)]
     alone = []
-    for i, page in enumerate(pages):
+    for i, (page, one) in enumerate(read):
         prompt = build_inputs(processor, [[page.image]], [PROMPT_TEXT])
-        alone.append(Alone(_moved(prompt, model), answers[i], batch([i]).targets[0]))
-    return Samples(model, [batch(chosen) for chosen in batches], alone)
+        alone.append(Alone(_moved(prompt, model), one.answer_ids, one.token_index, batch([i]).targets[0]))
+    return Samples(model, [batch(chosen) for chosen in by_length(lengths, BATCH, MOST_PADDING)], alone)
+
+
+def _read(model: Any, processor: Any, family: str) -> list[tuple[Record, Alignment]]:
+    """Pages and the model's own answers, as the align stage has them; those without a word of the page are left out."""
+    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES, seed=0)))
+    found = []
+    for chosen in by_length(visual_lengths(processor, [page.image.size for page in pages]), BATCH):
+        these = [pages[i] for i in chosen]
+        for page, ids in zip(these, greedy_answers(model, processor, these, PROMPT_TEXT, MOST_SAID), strict=True):
+            one = align_answer(page.id, ids, processor.tokenizer, page.entries, "ordered", family)
+            found += [(page, one)] if one.token_index else []
+    if not found:
+        raise SparseMMError("it reads no word of the synthetic pages", where=str(model.config.name_or_path))
+    return found
 
 
 def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samples:
@@ -155,7 +174,7 @@ def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samp
     alone = []
     for one, real, answer in zip(ids, mask.bool(), answers, strict=True):
         prompt = {"input_ids": one[real][None], "attention_mask": torch.ones_like(one[real][None])}
-        alone.append(Alone(_moved(prompt, model), answer, boxes))
+        alone.append(Alone(_moved(prompt, model), answer, list(range(sizes.answer)), boxes))
     return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * sizes.prompts)], alone)
 
 

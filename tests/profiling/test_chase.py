@@ -40,6 +40,8 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list
         assert row["samples_per_second"] == pytest.approx(2 / median, rel=1e-2)
     assert {"chase_over_forward", "loop_over_chase", "loop_over_forward"} <= set(printed["ratios"])
     assert printed["samples"] == 2 and printed["answer_tokens"] >= 6
+    share = printed["rows"][0].get("decoder_share")
+    assert share is None if which == RANDOM else 0.1 < share < 1
 
 
 def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
