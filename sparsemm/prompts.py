@@ -79,7 +79,22 @@ def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int
         return [0] if len(sizes) == 1 else [number for one in sizes for number in visual_lengths(processor, [one])]
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices of samples in batches of like length, the shortest first: little of a batch is padding then."""
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])  # stable: equal lengths keep their order
-    return [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+def by_length(lengths: Sequence[int], batch_size: int, most_padding: float = 1.0) -> list[list[int]]:
+    """Indices of samples in batches of like length, the shortest first: little of a batch is padding then.
+
+    Args:
+        batch_size: samples of a batch, at most.
+        most_padding: share of a batch's positions that may be padding; a sample that would make it more begins the
+            next batch.
+    """
+    batches: list[list[int]] = []
+    real = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):  # stable: equal lengths keep their order
+        filled = len(batches[-1]) if batches else batch_size
+        padding = (filled + 1) * lengths[i] - (real + lengths[i])
+        if filled == batch_size or padding > most_padding * (filled + 1) * lengths[i]:
+            batches.append([])
+            real = 0
+        batches[-1].append(i)
+        real += lengths[i]
+    return batches

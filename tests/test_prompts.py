@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sparsemm.errors import DataError
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import build_inputs, by_length
 from tests.families import MODELS, made
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
@@ -51,3 +51,11 @@ def test_a_template_may_be_the_tokenizers_and_without_one_it_is_said_so(tiny):
     processor.tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template.*chat_template.jinja"):
         build_inputs(processor, image, ["Read"])
+
+
+def test_batches_of_like_length_hold_all_samples_and_little_padding() -> None:
+    lengths = [9, 100, 10, 10, 95, 96, 97, 3]
+    assert by_length(lengths, 3) == [[7, 0, 2], [3, 4, 5], [6, 1]]
+    batches = by_length(lengths, 3, 0.05)
+    assert batches == [[7], [0, 2, 3], [4, 5, 6], [1]]
+    assert by_length([], 3, 0.05) == [] and by_length([5, 5], 1, 0.0) == [[0], [1]]

@@ -15,6 +15,7 @@ from sparsemm.errors import AlignError
 
 Positions = NDArray[np.int64]
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's, Gemma 3's: 1 at image tokens, 0 at text and pads
+MOST_PADDING = 0.05  # of a batch's positions: a forward pass works on padding as on tokens
 MOST_LOGITS = 1 << 25  # logits of the language-model head that exist together
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemm.chase.answers import Answer, read_answers
-from sparsemm.chase.hits import append_answers, inside, look
+from sparsemm.chase.hits import MOST_PADDING, append_answers, inside, look
 from sparsemm.chase.settle import settled_after
 from sparsemm.chase.shards import Shard, joined, load_shard, nothing_aligned, one_sample, save_shard
 from sparsemm.datasets.records import Record, read_records
@@ -155,7 +155,7 @@ class Work:
         visual = visual_lengths(self.processor, [self.records[i].image.size for i in asked])
         lengths = [n + len(self.answers[i].answer_ids) for n, i in zip(visual, asked, strict=True)]
         parts = {i: nothing_aligned(self.shape) for i in chosen}
-        for batch in by_length(lengths, given.batch_size):
+        for batch in by_length(lengths, given.batch_size, MOST_PADDING):
             these = [asked[i] for i in batch]
             records, answers = [self.records[i] for i in these], [self.answers[i] for i in these]
             forced = given.answer == "ground_truth"

@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 
 from sparsemm.commands import Commands
+from sparsemm.errors import SparseMMError
+
+SIZES = {"prompts": "how many (4)", "prompt": "tokens of the longest one (2048)", "answer": "tokens of each (64)"}
 
 
 def add(commands: Commands) -> None:
@@ -19,16 +22,22 @@ def add(commands: Commands) -> None:
     bench.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
     bench.add_argument("--repeats", type=int, default=9, help="timed turns (9)")
     bench.add_argument("--checkpoint", type=Path, help="what `chase` runs without --shape (the small Qwen2-VL)")
+    for name, what in SIZES.items():
+        bench.add_argument(f"--{name}", type=int, help=f"of `chase --shape`: {what}")
     bench.set_defaults(run=run_bench)
 
 
 def run_bench(given: argparse.Namespace) -> None:
     """Run one benchmark and print its ratios, or all of it as JSON."""
+    asked = {name: value for name in SIZES if (value := getattr(given, name)) is not None}
     if given.name == "chase":
-        from sparsemm.profiling import chase
+        from sparsemm.profiling import chase, samples
 
         checkpoint = given.checkpoint or given.root / chase.CHECKPOINT
-        result = chase.run(given.shape, given.dtype, given.device, given.repeats, checkpoint)
+        sizes = samples.Sizes(**asked) if asked else None
+        result = chase.run(given.shape, given.dtype, given.device, given.repeats, checkpoint, sizes)
+    elif asked:
+        raise SparseMMError(f"`bench {given.name}` has no --{next(iter(asked))}", hint="`bench chase --shape` has")
     else:
         from sparsemm.profiling.bench import run
 
@@ -39,3 +48,6 @@ def run_bench(given: argparse.Namespace) -> None:
     print(f"{result['bench']}: {result.get('shape') or result['model']}, {result['dtype']}, {result['device']}")
     for name, value in result["ratios"].items():
         print(f"  {name}  {value}")
+    for row in result["rows"]:
+        if "left_out" in row:
+            print(f"  {row['variant']} is left out: {row['left_out']}")

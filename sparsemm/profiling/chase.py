@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,8 +19,8 @@ from sparsemm.chase.hits import look, score_sample
 from sparsemm.errors import SparseMMError
 from sparsemm.profiling import clock
 from sparsemm.profiling.peak import peak_bytes
-from sparsemm.profiling.samples import Samples, of_checkpoint, of_shape
-from sparsemm.profiling.shapes import SHAPES
+from sparsemm.profiling.samples import Samples, Sizes, of_checkpoint, of_shape
+from sparsemm.profiling.shapes import SHAPES, free_bytes
 
 CHECKPOINT = Path("data/checkpoints/tiny-qwen2-vl")
 
@@ -74,9 +75,9 @@ def loop(given: Samples) -> NDArray[np.float64]:
                 output_attentions=True,
                 return_dict_in_generate=True,
             )
-            for target, step in zip(one.targets, out.attentions, strict=True):
+            for t, target in zip(one.index, one.targets, strict=True):
                 wanted = set(target.tolist())
-                for at, layer in enumerate(step):
+                for at, layer in enumerate(out.attentions[t]):
                     for head in range(layer.shape[1]):
                         if int(layer[0, head, -1].argmax()) in wanted:
                             scores[at, head] += 1 / len(wanted)
@@ -85,20 +86,52 @@ def loop(given: Samples) -> NDArray[np.float64]:
     return scores
 
 
-VARIANTS: dict[str, Callable[[Samples], Any]] = {"forward": forward, "chase": chase, "loop": loop}
+Variants = dict[str, Callable[[Samples], Any]]
+VARIANTS: Variants = {"forward": forward, "chase": chase, "loop": loop}
+
+
+def too_large(given: Samples, device: torch.device) -> str | None:
+    """Why the loop over the longest prompt cannot be run, if it cannot: its attention weights have no room."""
+    text = given.model.config.get_text_config()
+    positions = given.longest().alone[0].prompt["input_ids"].shape[1]
+    # What every layer returns, and in fp32 the logits, their softmax and the masked logits of one layer.
+    each = text.num_hidden_layers * given.model.dtype.itemsize + 3 * 4
+    wanted, found = text.num_attention_heads * positions**2 * each, free_bytes(device)
+    if found is None or wanted <= found:
+        return None
+    there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for them"
+    return f"the weights of {positions} tokens take {wanted / 2**30:.1f} GiB, {there}"
 
 
 @torch.inference_mode()
-def measure(given: Samples, repeats: int, device: torch.device) -> dict[str, list[float]]:
+def decoder_share(given: Samples, device: torch.device) -> float:
+    """Share of a plain forward pass that the language model takes; most of the rest are the images."""
+    marks: list[float] = []
+
+    def mark(*_: Any) -> None:
+        marks.append(clock.now(device))
+
+    decoder = given.model.get_decoder()
+    hooks = [decoder.register_forward_pre_hook(mark), decoder.register_forward_hook(mark)]
+    try:
+        whole = clock.seconds(partial(forward, given), device)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return round((sum(marks[1::2]) - sum(marks[::2])) / whole, 3)
+
+
+@torch.inference_mode()
+def measure(given: Samples, variants: Variants, repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of every variant over all samples, called in turns after a warm-up.
 
     The loop, which is slow, takes every third turn.
     """
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    for name, variant in VARIANTS.items():
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for name, variant in variants.items():
         variant(given.longest() if name == "loop" else given)
     for turn in range(repeats):
-        for name, variant in VARIANTS.items():
+        for name, variant in variants.items():
             if name == "loop" and turn % 3:
                 continue
             began = clock.now(device)
@@ -113,8 +146,9 @@ def run(
     device: str | None = None,
     repeats: int = 9,
     checkpoint: Path = CHECKPOINT,
+    sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """{bench, model, dtype, device, versions, rows, ratios}: seconds, samples a second and peak memory.
+    """{bench, model, dtype, device, load, versions, rows, ratios}: seconds, samples a second and peak memory.
 
     Args:
         shape: of `SHAPES`, with random weights; without one a checkpoint is chased.
@@ -122,36 +156,48 @@ def run(
         device: cpu or cuda; cuda where there is one.
         repeats: timed turns, at least 2.
         checkpoint: folder of a checkpoint of a supported family.
+        sizes: of the random prompts and answers of a shape.
 
     Raises:
-        SparseMMError: if one of them is unknown.
+        SparseMMError: if one of them is unknown, sizes are given without a shape, or there is too little memory.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
-    _check(shape, dtype, repeats)
-    given = of_shape(shape, dtype, where) if shape else of_checkpoint(checkpoint, dtype, where)
-    times = measure(given, repeats, where)
-    rows = _rows(given, times, where)
+    _check(shape, dtype, repeats, sizes)
+    given = of_shape(shape, dtype, where, sizes or Sizes()) if shape else of_checkpoint(checkpoint, dtype, where)
+    left_out, load = too_large(given, where), round(os.getloadavg()[0], 1)  # before this adds to it
+    variants = {name: variant for name, variant in VARIANTS.items() if name != "loop" or not left_out}
+    times = measure(given, variants, repeats, where)
+    rows = _rows(given, variants, times, where)
+    ratios = _ratios(times, rows, given.counts()["kv_bytes"])
+    if not shape:
+        rows[0]["decoder_share"] = statistics.median(decoder_share(given, where) for _ in range(repeats))
+    rows += [{"variant": "loop", "left_out": left_out}] if left_out else []
     words, versions = clock.machine(where)
-    head = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words, "versions": versions}
-    return head | given.counts() | {"rows": rows, "ratios": _ratios(times, rows)}
+    head: dict[str, Any] = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words}
+    head |= {"load": load, "versions": versions}
+    return head | given.counts() | {"rows": rows, "ratios": ratios}
 
 
-def _check(shape: str | None, dtype: str, repeats: int) -> None:
+def _check(shape: str | None, dtype: str, repeats: int, sizes: Sizes | None) -> None:
     dtypes = [str(one).removeprefix("torch.") for one in library.DTYPES]
     for what, one, known in (("shape", shape, [None, *SHAPES]), ("dtype", dtype, dtypes)):
         if one not in known:
             raise SparseMMError(f"no {what} is called {one!r}", hint=f"one of {', '.join(filter(None, known))}")
     if repeats < 2:
         raise SparseMMError(f"{repeats} turns have no spread", hint="at least 2")
+    if sizes and not shape:
+        raise SparseMMError("the pages of a checkpoint have their own sizes", hint="give --shape, or no sizes")
 
 
 @torch.inference_mode()
-def _rows(given: Samples, times: dict[str, list[float]], device: torch.device) -> list[dict[str, Any]]:
+def _rows(
+    given: Samples, variants: Variants, times: dict[str, list[float]], device: torch.device
+) -> list[dict[str, Any]]:
     """What was timed, by variant, and the peak memory of one more call of each."""
     summary = clock.summary(times, {})
     rows = []
-    for name, variant in VARIANTS.items():
+    for name, variant in variants.items():
         rate = round(len(given.alone) / statistics.median(times[name]), 3)
         held = given.longest() if name == "loop" else given
         peak = peak_bytes(partial(variant, held), device)
@@ -159,11 +205,18 @@ def _rows(given: Samples, times: dict[str, list[float]], device: torch.device) -
     return rows
 
 
-def _ratios(times: dict[str, list[float]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _ratios(times: dict[str, list[float]], rows: list[dict[str, Any]], kv_bytes: int) -> dict[str, Any]:
+    """What `rows` say of each other; those of the loop where it was run."""
     peaks: dict[str, int] = {row["variant"]: row["peak_bytes"] for row in rows}
-    return {
+    result = {
         "chase_over_forward": clock.ratio(times, "chase", "forward"),
-        "loop_over_chase": clock.ratio(times, "loop", "chase"),
         "chase_over_forward_peak_bytes": round(peaks["chase"] / peaks["forward"], 3),
-        "loop_over_chase_peak_bytes": round(peaks["loop"] / peaks["chase"], 3),
+        "chase_extra_over_kv": round((peaks["chase"] - peaks["forward"]) / kv_bytes, 4),
     }
+    if "loop" in peaks:
+        result |= {
+            "loop_over_chase": clock.ratio(times, "loop", "chase"),
+            "loop_over_forward": clock.ratio(times, "loop", "forward"),  # no chase that runs a forward is quicker
+            "loop_over_chase_peak_bytes": round(peaks["loop"] / peaks["chase"], 3),
+        }
+    return result

@@ -10,20 +10,47 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsemm.chase.hits import append_answers
+from sparsemm.align.stage import greedy_answers
+from sparsemm.align.words import Alignment, align_answer
+from sparsemm.chase.hits import MOST_PADDING, append_answers
 from sparsemm.datasets.download import records
+from sparsemm.datasets.records import Record
+from sparsemm.errors import SparseMMError
 from sparsemm.layouts import box_positions, family_of, get_layout
 from sparsemm.models import load_model, read_config
 from sparsemm.params import ModelParams
 from sparsemm.params.datasets import SyntheticParams
-from sparsemm.profiling.shapes import SHAPES, random_model
+from sparsemm.profiling.shapes import SHAPES, check_room, random_model
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 PAGES, BATCH = 64, 32  # of a checkpoint; the batch size of params.yaml
-RANDOM, PROMPT, ANSWER = 4, 2048, 64  # of random weights: prompts, their tokens, tokens of an answer
-PROMPT_TEXT = "Read the page."
+BOX = 4  # visual tokens under a random answer token
+PROMPT_TEXT, MOST_SAID = "Read the page.", 128  # chase.prompt and chase.max_new_tokens of params.yaml
 
 Inputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of random samples: how many, tokens of the longest prompt, tokens of every answer.
+
+    Raises:
+        SparseMMError: if there is none of one of them, or too few tokens for a prompt.
+    """
+
+    prompts: int = 4
+    prompt: int = 2048
+    answer: int = 64
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompts", 1), ("prompt", 2 * BOX), ("answer", 1)):
+            if getattr(self, name) < least:
+                what = f"--{name} {getattr(self, name)} is too small"
+                raise SparseMMError(what, hint=f"at least {least}")
+
+    def mask_bytes(self, itemsize: int) -> int:
+        """Bytes of the plain forward's mask: padded prompts want one of bools, which sdpa turns into numbers."""
+        return (1 + itemsize) * self.prompts * (self.prompt + self.answer) ** 2 if self.prompts > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -32,8 +59,8 @@ class Batch:
 
     Attributes:
         inputs: prompts with answers, padded on the left, on the model's device.
-        rows: rows[b], the rows that predict the answer of sample b.
-        targets: targets[b][t], visual positions of answer token t in the padded row.
+        rows: rows[b], the rows that predict answer tokens of sample b that belong to a word of the page.
+        targets: targets[b][t], visual positions of the word of rows[b][t] in the padded row.
     """
 
     inputs: Inputs
@@ -43,10 +70,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Alone:
-    """A sample by itself: its prompt without padding, its answer, and the positions of each token's box."""
+    """A sample by itself: its prompt without padding, its answer, and the box positions of answer[index[t]]."""
 
     prompt: Inputs
     answer: list[int]
+    index: list[int]
     targets: list[NDArray[np.int64]]
 
 
@@ -64,62 +92,90 @@ class Samples:
         return replace(self, alone=[most])
 
     def counts(self) -> dict[str, int]:
-        """Samples, positions of the prompts with their answers, answer tokens, bytes of the weights."""
+        """Samples, their tokens, bytes of the weights, and of keys and values of all layers of the largest batch."""
+        text = self.model.config.get_text_config()
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        positions = max(batch.inputs["input_ids"].numel() for batch in self.batches)
         return {
             "samples": len(self.alone),
             "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in self.batches),
             "answer_tokens": sum(len(one.answer) for one in self.alone),
             "weight_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
+            "kv_bytes": 2 * text.num_hidden_layers * heads * head_dim * positions * self.model.dtype.itemsize,
         }
 
 
 def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
-    """Synthetic pages, their text as the answers, and a checkpoint that reads them."""
+    """Synthetic pages, a checkpoint that reads them, and what it reads.
+
+    Raises:
+        SparseMMError: if it reads no word of them.
+    """
     layout = get_layout(family_of(read_config(str(folder))))
     entry = {"checkpoint": str(folder), "family": layout.family, "dtype": dtype}
     model, processor = load_model(ModelParams.model_validate(entry), str(device))
-    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES, seed=0)))
-    pieces = [[processor.tokenizer(e.text, add_special_tokens=False).input_ids for e in page.entries] for page in pages]
-    answers = [[token for piece in one for token in piece] for one in pieces]
+    read = _read(model, processor, layout.family)
 
     def batch(chosen: list[int]) -> Batch:
-        texts = [PROMPT_TEXT] * len(chosen)
-        given = build_inputs(processor, [[pages[i].image] for i in chosen], texts)
-        forced = append_answers(given, [answers[i] for i in chosen], processor.tokenizer.pad_token_id)
+        pages, said = zip(*(read[i] for i in chosen), strict=True)
+        given = build_inputs(processor, [[page.image] for page in pages], [PROMPT_TEXT] * len(chosen))
+        forced = append_answers(given, [one.answer_ids for one in said], processor.tokenizer.pad_token_id)
         targets = []
-        for b, i in enumerate(chosen):
-            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [pages[i].image.size])
-            boxes = [box_positions(tokens, entry.box) for entry in pages[i].entries]
-            targets.append([box for box, piece in zip(boxes, pieces[i], strict=True) for _ in piece])
-        rows = [[first + t for t in range(len(answers[i]))] for first, i in zip(forced.first_rows, chosen, strict=True)]
+        for b, (page, one) in enumerate(zip(pages, said, strict=True)):
+            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [page.image.size])
+            targets.append([box_positions(tokens, page.entries[j].box) for j in one.entry_index])
+        rows = [[first + t for t in one.token_index] for first, one in zip(forced.first_rows, said, strict=True)]
         return Batch(_moved(forced.inputs, model), rows, targets)
 
-    visual = visual_lengths(processor, [page.image.size for page in pages])
-    batches = by_length([n + len(a) for n, a in zip(visual, answers, strict=True)], BATCH)
+    visual = visual_lengths(processor, [page.image.size for page, _ in read])
+    lengths = [n + len(one.answer_ids) for n, (_, one) in zip(visual, read, strict=True)]
     alone = []
-    for i, page in enumerate(pages):
+    for i, (page, one) in enumerate(read):
         prompt = build_inputs(processor, [[page.image]], [PROMPT_TEXT])
-        alone.append(Alone(_moved(prompt, model), answers[i], batch([i]).targets[0]))
-    return Samples(model, [batch(chosen) for chosen in batches], alone)
+        alone.append(Alone(_moved(prompt, model), one.answer_ids, one.token_index, batch([i]).targets[0]))
+    return Samples(model, [batch(chosen) for chosen in by_length(lengths, BATCH, MOST_PADDING)], alone)
 
 
-def of_shape(shape: str, dtype: str, device: torch.device) -> Samples:
-    """Random tokens and a language model with random weights; there is no image, and nothing of it is timed."""
-    model = random_model(SHAPES[shape], getattr(torch, dtype), device, PROMPT + ANSWER)
+def _read(model: Any, processor: Any, family: str) -> list[tuple[Record, Alignment]]:
+    """Pages and the model's own answers, as the align stage has them; those without a word of the page are left out."""
+    pages = list(records(SyntheticParams(source="synthetic", split="calibration", samples=PAGES, seed=0)))
+    found = []
+    for chosen in by_length(visual_lengths(processor, [page.image.size for page in pages]), BATCH):
+        these = [pages[i] for i in chosen]
+        for page, ids in zip(these, greedy_answers(model, processor, these, PROMPT_TEXT, MOST_SAID), strict=True):
+            one = align_answer(page.id, ids, processor.tokenizer, page.entries, "ordered", family)
+            found += [(page, one)] if one.token_index else []
+    if not found:
+        raise SparseMMError("it reads no word of the synthetic pages", where=str(model.config.name_or_path))
+    return found
+
+
+def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samples:
+    """Random tokens and a language model with random weights; there is no image, and nothing of it is timed.
+
+    Raises:
+        ModelError: if the device has too little memory for a plain forward pass.
+    """
+    longest, numbers = sizes.prompt + sizes.answer, getattr(torch, dtype)
+    check_room(shape, longest, sizes.prompts, numbers, device, sizes.mask_bytes(numbers.itemsize))
+    model = random_model(SHAPES[shape], numbers, device, longest)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, PROMPT), generator=generator)
+    ids = torch.randint(1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.prompt), generator=generator)
     mask = torch.ones_like(ids)
-    for b in range(RANDOM):
-        mask[b, : b * PROMPT // (8 * RANDOM)] = 0  # prompts of different length
-    answers = torch.randint(1, SHAPES[shape].vocab_size, (RANDOM, ANSWER), generator=generator).tolist()
+    for b in range(sizes.prompts):
+        mask[b, : b * sizes.prompt // (8 * sizes.prompts)] = 0  # prompts of different length
+    drawn = torch.randint(1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.answer), generator=generator)
+    answers = drawn.tolist()
     forced = append_answers({"input_ids": ids, "attention_mask": mask}, answers, 0)
-    rows = [[first + t for t in range(ANSWER)] for first in forced.first_rows]
-    boxes = [np.arange(PROMPT // 2 + t, PROMPT // 2 + t + 4) for t in range(ANSWER)]
+    rows = [[first + t for t in range(sizes.answer)] for first in forced.first_rows]
+    begins = [(sizes.prompt // 2 + t) % (sizes.prompt - BOX) for t in range(sizes.answer)]
+    boxes = [np.arange(begin, begin + BOX) for begin in begins]
     alone = []
     for one, real, answer in zip(ids, mask.bool(), answers, strict=True):
         prompt = {"input_ids": one[real][None], "attention_mask": torch.ones_like(one[real][None])}
-        alone.append(Alone(_moved(prompt, model), answer, boxes))
-    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * RANDOM)], alone)
+        alone.append(Alone(_moved(prompt, model), answer, list(range(sizes.answer)), boxes))
+    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * sizes.prompts)], alone)
 
 
 def _moved(inputs: Any, model: Any) -> Inputs:

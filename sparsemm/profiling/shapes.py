@@ -81,10 +81,15 @@ def random_scores(shape: Shape) -> torch.Tensor:
     return torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64) ** 8
 
 
-def check_room(name: str, length: int, batch_size: int, dtype: torch.dtype, device: torch.device) -> None:
+def check_room(
+    name: str, length: int, batch_size: int, dtype: torch.dtype, device: torch.device, beside: int = 0
+) -> None:
     """Refuse a shape whose weights, full cache and a prompt's largest activations exceed the memory there is for it.
 
     That is what is free of a CUDA device; of a CPU's half of it, because whatever else runs there shares it.
+
+    Args:
+        beside: bytes of what else will be there.
 
     Raises:
         ModelError: with the memory wanted and found.
@@ -93,15 +98,16 @@ def check_room(name: str, length: int, batch_size: int, dtype: torch.dtype, devi
     # Per token of the prompt: what the feed-forward layer holds at once, and hidden states beside it.
     activations = 3 * shape.intermediate_size + 6 * shape.hidden_size
     numbers = shape.parameters() + batch_size * length * (shape.cache() + activations)
-    wanted, found = numbers * dtype.itemsize, _free(device)
+    wanted, found = numbers * dtype.itemsize + beside, free_bytes(device)
     if found is not None and wanted > found:
         there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for it"
         what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {there}"
-        raise ModelError(what, where=f"profile.shapes: {name}", hint="use a larger device, or smaller profile.lengths")
+        hint = "use a larger device, or fewer tokens: profile.lengths, --prompt"
+        raise ModelError(what, where=f"shape {name}", hint=hint)
 
 
-def _free(device: torch.device) -> int | None:
-    """Bytes that may be allocated, or None where the system does not say."""
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that may be allocated (see `check_room`), or None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsemm.cli import main
-from sparsemm.profiling import chase, peak, samples
+from sparsemm.profiling import chase, peak, samples, shapes
 from sparsemm.profiling.shapes import Shape
 
 ROOT = Path(__file__).parents[2]
@@ -20,11 +20,15 @@ ROOT = Path(__file__).parents[2]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (chase, samples):
         monkeypatch.setattr(module, "SHAPES", {"small": Shape(2, 32, 32, 4, 2, 50, 8)})
-    for name, value in {"PAGES": 2, "BATCH": 2, "RANDOM": 2, "PROMPT": 40, "ANSWER": 3}.items():
+    monkeypatch.setattr(shapes, "SHAPES", samples.SHAPES)
+    for name, value in {"PAGES": 2, "BATCH": 2}.items():
         monkeypatch.setattr(samples, name, value)
 
 
-@pytest.mark.parametrize("which", [["--shape", "small"], ["--checkpoint", str(ROOT / chase.CHECKPOINT)]])
+RANDOM = ["--shape", "small", "--prompts", "2", "--prompt", "40", "--answer", "3"]
+
+
+@pytest.mark.parametrize("which", [RANDOM, ["--checkpoint", str(ROOT / chase.CHECKPOINT)]])
 def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list[str]) -> None:
     assert main(["bench", "chase", *which, "--json", "--repeats", "2", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -34,8 +38,10 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list
         low, median, high = row["times"][row["variant"]]["seconds"]
         assert 0 < low <= median <= high and row["peak_bytes"] > 0
         assert row["samples_per_second"] == pytest.approx(2 / median, rel=1e-2)
-    assert {"chase_over_forward", "loop_over_chase"} <= set(printed["ratios"])
+    assert {"chase_over_forward", "loop_over_chase", "loop_over_forward"} <= set(printed["ratios"])
     assert printed["samples"] == 2 and printed["answer_tokens"] >= 6
+    share = printed["rows"][0].get("decoder_share")
+    assert share is None if which == RANDOM else 0.1 < share < 1
 
 
 def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
@@ -47,9 +53,35 @@ def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
 
 
 def test_what_is_unknown_is_refused(capsys: Any) -> None:
-    for given in (["--shape", "gpt-2"], ["--dtype", "int8"], ["--repeats", "1"]):
+    shape = ["--shape", "small"]
+    wrong = {
+        "gpt-2": ["--shape", "gpt-2"],
+        "int8": ["--dtype", "int8"],
+        "no spread": ["--repeats", "1"],
+        "--prompt 7 is too small": [*shape, "--prompt", "7"],
+        "--prompts 0": [*shape, "--prompts", "0"],
+        "--answer -1": [*shape, "--answer", "-1"],
+        "memory are there": [*shape, "--prompt", str(10**9)],
+        "have their own sizes": ["--prompt", "40"],
+    }
+    for words, given in wrong.items():
         assert main(["bench", "chase", *given, "--device", "cpu"]) == 1
-        assert "sparsemm: " in capsys.readouterr().err
+        assert words in capsys.readouterr().err
+    assert main(["bench", "append", "--prompt", "40"]) == 1
+    assert "no --prompt" in capsys.readouterr().err
+
+
+def test_the_chase_of_a_long_prompt_takes_less_than_its_keys_and_values_beyond_a_forward(
+    small: None, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chase, "free_bytes", lambda device: 2**30)  # as if there were little: weights have no room
+    asked = ["--shape", "small", "--prompts", "1", "--prompt", "4096", "--answer", "512", "--repeats", "2"]
+    assert main(["bench", "chase", *asked, "--device", "cpu", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["kv_bytes"] == 2 * 2 * 2 * 8 * (4096 + 512) * 4  # K and V, layers, KV heads, head_dim, fp32
+    assert printed["ratios"]["chase_extra_over_kv"] < 1
+    assert "the weights of 4096 tokens take" in printed["rows"][-1]["left_out"]
+    assert "loop_over_chase" not in printed["ratios"]
 
 
 def test_peak_is_what_is_held_at_one_time() -> None:

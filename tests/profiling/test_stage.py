@@ -44,11 +44,11 @@ def test_a_shape_gets_the_table_of_a_model(params, tmp_path, monkeypatch):
 
 
 def test_a_shape_that_does_not_fit_is_refused_with_what_it_wants(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "_free", lambda device: 8 * 2**30)
+    monkeypatch.setattr(shapes, "free_bytes", lambda device: 8 * 2**30)
     monkeypatch.setattr(stage.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"want 1\d\.\d GiB, 8\.0 GiB") as error:
         stage.run_shape(params, "vicuna-7b", tmp_path)
-    assert "profile.shapes: vicuna-7b" in str(error.value) and not list(tmp_path.iterdir())
+    assert "shape vicuna-7b" in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_parameters_are_counted_like_those_of_the_model():
