@@ -23,6 +23,7 @@ __all__ = ["METHODS", "NEED_SCORES", "Policy", "get_policy"]
 
 METHODS = ("full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive")
 NEED_SCORES = ("sparsemm", "sparsemm-adaptive")
+PLAIN = {"snapkv": SnapKV, "pyramidkv": PyramidKV, "adakv": AdaKV, "streaming": Streaming}  # nothing but the shape
 
 
 def get_policy(
@@ -67,18 +68,12 @@ def get_policy(
     if not 0.0 <= adapt <= 1.0:
         raise BudgetError(f"adapt is {adapt}", hint="choose adapt between 0 and 1")
     shape = (num_layers, num_kv_heads, budget, window)
-    if method == "snapkv":
-        return SnapKV(*shape)
-    if method == "pyramidkv":
-        return PyramidKV(*shape)
-    if method == "adakv":
-        return AdaKV(*shape)
-    if method == "streaming":
-        return Streaming(*shape)
+    if method in PLAIN:
+        return PLAIN[method](*shape)
     if method == "h2o":
         return H2O(num_layers, num_kv_heads, budget, max(window, budget // 2))
     if method == "random":
-        return SparseMM(*shape, scores=random_scores(num_layers, num_kv_heads, seed), rho=rho, mode=mode)
+        scores = random_scores(num_layers, num_kv_heads, seed)
     if scores is None:
         raise BudgetError(f"{method} needs head scores", hint="pass scores=ScoreTable.load(...)")
     scores = np.asarray(scores, dtype=np.float64)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from sparsemm.budgets import Scores
+from sparsemm.errors import BudgetError
 
 
 def random_scores(num_layers: int, num_heads: int, seed: int) -> Scores:
-    """(L, H) float64 uniform in [0, 1): one matrix for the whole model, so that the total budget is conserved."""
+    """(L, H) float64 uniform in [0, 1): one matrix for the whole model, so that the total budget is conserved.
+
+    Raises:
+        BudgetError: if the seed is negative.
+    """
+    if seed < 0:
+        raise BudgetError(f"seed is {seed}", hint="choose one from 0 up")
     return np.random.default_rng(seed).random((num_layers, num_heads))

@@ -10,6 +10,8 @@ import torch
 from sparsemm.budgets import Scores, Slots, allocate, allocate_paper
 from sparsemm.policies.policy import Policy
 
+REMEMBERED = 256  # prompt lengths: every layer asks again, and a policy may serve any number of prompts
+
 
 @dataclass(frozen=True)
 class SparseMM(Policy):
@@ -28,10 +30,14 @@ class SparseMM(Policy):
 
     def matrix(self, length: int) -> Slots:
         """(L, Hkv) int64 slots for a prompt of `length` tokens."""
-        if length not in self._seen:
+        found = self._seen.get(length)
+        if found is None:
             split = allocate if self.mode == "exact" else allocate_paper
-            self._seen[length] = split(self.scores, self.budget, self.window, self.rho, length)
-        return self._seen[length]
+            found = split(self.scores, self.budget, self.window, self.rho, length)
+            if len(self._seen) >= REMEMBERED:
+                self._seen.clear()
+            self._seen[length] = found
+        return found
 
     def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the layer's row of the allocation for each prompt length."""

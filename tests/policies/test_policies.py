@@ -112,6 +112,8 @@ def test_paper_mode_loses_what_a_short_prompt_cannot_hold():
         (("best", L, H, B, W), "unknown"),
         (("snapkv", L, H, 2, 3), "window"),
         (("snapkv", L, H, 2, 0), "window"),
+        (("snapkv", L, H, 9.0, 3), "whole numbers"),
+        (("snapkv", L, H, 9, "3"), "whole numbers"),
         (("sparsemm", L, H, B, W), "sparsemm needs"),
         (("sparsemm-adaptive", L, H, B, W), "adaptive needs"),
     ],
@@ -128,8 +130,20 @@ def test_impossible_scores_are_refused_before_any_prompt():
         get_policy("sparsemm", L, H, B, W, scores=np.ones((H, L)))
     with pytest.raises(BudgetError, match="rho"):
         get_policy("sparsemm", L, H, B, W, scores=np.ones((L, H)), rho=2.0)
+    with pytest.raises(BudgetError, match="rho"):
+        get_policy("random", L, H, B, W, rho=2.0)
+    with pytest.raises(BudgetError, match="seed is -1"):
+        get_policy("random", L, H, B, W, seed=-1)
     with pytest.raises(BudgetError, match="adapt is 1.5"):
         get_policy("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=1.5)
+
+
+def test_a_policy_of_many_prompts_stays_small():
+    policy = get_policy("sparsemm", L, H, B, W, scores=np.ones((L, H)))
+    for length in range(2000):
+        policy.matrix(length)
+    assert len(policy._seen) <= 256
+    assert policy.matrix(20) is policy.matrix(20)
 
 
 def test_without_adapting_the_split_is_the_static_one():
