@@ -15,16 +15,25 @@ from sparsemm.params.entries import add_entry, remove_entry
 def add(commands: Commands) -> None:
     """`models add`, `models list` and `models remove`."""
     models = group(commands, "models", "the models in params.yaml")
-    added = models.add_parser("add", help="detect the family from config.json and write the entry")
+    added = models.add_parser(
+        "add",
+        help="detect the family from config.json and write the entry",
+        epilog="example: sparsemm models add data/checkpoints/tiny-qwen2-vl --key second",
+    )
     added.add_argument("checkpoint", help="folder, hub id, or s3://bucket/prefix (fetched to data/incoming)")
     added.add_argument("--revision", help="hub revision (a local folder's is computed)")
     added.add_argument("--key", help="name of the entry (from the checkpoint's name)")
     added.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: what config.json says")
     added.add_argument("--note", default="", help="shown beside the model in every table")
     added.set_defaults(run=run_add)
-    models.add_parser("list", help="key, family, dtype, revision, checkpoint").set_defaults(run=run_list)
-    removed = models.add_parser("remove", help="remove an entry; artifacts stay")
-    removed.add_argument("key")
+    listed = models.add_parser(
+        "list", help="key, family, dtype, revision, checkpoint", epilog="example: sparsemm models list"
+    )
+    listed.set_defaults(run=run_list)
+    removed = models.add_parser(
+        "remove", help="remove an entry; artifacts stay", epilog="example: sparsemm models remove second"
+    )
+    removed.add_argument("key", help="model key")
     removed.set_defaults(run=run_remove)
 
 
