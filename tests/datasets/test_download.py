@@ -63,6 +63,24 @@ def test_synthetic_pages_are_the_ones_in_the_lock_file(tmp_path):
     assert hashlib.md5(made, usedforsecurity=False).hexdigest() == locked["md5"]
 
 
+def test_synthetic_pages_that_were_killed_leave_nothing(tmp_path):
+    given = params(source="synthetic", split="calibration", samples=2)
+    half = (
+        "import os; from pathlib import Path; from sparsemm.datasets import download\n"
+        "from tests.datasets.samples import params\n"
+        "drawn = download.records\n"
+        "def dies(given):\n    yield next(drawn(given))\n    os.kill(os.getpid(), 9)\n"
+        "download.records = dies\n"
+        "download.run(params(source='synthetic', split='calibration', samples=2), 'mine', Path('.'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", half], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL and list(tmp_path.rglob(".*.tmp"))
+    download.run(given, "mine", tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["mine.parquet"]
+
+
 def test_the_same_pages_give_the_same_bytes(tmp_path):
     (tmp_path / "a.pdf").write_bytes(pdf(*[(text([(20, 100, b"page %d" % i)]), b"") for i in range(3)]))
     given = params(source="pdf", path="a.pdf", licence="x")
