@@ -6,6 +6,7 @@ commit with the smallest settings; drops two revisions of a small checkpoint; en
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -138,6 +139,8 @@ def prepare() -> Path:
 
 def main() -> None:
     """Run it; prints what happens and how long it took."""
+    argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends then too
     shutil.rmtree(FOLDER, ignore_errors=True)
     root = prepare()
     ports = {name: free_port() for name in ("prefect", "registry", "service")}

@@ -18,9 +18,11 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     Layers are those with full attention; "layers" says which. The others keep their own cache.
 
     Raises:
+        ParamsError: if the model is unknown.
         ScoreTableError: if the score table is missing or damaged.
         BudgetError: if a budget cannot be met.
     """
+    params.model(key)
     given = params.allocate
     table = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     layers = table.full_layers()

@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     flows.add_parser(
         "deploy", add_help=False, help="make pools, limits and automations, and deploy; `deploy --help` lists options"
     )
-    params = commands.add_parser("params", help="check params.yaml")
+    params = commands.add_parser("params", help="check params.yaml", epilog="example: sparsemm params --schema")
     params.add_argument("--schema", action="store_true", help="print its JSON schema")
     params.set_defaults(run=_params)
     return parser
@@ -57,6 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         given.run(given)
     except SparseMMError as error:
         print(f"sparsemm: {error}", file=sys.stderr)
+        return 1
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        print(f"sparsemm: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("sparsemm: stopped; run the same command again to go on", file=sys.stderr)

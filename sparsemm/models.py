@@ -7,12 +7,12 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from safetensors import SafetensorError
 
 from sparsemm import fetch
-from sparsemm.errors import ModelError
+from sparsemm.errors import LayoutError, ModelError
 from sparsemm.files import sha256_file
 from sparsemm.layouts import family_of
 from sparsemm.params import ModelParams
@@ -96,7 +96,7 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
                 hint="run `sparsemm models add` on it again if the change is wanted",
             )
     folder = entry.checkpoint if local else str(fetch.checkpoint(entry.checkpoint, entry.revision))
-    family = family_of(_parsed(Path(folder) / "config.json", entry.checkpoint))
+    family = _family(_parsed(Path(folder) / "config.json", entry.checkpoint), entry.checkpoint)
     if family != entry.family:
         what = f"config.json is of family {family}, params.yaml says {entry.family}"
         raise ModelError(what, where=entry.checkpoint, hint="run `sparsemm models add` on it again")
@@ -152,11 +152,24 @@ def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
 def _parsed(path: Path, checkpoint: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        hint = "a checkpoint is a folder that holds it"
+        raise ModelError(f"config.json cannot be read: {error.strerror}", where=checkpoint, hint=hint) from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"config.json cannot be read: {error}", where=checkpoint) from error
     if not isinstance(config, dict):
         raise ModelError("config.json is not an object", where=checkpoint)
+    for part in ("text_config", "vision_config"):
+        if not isinstance(config.get(part) or {}, dict):
+            raise ModelError(f"{part} of config.json is not an object", where=checkpoint)
     return config
+
+
+def _family(config: dict[str, Any], checkpoint: str) -> str:
+    try:
+        return family_of(config)
+    except LayoutError as error:
+        raise LayoutError(error.what, where=checkpoint, hint=error.hint) from error
 
 
 def _config_path(checkpoint: str, revision: str | None) -> Path:
@@ -167,7 +180,10 @@ def _config_path(checkpoint: str, revision: str | None) -> Path:
 
     try:
         return Path(hf_hub_download(checkpoint, "config.json", revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except HFValidationError as error:
+        hint = "hub ids are owner/name"
+        raise ModelError("neither a local folder nor a hub id", where=checkpoint, hint=hint) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"neither a local folder nor a reachable hub checkpoint: {error}",
             where=checkpoint,
@@ -180,11 +196,12 @@ def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = 
 
     Raises:
         LayoutError: if no layout supports the model.
-        ModelError: if config.json cannot be read, or `revision` is not what a local folder holds.
+        ModelError: if config.json cannot be read or states a dtype that is not served, or `revision` is not what a
+            local folder holds.
     """
     path = _config_path(checkpoint, revision)
     config = _parsed(path, checkpoint)
-    family = family_of(config)
+    family = _family(config, checkpoint)
     if Path(checkpoint).is_dir():
         found = content_revision(checkpoint)
         if revision not in (None, found):
@@ -194,13 +211,18 @@ def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = 
         revision = path.parent.name  # huggingface_hub keeps files under the commit that a branch or tag stands for
     text = config.get("text_config") or {}
     stated = dtype or config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+    served = get_args(ModelParams.model_fields["dtype"].annotation)
+    if stated not in served:
+        hint = f"choose one of {', '.join(served)} with --dtype"
+        raise ModelError(f"dtype {stated!r} is not served", where=checkpoint, hint=hint)
     values = {"checkpoint": checkpoint, "revision": revision, "family": family, "dtype": stated, "note": note}
     return ModelParams.model_validate_json(json.dumps(values))
 
 
 def default_key(checkpoint: str) -> str:
     """A model key from a checkpoint's last path part: Qwen/Qwen2.5-VL-7B -> qwen2-5-vl-7b."""
-    return re.sub(r"[^a-z0-9_-]+", "-", Path(checkpoint).name.lower()).strip("-_")
+    name = Path(checkpoint).name or Path(checkpoint).resolve().name  # the folder that . is
+    return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
 
 
 def imported_header(entry: ModelParams) -> dict[str, Any]:
@@ -218,10 +240,13 @@ def imported_header(entry: ModelParams) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(entry.checkpoint, revision=entry.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"config cannot be read: {error}", where=entry.checkpoint) from error
+    text = config.get_text_config()
     return {
         "model": entry.checkpoint,
         "revision": entry.revision,
         "fingerprint": fingerprint(config),
-        "num_kv_heads": config.get_text_config().num_key_value_heads,
+        "num_layers": text.num_hidden_layers,
+        "num_heads": text.num_attention_heads,
+        "num_kv_heads": text.num_key_value_heads,
         **sliding_layers(config),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,27 @@ def test_broken_checkpoints_are_refused(tmp_path):
         read_config(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "qwen2_vl", "text_config": [1]}, "text_config of config.json is not an object"),
+        ({"model_type": "qwen2_vl", "dtype": "float64"}, "--dtype"),
+        ({"model_type": "qwen2_vl", "dtype": 7}, "--dtype"),
+        ({"model_type": "qwen2_vl"}, "not a complete checkpoint"),
+        ({"model_type": "vit"}, "vision-only"),
+    ],
+)
+def test_what_cannot_be_added_is_told_with_its_place(tmp_path, capsys, config, reason):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "params.yaml").write_text("models: {}\n")
+    given = ["--params", str(tmp_path / "params.yaml"), "models", "add", str(tmp_path)]
+    assert main([*given, "--key", "one"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsemm: {tmp_path}: ") and reason in said
+    assert main([*given, "--key", "../one"]) == 1  # before a folder of that name could be made
+    assert "--key" in capsys.readouterr().err
+
+
 def test_the_hub_is_asked_with_the_revision(monkeypatch, checkpoint):
     import huggingface_hub
 
@@ -102,6 +124,7 @@ def test_an_unreachable_hub_is_said_so(monkeypatch):
 def test_default_keys():
     assert default_key("Qwen/Qwen2.5-VL-7B-Instruct") == "qwen2-5-vl-7b-instruct"
     assert default_key("some/folder/My_Model/") == "my_model"
+    assert default_key(".") == Path.cwd().name.lower().replace(".", "-").strip("-_")
 
 
 def test_changed_contents_are_noticed(checkpoint, tmp_path):

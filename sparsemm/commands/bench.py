@@ -14,7 +14,11 @@ SIZES = {"prompts": "how many (4)", "prompt": "tokens of the longest one (2048)"
 
 def add(commands: Commands) -> None:
     """`bench NAME` and what it is measured with."""
-    bench = commands.add_parser("bench", help="time the cache's operations against others and against a copy")
+    bench = commands.add_parser(
+        "bench",
+        help="time the cache's operations against others and against a copy",
+        epilog="example: sparsemm bench decode --shape small",
+    )
     bench.add_argument("name", help="append, compact, observe, decode, step, memory, agreement or chase")
     bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
     bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")

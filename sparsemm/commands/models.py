@@ -6,37 +6,60 @@ import argparse
 from pathlib import Path
 
 from sparsemm.commands import Commands, group
-from sparsemm.errors import ModelError
+from sparsemm.errors import ModelError, ParamsError, WatchError
 from sparsemm.params import WatchParams, load_params
+from sparsemm.params.base import check_key
 from sparsemm.params.entries import add_entry, remove_entry
 
 
 def add(commands: Commands) -> None:
     """`models add`, `models list` and `models remove`."""
     models = group(commands, "models", "the models in params.yaml")
-    added = models.add_parser("add", help="detect the family from config.json and write the entry")
+    added = models.add_parser(
+        "add",
+        help="detect the family from config.json and write the entry",
+        epilog="example: sparsemm models add data/checkpoints/tiny-qwen2-vl --key second",
+    )
     added.add_argument("checkpoint", help="folder, hub id, or s3://bucket/prefix (fetched to data/incoming)")
     added.add_argument("--revision", help="hub revision (a local folder's is computed)")
     added.add_argument("--key", help="name of the entry (from the checkpoint's name)")
     added.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: what config.json says")
     added.add_argument("--note", default="", help="shown beside the model in every table")
     added.set_defaults(run=run_add)
-    models.add_parser("list", help="key, family, dtype, revision, checkpoint").set_defaults(run=run_list)
-    removed = models.add_parser("remove", help="remove an entry; artifacts stay")
-    removed.add_argument("key")
+    listed = models.add_parser(
+        "list", help="key, family, dtype, revision, checkpoint", epilog="example: sparsemm models list"
+    )
+    listed.set_defaults(run=run_list)
+    removed = models.add_parser(
+        "remove", help="remove an entry; artifacts stay", epilog="example: sparsemm models remove second"
+    )
+    removed.add_argument("key", help="model key")
     removed.set_defaults(run=run_remove)
 
 
 def run_add(given: argparse.Namespace) -> None:
-    """Write the entry of a checkpoint, fetched first where it lies on S3."""
+    """Write the entry of a checkpoint, fetched first where it lies on S3.
+
+    Raises:
+        ModelError: if there is no complete checkpoint, or its config does not say what it is.
+        ParamsError: if the key or the params file is not valid.
+    """
     from sparsemm.models import default_key, new_entry
+    from sparsemm.watch.arrival import is_complete
 
     key, checkpoint = given.key or default_key(given.checkpoint), given.checkpoint
+    try:
+        check_key(key)  # before anything is fetched into a folder of that name
+    except ValueError as error:
+        raise ParamsError(str(error), where=f"{given.params}: models", hint="choose one with --key") from error
     fetched = checkpoint.startswith("s3://")
     if fetched:
         checkpoint = from_s3(checkpoint, key, given.root)
     place = str(given.root / checkpoint) if fetched else checkpoint
     entry = new_entry(place, given.revision, given.dtype, given.note)
+    if Path(place).is_dir() and not is_complete(Path(place)):
+        hint = "every safetensors file that its index names must be there, whole"
+        raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
     entry = entry.model_copy(update={"checkpoint": checkpoint})
     changed = add_entry(given.params, key, entry)
     print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
@@ -47,11 +70,14 @@ def from_s3(location: str, key: str, root: Path) -> str:
     """Fetch a checkpoint to data/incoming, and return its folder.
 
     Raises:
-        ModelError: if no complete checkpoint is there.
+        ModelError: if no complete checkpoint is there, or it cannot be fetched.
     """
     from sparsemm.watch import newest
 
-    arrival = newest(WatchParams.model_validate({"source": "s3", "location": location}), key, root)
+    try:
+        arrival = newest(WatchParams.model_validate({"source": "s3", "location": location}), key, root)
+    except WatchError as error:  # which speaks of an entry under `watch`
+        raise ModelError(error.what, where=location, hint=error.hint) from error
     if arrival is None:
         hint = "config.json and every safetensors shard must be there"
         raise ModelError("no complete checkpoint", where=location, hint=hint)

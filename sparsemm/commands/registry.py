@@ -13,25 +13,43 @@ from sparsemm.params import load_params
 
 def add(commands: Commands) -> None:
     """What talks to the registry, and the registry itself."""
-    publish = commands.add_parser("publish", help="publish a model's results in the registry, once")
+    publish = commands.add_parser(
+        "publish",
+        help="publish a model's results in the registry, once",
+        epilog="example: sparsemm publish tiny-qwen2-vl",
+    )
     publish.add_argument("key", help="model key")
     publish.add_argument("--flow-run", help="id of the flow run, for provenance")
     publish.set_defaults(run=run_publish)
-    promote = commands.add_parser("promote", help="move an alias; to champion only through the gate")
+    promote = commands.add_parser(
+        "promote",
+        help="move an alias; to champion only through the gate",
+        epilog="example: sparsemm promote tiny-qwen2-vl --to champion",
+    )
     promote.add_argument("key", help="model key")
     promote.add_argument("--to", choices=("candidate", "champion"), required=True)
     promote.add_argument("--version", help="number (the candidate)")
     promote.set_defaults(run=run_promote)
-    rollback = commands.add_parser("rollback", help="make the former champion champion again")
+    rollback = commands.add_parser(
+        "rollback",
+        help="make the former champion champion again",
+        epilog="example: sparsemm rollback tiny-qwen2-vl",
+    )
     rollback.add_argument("key", help="model key")
     rollback.set_defaults(run=run_rollback)
-    lookup = commands.add_parser("lookup", help="find a score table and check it")
+    lookup = commands.add_parser(
+        "lookup",
+        help="find a score table and check it",
+        epilog="example: sparsemm lookup models:/visual-heads.tiny-qwen2-vl@champion --json",
+    )
     lookup.add_argument("source", help="path, models:/visual-heads.<key>@champion or models:/visual-heads.<key>/3")
     lookup.add_argument("--json", action="store_true", help="everything, for other programs")
     lookup.add_argument("--offline", action="store_true", help="ask the cache only")
     lookup.set_defaults(run=run_lookup)
     serve = group(commands, "registry", "the registry").add_parser(
-        "serve", help="an MLflow server with safe settings on 127.0.0.1"
+        "serve",
+        help="an MLflow server with safe settings on 127.0.0.1",
+        epilog="example: sparsemm registry serve --port 5000",
     )
     serve.add_argument("--port", type=int, default=5000)
     serve.add_argument(

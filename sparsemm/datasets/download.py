@@ -148,10 +148,12 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         raise ParamsError(f"no data set {key!r}", where="params.yaml: datasets", hint=f"known: {known}")
     given = params.datasets[key]
     path = root / "artifacts" / "datasets" / f"{key}.parquet"
-    if isinstance(given, SyntheticParams):
-        write_records(path, progress(records(given), given.samples, f"download {key}"))
-        return
     work = root / "artifacts" / "work" / "download" / key
+    if isinstance(given, SyntheticParams):
+        with room(str(path)):
+            write_records(work / path.name, progress(records(given), given.samples, f"download {key}"))
+        _finish(work, path)
+        return
     for attempt in (1, 2):
         place, tally = open_place(given, root, work), Tally()
         shown = progress(drawn(given, place, tally), given.samples, f"download {key}")
@@ -162,13 +164,18 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         except CorruptFetch:
             if attempt == 2:
                 raise
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(work / path.name, path)  # a killed process leaves its half-written file in the folder that goes now
-    shutil.rmtree(work, ignore_errors=True)
+    _finish(work, path)
     print(f"{key}: {tally.kept} records of {place.address}, revision {place.revision}")
     for name, reasons in (("with nothing to read", tally.empty), ("bad", tally.bad)):
         if reasons:
             print(f"{key}: left out {len(reasons)} {name}, the first: {reasons[0]}")
+
+
+def _finish(work: Path, path: Path) -> None:
+    """Move the finished file out of its work folder; what a killed process left half-written goes with the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(work / path.name, path)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _about(place: Place, tally: Tally) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sparsemm.datasets.pillow import whole_images
 from sparsemm.datasets.records import Entry
@@ -33,6 +33,8 @@ def decode(data: bytes, where: str) -> Image.Image:
         return image.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"the image is too large: {error}", where=where) from error
+    except UnidentifiedImageError as error:  # whose text has an address in memory; reasons are kept, and must repeat
+        raise DataError("the image cannot be read: no known format", where=where) from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
         raise DataError(f"the image cannot be read: {error}", where=where) from error
 
@@ -46,7 +48,7 @@ def bounds(points: Sequence[Sequence[float]], where: str) -> Box:
     try:
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
         return min(xs), min(ys), max(xs), max(ys)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{points!r:.80} are not points", where=where) from error
 
 
@@ -58,7 +60,7 @@ def clip(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
     """
     try:
         x0, y0, x1, y1 = (float(value) for value in box)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"box {box!r:.80} is not four numbers", where=where) from error
     if not all(map(math.isfinite, (x0, y0, x1, y1))):
         raise DataError(f"box {box!r:.80} is not finite", where=where)

@@ -53,12 +53,16 @@ class Record:
         width, height = self.image.size
         if not self.id or not self.source or not self.licence:
             raise DataError("id, source and licence must not be empty", where=f"record {self.id!r}")
+        if not _storable(self.id):
+            raise DataError("id holds half a character", where=f"record {self.id!r}")
         if self.image.mode != "RGB":
             raise DataError(f"image mode is {self.image.mode}, not RGB", where=f"record {self.id!r}")
         for number, entry in enumerate(self.entries):
             where = f"record {self.id!r}, entry {number}"
             if not entry.text.strip():
                 raise DataError("text is empty", where=where)
+            if not _storable(entry.text):
+                raise DataError("text holds half a character", where=where)
             if entry.kind not in KINDS:
                 raise DataError(f"kind {entry.kind!r} is unknown", where=where, hint=f"use one of {KINDS}")
             if len(entry.box) != 4 or not all(math.isfinite(value) for value in entry.box):
@@ -67,6 +71,15 @@ class Record:
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 raise DataError(f"box {entry.box} is empty or outside the {width}x{height} image", where=where)
         return self
+
+
+def _storable(text: str) -> bool:
+    """Whether text has UTF-8; a lone surrogate, which JSON can escape, has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _schema() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sparsemm.errors import ParamsError
-from sparsemm.params.base import Strict
+from sparsemm.params.base import Strict, check_key
 from sparsemm.params.datasets import DatasetParams, may_share
 from sparsemm.params.models import ModelParams, WatchParams
 from sparsemm.params.registry import RegistryParams
@@ -39,8 +38,7 @@ class Params(Strict):
     @classmethod
     def _keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
-                raise ValueError(f"key {key!r} may hold only letters, digits, - and _")
+            check_key(key)
         return value
 
     @model_validator(mode="after")
@@ -104,18 +102,45 @@ class Params(Strict):
         return self.model_copy(update={"chase": chase})
 
 
+# What pydantic says in words of Python.
+WORDS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "union_tag_not_found": "`source` is missing",
+    "too_short": "must not be empty",
+}
+
+
 class _NoRepeats(yaml.SafeLoader):
     """YAML without the rule that of two equal keys the last one silently wins."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            mark = key_node.start_mark
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", mark)
             key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
             if key in seen:
-                mark = key_node.start_mark
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _reasons(error: ValidationError) -> list[str]:
+    """Key and reason of everything that is wrong, as a writer of YAML would say it."""
+    reasons = []
+    for one in error.errors(include_url=False):
+        at = [str(part) for part in one["loc"]]
+        if at[:1] == ["datasets"]:
+            del at[2:3]  # the kind of source that pydantic puts between a data set and its key
+        reason = WORDS.get(one["type"], one["msg"].removeprefix("Value error, "))
+        if one["type"] == "model_type" and one["input"] is None:
+            reason += ", {} where it is empty"  # what is left of a mapping of comments
+        if one["type"] == "too_short" and one["ctx"]["actual_length"] == 0 and one["input"]:
+            continue  # its only entry is wrong, which has been said
+        reasons.append(": ".join([".".join(at), reason]) if at else reason)
+    return reasons
 
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
@@ -128,23 +153,37 @@ def parse_params(text: str, where: str = "params.yaml") -> Params:
         raw = yaml.load(text, Loader=_NoRepeats)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise ParamsError(f"not YAML: {error}", where=where) from error
+    except RecursionError as error:
+        raise ParamsError("nested too deeply", where=where) from error
     if not isinstance(raw, dict):
         raise ParamsError("not a mapping", where=where, hint="`sparsemm params --schema` prints what belongs there")
     try:
         # JSON mode: lists become tuples, everything else stays strict.
         return Params.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        reasons = []
-        for one in error.errors(include_url=False):
-            at = [str(part) for part in one["loc"]]
-            if at[:1] == ["datasets"]:
-                del at[2:3]  # the kind of source that pydantic puts between a data set and its key
-            key = ".".join(at) or "(top level)"
-            hint = (
-                ", {} where it is empty" if one["type"] == "model_type" and one["input"] is None else ""
-            )  # what is left of a mapping of comments
-            reasons.append(f"{key}: {one['msg'].removeprefix('Value error, ')}{hint}")
-        raise ParamsError("; ".join(reasons), where=where) from error
+    except ValidationError as error:  # before ValueError, which it is
+        hint = "`sparsemm params --schema` explains every key"
+        raise ParamsError("; ".join(_reasons(error)), where=where, hint=hint) from error
+    except (TypeError, ValueError) as error:
+        raise ParamsError(f"holds what no key takes: {error}", where=where) from error
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a params file.
+
+    Raises:
+        ParamsError: if it cannot be read, or is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"not UTF-8: {error}", where=str(path), hint="save it as UTF-8 text") from error
+    except OSError as error:
+        what = f"cannot be read: {error.strerror}"
+        raise ParamsError(
+            what, where=str(path), hint="run from the repository root, or name it with --params"
+        ) from error
+    return text
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
@@ -153,12 +192,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises:
         ParamsError: with file, key and reason of everything that is wrong.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParamsError(f"cannot be read: {error}", where=str(path), hint="run from the repository root") from error
-    return parse_params(text, str(path))
+    return parse_params(read_text(path), str(path))
 
 
 def schema() -> dict[str, Any]:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import yaml
 
 from sparsemm.errors import ParamsError
 from sparsemm.files import atomic_path
-from sparsemm.params import ModelParams, parse_params
+from sparsemm.params import ModelParams, parse_params, read_text
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that DVC, which reads YAML 1.2, would take for a number: revisions like 12e4567890123456."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[0-9]+([eE][0-9]+)?$"), list("0123456789"))
 
 
 def _models_node(text: str, where: str) -> tuple[yaml.MappingNode, yaml.Node]:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise ParamsError(f"not YAML: {error}", where=where) from error
     for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
-        if key.value == "models":
+        if key.value == "models" and isinstance(value, yaml.MappingNode):
             return value, key
     raise ParamsError("no `models`", where=where)
 
@@ -35,7 +46,7 @@ def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
         ParamsError: if the file or the key is not valid.
     """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     params = parse_params(text, str(path))
     if params.models.get(key) == entry:
         return False
@@ -44,7 +55,7 @@ def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
     node, name = _models_node(text, str(path))
     values = entry.model_dump(exclude_defaults=False)
     values = {k: v for k, v in values.items() if v not in (None, "")}
-    body = yaml.safe_dump({key: values}, sort_keys=False, width=1000, allow_unicode=True)
+    body = yaml.dump({key: values}, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
     lines = text.splitlines(keepends=True)
     block = ["  " + line for line in body.splitlines(keepends=True)]
     if not node.value:  # `models: {}`
@@ -80,14 +91,15 @@ def _without(text: str, key: str, where: str) -> str:
             if len(node.value) == 1:
                 lines[name.start_mark.line] = "models: {}\n"
             return "".join(lines)
-    raise ParamsError(f"no model {key!r}", where=f"{where}: models")
+    known = ", ".join(str(entry_key.value) for entry_key, _ in node.value) or "none yet"
+    raise ParamsError(f"no model {key!r}", where=f"{where}: models", hint=f"known: {known}")
 
 
 def remove_entry(path: str | Path, key: str) -> None:
     """Remove a model's entry from a params file; its artifacts stay.
 
     Raises:
-        ParamsError: if there is no such entry.
+        ParamsError: if the file is not valid, or there is no such entry.
     """
     path = Path(path)
-    _save(path, _without(path.read_text(encoding="utf-8"), key, str(path)))
+    _save(path, _without(read_text(path), key, str(path)))  # whose entry may be all that is wrong with the file

@@ -23,7 +23,7 @@ class ModelParams(Strict):
     """Where a model comes from."""
 
     checkpoint: str = Field(min_length=1, description="local folder or hub id")
-    revision: str | None = Field(None, description="hub revision, or the content hash of a local folder")
+    revision: str | None = Field(None, min_length=1, description="hub revision, or the content hash of a local folder")
     family: Family = Field(description="layout that knows where the image sits in the prompt")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="dtype the model runs in")
     device_map: Annotated[

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sparsemm.params.base import Count, Strict
+from sparsemm.params.base import Count, Strict, without_repeats
 
 Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
 Shape = Literal["small", "vicuna-7b", "mistral-7b", "qwen2-vl-7b"]  # of sparsemm.profiling.shapes
@@ -87,6 +87,11 @@ class EvaluateParams(Strict):
     seed: int = Field(0, ge=0)
     random_seeds: Count = Field(1, description="draws of random scores behind the method random, from `seed` on")
 
+    @field_validator("methods", "tasks")
+    @classmethod
+    def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
+        return without_repeats(value)
+
     @field_validator("pooling_kernel")
     @classmethod
     def _odd(cls, value: int) -> int:
@@ -106,9 +111,7 @@ class ProfileParams(Strict):
     batch_size: Count = 1
     shapes: tuple[Shape, ...] = Field((), description="7B configurations to time with random weights in bf16")
 
-    @field_validator("lengths", "shapes")
+    @field_validator("methods", "lengths", "shapes")
     @classmethod
     def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
-        if len(set(value)) != len(value):
-            raise ValueError("repeats itself")
-        return value
+        return without_repeats(value)

@@ -70,7 +70,9 @@ def _copy(root: Path, name: str, folder: Path, outs: dict[str, str]) -> None:
     try:
         shutil.copyfile(root / path, copied)
     except OSError as error:
-        raise RegistryError(f"cannot be read: {error}", where=path, hint="`dvc checkout` brings it back") from error
+        raise RegistryError(
+            f"cannot be read: {error}", where=path, hint="`dvc checkout` brings it back, `dvc repro` makes it"
+        ) from error
     if not _is(copied, outs.get(path)):
         raise RegistryError("not what the stage wrote", where=path, hint="`dvc repro` or `dvc checkout`")
 

@@ -17,6 +17,7 @@ from sparsemm.datasets import download
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import FetchError, ParamsError
 from sparsemm.files import sha256_file
+from sparsemm.params import load_params
 from sparsemm.params.datasets import SyntheticParams
 from tests.datasets.pdfs import pdf, text
 from tests.datasets.samples import OWN, params, parquet, png, synthdog_rows
@@ -61,6 +62,23 @@ def test_synthetic_pages_are_the_ones_in_the_lock_file(tmp_path):
     download.run(params(source="pdf", path="x", licence="x"), "evaluation", tmp_path)
     made = (tmp_path / "artifacts" / "datasets" / "evaluation.parquet").read_bytes()
     assert hashlib.md5(made, usedforsecurity=False).hexdigest() == locked["md5"]
+
+
+def test_synthetic_pages_that_were_killed_leave_nothing(tmp_path):
+    half = (
+        "import os; from pathlib import Path; from sparsemm.datasets import download\n"
+        "from sparsemm.params import load_params\n"
+        "drawn = download.records\n"
+        "def dies(given):\n    yield next(drawn(given))\n    os.kill(os.getpid(), 9)\n"
+        "download.records = dies\n"
+        f"download.run(load_params({str(OWN)!r}), 'small-type', Path('.'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", half], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL and list(tmp_path.rglob(".*.tmp"))
+    download.run(load_params(OWN), "small-type", tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["small-type.parquet"]
 
 
 def test_the_same_pages_give_the_same_bytes(tmp_path):

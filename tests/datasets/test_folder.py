@@ -105,3 +105,22 @@ def test_what_is_transparent_is_white(mine, tmp_path):
     Image.new("RGBA", (60, 40), (0, 0, 0, 0)).save(tmp_path / "mine" / "a.png")
     (record,) = mine(GOOD)
     assert record.image.getpixel((3, 3)) == (255, 255, 255)
+
+
+def test_what_only_json_can_say_sinks_nothing_else(mine, tmp_path):
+    def entry(text, box):
+        return GOOD | {"entries": [{"text": text, "box": box}]}
+
+    bad = [entry("hut", [1, 2, 10**400, 12]), entry("\ud800", [1, 2, 30, 12]), GOOD | {"id": "\ud800"}]
+    assert len(mine(GOOD, *bad, GOOD)) == 2
+    left_out = read_about(tmp_path / "artifacts" / "datasets" / "mine.parquet")["bad"]
+    assert ["not four numbers" in left_out[0], "half a" in left_out[1], "half a" in left_out[2]] == [True] * 3
+
+
+def test_reasons_repeat_byte_for_byte(mine, tmp_path):
+    path = tmp_path / "artifacts" / "datasets" / "mine.parquet"
+    (tmp_path / "mine" / "b.png").write_bytes(b"no image")
+    mine(GOOD, GOOD | {"image": "b.png"})
+    before = path.read_bytes()
+    mine(GOOD, GOOD | {"image": "b.png"})
+    assert path.read_bytes() == before and "0x" not in read_about(path)["bad"][0]

@@ -69,3 +69,23 @@ def test_bad_keys_and_unknown_entries_change_nothing(params_file, checkpoint):
         remove_entry(params_file, "nobody")
     assert params_file.read_text() == before
     assert sorted(path.name for path in params_file.parent.iterdir()) == ["params.yaml"]
+
+
+def test_revisions_that_look_like_numbers_stay_text_for_dvc(params_file, checkpoint):
+    from dvc.utils.serialize import load_yaml  # YAML 1.2
+
+    for revision in ("12e4567890123456", "0123456789012389", "1234567890123456", "cbbb583ca5406656"):
+        add_entry(params_file, "one", new_entry(str(checkpoint)).model_copy(update={"revision": revision}))
+        assert load_params(params_file).models["one"].revision == revision
+        assert load_yaml(str(params_file))["models"]["one"]["revision"] == revision
+
+
+@pytest.mark.parametrize("text", [None, "models: [", "models: null", "a: 1"])
+def test_files_that_hold_no_models_are_told(tmp_path, checkpoint, text):
+    path = tmp_path / "params.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ParamsError, match="params.yaml"):
+        remove_entry(path, "one")
+    with pytest.raises(ParamsError, match="params.yaml"):
+        add_entry(path, "one", new_entry(str(checkpoint)))

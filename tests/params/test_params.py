@@ -35,24 +35,25 @@ def test_the_repositorys_own_file_is_valid():
 @pytest.mark.parametrize(
     ("changes", "key", "reason"),
     [
-        ({"chase__speed": 3}, "chase.speed", "not permitted"),
+        ({"chase__speed": 3}, "chase.speed", "unknown key"),
         ({"chase__batch_size": "32"}, "chase.batch_size", "integer"),
         ({"chase__batch_size": 0}, "chase.batch_size", "greater than or equal to 1"),
         ({"chase__batch_size": True}, "chase.batch_size", "integer"),
         ({"allocate__rho": 1.5}, "allocate.rho", "less than or equal to 1"),
         ({"allocate__rho": float("nan")}, "allocate.rho", "finite"),
         ({"allocate__window": 1000}, "allocate", "below the window"),
-        ({"allocate__budgets": []}, "allocate.budgets", "at least 1"),
+        ({"allocate__budgets": []}, "allocate.budgets", "must not be empty"),
         ({"allocate__budgets": [16, 8]}, "allocate", "rise"),
         ({"evaluate__methods": ["full", "best"]}, "evaluate.methods.1", "sparsemm"),
+        ({"evaluate__methods": ["full", "full"]}, "evaluate.methods", "repeats"),
         ({"evaluate__pooling_kernel": 4}, "evaluate.pooling_kernel", "odd"),
-        ({"evaluate__samples": 10**6}, "(top level)", "evaluate.samples"),
-        ({"chase__dataset": "nowhere"}, "(top level)", "not under datasets"),
-        ({"chase__dataset": "evaluation"}, "(top level)", "same split"),
+        ({"evaluate__samples": 10**6}, "some.yaml", "evaluate.samples"),
+        ({"chase__dataset": "nowhere"}, "some.yaml", "not under datasets"),
+        ({"chase__dataset": "evaluation"}, "some.yaml", "same split"),
         ({"registry": {"tracking_uri": "http://user:secret@host:5000"}}, "registry.tracking_uri", "holds credentials"),
         ({"registry": {"gate": {"min_split_half": 2}}}, "registry.gate.min_split_half", "less than or equal to 1"),
-        ({"registry": {"gate": {"reference_budget": 13}}}, "(top level)", "not under allocate.budgets"),
-        ({"profile__budget": 1}, "(top level)", "below allocate.window"),
+        ({"registry": {"gate": {"reference_budget": 13}}}, "some.yaml", "not under allocate.budgets"),
+        ({"profile__budget": 1}, "some.yaml", "below allocate.window"),
         ({"models__x": {"checkpoint": "a", "family": "bert"}}, "models.x.family", "llava_next"),
         ({"models__x": {"checkpoint": "a", "family": "qwen2_vl", "revision": 12}}, "models.x.revision", "string"),
         ({"models__a.b": {"checkpoint": "a", "family": "qwen2_vl"}}, "models", "a.b"),
@@ -66,7 +67,16 @@ def test_what_is_wrong_is_refused_with_file_key_and_reason(changes, key, reason)
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("", "mapping"), ("[1]", "mapping"), ("a: [", "YAML"), ("a: 1\na: 2", "twice")]
+    ("text", "reason"),
+    [
+        ("", "mapping"),
+        ("[1]", "mapping"),
+        ("a: [", "YAML"),
+        ("a: 1\na: 2", "twice"),
+        ("? [a]\n: 1", "a key is a list"),
+        ("a: &a {b: *a}", "what no key takes"),
+        ("a: " + "[" * 3000 + "]" * 3000, "deeply"),
+    ],
 )
 def test_files_that_are_no_params_are_refused(text, reason):
     with pytest.raises(ParamsError, match=reason):
@@ -83,10 +93,10 @@ PDF = {"source": "pdf", "path": "d", "samples": 8, "licence": "x"}
 def test_every_source_of_data_has_its_own_keys(given):
     dataset = parse_params(changed(datasets__more=given)).datasets["more"]
     assert dataset.source == given["source"] and dataset.rows is None and dataset.max_bad == 0.05
-    with pytest.raises(ParamsError, match="datasets.more.seed: Extra inputs are not permitted"):
+    with pytest.raises(ParamsError, match="datasets.more.seed: unknown key"):
         parse_params(changed(datasets__more=given | {"seed": 1}))
     for key in set(given) - {"source"}:
-        with pytest.raises(ParamsError, match=f"datasets.more.{key}: Field required"):
+        with pytest.raises(ParamsError, match=f"datasets.more.{key}: is missing"):
             parse_params(changed(datasets__more={k: v for k, v in given.items() if k != key}))
 
 
@@ -106,7 +116,7 @@ def test_every_source_of_data_has_its_own_keys(given):
         (S3 | {"location": "s3://user:secret@b/p"}, "datasets.more.location"),
         (FOLDER | {"licence": ""}, "datasets.more.licence"),
         (PDF | {"dpi": 10}, "datasets.more.dpi"),
-        (PDF | {"format": "coco"}, "datasets.more.format: Extra"),
+        (PDF | {"format": "coco"}, "datasets.more.format: unknown key"),
     ],
 )
 def test_a_wrong_source_of_data_is_told(given, reason):
@@ -167,8 +177,20 @@ def test_every_error_is_told_at_once():
         parse_params(changed(chase__speed=1, allocate__rho=-1.0))
 
 
+def test_a_wrong_entry_of_a_list_does_not_make_the_list_empty():
+    with pytest.raises(ParamsError) as caught:
+        parse_params(changed(profile__lengths=[0]))
+    assert "profile.lengths.0" in str(caught.value) and "empty" not in str(caught.value)
+
+
 def test_missing_file_says_where_to_run(tmp_path):
     with pytest.raises(ParamsError, match="repository root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"models: \xff")
+    with pytest.raises(ParamsError, match="not UTF-8"):
         load_params(tmp_path / "params.yaml")
 
 
