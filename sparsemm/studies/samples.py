@@ -63,7 +63,7 @@ def read_samples(root: Path, key: str) -> Samples:
 
     path = root / "artifacts" / "evaluate" / f"{key}.samples.parquet"
     try:
-        rows = pq.read_table(path).to_pylist()
+        rows = pq.ParquetFile(path).read().to_pylist()  # pq.read_table would import pandas
         found: dict[Way, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         answers: dict[str, dict[str, str]] = defaultdict(dict)
         for row in rows:
