@@ -7,6 +7,7 @@ import importlib
 from typing import get_args
 
 from sparsemm.commands import Commands
+from sparsemm.errors import ParamsError
 from sparsemm.params import load_params
 from sparsemm.params.stages import Shape
 
@@ -110,7 +111,11 @@ def run_chase(given: argparse.Namespace) -> None:
     if given.shards:
         workers.compute(params, given.key, workers.parse_part(given.shards), given.root, given.dataset)
         return
-    count = given.processes or workers.how_many(params, given.key, given.dataset)
+    count = given.processes
+    if count is None:
+        count = workers.how_many(params, given.key, given.dataset)
+    if count < 1:
+        raise ParamsError(f"{count} processes compute nothing", where="--processes", hint="at least 1")
     if count > 1:
         command = ["--params", str(given.params), "--root", str(given.root), "chase", given.key]
         workers.spread([*command, *(["--dataset", given.dataset] if given.dataset else [])], count)

@@ -16,6 +16,7 @@ from sparsemm.evaluate.model import Variant, answer
 from sparsemm.evaluate.tasks.local import documents
 from sparsemm.models import load_model
 from sparsemm.params import Params, load_params
+from sparsemm.profiling.clock import machine
 from sparsemm.scores import ScoreTable
 
 
@@ -58,7 +59,9 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     result = {f"{way}_seconds": round(median(times), 3) for way, times in seconds.items()}
     result |= {f"{way}_cpu_seconds": round(median(times), 3) for way, times in work.items()}
     ratio = result["separate_seconds"] / result["shared_seconds"]
-    return {"model": key, "variants": len(variants), "rows": len(docs), **result, "ratio": round(ratio, 3)}
+    words, versions = machine(model.device)
+    head = {"model": key, "device": words, "date": time.strftime("%Y-%m-%d"), "versions": versions}
+    return head | {"variants": len(variants), "rows": len(docs), **result, "ratio": round(ratio, 3)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -148,7 +149,7 @@ def run(
     checkpoint: Path = CHECKPOINT,
     sizes: Sizes | None = None,
 ) -> dict[str, Any]:
-    """{bench, model, dtype, device, load, versions, rows, ratios}: seconds, samples a second and peak memory.
+    """{bench, model, dtype, device, load, date, versions, rows, ratios}: seconds, samples a second and peak memory.
 
     Args:
         shape: of `SHAPES`, with random weights; without one a checkpoint is chased.
@@ -175,7 +176,7 @@ def run(
     rows += [{"variant": "loop", "left_out": left_out}] if left_out else []
     words, versions = clock.machine(where)
     head: dict[str, Any] = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words}
-    head |= {"load": load, "versions": versions}
+    head |= {"load": load, "date": time.strftime("%Y-%m-%d"), "versions": versions}
     return head | given.counts() | {"rows": rows, "ratios": ratios}
 
 

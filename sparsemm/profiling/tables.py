@@ -1,6 +1,7 @@
 """Rewrite the tables of the docs from stored benches: `python -m sparsemm.profiling.tables`.
 
-A bench is stored by `sparsemm bench NAME --json > artifacts/benchmarks/NAME-cpu.json`. In a document,
+A bench is stored by `sparsemm bench NAME --json > artifacts/benchmarks/NAME-cpu.json`, those of the chase as
+chase-WHAT-cpu.json. In a document,
 `<!-- table: KIND -->` and `<!-- end -->`, each a line of its own, enclose what is rewritten.
 """
 
@@ -15,8 +16,10 @@ from typing import Any
 from sparsemm.errors import DataError, SparseMMError
 from sparsemm.files import atomic_path
 
-FOLDER, DOCS = Path("artifacts/benchmarks"), (Path("docs/cache.md"), Path("docs/kernels.md"))
-Results = dict[str, dict[str, Any]]  # bench -> what it printed
+FOLDER = Path("artifacts/benchmarks")
+DOCS = tuple(Path("docs") / name for name in ("cache.md", "chase.md", "kernels.md"))
+KEYS = ("device", "load", "date", "rows", "ratios")  # of what a bench prints
+Results = dict[str, dict[str, Any]]  # name of the file, without -cpu.json -> what the bench printed
 # Bench and name of a ratio, and the words for it.
 FIGURES = {
     ("append", "append_32k_over_1k"): "append, 32K against 1K rows in the cache",
@@ -36,6 +39,13 @@ FIGURES = {
     ("memory", "slack_share"): "slack of the slabs at 256 rows a head",
 }
 
+CHASES = {
+    "chase_over_forward": "time over a plain forward pass",
+    "loop_over_chase": "time of the loop over ours",
+    "loop_over_forward": "loop over a plain forward pass",
+    "chase_extra_over_kv": "peak memory beyond a forward pass, over K and V",
+}
+
 
 def read(folder: Path) -> Results:
     """Every stored bench of a CPU.
@@ -45,14 +55,15 @@ def read(folder: Path) -> Results:
     """
     found: Results = {}
     for path in sorted(folder.glob("*-cpu.json")):
+        name = path.name.removesuffix("-cpu.json")
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            found[value["bench"]] = {
-                name: value[name] for name in ("device", "load", "date", "shape", "rows", "ratios")
-            }
-        except (ValueError, KeyError, TypeError) as error:
-            name = path.name.removesuffix("-cpu.json")
+            found[name] = value = json.loads(path.read_text(encoding="utf-8"))
+            missing = [key for key in KEYS if key not in value]
+        except (ValueError, TypeError) as error:
             raise DataError(f"not what a bench prints: {error!r}", where=str(path), hint=f"run bench {name}") from error
+        if missing:
+            what = f"not what a bench prints: no {', '.join(missing)}"
+            raise DataError(what, where=str(path), hint=f"run bench {name}")
     return found
 
 
@@ -114,7 +125,25 @@ def agreement(results: Results) -> list[str]:
     ]
 
 
-KINDS: dict[str, Callable[[Results], list[str]]] = {"kernels": kernels, "steps": steps, "agreement": agreement}
+def chases(results: Results) -> list[str]:
+    """Ratios of every stored bench of the chase; what was left out is a dash."""
+    used = [result for name, result in results.items() if name.startswith("chase-")]
+    if not used:
+        _one(results, "chase-WHAT")
+    heads = ["model", "positions", *CHASES.values()]
+    lines = [_when(*used), "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for result in used:
+        ratios = [f"{result['ratios'][name]:.3g}" if name in result["ratios"] else "-" for name in CHASES]
+        lines.append(f"| {result['model']} | {result['positions']:,} | {' | '.join(ratios)} |")
+    return lines
+
+
+KINDS: dict[str, Callable[[Results], list[str]]] = {
+    "kernels": kernels,
+    "steps": steps,
+    "agreement": agreement,
+    "chases": chases,
+}
 
 
 def rewritten(text: str, results: Results, where: str) -> str:

@@ -18,3 +18,9 @@ def test_help_has_an_example_that_would_run(name, capsys):
     command, *key = shown.partition("example: sparsemm ")[2].split()
     params = load_params()
     assert command == name and all(one in params.models or one in params.datasets for one in key)
+
+
+@pytest.mark.parametrize("count", ["0", "-2"])
+def test_a_chase_needs_a_process(count, capsys):
+    assert main(["chase", "tiny-qwen2-vl", "--processes", count]) == 1
+    assert f"--processes: {count} processes compute nothing" in capsys.readouterr().err

@@ -22,6 +22,8 @@ def results():
         found[bench]["ratios"][name] = 1.5
     found["step"] = found["step"] | {"rows": [{"length": 8192, "times": {"int8_step": timed, "copy": timed}}]}
     row = {"model": "m", "method": "snapkv", "storage": "int8", "tokens": 384, "share": 0.9896}
+    ratios = {"chase_over_forward": 1.1, "loop_over_chase": 11.4, "loop_over_forward": 12.5}
+    found["chase-m"] = HEAD | {"model": "m", "positions": 4096, "ratios": ratios}
     return found | {"agreement": HEAD | {"rows": [{"op": "append"}, row], "ratios": {}}}
 
 
@@ -30,6 +32,7 @@ def results():
     [
         ("kernels", "| append, 32K against 1K rows in the cache | 1.5 |"),
         ("steps", "| int8 | 8,192 | 2.00 (1.00 to 3.00) | 4,096 | 0.25 |"),
+        ("chases", "| m | 4,096 | 1.1 | 11.4 | 12.5 | - |"),
         ("agreement", "| m | snapkv | int8 | 384 | 99.0% |"),
     ],
 )
@@ -73,6 +76,7 @@ def test_a_failure_leaves_the_documents_alone(tmp_path, monkeypatch, capsys, res
     (tmp_path / "docs").mkdir()
     (tmp_path / "artifacts/benchmarks").mkdir(parents=True)
     texts = {"cache.md": "<!-- table: agreement -->\n<!-- end -->\n", "kernels.md": "<!-- table: steps -->\n"}
+    texts["chase.md"] = "no table\n"
     for name, text in texts.items():
         (tmp_path / "docs" / name).write_text(text)
     for bench, value in results.items():
