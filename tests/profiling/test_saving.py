@@ -8,7 +8,7 @@ import pytest
 
 from sparsemm import allocate
 from sparsemm.errors import DataError
-from sparsemm.evaluate import saving
+from sparsemm.profiling import saving
 from tests.studies.conftest import made  # noqa: F401  (three pages and a table of scores)
 from tests.studies.crafted import KEY
 
