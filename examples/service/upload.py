@@ -14,6 +14,7 @@ from werkzeug.formparser import MultiPartParser
 from werkzeug.http import parse_options_header
 
 from examples.service.settings import Settings
+from sparsemm.datasets.pillow import whole_images
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 
@@ -86,7 +87,7 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
     """
     too_large = HTTPException(413, f"the image has more than {max_pixels} pixels")
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+        with whole_images(), Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:  # read from the header; no pixel is decoded yet
                 raise too_large
             return ImageOps.exif_transpose(image).convert("RGB")  # a photograph may say that it lies on its side

@@ -49,7 +49,8 @@ def run(
     shape = shape or ("small" if where.type == "cpu" and name in WHOLE_MODEL else "mistral-7b")
     dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
     dtypes = {str(t).removeprefix("torch."): t for t in library.DTYPES}
-    for what, given, known in (("bench", name, BENCHES), ("shape", shape, SHAPES), ("dtype", dtype, dtypes)):
+    names = [*BENCHES, "chase"]  # which is in a file of its own, with options of its own
+    for what, given, known in (("bench", name, names), ("shape", shape, [*SHAPES]), ("dtype", dtype, [*dtypes])):
         if given not in known:
             raise SparseMMError(f"no {what} is called {given!r}", hint=f"one of {', '.join(known)}")
     if repeats < 2:
