@@ -26,9 +26,9 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 	$(BIN)/python -m sparsemm.cache.build
 	touch $@
 
-# A thread of torch each; many tests wait for servers, so there are more processes than two cores would keep busy.
+# Two processes, a thread of torch each; many tests wait for servers.
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 20
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

@@ -15,8 +15,8 @@ from sparsemm.compat import define_missing_torchvision_operators
 from tests.faults import Hub, Proxy, running
 from tests.repository import Repository, copy_repository, make_template
 
-# Files that take a minute or more, most of it waiting: first, or one process would have them alone at the end.
-LONG = ("flows/test_faults", "test_from_the_hub", "flows/test_together", "flows/test_rechase", "flows/test_shards")
+# Minutes, most of it waiting: first, beside files that compute, or one process would have them alone at the end.
+LONG = ("flows/test_faults", "test_from_the_hub")
 
 define_missing_torchvision_operators()  # before any test module imports transformers
 ROOT = Path(__file__).parent.parent
