@@ -9,13 +9,13 @@ import pytest
 from sparsemm import allocate
 from sparsemm.errors import DataError
 from sparsemm.profiling import saving
-from tests.studies.conftest import made  # noqa: F401  (three pages and a table of scores)
-from tests.studies.crafted import KEY
+from tests.studies.crafted import KEY, begin
 
 
-@pytest.fixture
-def allocated(made):  # noqa: F811
-    params, root = made
+@pytest.fixture(scope="module")
+def allocated(tmp_path_factory):
+    """Two methods, and the budgets of the second."""
+    params, root = begin(tmp_path_factory.mktemp("saving"))
     few = params.evaluate.model_copy(update={"methods": ("full", "snapkv"), "max_new_tokens": 4})
     params = params.model_copy(update={"evaluate": few})
     allocate.run(params, KEY, root)
