@@ -22,7 +22,7 @@ from sparsemm.studies.curve import AREA
 from tests.report.studied import rows
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver: see .ci/browser")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver: see .ci/packages")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 MODELS = ", ".join(f"{key}: {{checkpoint: nowhere/{key}, family: qwen2_vl}}" for key in ("one", "two", "big"))
 PARAMS = """
