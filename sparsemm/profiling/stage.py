@@ -13,7 +13,7 @@ from sparsemm.datasets.records import read_records
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.profiling.latency import prompt_of_length
-from sparsemm.profiling.measure import measure
+from sparsemm.profiling.measure import Measured, measure
 from sparsemm.profiling.shapes import SHAPES, check_room, random_model, random_scores
 from sparsemm.profiling.table import write
 from sparsemm.scores import ScoreTable
@@ -21,6 +21,14 @@ from sparsemm.scores import ScoreTable
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
     """Write artifacts/profile/<key>.csv and .json; columns are those of `sparsemm.profiling.table`.
+
+    Raises: as `profiled`.
+    """
+    write(root / "artifacts" / "profile", profiled(params, key, root))
+
+
+def profiled(params: Params, key: str, root: Path = Path(".")) -> Measured:
+    """Every method and length of one model, over the first page of `evaluate.dataset`.
 
     Raises:
         ScoreTableError: if the score table is missing or of another model.
@@ -31,7 +39,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     scores.check_model(model.config)
     (record,) = read_records(root / "artifacts" / "datasets" / f"{params.evaluate.dataset}.parquet", limit=1)
     inputs = partial(_page, model, processor, record.image, params.profile.batch_size)
-    write(root / "artifacts" / "profile", measure(params, key, model, scores, inputs))
+    return measure(params, key, model, scores, inputs)
 
 
 def run_shape(params: Params, name: str, root: Path = Path(".")) -> None:

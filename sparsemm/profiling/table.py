@@ -33,18 +33,23 @@ METRICS = ("decode_ratio_to_full", "compression_share")  # shown by `dvc metrics
 
 def write(folder: Path, found: Measured) -> None:
     """Write <key>.csv and <key>.json into a folder."""
-    rows = [_row(found, *place) for place in found.cases]
+    table = rows(found)
     path = folder / f"{found.key}.csv"
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(table)
     metrics: dict[str, Any] = _machine(found)
     for name in METRICS:
-        for row in rows:
+        for row in table:
             per_method = metrics.setdefault(name, {}).setdefault(row["method"], {})
             per_method[str(row["prompt_length"])] = row[name]
     write_json(folder / f"{found.key}.json", metrics)
+
+
+def rows(found: Measured) -> list[dict[str, Any]]:
+    """One row for every length and method, by `COLUMNS`."""
+    return [_row(found, *place) for place in found.cases]
 
 
 def _row(found: Measured, length: int, method: str) -> dict[str, Any]:

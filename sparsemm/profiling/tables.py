@@ -138,11 +138,28 @@ def chases(results: Results) -> list[str]:
     return lines
 
 
+def lengths(results: Results) -> list[str]:
+    """A model's prompts of growing length: prefill, and decoding with the full cache and with a budget."""
+    result = _one(results, "lengths")
+    found = {(row["prompt_length"], row["method"]): row for row in result["rows"]}
+    heads = ["prompt", "prefill, s", "share of it that compresses", "full cache, ms a token", "ours, ms a token"]
+    heads += ["ours over full", "its bytes over full", "peak memory over full"]
+    lines = [_when(result), "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for length in dict.fromkeys(length for length, _ in found):
+        full, ours = found[length, "transformers"], found[length, "sparsemm"]
+        cells = [f"{length:,}", f"{ours['prefill_ms'] / 1e3:.2f}", f"{ours['compression_share']:.1%}"]
+        cells += [f"{row['decode_ms_per_token']:.2f}" for row in (full, ours)]
+        shares = [ours[name] / full[name] for name in ("decode_ms_per_token", "slab_bytes", "peak_bytes")]
+        lines.append(f"| {' | '.join(cells + [f'{share:.3f}' for share in shares])} |")
+    return lines
+
+
 KINDS: dict[str, Callable[[Results], list[str]]] = {
     "kernels": kernels,
     "steps": steps,
     "agreement": agreement,
     "chases": chases,
+    "lengths": lengths,
 }
 
 
