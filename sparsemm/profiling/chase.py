@@ -18,7 +18,7 @@ from transformers import LogitsProcessor
 from sparsemm.cache import library
 from sparsemm.chase.hits import look, score_sample
 from sparsemm.errors import SparseMMError
-from sparsemm.profiling import clock
+from sparsemm.profiling import arithmetic, clock
 from sparsemm.profiling.peak import peak_bytes
 from sparsemm.profiling.samples import Samples, Sizes, of_checkpoint, of_shape
 from sparsemm.profiling.shapes import SHAPES, free_bytes
@@ -171,13 +171,24 @@ def run(
     times = measure(given, variants, repeats, where)
     rows = _rows(given, variants, times, where)
     ratios = _ratios(times, rows, given.counts()["kv_bytes"])
+    rows[0] |= _limit(given, where)
     if not shape:
         rows[0]["decoder_share"] = statistics.median(decoder_share(given, where) for _ in range(repeats))
+    if not left_out:  # no chase that computes a forward pass is quicker
+        bound = rows[0]["flops"] / rows[0]["matmul_flops_per_second"]
+        ratios["loop_over_arithmetic"] = round(statistics.median(times["loop"]) / bound, 3)
     rows += [{"variant": "loop", "left_out": left_out}] if left_out else []
     words, versions = clock.machine(where)
     head: dict[str, Any] = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words}
     head |= {"load": load, "date": time.strftime("%Y-%m-%d"), "versions": versions}
     return head | given.counts() | {"rows": rows, "ratios": ratios}
+
+
+@torch.inference_mode()
+def _limit(given: Samples, device: torch.device) -> dict[str, int]:
+    """Operations of the plain forward pass, and how many a second the device does in a product of large matrices."""
+    rate = arithmetic.matmul_rate(given.model.dtype, device)
+    return {"flops": arithmetic.flops(partial(forward, given)), "matmul_flops_per_second": round(rate)}
 
 
 def _check(shape: str | None, dtype: str, repeats: int, sizes: Sizes | None) -> None:
@@ -217,7 +228,7 @@ def _ratios(times: dict[str, list[float]], rows: list[dict[str, Any]], kv_bytes:
     if "loop" in peaks:
         result |= {
             "loop_over_chase": clock.ratio(times, "loop", "chase"),
-            "loop_over_forward": clock.ratio(times, "loop", "forward"),  # no chase that runs a forward is quicker
+            "loop_over_forward": clock.ratio(times, "loop", "forward"),
             "loop_over_chase_peak_bytes": round(peaks["loop"] / peaks["chase"], 3),
         }
     return result

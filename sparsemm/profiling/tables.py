@@ -43,6 +43,7 @@ CHASES = {
     "chase_over_forward": "time over a plain forward pass",
     "loop_over_chase": "time of the loop over ours",
     "loop_over_forward": "loop over a plain forward pass",
+    "loop_over_arithmetic": "loop over the pass's matrix products at full rate",
     "chase_extra_over_kv": "peak memory beyond a forward pass, over K and V",
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsemm.cli import main
-from sparsemm.profiling import chase, peak, samples, shapes
+from sparsemm.profiling import arithmetic, chase, peak, samples, shapes
 from sparsemm.profiling.shapes import Shape
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +21,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (chase, samples):
         monkeypatch.setattr(module, "SHAPES", {"small": Shape(2, 32, 32, 4, 2, 50, 8)})
     monkeypatch.setattr(shapes, "SHAPES", samples.SHAPES)
+    monkeypatch.setattr(arithmetic, "SIDE", {"cpu": 64})
     for name, value in {"PAGES": 2, "BATCH": 2}.items():
         monkeypatch.setattr(samples, name, value)
 
@@ -39,6 +40,9 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list
         assert 0 < low <= median <= high and row["peak_bytes"] > 0
         assert row["samples_per_second"] == pytest.approx(2 / median, rel=1e-2)
     assert {"chase_over_forward", "loop_over_chase", "loop_over_forward"} <= set(printed["ratios"])
+    bound = printed["rows"][0]["flops"] / printed["rows"][0]["matmul_flops_per_second"]
+    loop = printed["rows"][2]["times"]["loop"]["seconds"][1]
+    assert printed["ratios"]["loop_over_arithmetic"] == pytest.approx(loop / bound, rel=1e-2)
     assert printed["samples"] == 2 and printed["answer_tokens"] >= 6
     share = printed["rows"][0].get("decoder_share")
     assert share is None if which == RANDOM else 0.1 < share < 1

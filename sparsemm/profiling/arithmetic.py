@@ -1,0 +1,34 @@
+"""What a call computes, and how fast the device multiplies matrices: the seconds that no such call can go below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsemm.profiling import clock
+
+SIDE = {"cpu": 1024, "cuda": 8192}  # of square matrices: large enough for the device's best rate
+TURNS = 5
+
+
+def flops(call: Callable[[], Any]) -> int:
+    """Floating-point operations of a call's matrix products and convolutions; a product and a sum are 2.
+
+    Attention is left out: torch counts that of some devices alone, and of causal attention keys that nobody sees.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    counts = counter.get_flop_counts()["Global"]
+    return sum(int(count) for operator, count in counts.items() if "attention" not in str(operator))
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations a second of a product of two square matrices, the best of `TURNS`."""
+    side = SIDE[device.type]
+    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    left @ right
+    best = min(clock.seconds(lambda: left @ right, device) for _ in range(TURNS))
+    return 2 * side**3 / best
