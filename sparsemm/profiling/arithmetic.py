@@ -21,7 +21,7 @@ def flops(call: Callable[[], Any]) -> int:
     """
     with FlopCounterMode(display=False) as counter:
         call()
-    counts = counter.get_flop_counts()["Global"]
+    counts = counter.get_flop_counts().get("Global", {})
     return sum(int(count) for operator, count in counts.items() if "attention" not in str(operator))
 
 
