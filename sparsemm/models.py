@@ -74,8 +74,8 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     Raises:
         FetchError: if a hub checkpoint cannot be fetched.
         LayoutError: if no layout supports the model.
-        ModelError: if the folder does not hold the revision, is of another family or cannot be loaded, or a package
-            that `device_map` or `load_in` needs is missing.
+        ModelError: if the folder does not hold the revision, is of another family or cannot be loaded, a package that
+            `device_map` or `load_in` needs is missing, or no device has room for the first of the weights.
     """
     import torch
 
@@ -111,6 +111,9 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
         raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
+    if model.device.type == "meta":
+        hint = "free the memory of the first GPU, or load it in 4bit"
+        raise ModelError("no device has room for its first part", where=entry.checkpoint, hint=hint)
     processor.tokenizer.padding_side = "left"
     if entry.load_in == "4bit":
         for module in model.modules():
