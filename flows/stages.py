@@ -28,7 +28,7 @@ def run_stages(root: Path, key: str, until: str | None = None) -> None:
         ParamsError: if params.yaml has no such model.
     """
     log = get_run_logger()
-    load_params(root / "params.yaml").model(key)
+    entry = load_params(root / "params.yaml").model(key)
     wanted = targets(root, key, until)
     pull = has_remote(root)
     # The slot comes second: a run that waits for another one of its model must not hold it.
@@ -37,7 +37,7 @@ def run_stages(root: Path, key: str, until: str | None = None) -> None:
         # A killed engine's slot is free again when its lease ends: the shortest that Prefect allows.
         lease: dict[str, Any] = {"lease_duration": 60, "raise_on_lease_renewal_failure": False}
         with concurrency(GPU_SLOTS, occupy=1, strict=True, **lease):
-            with gpu() as (variables, locks):
+            with gpu(every=entry.device_map is not None) as (variables, locks):
                 progress = Progress(key, len(wanted))
 
                 def line(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -38,8 +39,9 @@ def fingerprint(config: PretrainedConfig) -> str:
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
-            method = str(dict(value.get("quantization_config") or {}).get("quant_method", ""))
-            loaded = ("quantization_config",) if method.endswith("bitsandbytes") else ()
+            # An enum after loading, whose str() is not its value; it equals its value.
+            method = dict(value.get("quantization_config") or {}).get("quant_method")
+            loaded = ("quantization_config",) if method == "bitsandbytes" else ()
             return {str(k): clean(v) for k, v in value.items() if k not in (*NOT_CONTENT, *loaded)}
         if isinstance(value, list | tuple):
             return [clean(v) for v in value]
@@ -72,8 +74,8 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     Raises:
         FetchError: if a hub checkpoint cannot be fetched.
         LayoutError: if no layout supports the model.
-        ModelError: if the folder does not hold the revision, is of another family or cannot be loaded, or a package
-            that `device_map` or `load_in` needs is missing.
+        ModelError: if the folder does not hold the revision, is of another family or cannot be loaded, a package that
+            `device_map` or `load_in` needs is missing, or no device has room for the first of the weights.
     """
     import torch
 
@@ -81,11 +83,11 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
 
     define_missing_torchvision_operators()
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
 
     local = Path(entry.checkpoint).is_dir()
     if local:
-        logging.disable_progress_bar()  # a bar that is over before it can be read
+        disable_progress_bar()  # a bar that is over before it can be read
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if local:
         found = content_revision(entry.checkpoint)
@@ -109,7 +111,15 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
         raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
+    if model.device.type == "meta":
+        hint = "free the memory of the first GPU, or load it in 4bit"
+        raise ModelError("no device has room for its first part", where=entry.checkpoint, hint=hint)
     processor.tokenizer.padding_side = "left"
+    if entry.load_in == "4bit":
+        for module in model.modules():
+            # Else a CPU with bf16 instructions computes in bf16 whatever the dtype, and refuses widths such as 96.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     return (model if placed else model.to(place)).eval(), processor
 
 
@@ -137,6 +147,8 @@ def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
         )
     elif entry.load_in == "8bit":
         placed["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        # Else a line for every product of what is not fp16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return placed
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
+from sparsemm import compressed_cache
+from sparsemm.chase.hits import look
 from sparsemm.cli import main
+from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import LayoutError, ModelError
 from sparsemm.layouts import families, family_of, get_layout
 from sparsemm.models import (
@@ -20,7 +25,13 @@ from sparsemm.models import (
     read_config,
 )
 from sparsemm.params import ModelParams
+from sparsemm.prompts import build_inputs
 from sparsemm.training.architectures import build
+
+NAME = "tiny-qwen2-vl"
+FOLDER = Path(__file__).parents[1] / "data" / "checkpoints" / NAME
+STYLE = PageStyle(columns=1, rows=4, filled=(2, 4))
+TRAINED = ModelParams(checkpoint=str(FOLDER), family="qwen2_vl")
 
 
 @pytest.fixture(scope="module")
@@ -188,42 +199,55 @@ def test_fingerprint_ignores_where_a_config_lies_but_not_what_it_says():
     assert fingerprint(one) != fingerprint(other)
 
 
+def answers(model, processor, cache):
+    """Eight greedy tokens to two prompts, one of them with a page."""
+    page = draw_record("calibration", 0, 0, STYLE).image
+    inputs = build_inputs(processor, [[page], []], ["Read the page.", "What is sun?"]).to(model.device)
+    with torch.inference_mode():
+        return model.generate(**inputs, past_key_values=cache, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+
+
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("given", "kind"),
     [
-        ({}, {}),
-        ({"device_map": "auto"}, {"device_map": "auto"}),
-        ({"load_in": "8bit"}, {"device_map": {"": "cpu"}, "bits": 8}),
-        ({"load_in": "4bit", "device_map": "auto"}, {"device_map": "auto", "bits": 4}),
+        ({"load_in": "8bit"}, "Linear8bitLt"),
+        ({"load_in": "4bit"}, "Linear4bit"),
+        ({"load_in": "4bit", "device_map": "auto"}, "Linear4bit"),
     ],
+    ids=str,
 )
-def test_weights_go_where_params_say(tiny, monkeypatch, tmp_path, given, wanted):
-    import importlib.util
+def test_quantised_weights_serve_the_cache(tiny, caplog, given, kind):
+    whole, processor = tiny(NAME)
+    model, _ = load_model(TRAINED.model_copy(update=given))
+    linear = {type(part).__name__ for name, part in model.named_modules() if name.endswith("_proj")}
+    assert linear == {kind}
+    head = model.get_output_embeddings()
+    assert type(head) is torch.nn.Linear and head.weight is model.get_input_embeddings().weight
+    assert model.dtype == torch.float32 and model.get_memory_footprint() < whole.get_memory_footprint() / 3
+    assert fingerprint(model.config) == fingerprint(whole.config)
+    caplog.clear()
+    want = answers(model, processor, DynamicCache(config=model.config))
+    assert torch.equal(answers(model, processor, compressed_cache(model, "full")), want)
+    assert not caplog.messages
 
-    import transformers
 
-    model, processor = tiny("tiny-qwen2-vl")
-    processor.save_pretrained(tmp_path)
-    model.config.save_pretrained(tmp_path)
-    seen = {}
-
-    def from_pretrained(folder, **options):
-        seen.update(options)
-        return model
-
-    known = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: name if name in ("accelerate", "bitsandbytes") else known(name)
-    )
-    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    entry = ModelParams(checkpoint=str(tmp_path), revision=None, family="qwen2_vl", dtype="bfloat16", **given)
-    assert load_model(entry)[0] is model
-    quantised = seen.get("quantization_config")
-    assert seen.get("device_map") == wanted.get("device_map")
-    assert (quantised is None) == ("bits" not in wanted)
-    if quantised is not None:
-        assert quantised.load_in_4bit == (wanted["bits"] == 4) and quantised.load_in_8bit == (wanted["bits"] == 8)
+def test_weights_on_several_devices_compute_the_same(tiny, monkeypatch):
+    whole, processor = tiny(NAME)
+    room = SimpleNamespace(available=whole.get_memory_footprint() // 2)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: room)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    entry = TRAINED.model_copy(update={"device_map": "auto"})
+    model, _ = load_model(entry)
+    assert set(model.hf_device_map.values()) == {"cpu", "disk"}
+    page = build_inputs(processor, [[draw_record("calibration", 0, 0, STYLE).image]], ["Read the page."])
+    rows = [[page["input_ids"].shape[1] - 1]]
+    for got, want in zip(look(model, page, rows), look(whole, page, rows), strict=True):
+        assert torch.equal(got.indices, want.indices) and torch.equal(got.predicted, want.predicted)
+    got, want = (answers(m, processor, compressed_cache(m, "snapkv", 10, window=4)) for m in (model, whole))
+    assert torch.equal(got, want)
+    room.available = 1
+    with pytest.raises(ModelError, match="no device has room"):
+        load_model(entry)
 
 
 @pytest.mark.parametrize(

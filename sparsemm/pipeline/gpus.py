@@ -8,10 +8,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sparsemm.pipeline.locks import first_free
+from sparsemm.pipeline.locks import first_free, locked
 
 
 def visible_gpus() -> list[str]:
@@ -28,22 +28,29 @@ def visible_gpus() -> list[str]:
 
 
 @contextmanager
-def gpu(folder: Path | None = None) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
+def gpu(folder: Path | None = None, every: bool = False) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
     """Take a free GPU; yields (variables for the job, descriptors of the locks to keep). Without GPUs: nothing.
 
     Args:
         folder: of the lock files; the same for every job of the machine.
+        every: wait for all of them, for a model that one cannot hold.
     """
-    names = visible_gpus()
+    names = [name.strip() for name in visible_gpus()]
     if not names:
         yield {}, ()
         return
     folder = folder or Path(tempfile.gettempdir()) / f"sparsemm-gpus-{os.getuid()}"
-    paths = [folder / name.strip().replace("/", "-") for name in names]
-    while (taken := first_free(paths)) is None:
-        time.sleep(0.5)
-    index, descriptor = taken
-    try:
-        yield {"CUDA_VISIBLE_DEVICES": names[index].strip()}, (descriptor,)
-    finally:
-        os.close(descriptor)
+    paths = [folder / name.replace("/", "-") for name in names]
+    with ExitStack() as held:
+        if every:
+            # Sorted: two such jobs never wait for each other.
+            yield (
+                {"CUDA_VISIBLE_DEVICES": ",".join(names)},
+                tuple(held.enter_context(locked(path)) for path in sorted(paths)),
+            )
+            return
+        while (taken := first_free(paths)) is None:
+            time.sleep(0.5)
+        index, descriptor = taken
+        held.callback(os.close, descriptor)
+        yield {"CUDA_VISIBLE_DEVICES": names[index]}, (descriptor,)

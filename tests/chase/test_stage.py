@@ -119,6 +119,27 @@ def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, tmp_path: Path
     assert not (tmp_path / "artifacts" / "work" / "chase" / "m").exists()
 
 
+def test_a_table_of_quantised_weights_says_so_and_finds_the_same_heads(
+    tiny: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    from sparsemm.chase.stage import run
+    from sparsemm.scores import ScoreTable
+
+    model, processor = tiny(NAME)
+    given, tables = params(checkpoint), []
+    for width in (None, "8bit", "4bit"):
+        entry = given.models["m"].model_copy(update={"load_in": width})
+        root = tmp_path / str(width)
+        inputs(root, processor)
+        run(given.model_copy(update={"models": {"m": entry}}), "m", root)
+        tables.append(ScoreTable.load(root / "artifacts" / "scores" / "m.safetensors"))
+        tables[-1].check_model(model.config)
+        assert tables[-1].header["quantization"] == width
+    whole, *quantised = tables
+    correlations = [whole.rank_correlation(table) for table in quantised]
+    assert 0.9 < correlations[1] < correlations[0]
+
+
 def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
     tiny: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

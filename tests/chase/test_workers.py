@@ -63,6 +63,22 @@ def test_a_process_that_fails_is_an_error(capfd: Any) -> None:
     assert "the following arguments are required" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [("1, GPU-8f2,MIG-GPU-41a/7/0", ["1", "GPU-8f2", "MIG-GPU-41a/7/0", "1"]), ("-1", ["-1"] * 4)],
+)
+def test_each_process_sees_one_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, seen: list[str]
+) -> None:
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\nfor part; do :; done\necho "$CUDA_VISIBLE_DEVICES" > "${0%/*}/${part%/*}"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(program))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    workers.spread(["chase", "m"], 4)
+    assert [(tmp_path / str(number)).read_text().strip() for number in range(4)] == seen
+
+
 @pytest.mark.parametrize("text", ["", "2", "2/2", "-1/2", "a/b", "1/2/3"])
 def test_parts_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ParamsError, match="no part of the shards"):

@@ -1,4 +1,5 @@
 import os
+import threading
 
 import pytest
 
@@ -12,6 +13,25 @@ def test_two_jobs_never_share_a_gpu(tmp_path, monkeypatch):
         assert all(os.fstat(lock) for lock in locks)
     with gpu(tmp_path) as (again, _):
         assert again == {"CUDA_VISIBLE_DEVICES": "0"}
+
+
+def test_a_model_that_one_gpu_cannot_hold_waits_for_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, MIG-GPU-a/7/0,GPU-b")
+    taken = threading.Event()
+
+    def spread():
+        with gpu(tmp_path, every=True) as (variables, locks):
+            assert variables == {"CUDA_VISIBLE_DEVICES": "3,MIG-GPU-a/7/0,GPU-b"} and len(locks) == 3
+            taken.set()
+
+    with gpu(tmp_path):
+        job = threading.Thread(target=spread)
+        job.start()
+        assert not taken.wait(0.3)
+    job.join()
+    assert taken.is_set()
+    with gpu(tmp_path) as (one, _):
+        assert one == {"CUDA_VISIBLE_DEVICES": "3"}
 
 
 @pytest.mark.parametrize("value", ["", "-1"])
