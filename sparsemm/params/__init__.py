@@ -130,7 +130,7 @@ WORDS = {
 
 
 class _NoRepeats(yaml.SafeLoader):
-    """YAML without the rule that of two equal keys the last one silently wins; keys that `<<` brings may be replaced."""
+    """YAML without the rule that of two equal keys the last one silently wins; what `<<` brings may be replaced."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Before merge keys are resolved, so that only what is written twice counts.
