@@ -166,7 +166,8 @@ def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
                     return records
                 records.append(_record(row, path))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"damaged: {' '.join(str(error).split())}", where=str(path), hint="run the download stage again") from error
+        what = f"damaged: {' '.join(str(error).split())}"
+        raise DataError(what, where=str(path), hint="run the download stage again") from error
     return records
 
 
