@@ -90,7 +90,8 @@ class Clone:
         command = root / "bin" / "sparsemm"
         command.write_text(COMMAND.format(python=sys.executable, root=str(root)), encoding="utf-8")
         command.chmod(0o755)
-        variables = {"DVC_NO_ANALYTICS": "1", "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+        variables = {"DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+        variables |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
         bins = os.pathsep.join([str(root / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
         self.environment = os.environ | variables | {"PATH": bins}
         self.scores = root / "artifacts" / "scores" / "reader.safetensors"
@@ -113,7 +114,6 @@ class Clone:
         finally:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
-
 
 
 def clone(folder, hub):
