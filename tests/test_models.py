@@ -157,6 +157,14 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(hub, monkeypatch, tmp_pa
     assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
+@pytest.mark.parametrize("checkpoint", ["./nothing", "data/nothing", "a/b/c", "params.yaml"])
+def test_what_is_no_folder_is_not_asked_of_the_hub(checkpoint, tmp_path, capsys):
+    assert adding(tmp_path, checkpoint) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsemm: {checkpoint}: no such folder (") or "key" in said
+    assert "asking" not in said
+
+
 def test_default_keys():
     assert default_key("Qwen/Qwen2.5-VL-7B-Instruct") == "qwen2-5-vl-7b-instruct"
     assert default_key("some/folder/My_Model/") == "my_model"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from sparsemm.errors import ModelError, ParamsError, WatchError
 from sparsemm.params import WatchParams, load_params
 from sparsemm.params.base import check_key
 from sparsemm.params.entries import add_entry, remove_entry
+from sparsemm.params.models import without_folder
 
 
 def add(commands: Commands) -> None:
@@ -60,6 +60,9 @@ def run_add(given: argparse.Namespace) -> None:
     if fetched:
         checkpoint = from_s3(checkpoint, key, given.root)
     place = str(given.root / checkpoint) if fetched else checkpoint
+    if not Path(place).is_dir() and (Path(place).exists() or without_folder(place)):
+        hint = "a checkpoint is a folder with config.json, a hub id (owner/name) or s3://bucket/prefix"
+        raise ModelError("no such folder", where=place, hint=hint)
     with contextlib.nullcontext() if Path(place).is_dir() else from_hub(place, given.revision):
         entry = new_entry(place, given.revision, given.dtype, given.note)
     if Path(place).is_dir() and not is_complete(Path(place)):
@@ -79,12 +82,12 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
         ModelError: as what happens inside, in words of what to do.
     """
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging  # which sets its level when it is imported
 
     from sparsemm.fetch.hub import explained
 
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     print(f"asking the hub for {repo}; without an answer it is asked again for half a minute", file=sys.stderr)
     try:
         yield
@@ -99,7 +102,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
         told = explained(cause, repo, revision)
         raise ModelError(told.what, where=repo, hint=told.hint) from error
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
 
 
 def from_s3(location: str, key: str, root: Path) -> str:
