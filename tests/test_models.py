@@ -146,6 +146,10 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(hub, monkeypatch, tmp_pa
     assert capsys.readouterr().err.splitlines()[1:] == [
         "sparsemm: org/model: holds no config.json (is it a checkpoint of transformers?)"
     ]
+    hub.repos["org/model"] = Repo({"config.json": b"{"})
+    assert adding(tmp_path) == 1
+    assert "org/model: config.json cannot be read" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "void"))
     template = f"http://127.0.0.1:{free_port()}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     assert adding(tmp_path) == 1

@@ -81,7 +81,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
     Raises:
         ModelError: as what happens inside, in words of what to do.
     """
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging  # which sets its level when it is imported
 
     from sparsemm.fetch.hub import explained
@@ -97,7 +97,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
             cause = cause.__cause__ or cause
         elif isinstance(cause, EntryNotFoundError):
             raise ModelError("holds no config.json", where=repo, hint="is it a checkpoint of transformers?") from error
-        if cause is None or isinstance(cause, HFValidationError):
+        elif not isinstance(cause, HfHubHTTPError):  # no hub id, or a config that came and is none
             raise
         told = explained(cause, repo, revision)
         raise ModelError(told.what, where=repo, hint=told.hint) from error
