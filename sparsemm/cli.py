@@ -34,7 +34,8 @@ def _params(given: argparse.Namespace) -> None:
     if given.schema:
         print(json.dumps(schema(), indent=2))
     else:
-        load_params(given.params)
+        params = load_params(given.params)
+        params.check_folders(params.models, str(given.params))
         print(f"{given.params} is valid")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,8 @@ from sparsemm.models import (
 from sparsemm.params import ModelParams
 from sparsemm.prompts import build_inputs
 from sparsemm.training.architectures import build
+from tests.faults import Repo
+from tests.servers import free_port
 
 NAME = "tiny-qwen2-vl"
 FOLDER = Path(__file__).parents[1] / "data" / "checkpoints" / NAME
@@ -130,6 +133,51 @@ def test_an_unreachable_hub_is_said_so(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     with pytest.raises(ModelError, match="HF_ENDPOINT"):
         new_entry("Qwen/Qwen2-VL-7B-Instruct")
+
+
+def adding(tmp_path, checkpoint="org/model"):
+    (tmp_path / "params.yaml").write_text("models: {}\n")
+    return main(["--params", str(tmp_path / "params.yaml"), "models", "add", checkpoint])
+
+
+def test_a_hub_that_does_not_answer_is_told_in_one_line(hub, monkeypatch, tmp_path, capsys):
+    import huggingface_hub
+
+    usual = huggingface_hub.hf_hub_download
+
+    def download(*given, **named):  # warnings are what huggingface_hub says of every attempt
+        assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+        return usual(*given, **named)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    hub.repos["org/model"] = Repo({"README.md": b""})
+    assert adding(tmp_path) == 1
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "sparsemm: org/model: holds no config.json (is it a checkpoint of transformers?)"
+    ]
+    hub.repos["org/model"] = Repo({"config.json": b"{"})
+    assert adding(tmp_path) == 1
+    assert "org/model: config.json cannot be read" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "void"))
+    template = f"http://127.0.0.1:{free_port()}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    assert adding(tmp_path) == 1
+    asked, told = capsys.readouterr().err.splitlines()
+    assert asked.startswith("asking the hub for org/model")
+    assert "the hub cannot be reached" in told and "check the network and HF_ENDPOINT" in told
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert adding(tmp_path) == 1 and "unset it, or name a local folder" in capsys.readouterr().err
+    assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize("checkpoint", ["./nothing", "data/nothing", "a/b/c", "params.yaml"])
+def test_what_is_no_folder_is_not_asked_of_the_hub(checkpoint, tmp_path, capsys):
+    assert adding(tmp_path, checkpoint) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsemm: {checkpoint}: no such folder (") or "key" in said
+    assert "asking" not in said
 
 
 def test_default_keys():

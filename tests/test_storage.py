@@ -141,8 +141,9 @@ def origin(tmp_path_factory, repository_template, storage):
     pipeline = copy_repository(repository_template, tmp_path_factory.mktemp("storage"), **CREDENTIALS)
     pipeline.set_models("one")
     assert sum(pipeline.repro().values()) == 10
-    pipeline.dvc("remote", "add", "-d", "storage", "s3://data/dvc")
-    pipeline.dvc("remote", "modify", "storage", "endpointurl", storage.proxy.url)
+    with open(pipeline.root / ".dvc" / "config", "a", encoding="utf-8") as config:
+        config.write("remote = storage\n['remote \"storage\"']\nurl = s3://data/dvc\n")
+        config.write(f"endpointurl = {storage.proxy.url}\n")
     return pipeline
 
 
@@ -195,7 +196,7 @@ def test_a_fresh_clone_rebuilds_nothing_and_credentials_stay_in_the_environment(
     assert (looking.root / "artifacts/datasets/evaluation.parquet").exists()
 
 
-def test_pushes_that_break_leave_nothing_half_there_and_a_later_one_completes(pushing, storage, tmp_path):
+def test_pushes_that_break_leave_nothing_half_there_and_a_later_one_completes(pushing, storage):
     counts = [0]  # the entries of the run cache are sent again every time
     for kind, after in (("fails", 4), ("cut", 9), ("hangs", 13), ("unanswered", 8)):
         storage.proxy.fault = broken(kind, after=after)
@@ -215,9 +216,12 @@ def test_pushes_that_break_leave_nothing_half_there_and_a_later_one_completes(pu
     storage.check("data")
     counts[-1] = len(storage.objects("data"))  # "unanswered" may have stored everything
     assert counts == sorted(set(counts)), counts
-    clone = pushing.clone(tmp_path / "clone")
-    assert clone.repro("--pull") == Counter()
-    assert files(clone) == files(pushing)
+    cache = pushing.root / ".dvc" / "cache"
+    here = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+    there = {key.removeprefix("dvc/") for key in storage.objects("data")}
+    in_git = [(pushing.root / name).read_bytes() for name in pushing.git("ls-files", "artifacts").split()]
+    hashes = {hashlib.md5(content).hexdigest() for content in in_git}  # of metrics and plots, which DVC leaves to Git
+    assert there <= here and {"".join(name.split("/")[-2:]) for name in here - there} <= hashes
 
 
 def test_a_download_that_breaks_off_is_not_taken_for_a_file(pushing, storage, tmp_path):

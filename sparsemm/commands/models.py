@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from sparsemm.commands import Commands, group
@@ -10,6 +13,7 @@ from sparsemm.errors import ModelError, ParamsError, WatchError
 from sparsemm.params import WatchParams, load_params
 from sparsemm.params.base import check_key
 from sparsemm.params.entries import add_entry, remove_entry
+from sparsemm.params.models import without_folder
 
 
 def add(commands: Commands) -> None:
@@ -56,7 +60,11 @@ def run_add(given: argparse.Namespace) -> None:
     if fetched:
         checkpoint = from_s3(checkpoint, key, given.root)
     place = str(given.root / checkpoint) if fetched else checkpoint
-    entry = new_entry(place, given.revision, given.dtype, given.note)
+    if not Path(place).is_dir() and (Path(place).exists() or without_folder(place)):
+        hint = "a checkpoint is a folder with config.json, a hub id (owner/name) or s3://bucket/prefix"
+        raise ModelError("no such folder", where=place, hint=hint)
+    with contextlib.nullcontext() if Path(place).is_dir() else from_hub(place, given.revision):
+        entry = new_entry(place, given.revision, given.dtype, given.note)
     if Path(place).is_dir() and not is_complete(Path(place)):
         hint = "every safetensors file that its index names must be there, whole"
         raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
@@ -64,6 +72,37 @@ def run_add(given: argparse.Namespace) -> None:
     changed = add_entry(given.params, key, entry)
     print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
     print(f"written to {given.params}; `dvc repro` runs its stages" if changed else "nothing changed")
+
+
+@contextlib.contextmanager
+def from_hub(repo: str, revision: str | None) -> Iterator[None]:
+    """Say once that the hub is asked, instead of a line for each of huggingface_hub's attempts, and why it failed.
+
+    Raises:
+        ModelError: as what happens inside, in words of what to do.
+    """
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging  # which sets its level when it is imported
+
+    from sparsemm.fetch.hub import explained
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    print(f"asking the hub for {repo}; without an answer it is asked again for half a minute", file=sys.stderr)
+    try:
+        yield
+    except ModelError as error:
+        cause = error.__cause__
+        if isinstance(cause, LocalEntryNotFoundError):  # which says no more than that it is not in the cache either
+            cause = cause.__cause__ or cause
+        elif isinstance(cause, EntryNotFoundError):
+            raise ModelError("holds no config.json", where=repo, hint="is it a checkpoint of transformers?") from error
+        elif not isinstance(cause, HfHubHTTPError):  # no hub id, or a config that came and is none
+            raise
+        told = explained(cause, repo, revision)
+        raise ModelError(told.what, where=repo, hint=told.hint) from error
+    finally:
+        logging.set_verbosity(level)
 
 
 def from_s3(location: str, key: str, root: Path) -> str:

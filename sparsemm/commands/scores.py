@@ -17,32 +17,32 @@ def add(commands: Commands) -> None:
     show = scores.add_parser(
         "show", help="top heads, shares, reliability", epilog=f"example: sparsemm scores show {TABLE}"
     )
-    show.add_argument("table", type=Path)
+    show.add_argument("table", type=Path, help="artifacts/scores/KEY.safetensors")
     show.set_defaults(run=run_show)
     diff = scores.add_parser(
         "diff",
         help="rank correlation and overlap of two tables",
         epilog=f"example: sparsemm scores diff {TABLE} artifacts/scores/tiny-llava-next-vicuna.safetensors",
     )
-    diff.add_argument("table", type=Path)
-    diff.add_argument("other", type=Path)
+    diff.add_argument("table", type=Path, help="one table")
+    diff.add_argument("other", type=Path, help="another, of as many layers and heads")
     diff.set_defaults(run=run_diff)
     export = scores.add_parser(
         "export",
         help='write the published JSON form {"layer-head": [..]}',
         epilog=f"example: sparsemm scores export {TABLE} heads.json",
     )
-    export.add_argument("table", type=Path)
-    export.add_argument("output", type=Path)
+    export.add_argument("table", type=Path, help="artifacts/scores/KEY.safetensors")
+    export.add_argument("output", type=Path, help="JSON file to write")
     export.set_defaults(run=run_export)
     imported = scores.add_parser(
         "import",
         help="read the published JSON form as the table of a model in params.yaml",
         epilog="example: sparsemm scores import heads.json tiny-qwen2-vl imported.safetensors",
     )
-    imported.add_argument("source", type=Path)
+    imported.add_argument("source", type=Path, help="JSON file in the published form")
     imported.add_argument("key", help="model key")
-    imported.add_argument("output", type=Path)
+    imported.add_argument("output", type=Path, help="table to write")
     imported.set_defaults(run=run_import)
 
 

@@ -98,9 +98,14 @@ def run_download(given: argparse.Namespace) -> None:
 
 def run_stage(given: argparse.Namespace) -> None:
     """A stage that runs once per model."""
-    stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
     options = {name: getattr(given, name) for name in ("dataset", "limit") if name in given}
-    stage.run(load_params(given.params), given.key, given.root, **options)
+    if (limit := options.get("limit")) is not None and limit < 1:
+        raise ParamsError(f"{limit} documents answer nothing", where="--limit", hint="at least 1")
+    params = load_params(given.params)
+    if given.command != "allocate":  # which needs no model
+        params.check_folders([given.key], str(given.params))
+    stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
+    stage.run(params, given.key, given.root, **options)
 
 
 def run_chase(given: argparse.Namespace) -> None:
@@ -108,6 +113,7 @@ def run_chase(given: argparse.Namespace) -> None:
     from sparsemm.chase import workers
 
     params = load_params(given.params)
+    params.check_folders([given.key], str(given.params))
     if given.shards:
         workers.compute(params, given.key, workers.parse_part(given.shards), given.root, given.dataset)
         return

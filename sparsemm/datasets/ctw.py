@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
 
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
-from sparsemm.datasets.members import Members
+from sparsemm.datasets.members import Members, lines
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
@@ -43,12 +44,11 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Photo, None, 
         where, count = f"{place.address}: {name}", 0
         try:
             with members.open(name) as handle:
-                for number, text in enumerate(handle, 1):
-                    if text.strip():
-                        if count >= start:
-                            yield Photo(members, f"{where}, line {number}", text)
-                        count += 1
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+                for number, text in lines(handle, where):
+                    if count >= start:
+                        yield Photo(members, f"{where}, line {number}", text)
+                    count += 1
+        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError) as error:
             raise DataError(f"cannot be read: {error}", where=where) from error
 
 
@@ -61,9 +61,9 @@ def record(row: Photo, source: str, licence: str) -> Record:
     """
     try:
         value = json.loads(row.text)
-        name, identity, lines = value["file_name"], value["image_id"], value["annotations"]
-        texts = ["".join(one["text"] for one in line) for line in lines]
-        quads = [[point for one in line for point in one["polygon"]] for line in lines]
+        name, identity, written = value["file_name"], value["image_id"], value["annotations"]
+        texts = ["".join(one["text"] for one in line) for line in written]
+        quads = [[point for one in line for point in one["polygon"]] for line in written]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not an image with annotations: {error!r}", where=row.where) from error
     found = row.members.find(str(name).rpartition("/")[2])

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from sparsemm import fetch
 from sparsemm.datasets import coco, ctw, folder, mlt2019, pdf, synthdog
@@ -103,10 +104,8 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
     seen: set[str] = set()
     with closing(rows):
         for row in islice(rows, wanted):
-            if tally.kept == given.samples:
-                break
             try:
-                made = record(row, f"{place.address}@{place.revision}", licence).validate()
+                made = _composed(record(row, f"{place.address}@{place.revision}", licence)).validate()
                 if not made.entries:
                     raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
                 if made.id in seen:
@@ -121,12 +120,19 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
                 seen.add(made.id)
                 tally.kept += 1
                 yield made
+                if tally.kept == given.samples:  # before the next row is asked for
+                    break
     if _too_many(given, tally, tally.kept):
         what = f"{len(tally.bad)} rows are bad and {tally.kept} are good, the first bad one: {tally.bad[0]}"
         raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g} of all, allows")
     if not tally.kept:
         reason = f", {len(tally.empty)} have nothing to read" if tally.empty else ""
         raise DataError(f"no row became a record{reason}", where=place.address)
+
+
+def _composed(made: Record) -> Record:
+    """The record with text as models write it (Unicode NFC); PDFs and labels may have letters and accents apart."""
+    return replace(made, entries=tuple(replace(one, text=normalize("NFC", one.text)) for one in made.entries))
 
 
 def _too_many(given: Outside, tally: Tally, good: int) -> bool:

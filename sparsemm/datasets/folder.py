@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from sparsemm.datasets.images import clip, decode
+from sparsemm.datasets.members import LARGEST, lines
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
@@ -41,11 +43,10 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Line, None, N
     count = 0
     for name in chosen:
         with place.files[name].open() as handle:
-            for number, text in enumerate(handle, 1):
-                if text.strip():
-                    if count >= start:
-                        yield Line(place, name, number, text)
-                    count += 1
+            for number, text in lines(handle, f"{place.address}/{name}"):
+                if count >= start:
+                    yield Line(place, name, number, text)
+                count += 1
 
 
 def record(row: Line, source: str, licence: str) -> Record:
@@ -65,9 +66,11 @@ def record(row: Line, source: str, licence: str) -> Record:
         raise DataError(f"not an object with image and entries: {error!r}", where=where) from error
     if not known:
         raise DataError("not an object with image and entries, and perhaps id", where=where)
-    name = str(PurePosixPath(row.name).parent / path)
+    name = posixpath.normpath(posixpath.join(posixpath.dirname(row.name), path))
     if name not in row.place.files:  # so no name leads out of the place
         raise DataError(f"no file {path!r}", where=where, hint="paths count from the folder of the JSONL file")
+    if row.place.files[name].size > LARGEST:
+        raise DataError(f"{path} is larger than {LARGEST} bytes", where=where)
     with row.place.files[name].open() as handle:
         image = decode(handle.read(), f"{row.place.address}/{name}")
     entries = []

@@ -20,13 +20,17 @@ def decode(data: bytes, where: str) -> Image.Image:
     """The image as RGB, what is transparent on white; pixels as stored, so that boxes fit (no EXIF rotation).
 
     Raises:
-        DataError: if it is truncated, no image, or so large (above 89 million pixels) that it looks like an attack.
+        DataError: if it is truncated, no image, so large (above 89 million pixels) that it looks like an attack, of a
+            depth that has no known white, or a program (EPS).
     """
     try:
         with warnings.catch_warnings(), whole_images():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data))
+            if image.format == "EPS":
+                raise ValueError("EPS is a program, and would be run")
             image.load()
+        image = _of_eight_bits(image)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -39,14 +43,27 @@ def decode(data: bytes, where: str) -> Image.Image:
         raise DataError(f"the image cannot be read: {error}", where=where) from error
 
 
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits as grey of 8, where Pillow's own conversion makes white of all but the darkest 256 shades.
+
+    Raises:
+        ValueError: if the pixels may have any value.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError(f"pixels of mode {image.mode} have no known white")
+    return image.convert("I").point(lambda value: value / 256).convert("L") if image.mode[0] == "I" else image
+
+
 def bounds(points: Sequence[Sequence[float]], where: str) -> Box:
     """The smallest upright box (x0, y0, x1, y1) around points (x, y).
 
     Raises:
-        DataError: if they are not pairs of numbers.
+        DataError: if they are not pairs of finite numbers.
     """
     try:
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
+        if not all(map(math.isfinite, (*xs, *ys))):  # which min and max may pass over
+            raise ValueError("not finite")
         return min(xs), min(ys), max(xs), max(ys)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{points!r:.80} are not points", where=where) from error

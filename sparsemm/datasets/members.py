@@ -18,6 +18,19 @@ LARGEST = 2**28  # bytes of an image or label file that is read as one piece
 _Opener = Callable[[], IO[bytes]]
 
 
+def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, text) of the lines of a file that are not blank.
+
+    Raises:
+        DataError: if one is larger than any description of an image should be.
+    """
+    for number, text in enumerate(iter(lambda: handle.readline(LARGEST + 1), b""), 1):
+        if len(text) > LARGEST:
+            raise DataError(f"line {number} is larger than {LARGEST} bytes", where=where)
+        if text.strip():
+            yield number, text
+
+
 class Members:
     """What a place holds, archives looked into one after the other, and no further than needed.
 

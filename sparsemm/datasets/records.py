@@ -152,16 +152,22 @@ def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
     Raises:
         DataError: if the file is missing, is not parquet, has other columns, or holds a bad record.
     """
+    import pyarrow as pa
+
     path = Path(path)
     file = _open(path)
     if not file.schema_arrow.equals(_schema()):
         raise DataError("columns differ from the record schema", where=str(path), hint="run the download stage again")
     records: list[Record] = []
-    for batch in file.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            if limit is not None and len(records) >= limit:
-                return records
-            records.append(_record(row, path))
+    try:
+        for batch in file.iter_batches(batch_size=64):
+            for row in batch.to_pylist():
+                if limit is not None and len(records) >= limit:
+                    return records
+                records.append(_record(row, path))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        what = f"damaged: {' '.join(str(error).split())}"
+        raise DataError(what, where=str(path), hint="run the download stage again") from error
     return records
 
 

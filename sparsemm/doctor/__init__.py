@@ -22,11 +22,14 @@ def examine(params_file: Path, root: Path = Path(".")) -> list[Finding]:
     params: Params | None = None
     try:
         params = load_params(params_file)
+        params.check_folders(params.models, str(params_file))
         found = [
             Finding("params", "ok", f"{params_file}: {len(params.models)} models, {len(params.datasets)} data sets")
         ]
     except ParamsError as error:
-        found = [Finding("params", "broken", str(error), "correct the file; `sparsemm params --schema` explains keys")]
+        hint = "correct the file; `sparsemm params --schema` explains keys" if params is None else error.hint or ""
+        what = str(error) if params is None else f"{error.where}: {error.what}"
+        found = [Finding("params", "broken", what, hint)]
     found += packages()
     if any(one.status == "broken" and one.name.removeprefix("package ") in CORE for one in found):
         return found  # what follows needs them

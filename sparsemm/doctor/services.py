@@ -15,6 +15,7 @@ from sparsemm.doctor.finding import Finding
 from sparsemm.errors import FetchError, RegistryError
 from sparsemm.fetch.s3 import ask
 from sparsemm.params import Params
+from sparsemm.params.models import without_folder
 from sparsemm.registry.client import registry_uri, sqlite_file
 
 PATIENCE = 5.0  # seconds a service may take
@@ -50,14 +51,16 @@ def hub(params: Params | None) -> Finding:
         return Finding("hub", "absent", "HF_HUB_OFFLINE is set", "unset it to download")
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     found = knock("hub", address, "/api/models?limit=1", "check the network, HF_ENDPOINT and proxies")
-    if found.status == "broken" and params is not None and not _from_hub(params):
-        return Finding("hub", "absent", found.detail, "nothing in params.yaml needs it")
+    if found.status == "broken" and (params is None or not _from_hub(params)):
+        hint = "nothing in params.yaml needs it" if params else "whether params.yaml needs it cannot be told"
+        return Finding("hub", "absent", found.detail, hint)
     return found
 
 
 def _from_hub(params: Params) -> bool:
     """Whether a data set or a model comes from the hub."""
-    models = any(not Path(one.checkpoint).exists() for one in params.models.values())
+    names = [one.checkpoint for one in params.models.values()]
+    models = any(not Path(name).exists() and not without_folder(name) for name in names)
     return models or any(one.source == "hub" for one in params.datasets.values())
 
 

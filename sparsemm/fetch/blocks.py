@@ -174,6 +174,8 @@ class Blocks:
     def move(self, target: Path) -> None:
         """Give the whole, verified file its final name; the blocks are gone afterwards."""
         self.fill()
+        with room(str(target)):
+            os.fsync(self._file)  # a name that survives a power cut has its content
         self.close()
         with room(str(target)):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def _listing(
     except HFValidationError as error:
         raise FetchError(f"not a hub id: {error}", where=where) from error
     except _failures() as error:
-        raise _explained(error, where, revision) from error
+        raise explained(error, where, revision) from error
     commit = str(found.sha)
     remotes = {}
     for one in sorted(found.siblings or (), key=lambda one: one.rfilename):
@@ -153,7 +153,7 @@ def _read(url: str, where: str, start: int, stop: int) -> bytes:
         response = http_backoff("GET", url, headers=headers, timeout=patience.TIMEOUT)
         hf_raise_for_status(response)
     except _failures() as error:
-        raise _explained(error, where, None) from error
+        raise explained(error, where, None) from error
     return response.content if response.status_code == 206 else response.content[start:stop]
 
 
@@ -185,7 +185,14 @@ def _passing(error: BaseException) -> bool:
     return status is None or status == 429 or status >= 500
 
 
-def _explained(error: BaseException, where: str, revision: str | None) -> FetchError:
+def explained(error: BaseException, where: str, revision: str | None) -> FetchError:
+    """What a failure of huggingface_hub means, in words of what to do.
+
+    Args:
+        error: one that it raised, or one of its transport.
+        where: what was asked for, for the message.
+        revision: that was asked for.
+    """
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -196,7 +203,7 @@ def _explained(error: BaseException, where: str, revision: str | None) -> FetchE
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
         return FetchError("does not exist, or is private", where=where, hint="check the spelling, or set HF_TOKEN")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return FetchError("HF_HUB_OFFLINE is set", where=where, hint="unset it, or name a local copy: source: folder")
+        return FetchError("HF_HUB_OFFLINE is set", where=where, hint="unset it, or name a local folder")
     if status == 403:
         return FetchError("this account may not read it", where=where, hint="check HF_TOKEN")
     if status == 404:

@@ -129,14 +129,21 @@ def _read(client: Any, bucket: str, key: str, etag: str, start: int, stop: int) 
 
 
 def _passing(error: Exception) -> bool:
-    """Whether the same request may succeed a little later: cut off, damaged, too slow, 429, 5xx."""
-    from botocore.exceptions import ClientError, FlexibleChecksumError, HTTPClientError
+    """Whether the same request may succeed a little later: no answer, cut off, damaged, too slow, 429, 5xx."""
+    from botocore.exceptions import (
+        ClientError,
+        EndpointConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+    )
 
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         code = error.response.get("Error", {}).get("Code")
         return status == 429 or status >= 500 or code in ("RequestTimeout", "Throttling", "SlowDown")
-    return isinstance(error, HTTPClientError | FlexibleChecksumError | OSError)
+    passing = HTTPClientError | EndpointConnectionError | IncompleteReadError | FlexibleChecksumError | OSError
+    return isinstance(error, passing)
 
 
 def _verify(client: Any, bucket: str, key: str, etag: str, path: Path) -> bool:

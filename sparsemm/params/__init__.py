@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sparsemm.errors import ParamsError
 from sparsemm.params.base import Strict, check_key
 from sparsemm.params.datasets import DatasetParams, may_share
-from sparsemm.params.models import ModelParams, WatchParams
+from sparsemm.params.models import ModelParams, WatchParams, without_folder
 from sparsemm.params.registry import RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
 from sparsemm.params.studies import StudiesParams
@@ -86,6 +87,23 @@ class Params(Strict):
             raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {known}")
         return self.models[key]
 
+    def check_folders(self, keys: Iterable[str], where: str = "params.yaml") -> None:
+        """Check that local checkpoints are there; hub ids are not asked for.
+
+        Args:
+            keys: of the models to look at; unknown ones are left out.
+            where: the file, for messages.
+
+        Raises:
+            ParamsError: naming every folder that is not.
+        """
+        gone = {key: self.models[key].checkpoint for key in keys if key in self.models}
+        gone = {key: folder for key, folder in gone.items() if without_folder(folder)}
+        if gone:
+            what = "; ".join(f"models.{key}.checkpoint: no folder {folder}" for key, folder in gone.items())
+            hint = f"correct the path, fetch it again, or `sparsemm models remove {next(iter(gone))}`"
+            raise ParamsError(what, where=where, hint=hint)
+
     def over(self, dataset: str | None) -> Params:
         """These params with another data set under `chase`, and the prompt that fits it; None changes nothing.
 
@@ -112,19 +130,19 @@ WORDS = {
 
 
 class _NoRepeats(yaml.SafeLoader):
-    """YAML without the rule that of two equal keys the last one silently wins."""
+    """YAML without the rule that of two equal keys the last one silently wins; what `<<` brings may be replaced."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Before merge keys are resolved, so that only what is written twice counts.
+        node = super().compose_mapping_node(anchor)
         seen = set()
-        for key_node, _ in node.value:
-            mark = key_node.start_mark
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a mapping", mark)
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} appears twice", mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.composer.ComposerError(None, None, "a key is a list or a mapping", key.start_mark)
+            if key.value in seen:
+                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} appears twice", key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def _reasons(error: ValidationError) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
@@ -17,6 +19,12 @@ def _known(family: str) -> str:
 
 
 Family = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(families())})]
+
+
+def without_folder(checkpoint: str) -> bool:
+    """Whether `checkpoint` can only be a local folder (from where stages run), and there is none."""
+    hub_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", checkpoint) and not checkpoint.startswith("data/")
+    return not hub_id and not Path(checkpoint).is_dir()
 
 
 class ModelParams(Strict):

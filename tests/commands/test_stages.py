@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sparsemm.cli import main
@@ -20,7 +22,25 @@ def test_help_has_an_example_that_would_run(name, capsys):
     assert command == name and all(one in params.models or one in params.datasets for one in key)
 
 
-@pytest.mark.parametrize("count", ["0", "-2"])
-def test_a_chase_needs_a_process(count, capsys):
-    assert main(["chase", "tiny-qwen2-vl", "--processes", count]) == 1
-    assert f"--processes: {count} processes compute nothing" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "option", "reason"),
+    [
+        ("chase", "--processes", "0 processes compute nothing"),
+        ("chase", "--processes", "-2 processes compute nothing"),
+        ("evaluate", "--limit", "0 documents answer nothing"),
+    ],
+)
+def test_a_count_of_nothing_is_refused(command, option, reason, capsys):
+    assert main([command, "tiny-qwen2-vl", option, reason.split()[0]]) == 1
+    assert capsys.readouterr().err == f"sparsemm: {option}: {reason} (at least 1)\n"
+
+
+@pytest.mark.parametrize("command", [["params"], ["align", "gone"], ["chase", "gone"]])
+def test_a_checkpoint_that_is_not_there_is_told_before_anything_runs(command, capsys, tmp_path):
+    path = tmp_path / "params.yaml"
+    entry = "  gone: {checkpoint: data/checkpoints/nothing, family: qwen2_vl}\n"
+    path.write_text(Path("params.yaml").read_text(encoding="utf-8").replace("models:\n", f"models:\n{entry}"))
+    assert main(["--params", str(path), *command]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsemm: {path}: models.gone.checkpoint: no folder data/checkpoints/nothing (")
+    assert "`sparsemm models remove gone`" in said

@@ -33,6 +33,16 @@ def png(width: int = 60, height: int = 40, seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
+def blank(width: int, height: int) -> bytes:
+    """A white image of any size in a few bytes."""
+    buffer = io.BytesIO()
+    Image.new("1", (width, height), 1).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+BOMB = blank(9_500, 9_500)  # just above what Pillow takes for an attack
+
+
 def parquet(rows: list[dict[str, Any]], features: dict[str, Any] | None = None, group: int = 4) -> bytes:
     """Rows as `datasets` would push them, with its features in the schema's metadata."""
     table = pa.Table.from_pylist(rows)

@@ -96,6 +96,7 @@ def test_the_published_archives_are_read_as_they_are(run):
         (photo(1, [[{"text": "出"}]]), "polygon"),
         (photo(1, [[character(3, 2, 2)]]), "not an image with annotations"),
         (photo(1, [[]]), "are not points"),
+        (photo(1, [[{"text": "出", "polygon": [[1, 2], [float("nan"), 2], [9, 9], [1, 9]]}]]), "are not points"),
         (photo(1, [[character("出", 100, 2)]]), "empty or outside"),
         (photo(1, [[{"text": "出", "polygon": [[1, 2, 3]]}]]), "are not points"),
         (photo(2, LINES), "no image 0000002.jpg"),

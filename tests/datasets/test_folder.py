@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from sparsemm.datasets import download
 from sparsemm.datasets.records import Entry, read_about, read_records
 from sparsemm.errors import DataError
-from tests.datasets.samples import params, png
+from tests.datasets.samples import BOMB, params, png
 
 GOOD = {"image": "a.png", "entries": [{"text": "hut", "box": [1, 2, 30, 12]}]}
 
@@ -55,6 +56,8 @@ def test_records_with_source_and_licence(mine, tmp_path, capsys):
         (GOOD | {"id": 7}, "id is not text"),
         (GOOD | {"image": "none.png"}, "no file 'none.png'"),
         (GOOD | {"image": "../outside.png"}, "no file"),
+        (GOOD | {"image": "program.eps"}, "would be run"),
+        (GOOD | {"image": "heights.tiff"}, "no known white"),
         (GOOD | {"image": "records.jsonl"}, "image cannot be read"),
         (GOOD | {"image": "cut.png"}, "image cannot be read"),
         (GOOD | {"image": "bomb.png"}, "too large"),
@@ -71,7 +74,9 @@ def test_records_with_source_and_licence(mine, tmp_path, capsys):
 )
 def test_a_bad_line_is_left_out_counted_and_listed(mine, tmp_path, capsys, line, reason):
     (tmp_path / "mine" / "cut.png").write_bytes(png()[:-500])
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "mine" / "bomb.png")
+    (tmp_path / "mine" / "bomb.png").write_bytes(BOMB)
+    Image.new("RGB", (9, 9)).save(tmp_path / "mine" / "program.eps")
+    Image.new("F", (9, 9)).save(tmp_path / "mine" / "heights.tiff")
     assert [record.id for record in mine(GOOD, line)] == ["records-1"]
     (bad,) = read_about(tmp_path / "artifacts" / "datasets" / "mine.parquet")["bad"]
     assert reason in bad and "left out 1 bad, the first: " in capsys.readouterr().out
@@ -105,6 +110,36 @@ def test_what_is_transparent_is_white(mine, tmp_path):
     Image.new("RGBA", (60, 40), (0, 0, 0, 0)).save(tmp_path / "mine" / "a.png")
     (record,) = mine(GOOD)
     assert record.image.getpixel((3, 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_grey_of_sixteen_bits_keeps_its_shades(mine, tmp_path, suffix):
+    shades = np.tile(np.linspace(0, 65535, 60).astype(np.uint16), (40, 1))
+    Image.fromarray(shades).save(tmp_path / "mine" / f"scan.{suffix}")
+    (record,) = mine(GOOD | {"image": f"scan.{suffix}"})
+    assert (np.asarray(record.image)[:, :, 0] == shades // 256).all()
+
+
+def test_images_may_lie_beside_the_folder_of_the_file(mine, tmp_path):
+    (tmp_path / "mine" / "labels").mkdir()
+    beside = GOOD | {"image": "../a.png"}
+    (tmp_path / "mine" / "labels" / "val.jsonl").write_text(json.dumps(beside), encoding="utf-8")
+    assert [record.id for record in mine(beside, split="val")] == ["val-1"]
+
+
+def test_a_letter_and_its_accent_are_one_character(mine):
+    (record,) = mine(GOOD | {"entries": [{"text": "cafe\u0301", "box": [1, 2, 30, 12]}]})
+    assert record.entries[0].text == "caf\u00e9"
+
+
+def test_what_is_too_large_to_be_one_description_or_one_image_is_not_read(mine, monkeypatch):
+    size = len(png())
+    monkeypatch.setattr("sparsemm.datasets.folder.LARGEST", size - 1)
+    with pytest.raises(DataError, match=f"a.png is larger than {size - 1} bytes"):
+        mine(GOOD, max_bad=0.0)
+    monkeypatch.setattr("sparsemm.datasets.members.LARGEST", 100)
+    with pytest.raises(DataError, match="records.jsonl: line 2 is larger than 100 bytes"):
+        mine(GOOD, b" " * 101)
 
 
 def test_what_only_json_can_say_sinks_nothing_else(mine, tmp_path):

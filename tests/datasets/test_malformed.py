@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 
 import pytest
-from PIL import Image
 
 from sparsemm.datasets import download
 from sparsemm.datasets.records import read_about, read_records
 from sparsemm.errors import DataError
-from tests.datasets.samples import COCO_FEATURES, NAMES, params, parquet, png
+from tests.datasets.samples import BOMB, COCO_FEATURES, NAMES, blank, params, parquet, png
 
 GOOD = 20  # rows beside the bad one
 BOX = (2.0, 3.0, 30.0, 12.0)
-
-
-def picture(width, height):
-    buffer = io.BytesIO()
-    Image.new("1", (width, height), 1).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def jsonl(rows):
@@ -79,7 +71,7 @@ NAN = float("nan")
 BAD = {
     "truncated image": ((png()[:-300], "car", BOX), "cannot be read"),
     "no image": ((b"GIF89a", "car", BOX), "cannot be read"),
-    "huge image": ((picture(20_000, 20_000), "car", BOX), "too large"),
+    "huge image": ((BOMB, "car", BOX), "too large"),
     "zero-area box": ((png(), "car", (2.0, 3.0, 2.0, 12.0)), "empty or outside"),
     "NaN": ((png(), "car", (2.0, NAN, 30.0, 12.0)), "not finite|not upright|not points|empty or outside"),
     "outside": ((png(), "car", (100.0, 3.0, 130.0, 12.0)), "empty or outside"),
@@ -131,7 +123,7 @@ def test_more_of_them_than_max_bad_are_an_error(run, tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_odd_but_sound_images_are_kept(run, name):
     """One pixel, 20,000 pixels long: which models take them is for the align stage to see."""
-    rows = [(picture(1, 1), "car", (0.0, 0.0, 1.0, 1.0)), (picture(20_000, 4), "person", (5.0, 0.0, 19_000.0, 4.0))]
+    rows = [(blank(1, 1), "car", (0.0, 0.0, 1.0, 1.0)), (blank(20_000, 4), "person", (5.0, 0.0, 19_000.0, 4.0))]
     records, left_out = run(name, rows)
     assert [record.image.size for record in records] == [(1, 1), (20_000, 4)] and not left_out
 

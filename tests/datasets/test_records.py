@@ -88,6 +88,11 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="not a readable parquet file"):
         read_records(broken)
+    data = write_records(broken, [_record()]) and bytearray(broken.read_bytes())
+    data[4:20] = b"\xff" * 16  # the first page's header; the table of contents is whole
+    broken.write_bytes(data)
+    with pytest.raises(DataError, match="damaged.*run the download stage again"):
+        read_records(broken)
     pq.write_table(pa.table({"id": ["a"]}), broken)
     with pytest.raises(DataError, match="columns differ"):
         read_records(broken)

@@ -57,6 +57,8 @@ def test_only_the_wanted_rows_are_fetched(repo, hub, tmp_path, monkeypatch):
     whole = len(repo.files["data/train-00000-of-00002-0a1b.parquet"])
     assert len(run(tmp_path, samples=3)) == 3
     assert hub.sent < whole / 2 and not any("00001-of" in path for path in hub.paths)
+    assert len(run(tmp_path, samples=40)) == 40  # all of the first file, and none of the second
+    assert not any("00001-of" in path for path in hub.paths)
     hub.sent = 0  # the last row group of the second file
     assert [r.id for r in run(tmp_path, rows=[77, 79])] == ["synthdog-000077", "synthdog-000078"]
     assert hub.sent < whole / 2

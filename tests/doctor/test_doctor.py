@@ -58,7 +58,16 @@ def test_json_is_a_list_and_something_broken_is_an_exit_status(tmp_path, capsys)
     found = json.loads(printed.out)
     assert code == 1 and "params" in printed.err
     assert {frozenset(one) for one in found} == {frozenset({"name", "status", "detail", "hint"})}
-    assert next(one for one in found if one["name"] == "params")["status"] == "broken"
+    status = {one["name"]: one["status"] for one in found}
+    assert status["params"] == "broken" and status["hub"] == "absent"  # which nobody can tell to be needed
+
+
+def test_a_checkpoint_that_is_not_there_is_no_matter_of_the_hub(tmp_path):
+    models = {"gone": {"checkpoint": "./nothing", "family": "qwen2_vl"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(yaml.safe_load(OWN.read_text()) | {"models": models}))
+    found = examine(tmp_path / "params.yaml", tmp_path)
+    assert only(found, "params").status == "broken" and "models remove gone" in only(found, "params").hint
+    assert only(found, "hub").status == "absent"
 
 
 def test_without_torch_it_still_says_so(monkeypatch, tmp_path):

@@ -108,10 +108,13 @@ def test_blocks_that_the_disk_lost_are_fetched_again(served, tmp_path):
     assert served.sent == before + 2000
 
 
-def test_a_whole_file_is_saved_and_its_blocks_are_gone(served, tmp_path):
+def test_a_whole_file_is_saved_and_its_blocks_are_gone(served, tmp_path, monkeypatch):
     served.faults = [None, "cut", "flip"]  # wrong once: thrown away and fetched again
     target = tmp_path / "out" / "big.bin"
+    named = []
+    monkeypatch.setattr("os.fsync", lambda _: named.append(target.exists()))
     fetch.hub("org/data", tmp_path / "work").files["data/big.bin"].save(target)
+    assert named == [False]  # on the disk before it has its name
     assert target.read_bytes() == BIG and not list((tmp_path / "work").iterdir())
 
 

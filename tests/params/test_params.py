@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils.serialize import loads_yaml
 
 from sparsemm.errors import ParamsError
 from sparsemm.layouts import families
 from sparsemm.params import ModelParams, load_params, parse_params, schema
+from sparsemm.params.models import without_folder
 from sparsemm.policies import METHODS
 
 OWN = Path(__file__).parents[2] / "params.yaml"
@@ -81,6 +83,35 @@ def test_what_is_wrong_is_refused_with_file_key_and_reason(changes, key, reason)
 def test_files_that_are_no_params_are_refused(text, reason):
     with pytest.raises(ParamsError, match=reason):
         parse_params(text)
+
+
+def test_an_entry_may_begin_as_another_one_does():
+    """As DVC reads it, which resolves merge keys too."""
+    more = "  second: &two {<<: *one, note: two}\n  third: {<<: *two, note: three}\n"
+    text = OWN.read_text(encoding="utf-8").replace("  tiny-qwen2-vl:\n", "  tiny-qwen2-vl: &one\n", 1)
+    text = text.replace("\ndatasets:\n", f"{more}\ndatasets:\n", 1)
+    models = parse_params(text).models
+    assert [models[key].note for key in ("tiny-qwen2-vl", "second", "third")] == ["", "two", "three"]
+    assert models["third"].checkpoint == models["tiny-qwen2-vl"].checkpoint
+    assert loads_yaml(text)["models"]["third"] == models["third"].model_dump(exclude_unset=True)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "gone"),
+    [
+        ("org/name", False),
+        ("name", False),
+        (str(OWN.parent), False),
+        ("./nothing", True),
+        ("../nothing", True),
+        ("/nothing/at/all", True),
+        ("~/nothing", True),
+        ("data/nothing", True),
+        ("my/own/nothing", True),
+    ],
+)
+def test_a_checkpoint_that_can_only_be_a_folder_must_be_there(checkpoint, gone):
+    assert without_folder(checkpoint) is gone
 
 
 HUB = {"source": "hub", "repo": "o/d", "format": "synthdog", "samples": 8}
