@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -65,8 +65,11 @@ def get_policy(
         raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
     if mode not in ("exact", "paper"):
         raise BudgetError(f"mode {mode!r} is unknown", hint="use exact or paper")
-    if not 0.0 <= adapt <= 1.0:
-        raise BudgetError(f"adapt is {adapt}", hint="choose adapt between 0 and 1")
+    for name, share in (("rho", rho), ("adapt", adapt)):
+        if not isinstance(share, Real) or not 0.0 <= share <= 1.0:
+            raise BudgetError(f"{name} is {share!r}", hint=f"choose {name} between 0 and 1")
+    if not isinstance(seed, Integral):
+        raise BudgetError(f"seed is {seed!r}", hint="use a whole number")
     shape = (num_layers, num_kv_heads, budget, window)
     if method in PLAIN:
         return PLAIN[method](*shape)

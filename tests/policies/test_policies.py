@@ -136,6 +136,9 @@ def test_impossible_scores_are_refused_before_any_prompt():
         get_policy("random", L, H, B, W, seed=-1)
     with pytest.raises(BudgetError, match="adapt is 1.5"):
         get_policy("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=1.5)
+    for name, given in (("rho", "0.1"), ("rho", np.nan), ("adapt", None), ("seed", "1"), ("seed", 1.0)):
+        with pytest.raises(BudgetError, match=f"{name} is {given!r}"):
+            get_policy("random", L, H, B, W, **{name: given})
 
 
 def test_a_policy_of_many_prompts_stays_small():
