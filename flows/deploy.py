@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,10 +131,20 @@ def _answering() -> Iterator[None]:
         raise PipelineError(f"the Prefect server does not answer: {error}", where=url, hint=hint) from error
 
 
-def deployments(pool: str, path: Path) -> list[str]:
-    """flow/deployment names in prefect.yaml that belong to a pool."""
+def deployments(pools: list[str], path: Path) -> list[str]:
+    """flow/deployment names in prefect.yaml that belong to the pools.
+
+    Raises:
+        PipelineError: if one of them wants an environment variable that is not set: Prefect would leave a hole.
+    """
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries if entry["name"] == pool]
+    wanted = [entry for entry in entries if entry["name"] in pools]
+    missing = set(re.findall(r"{{ \$(\w+) }}", json.dumps(wanted))) - os.environ.keys()
+    if missing:
+        raise PipelineError(
+            f"set {', '.join(sorted(missing))}", where=str(path), hint="docs/operations.md says to what"
+        )
+    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in wanted]
 
 
 def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> None:
@@ -148,6 +159,7 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
     Raises:
         PipelineError: if no server is named, it does not answer or refuses, or `prefect deploy` fails.
     """
+    names = deployments(pools, root / "prefect.yaml")
     with _answering(), get_client(sync_client=True) as client:
         for name in ("control", "gpu"):
             make_pool(client, name, "process")
@@ -159,7 +171,6 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
             install(client, automation)
         if forgetful(client):
             print(FORGETFUL, file=sys.stderr)
-    names = [name for pool in pools for name in deployments(pool, root / "prefect.yaml")]
     options = [option for name in names for option in ("--name", name)]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *options]
     variables = os.environ | {"SPARSEMM_ROOT": str(root.resolve())}

@@ -14,7 +14,7 @@ from sparsemm.params.entries import add_entry, remove_entry
 
 def add(commands: Commands) -> None:
     """`models add`, `models list` and `models remove`."""
-    models = group(commands, "models", "the models in params.yaml")
+    models = group(commands, "models", "the models in params.yaml", "list")
     added = models.add_parser(
         "add",
         help="detect the family from config.json and write the entry",

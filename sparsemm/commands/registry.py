@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     lookup.add_argument("--json", action="store_true", help="everything, for other programs")
     lookup.add_argument("--offline", action="store_true", help="ask the cache only")
     lookup.set_defaults(run=run_lookup)
-    serve = group(commands, "registry", "the registry").add_parser(
+    serve = group(commands, "registry", "the registry", "serve --port 5000").add_parser(
         "serve",
         help="an MLflow server with safe settings on 127.0.0.1",
         epilog="example: sparsemm registry serve --port 5000",
@@ -93,9 +93,14 @@ def _say(done: Any, to: str) -> None:
 
 def run_lookup(given: argparse.Namespace) -> None:
     """Find a table, check it and describe it."""
-    from sparsemm.registry.lookup import describe, look_up
+    from sparsemm.registry.client import registry_uri
+    from sparsemm.registry.lookup import describe, is_address, look_up
 
-    found = describe(look_up(given.source, offline=given.offline))
+    uri = None
+    if is_address(given.source):
+        # Where `publish` has put it; another host has the address only, and no params.yaml.
+        uri = registry_uri(None, load_params(given.params) if given.params.exists() else None, given.root)
+    found = describe(look_up(given.source, tracking_uri=uri, offline=given.offline))
     if given.json:
         print(json.dumps(found))
     else:

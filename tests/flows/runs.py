@@ -9,6 +9,7 @@ from pathlib import Path
 from sparsemm.pipeline.locks import first_free
 from tests.servers import wait_for
 
+SILENCE = 75  # seconds; more than two heartbeats, of which Prefect sends one in 30 s at most
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}  # a crashed run starts again
 
 
@@ -32,6 +33,15 @@ def ended(run, wanted="COMPLETED", seconds=180.0):
     """Wait until a flow run has ended, and as wanted."""
     wait_for(lambda: state(run)[0] in FINAL, f"end of the run, which is {state(run)}", seconds)
     assert state(run)[0] == wanted
+
+
+def logs(run):
+    """Messages that a flow run has logged."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    with get_client(sync_client=True) as client:
+        return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))]
 
 
 def taken():
