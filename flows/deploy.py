@@ -178,7 +178,8 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
         raise PipelineError(f"`prefect deploy` ended with {code}", where=str(root), hint="it has said why above")
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
@@ -190,9 +191,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sparsemm flows deploy", description=__doc__, epilog=example)
     parser.add_argument("--root", type=Path, default=Path("."), help="the repository (here)")
     parser.add_argument("--pool", action="append", choices=sorted(POOLS), help="process (default); may be repeated")
-    parser.add_argument("--slots", type=_at_least_one, help="GPU slots over all hosts (GPUs of this host, at least 1)")
+    parser.add_argument("--slots", type=at_least_one, help="GPU slots over all hosts (GPUs of this host, at least 1)")
     parser.add_argument(
-        "--silence", type=_at_least_one, default=90, help="seconds without a heartbeat after which a run is dead (90)"
+        "--silence", type=at_least_one, default=90, help="seconds without a heartbeat after which a run is dead (90)"
     )
     given = parser.parse_args(arguments)
     try:

@@ -33,7 +33,9 @@ def main() -> None:
     Raises:
         AssertionError: if the second run does anything, or the champion is not what was published.
     """
-    argparse.ArgumentParser(prog="python -m flows.smoke", description=__doc__).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m flows.smoke", description=__doc__, epilog="example: python -m flows.smoke"
+    ).parse_args()
     folder = copy_of_head(Path("."), FOLDER)
     # An ephemeral server, and nothing of the user's: this must stand before Prefect is imported.
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI"):

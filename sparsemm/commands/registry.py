@@ -51,13 +51,19 @@ def add(commands: Commands) -> None:
         help="an MLflow server with safe settings on 127.0.0.1",
         epilog="example: sparsemm registry serve --port 5000",
     )
-    serve.add_argument("--port", type=int, default=5000)
+    serve.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (5000)")
     serve.add_argument(
         "--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry/server)"
     )
     serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server/files)")
     serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
     serve.set_defaults(run=run_serve)
+
+
+def _port(text: str) -> int:
+    if not 1 <= (number := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError("1 to 65535")
+    return number
 
 
 def run_publish(given: argparse.Namespace) -> None:

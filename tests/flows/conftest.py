@@ -79,7 +79,7 @@ def worker(deployed, tmp_path):
     def start(pool: str, *options: str) -> Process:
         command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
         variables = {
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "2",
         }
