@@ -23,8 +23,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    """Poll until the condition holds.
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
+    """Poll until the condition holds; patient, because a machine may be busy with other tests.
 
     Raises:
         AssertionError: if it does not in time.

@@ -141,4 +141,4 @@ def test_the_server_makes_the_runs_that_schedules_ask_for(deployed):
             runs = server.read_flow_runs(limit=200)
         return [run for run in runs if run.auto_scheduled and run.state.is_scheduled()]
 
-    wait_for(scheduled, "a scheduled run", 60)
+    wait_for(scheduled, "a scheduled run")
