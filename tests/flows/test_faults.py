@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -81,11 +80,10 @@ def test_cancel_ends_every_child(deployed, worker, quiet):
     hang(deployed, "chase one")
     worker("control")
     run = start("pipeline/process", root=".", publish=False)
-    pid = hanging(deployed)
+    hanging(deployed)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     wait_for(lambda: state(run)[0] == "CANCELLED", "cancellation")
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or not inside(deployed), "the stage's end")
     wait_for(lambda: not inside(deployed), f"an end of {inside(deployed)}")
     go_on(deployed)
     again = start("pipeline/process", root=".", publish=False)
