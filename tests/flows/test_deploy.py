@@ -94,14 +94,16 @@ def test_deploying_outside_of_a_repository_is_refused(tmp_path):
     [
         (None, [], "no Prefect server is named"),
         ("http://127.0.0.1:9/api", [], "does not answer"),
-        (None, ["--pool", "docker"], "set SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_REPOSITORY, SPARSEMM_SHARED"),
+        (None, ["--pool", "docker"], "set SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_SHARED (docs"),
     ],
 )
 def test_what_is_missing_is_said_in_a_line(url, options, what, capsys, monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    for name in ("BRANCH", "IMAGE", "REPOSITORY", "SHARED"):
+    for name in ("BRANCH", "IMAGE", "SHARED"):
         monkeypatch.delenv(f"SPARSEMM_{name}", raising=False)
+    for name in ("SPARSEMM_REPOSITORY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "given")
     with temporary_settings({PREFECT_API_URL: url}):
         assert main(["--root", str(ROOT), *options]) == 1
     said = capsys.readouterr().err
