@@ -137,57 +137,60 @@ def prepare() -> Path:
     return root
 
 
-def main() -> None:
-    """Run it; prints what happens and how long it took."""
-    argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__).parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends then too
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    root = prepare()
-    ports = {name: free_port() for name in ("prefect", "registry", "service")}
-    api, registry, service = (f"http://127.0.0.1:{port}" for port in ports.values())
-    os.environ |= {
+def settings(root: Path, api: str, registry: str) -> dict[str, str]:
+    """Environment of everything that is started: these servers, and nothing of the user's."""
+    return {
         "PREFECT_HOME": str(root.parent / "prefect"),
         "PREFECT_API_URL": f"{api}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
         "MLFLOW_TRACKING_URI": registry,
         "XDG_DATA_HOME": str(root.parent / "data"),
+        "XDG_CACHE_HOME": str(root.parent / "cache"),
     }
-    source = root / "data" / "checkpoints" / KEY
-    watched = root / "data" / "incoming" / "watched"
+
+
+def start_servers(stack: ExitStack, root: Path, api: str, registry: str) -> None:
+    """Prefect, the registry and a worker; `rechase` waits and writes, and with one machine it also runs the stages."""
+    port = {url: url.rpartition(":")[2] for url in (api, registry)}
+    start(stack, root, "prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port[api])
+    start(stack, root, "registry", "sparsemm.cli", "registry", "serve", "--port", port[registry])
+    wait_for("Prefect server", lambda: get(f"{api}/api/health"))
+    wait_for("registry", lambda: get(f"{registry}/health"))
+    subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=root, check=True, stdout=subprocess.DEVNULL)
+    start(stack, root, "worker", "prefect", "worker", "start", "--pool", "control", "--type", "process")
+
+
+def arrive(root: Path, name: str, seed: int | None) -> None:
+    """Drop a checkpoint, and say so."""
+    drop(root / "data" / "checkpoints" / KEY, root / "data" / "incoming" / "watched" / name, seed)
+    command = ["prefect", "event", "emit", "checkpoint.arrived", "--resource-id", f"checkpoint.{KEY}"]
+    subprocess.run([sys.executable, "-m", *command], cwd=root, check=True, stdout=subprocess.DEVNULL)
+
+
+def champion(root: Path) -> str | None:
+    """Version of the champion, asked for as any program would; None while there is none."""
+    command = [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/visual-heads.{KEY}@champion", "--json"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    return str(json.loads(done.stdout)["version"]) if done.returncode == 0 else None
+
+
+def main() -> None:
+    """Run it; prints what happens and how long it took."""
+    example = "example: python -m examples.end_to_end"
+    argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__, epilog=example).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends then too
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    root = prepare()
+    api, registry, service = (f"http://127.0.0.1:{free_port()}" for _ in range(3))
+    os.environ |= settings(root, api, registry)
     with ExitStack() as stack:
-        serve = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports["prefect"]))
-        start(stack, root, "prefect", *serve)
-        start(stack, root, "registry", "sparsemm.cli", "registry", "serve", "--port", str(ports["registry"]))
-        wait_for("Prefect server", lambda: get(f"{api}/api/health"))
-        wait_for("registry", lambda: get(f"{registry}/health"))
-        subprocess.run([sys.executable, "-m", "flows.deploy"], cwd=root, check=True, stdout=subprocess.DEVNULL)
-        # `rechase` waits and writes; with one machine it also runs the stages.
-        start(stack, root, "worker", "prefect", "worker", "start", "--pool", "control", "--type", "process")
-
-        def champion() -> str | None:
-            done = subprocess.run(
-                [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/visual-heads.{KEY}@champion", "--json"],
-                cwd=root,
-                env=os.environ | {"XDG_CACHE_HOME": str(root.parent / "cache")},
-                capture_output=True,
-                text=True,
-            )
-            return str(json.loads(done.stdout)["version"]) if done.returncode == 0 else None
-
-        def arrive(name: str, seed: int | None) -> None:
-            drop(source, watched / name, seed)
-            command = ["prefect", "event", "emit", "checkpoint.arrived", "--resource-id", f"checkpoint.{KEY}"]
-            subprocess.run([sys.executable, "-m", *command], cwd=root, check=True, stdout=subprocess.DEVNULL)
-
-        arrive("first", None)
-        wait_for("first revision dropped, chased, published, champion", lambda: champion() == "1")
+        start_servers(stack, root, api, registry)
+        arrive(root, "first", None)
+        wait_for("first revision dropped, chased, published, champion", lambda: champion(root) == "1")
         variables = {
             "SPARSEMM_SERVICE_MODEL": KEY,
-            "SPARSEMM_SERVICE_PORT": str(ports["service"]),
+            "SPARSEMM_SERVICE_PORT": service.rpartition(":")[2],
             "SPARSEMM_SERVICE_REFRESH_SECONDS": "2",
-            "XDG_CACHE_HOME": str(root.parent / "cache"),
         }
         start(stack, root, "service", "examples.service.app", **variables)
         wait_for("service", lambda: get(f"{service}/health"))
@@ -195,8 +198,8 @@ def main() -> None:
         png = io.BytesIO()
         page.image.save(png, format="PNG")
         print("answer:", ask(service, png.getvalue(), "Read the page."))
-        arrive("second", 1)
-        wait_for("second revision dropped, chased, published, champion", lambda: champion() == "2")
+        arrive(root, "second", 1)
+        wait_for("second revision dropped, chased, published, champion", lambda: champion(root) == "2")
         answer = wait_for("service follows", lambda: _with_version(service, png.getvalue(), "2"))
         print("answer:", answer)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -19,8 +23,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 
 from flows.stages import GPU_SLOTS
+from sparsemm.errors import PipelineError, SparseMMError
 from sparsemm.pipeline.gpus import visible_gpus
 
 POOLS = {"process": "process", "docker": "docker", "kubernetes": "kubernetes"}  # --pool -> type of worker
@@ -90,10 +96,16 @@ def _state(kind: StateType, name: str, message: str) -> ChangeFlowRunState:
 
 
 def install(client: SyncPrefectClient, wanted: AutomationCore) -> None:
-    """Create an automation, or replace the one of its name."""
+    """Create an automation, or replace the one of its name if it is another: a new one forgets the runs it watches."""
+    asked = wanted.model_dump(mode="json")
+    kept = False
     for known in client.read_automations_by_name(wanted.name):
-        client.delete_automation(known.id)
-    client.create_automation(wanted)
+        if not kept and known.model_dump(mode="json", include=set(asked)) == asked:
+            kept = True
+        else:
+            client.delete_automation(known.id)
+    if not kept:
+        client.create_automation(wanted)
 
 
 def forgetful(client: SyncPrefectClient) -> bool:
@@ -102,10 +114,37 @@ def forgetful(client: SyncPrefectClient) -> bool:
     return str(settings["server"]["concurrency"]["lease_storage"]).endswith(".memory")
 
 
-def deployments(pool: str, path: Path) -> list[str]:
-    """flow/deployment names in prefect.yaml that belong to a pool."""
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn the errors of Prefect's client into ours."""
+    url = PREFECT_API_URL.value()
+    if not url:  # Prefect would start a server, deploy to it, and end it
+        hint = "start one and export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        raise PipelineError("no Prefect server is named", where="PREFECT_API_URL", hint=hint)
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        hint = "set PREFECT_API_AUTH_STRING" if error.response.status_code == 401 else "see the server's log"
+        raise PipelineError(f"the server answers {error.response.status_code}", where=url, hint=hint) from error
+    except httpx.TransportError as error:
+        hint = "prefect server start --host 127.0.0.1"
+        raise PipelineError(f"the Prefect server does not answer: {error}", where=url, hint=hint) from error
+
+
+def deployments(pools: list[str], path: Path) -> list[str]:
+    """flow/deployment names in prefect.yaml that belong to the pools.
+
+    Raises:
+        PipelineError: if one of them wants an environment variable that is not set: Prefect would leave a hole.
+    """
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries if entry["name"] == pool]
+    wanted = [entry for entry in entries if entry["name"] in pools]
+    missing = set(re.findall(r"{{ \$(\w+) }}", json.dumps(wanted))) - os.environ.keys()
+    if missing:
+        raise PipelineError(
+            f"set {', '.join(sorted(missing))}", where=str(path), hint="docs/operations.md says to what"
+        )
+    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in wanted]
 
 
 def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> None:
@@ -116,8 +155,12 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
         pools: of `POOLS`.
         slots: flow runs that may use a GPU at once, over all hosts.
         silence_seconds: see `automations`.
+
+    Raises:
+        PipelineError: if no server is named, it does not answer or refuses, or `prefect deploy` fails.
     """
-    with get_client(sync_client=True) as client:
+    names = deployments(pools, root / "prefect.yaml")
+    with _answering(), get_client(sync_client=True) as client:
         for name in ("control", "gpu"):
             make_pool(client, name, "process")
         for pool in pools:
@@ -128,23 +171,38 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
             install(client, automation)
         if forgetful(client):
             print(FORGETFUL, file=sys.stderr)
-    names = [name for pool in pools for name in deployments(pool, root / "prefect.yaml")]
     options = [option for name in names for option in ("--name", name)]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *options]
     variables = os.environ | {"SPARSEMM_ROOT": str(root.resolve())}
-    subprocess.run(command, cwd=root, env=variables, check=True)
+    if code := subprocess.run(command, cwd=root, env=variables, check=False).returncode:
+        raise PipelineError(f"`prefect deploy` ended with {code}", where=str(root), hint="it has said why above")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and deploy."""
-    parser = argparse.ArgumentParser(prog="sparsemm flows deploy", description=__doc__)
+def at_least_one(text: str) -> int:
+    """A number of the command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and deploy; 0, or 1 after printing what was wrong and what to do."""
+    example = "example: sparsemm flows deploy --slots 4"
+    parser = argparse.ArgumentParser(prog="sparsemm flows deploy", description=__doc__, epilog=example)
     parser.add_argument("--root", type=Path, default=Path("."), help="the repository (here)")
     parser.add_argument("--pool", action="append", choices=sorted(POOLS), help="process (default); may be repeated")
-    parser.add_argument("--slots", type=int, help="GPU slots over all hosts (GPUs of this host, at least 1)")
-    parser.add_argument("--silence", type=int, default=90, help="seconds without a heartbeat after which a run is dead")
+    parser.add_argument("--slots", type=at_least_one, help="GPU slots over all hosts (GPUs of this host, at least 1)")
+    parser.add_argument(
+        "--silence", type=at_least_one, default=90, help="seconds without a heartbeat after which a run is dead (90)"
+    )
     given = parser.parse_args(arguments)
-    deploy(given.root, given.pool or ["process"], given.slots or max(len(visible_gpus()), 1), given.silence)
+    try:
+        deploy(given.root, given.pool or ["process"], given.slots or max(len(visible_gpus()), 1), given.silence)
+    except SparseMMError as error:
+        print(f"sparsemm: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import show_plan, show_report, show_results
-from flows.stages import model_stages
+from flows.stages import check_runs, model_stages
 from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
 from sparsemm.pipeline.integrate import integrate
@@ -20,14 +20,14 @@ from sparsemm.pipeline.plan import Plan, plan, targets
 from sparsemm.pipeline.worktree import check_clean, has_remote
 
 RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # models that wait for a slot cost a thread each
-MOST_RUNS = 3  # of one flow run that crashes and is scheduled again
+Row: TypeAlias = dict[str, Any]  # of the table of results
 
 
 @task(name="plan", cache_policy=NO_CACHE)
 def plan_stages(root: str) -> Plan:
     """What is stale, shown as a table."""
     check_clean(Path(root))
-    found = plan(Path(root))
+    found = plan(Path(root), get_run_logger().info)
     show_plan(found)
     return found
 
@@ -64,13 +64,20 @@ def publish_model(root: str, key: str) -> dict[str, Any]:
 @flow(log_prints=True, task_runner=RUNNER)
 def pipeline(
     root: str = ".", models: list[str] | None = None, spread: str | None = None, publish: bool = True
-) -> list[dict[str, Any]]:
-    """Run what is stale, commit dvc.lock, publish; see `run_pipeline`."""
-    return run_pipeline(root, models, spread, publish)
+) -> list[Row]:
+    """Run what is stale, commit dvc.lock, publish; see `run_pipeline`.
+
+    Raises:
+        PipelineError: after everything else is done, if a model failed; or if the run has crashed too often.
+    """
+    check_runs()
+    return whole(run_pipeline(root, models, spread, publish), root)
 
 
-def run_pipeline(root: str, models: list[str] | None, spread: str | None, publish: bool) -> list[dict[str, Any]]:
+def run_pipeline(root: str, models: list[str] | None, spread: str | None, publish: bool) -> list[Row]:
     """Run what is stale, commit dvc.lock, publish the models; inside a flow run whose task runner is `RUNNER`.
+
+    A model that fails does not hold the others up.
 
     Args:
         root: the repository; committed, so that worktrees see what is there.
@@ -79,20 +86,48 @@ def run_pipeline(root: str, models: list[str] | None, spread: str | None, publis
         publish: to the registry that params.yaml or MLFLOW_TRACKING_URI names.
 
     Returns:
-        one row a model: what ran, and the published version.
+        one row a model: what ran, and the published version, or why it "failed".
 
     Raises:
-        PipelineError: after everything else is done, if a model failed; or if the run has crashed too often.
+        ParamsError: if params.yaml has no such model.
+        PipelineError: if the repository cannot be asked, or results cannot be integrated.
     """
-    if flow_run.run_count > MOST_RUNS:
-        raise PipelineError(f"crashed {MOST_RUNS} times", where=f"flow run {flow_run.name}", hint="see its logs")
-    log = get_run_logger()
     params = load_params(Path(root) / "params.yaml")
     for key in models or ():
         params.model(key)
     found = plan_stages(root)
     chosen = [key for key in models or params.models]
-    stale = [key for key in chosen if key in found.models]
+    failed = _run_stale(root, found, [key for key in chosen if key in found.models], spread)
+    rows: list[Row] = []
+    for key in chosen:
+        row: Row = {"model": key, "ran": ", ".join(found.models.get(key, ())) or "nothing"}
+        if key in failed:
+            row["failed"] = str(failed[key])
+        elif publish:
+            try:
+                row |= publish_model(root, key)
+            except Exception as error:  # Prefect has logged it
+                row["failed"] = str(error)
+        rows.append(row)
+    show_results(rows)
+    show_report(Path(root))
+    return rows
+
+
+def whole(rows: list[Row], root: str) -> list[Row]:
+    """The rows, if no model failed.
+
+    Raises:
+        PipelineError: naming those that did.
+    """
+    failed = [f"{row['model']} failed: {row['failed']}" for row in rows if "failed" in row]
+    if failed:
+        raise PipelineError("\n".join(failed), where=root, hint="the others are done; run it again")
+    return rows
+
+
+def _run_stale(root: str, found: Plan, stale: list[str], spread: str | None) -> dict[str, Exception]:
+    """Make what is stale and integrate it; the models that failed, with their errors."""
     if found.downloads and stale:
         # Once, here, and not in every worktree.
         integrate_stages(root, list(found.downloads), "Data sets")
@@ -102,26 +137,14 @@ def run_pipeline(root: str, models: list[str] | None, spread: str | None, publis
     errors = {key: _error(future) for key, future in futures.items()}  # waits for all of them
     failed = {key: error for key, error in errors.items() if error is not None}
     for key, error in failed.items():
-        log.error("%s: %s", key, error)
+        get_run_logger().error("%s: %s", key, error)
     fresh = [key for key in stale if key not in failed]
     # Without targets DVC also makes the report, which needs every model.
     everything = set(found.models) == set(fresh)
     if fresh or (everything and found.shared):
         wanted = [] if everything else [name for key in fresh for name in targets(Path(root), key)]
         integrate_stages(root, wanted, f"Results of {', '.join(fresh) or 'the pipeline'}")
-    rows: list[dict[str, Any]] = []
-    for key in chosen:
-        row: dict[str, Any] = {"model": key, "ran": ", ".join(found.models.get(key, ())) or "nothing"}
-        if key in failed:
-            row["failed"] = str(failed[key])
-        elif publish:
-            row |= publish_model(root, key)
-        rows.append(row)
-    show_results(rows)
-    show_report(Path(root))
-    if failed:
-        raise PipelineError(f"{', '.join(failed)} failed", where=root, hint="the others are integrated; run it again")
-    return rows
+    return failed
 
 
 def _error(future: Any) -> Exception | None:

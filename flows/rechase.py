@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import slug
-from flows.pipeline import RUNNER, run_pipeline
+from flows.pipeline import RUNNER, Row, run_pipeline, whole
+from flows.stages import check_runs
 from sparsemm.errors import SparseMMError, WatchError
 from sparsemm.params import load_params
 from sparsemm.pipeline.adopt import adopt
@@ -44,7 +44,7 @@ def promote_model(root: str, key: str, version: str) -> bool:
 
 
 @flow(log_prints=True, task_runner=RUNNER)
-def rechase(watch: str | None = None, root: str = ".", spread: str | None = None) -> list[dict[str, Any]]:
+def rechase(watch: str | None = None, root: str = ".", spread: str | None = None) -> list[Row]:
     """Look at watched sources and bring what is new to the registry.
 
     What a stopped run has left undone the next one does: stale stages of watched models run, and their results are
@@ -59,9 +59,10 @@ def rechase(watch: str | None = None, root: str = ".", spread: str | None = None
         one row a watched model: what ran, the published version, whether it is the champion now.
 
     Raises:
-        WatchError: after everything else is done, if a source could not be asked.
-        PipelineError: if a model failed.
+        PipelineError: after everything else is done, if a model failed; or if the run has crashed too often.
+        WatchError: likewise, if a source could not be asked.
     """
+    check_runs()
     path = Path(root) / "params.yaml"
     keys = list(load_params(path).watch) if watch is None else [watch.removeprefix(EVENT_PREFIX)]
     errors = []
@@ -74,8 +75,12 @@ def rechase(watch: str | None = None, root: str = ".", spread: str | None = None
     known = load_params(path).models
     models = [key for key in keys if key in known]
     rows = run_pipeline(root, models, spread, publish=True) if models else []
-    for row in rows:
-        row["champion"] = promote_model(root, row["model"], row["version"])
+    for row in (row for row in rows if "failed" not in row):
+        try:
+            row["champion"] = promote_model(root, row["model"], row["version"])
+        except Exception as error:  # Prefect has logged it
+            row["failed"] = str(error)
+    whole(rows, root)
     if errors:
         raise WatchError("; ".join(errors))
     return rows

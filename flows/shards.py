@@ -6,6 +6,7 @@ The stage itself stays DVC's: what is scored here is kept where the chase stage 
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect_dask import DaskTaskRunner
 
+from flows.deploy import at_least_one
 from sparsemm.chase.work import Work
+from sparsemm.errors import SparseMMError
 from sparsemm.params import load_params
 
 
@@ -41,13 +44,14 @@ def shards(key: str, root: str = ".") -> int:
     return sum(future.result() for future in futures)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(prog="python -m flows.shards", description=__doc__)
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and run; 0, or 1 after printing what was wrong and what to do."""
+    example = "example: python -m flows.shards tiny-qwen2-vl --workers 8"
+    parser = argparse.ArgumentParser(prog="python -m flows.shards", description=__doc__, epilog=example)
     parser.add_argument("key", help="model key")
     parser.add_argument("--root", default=".", help="the repository (here)")
     parser.add_argument("--address", help="of a running Dask scheduler; without it workers are started here")
-    parser.add_argument("--workers", type=int, default=2, help="processes to start here")
+    parser.add_argument("--workers", type=at_least_one, default=2, help="processes to start here (2)")
     given = parser.parse_args(arguments)
     options: dict[str, Any] = (
         {"address": given.address}
@@ -55,9 +59,15 @@ def main(arguments: list[str] | None = None) -> None:
         else {"cluster_kwargs": {"n_workers": given.workers, "threads_per_worker": 1, "dashboard_address": None}}
     )
     runner: Any = DaskTaskRunner(**options)
-    samples = shards.with_options(task_runner=runner)(given.key, given.root)
+    try:
+        load_params(Path(given.root) / "params.yaml").model(given.key)  # before a server and a cluster start
+        samples = shards.with_options(task_runner=runner)(given.key, given.root)
+    except SparseMMError as error:
+        print(f"sparsemm: {error}", file=sys.stderr)
+        return 1
     print(f"{samples} samples scored; `dvc repro chase@{given.key}` adds them up")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,7 +33,9 @@ def main() -> None:
     Raises:
         AssertionError: if the second run does anything, or the champion is not what was published.
     """
-    argparse.ArgumentParser(prog="python -m flows.smoke", description=__doc__).parse_args()
+    argparse.ArgumentParser(
+        prog="python -m flows.smoke", description=__doc__, epilog="example: python -m flows.smoke"
+    ).parse_args()
     folder = copy_of_head(Path("."), FOLDER)
     # An ephemeral server, and nothing of the user's: this must stand before Prefect is imported.
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI"):
@@ -44,15 +46,15 @@ def main() -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
 
-    from flows.pipeline import RUNNER, run_pipeline
+    from flows.pipeline import RUNNER, run_pipeline, whole
     from flows.rechase import promote_model
     from flows.stages import GPU_SLOTS
 
     @flow(task_runner=RUNNER)
     def smoke() -> str:
-        (row,) = run_pipeline(str(folder), None, None, publish=True)
+        (row,) = whole(run_pipeline(str(folder), None, None, publish=True), str(folder))
         assert row["created"], row
-        (again,) = run_pipeline(str(folder), None, None, publish=True)
+        (again,) = whole(run_pipeline(str(folder), None, None, publish=True), str(folder))
         assert again["ran"] == "nothing" and again["version"] == row["version"] and not again["created"], again
         promoted = promote_model(str(folder), row["model"], row["version"])
         # At the smallest settings the scores are too noisy to insist; that the gate was asked is what counts.

@@ -8,8 +8,10 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
 
 from flows.artifacts import Progress
+from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
 from sparsemm.pipeline.gpus import gpu
 from sparsemm.pipeline.integrate import integrate
@@ -18,6 +20,17 @@ from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import check_clean, has_remote, reproduce, worktree
 
 GPU_SLOTS = "gpu"  # the global concurrency limit that `sparsemm flows deploy` makes
+MOST_RUNS = 3  # of one flow run that crashes and is scheduled again
+
+
+def check_runs() -> None:
+    """What every flow does first: the automation starts a run that crashed again, and would do so for ever.
+
+    Raises:
+        PipelineError: if this flow run has crashed `MOST_RUNS` times.
+    """
+    if flow_run.run_count > MOST_RUNS:
+        raise PipelineError(f"crashed {MOST_RUNS} times", where=f"flow run {flow_run.name}", hint="see its logs")
 
 
 def run_stages(root: Path, key: str, until: str | None = None) -> None:
@@ -58,12 +71,14 @@ def model_stages(root: str, key: str, until: str | None = None) -> None:
 
 @flow(flow_run_name="{key}", log_prints=True)
 def model(key: str, root: str = ".", until: str | None = None) -> None:
-    """The stages of one model, as a deployment: `pipeline` with spread=True gives them to many workers."""
+    """The stages of one model, as a deployment: `pipeline` with spread=<its name> gives them to many workers."""
+    check_runs()
     check_clean(Path(root))
     model_stages(root, key, until)
 
 
 def _one(key: str, root: str, stage: str) -> None:
+    check_runs()
     check_clean(Path(root))
     model_stages(root, key, stage)
     log = get_run_logger()

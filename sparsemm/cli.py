@@ -14,13 +14,15 @@ from sparsemm.params import load_params, schema
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparsemm", description="Visual heads and KV-cache budgets.")
+    parser = argparse.ArgumentParser(
+        prog="sparsemm", description="Visual heads and KV-cache budgets.", epilog="example: sparsemm doctor"
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (params.yaml)")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds artifacts/ (here)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for one in (stages, models, scores, bench, registry, doctor):
         one.add(commands)
-    flows = group(commands, "flows", "Prefect flows")
+    flows = group(commands, "flows", "Prefect flows", "deploy --slots 4")
     flows.add_parser(
         "deploy", add_help=False, help="make pools, limits and automations, and deploy; `deploy --help` lists options"
     )

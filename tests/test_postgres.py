@@ -52,13 +52,13 @@ def postgres():
 
 
 def test_prefect_runs_the_pipeline_on_it(postgres, repository, tmp_path):
-    variables = {"PREFECT_API_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://me@{postgres}/prefect"}
+    variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://me@{postgres}/prefect"}
     server, address = prefect_server(tmp_path, variables)
     code = (
         "from prefect.client.orchestration import get_client\n"
         "from flows.pipeline import pipeline\n"
         "with get_client(sync_client=True) as client: client.upsert_global_concurrency_limit_by_name('gpu', 1)\n"
-        "assert [row['ran'] != 'nothing' for row in pipeline(publish=False)] == [True, True]\n"
+        "assert [row['ran'] != 'nothing' for row in pipeline(models=['one'], publish=False)] == [True]\n"
     )
     try:
         client = {"PREFECT_API_URL": address, "PREFECT_HOME": str(tmp_path / "client")}
@@ -66,7 +66,7 @@ def test_prefect_runs_the_pipeline_on_it(postgres, repository, tmp_path):
             [sys.executable, "-c", code], cwd=repository.root, env=os.environ | client, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert repository.called()["report "] == 1
+        assert repository.called()["profile one"] == 1
     finally:
         server.stop()
 

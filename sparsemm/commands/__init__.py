@@ -8,6 +8,7 @@ from typing import TypeAlias
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def group(commands: Commands, name: str, text: str) -> Commands:
-    """A command whose first argument is an action."""
-    return commands.add_parser(name, help=text).add_subparsers(dest="action", required=True, metavar="action")
+def group(commands: Commands, name: str, text: str, example: str) -> Commands:
+    """A command whose first argument is an action; its help ends with the example."""
+    parser = commands.add_parser(name, help=text, epilog=f"example: sparsemm {name} {example}")
+    return parser.add_subparsers(dest="action", required=True, metavar="action")

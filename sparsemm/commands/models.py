@@ -18,7 +18,7 @@ from sparsemm.params.models import without_folder
 
 def add(commands: Commands) -> None:
     """`models add`, `models list` and `models remove`."""
-    models = group(commands, "models", "the models in params.yaml")
+    models = group(commands, "models", "the models in params.yaml", "list")
     added = models.add_parser(
         "add",
         help="detect the family from config.json and write the entry",

@@ -46,18 +46,24 @@ def add(commands: Commands) -> None:
     lookup.add_argument("--json", action="store_true", help="everything, for other programs")
     lookup.add_argument("--offline", action="store_true", help="ask the cache only")
     lookup.set_defaults(run=run_lookup)
-    serve = group(commands, "registry", "the registry").add_parser(
+    serve = group(commands, "registry", "the registry", "serve --port 5000").add_parser(
         "serve",
         help="an MLflow server with safe settings on 127.0.0.1",
         epilog="example: sparsemm registry serve --port 5000",
     )
-    serve.add_argument("--port", type=int, default=5000)
+    serve.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (5000)")
     serve.add_argument(
         "--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry/server)"
     )
     serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server/files)")
     serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
     serve.set_defaults(run=run_serve)
+
+
+def _port(text: str) -> int:
+    if not 1 <= (number := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError("1 to 65535")
+    return number
 
 
 def run_publish(given: argparse.Namespace) -> None:
@@ -93,9 +99,14 @@ def _say(done: Any, to: str) -> None:
 
 def run_lookup(given: argparse.Namespace) -> None:
     """Find a table, check it and describe it."""
-    from sparsemm.registry.lookup import describe, look_up
+    from sparsemm.registry.client import registry_uri
+    from sparsemm.registry.lookup import describe, is_address, look_up
 
-    found = describe(look_up(given.source, offline=given.offline))
+    uri = None
+    if is_address(given.source):
+        # Where `publish` has put it; another host has the address only, and no params.yaml.
+        uri = registry_uri(None, load_params(given.params) if given.params.exists() else None, given.root)
+    found = describe(look_up(given.source, tracking_uri=uri, offline=given.offline))
     if given.json:
         print(json.dumps(found))
     else:

@@ -13,7 +13,7 @@ TABLE = "artifacts/scores/tiny-qwen2-vl.safetensors"
 
 def add(commands: Commands) -> None:
     """`scores show`, `scores diff`, `scores export` and `scores import`."""
-    scores = group(commands, "scores", "score tables")
+    scores = group(commands, "scores", "score tables", f"show {TABLE}")
     show = scores.add_parser(
         "show", help="top heads, shares, reliability", epilog=f"example: sparsemm scores show {TABLE}"
     )

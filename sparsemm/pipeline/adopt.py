@@ -9,7 +9,7 @@ from sparsemm.models import new_entry
 from sparsemm.params import load_params
 from sparsemm.params.entries import add_entry
 from sparsemm.pipeline.integrate import commit
-from sparsemm.pipeline.locks import locked
+from sparsemm.pipeline.locks import locked, repository_locked
 from sparsemm.pipeline.worktree import Line, check_clean
 from sparsemm.watch import Arrival, newest
 
@@ -27,21 +27,24 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
         LayoutError, ModelError: if the checkpoint is of no supported family, or cannot be read.
         PipelineError: if params.yaml has uncommitted changes.
     """
-    with locked(root / "build" / "locks" / "integrate", on_wait=on_line) as lock:
-        params = load_params(root / "params.yaml")
-        if key not in params.watch:
-            known = ", ".join(params.watch) or "nothing yet"
-            raise WatchError(f"no source is watched for {key!r}", where="params.yaml: watch", hint=f"watched: {known}")
+    path = root / "params.yaml"
+    params = load_params(path)
+    if key not in params.watch:
+        known = ", ".join(params.watch) or "nothing yet"
+        raise WatchError(f"no source is watched for {key!r}", where="params.yaml: watch", hint=f"watched: {known}")
+    # A lock of its own: a download may take hours, in which others integrate.
+    with locked(root / "build" / "locks" / f"watch-{key}", on_wait=on_line):
         arrival = newest(params.watch[key], key, root)
-        old = params.models.get(key)
+        old = load_params(path).models.get(key)
         if arrival is None or (old and (old.checkpoint, old.revision) == (arrival.checkpoint, arrival.revision)):
             return None
-        check_clean(root)
         place = root / arrival.checkpoint
         dtype = old.dtype if old else None
         # A hub id is asked at the revision; a folder is hashed again, so that what is written is what is there.
         entry = new_entry(str(place) if place.is_dir() else arrival.checkpoint, arrival.revision, dtype)
         entry = entry.model_copy(update={"checkpoint": arrival.checkpoint, "note": old.note if old else ""})
-        add_entry(root / "params.yaml", key, entry)
-        commit(root, ["params.yaml"], f"{key}: revision {arrival.revision}", keep=(lock,))
+        with repository_locked(root, on_line) as lock:
+            check_clean(root)
+            add_entry(path, key, entry)
+            commit(root, [path.name], f"{key}: revision {arrival.revision}", keep=(lock,))
         return arrival

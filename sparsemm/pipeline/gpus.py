@@ -11,19 +11,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from sparsemm.errors import PipelineError
 from sparsemm.pipeline.locks import first_free, locked
+
+PATIENCE = 60.0  # seconds for nvidia-smi, which a broken GPU can hold for ever
 
 
 def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES: those already visible to this process, else what nvidia-smi lists."""
+    """Names for CUDA_VISIBLE_DEVICES: those already visible to this process, else what nvidia-smi lists.
+
+    Raises:
+        PipelineError: if nvidia-smi does not answer.
+    """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name for name in given.split(",") if name.strip() and name.strip() != "-1"]
     if shutil.which("nvidia-smi") is None:
         return []
-    listed = subprocess.run(
-        ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        hint = "look at the driver, or set CUDA_VISIBLE_DEVICES"
+        raise PipelineError(f"no answer within {PATIENCE:g} s", where="nvidia-smi", hint=hint) from error
     return listed.stdout.split() if listed.returncode == 0 else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsemm.pipeline.locks import locked
+from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line, reproduce
 
@@ -31,7 +31,7 @@ def integrate(
     Raises:
         PipelineError: if a stage or git fails.
     """
-    with locked(root / "build" / "locks" / "integrate", on_wait=on_line) as lock:
+    with repository_locked(root, on_line) as lock:
         reproduce(root, targets, pull=pull, on_line=on_line, keep=(lock,))
         return commit(root, [name for name in COMMITTED if (root / name).exists()], message, keep=(lock,))
 

@@ -6,7 +6,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 
@@ -37,6 +37,14 @@ def locked(path: Path, *, on_wait: Callable[[str], None] | None = None) -> Itera
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def repository_locked(root: Path, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[int]:
+    """`locked` for whoever asks DVC about the repository itself, or writes its dvc.lock, params.yaml or commits.
+
+    DVC refuses to say what is stale while it runs a stage in the same folder, and git has one index.
+    """
+    return locked(root / "build" / "locks" / "integrate", on_wait=on_wait)
 
 
 def first_free(paths: list[Path]) -> tuple[int, int] | None:

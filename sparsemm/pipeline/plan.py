@@ -10,7 +10,9 @@ import yaml
 
 from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
+from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
+from sparsemm.pipeline.worktree import Line
 
 # Of no model alone: made where all results come together. `confirm` asks about what was chosen over all models, and
 # `sources` about the tables that `chase-also` made.
@@ -73,15 +75,16 @@ class Plan:
         return tuple(name for name in self.shared if name.startswith("download@"))
 
 
-def plan(root: Path = Path(".")) -> Plan:
-    """Ask DVC what is stale.
+def plan(root: Path = Path("."), on_line: Line | None = None) -> Plan:
+    """Ask DVC what is stale; waits while someone integrates.
 
     Raises:
         PipelineError: if DVC fails.
         ParamsError: if params.yaml is not valid.
     """
     known, order = load_params(root / "params.yaml").models, stages(root)
-    printed = run(["dvc", "status", "--json"], cwd=root)
+    with repository_locked(root, on_line) as lock:
+        printed = run(["dvc", "status", "--json"], cwd=root, keep=(lock,))
     try:
         # Warnings may stand before the one line of JSON.
         stale = json.loads(printed[printed.index("{") :])

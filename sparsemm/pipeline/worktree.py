@@ -23,7 +23,9 @@ def check_clean(root: Path) -> None:
     Raises:
         PipelineError: naming the changed files.
     """
-    changed = run(["git", "status", "--porcelain", "--", *INPUTS], cwd=root).splitlines()
+    # Without its optional lock: a look must not be in the way of somebody's commit.
+    command = ["git", "--no-optional-locks", "status", "--porcelain", "--", *INPUTS]
+    changed = run(command, cwd=root).splitlines()
     if changed:
         files = ", ".join(line[3:] for line in changed[:5])
         raise PipelineError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from sparsemm.registry.client import answering, connect, is_code, model_name, re
 from sparsemm.registry.contents import gather, table_name
 from sparsemm.registry.lease import Lease, lease
 from sparsemm.registry.lockfile import STALE, check_params, read_stages
+from sparsemm.registry.logged import flat_params, measured
 from sparsemm.registry.provenance import provenance
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def publish(
         table = gather(stages, params, key, root, folder)
         if model.revision not in (None, table.header["revision"]):
             raise RegistryError(f"scores are of revision {table.header['revision']}", where=key, hint=STALE)
-        metrics, machine = _measured(key, folder)
+        metrics, machine = measured(key, folder)
         write_json(folder / "provenance.json", provenance(stages, table, machine, root, flow_run))
         listed = manifest.build(folder, model=name, key=key, stage_hash=stages.hash, table=table_name(key))
         write_json(folder / manifest.NAME, listed)
@@ -107,7 +106,7 @@ def publish(
             if version is None:
                 experiment = _experiment(client, uri, params.registry.experiment)
                 _remove_unfinished(client, experiment, key)
-                run_id = _run(held, experiment, name, tags, folder, _params(params, key), metrics)
+                run_id = _run(held, experiment, name, tags, folder, flat_params(params, key), metrics)
                 version = _version(held, name, run_id, tags)
                 created = version.run_id == run_id
             client.set_registered_model_alias(name, CANDIDATE, version.version)
@@ -217,47 +216,3 @@ def _version(held: Lease, name: str, run_id: str, tags: dict[str, str]) -> Model
 def _parts(items: list[Any]) -> Iterator[list[Any]]:
     for start in range(0, len(items), PER_REQUEST):
         yield items[start : start + PER_REQUEST]
-
-
-def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}/{key}")
-    else:
-        yield prefix.replace("%", "pct"), value
-
-
-def _params(params: Params, key: str) -> dict[str, str]:
-    """Params of the run: the model's entry, chase, allocate and evaluate, as `section/name`."""
-    sections = {"model": params.model(key), "chase": params.chase, "allocate": params.allocate}
-    sections["evaluate"] = params.evaluate
-    flat = [pair for name, section in sections.items() for pair in _flat(section.model_dump(mode="json"), name)]
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat}
-
-
-def _measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of the run, and what the profile stage says of its machine.
-
-    Their names are `task/method/budget`, `profile/method/length/column`, `scores/...` and `align/...`.
-
-    Raises:
-        RegistryError: if a file is not what its stage writes.
-    """
-
-    def read(name: str) -> Any:
-        return json.loads((folder / name / f"{key}.json").read_text(encoding="utf-8"))
-
-    found: dict[str, Any] = {}
-    try:
-        machine = dict(read("profile").items())
-        for name in ("scores", "align"):
-            found.update(_flat(read(name), name))
-        for task, methods in read("evaluate").items():
-            found.update(_flat(methods, task))
-        with open(folder / "profile" / f"{key}.csv", newline="", encoding="utf-8") as handle:
-            for row in csv.DictReader(handle):
-                for column in ("prefill_ms", "decode_ms_per_token", "kept_bytes"):
-                    found[f"profile/{row['method']}/{row['prompt_length']}/{column}"] = float(row[column])
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise RegistryError(f"a table is not what its stage writes: {error!r}", where=key, hint=STALE) from error
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}, machine

@@ -9,6 +9,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsemm.files import write_json
+from sparsemm.models import content_revision
+
+MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -39,7 +44,7 @@ def is_complete(folder: Path, settle_seconds: float = 0.0) -> bool:
         else:
             shards = sorted(folder.glob("*.safetensors"))
         newest = max(path.stat().st_mtime for path in folder.iterdir())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False
     settled = time.time() - newest >= settle_seconds
     return settled and isinstance(config, dict) and bool(shards) and all(_whole(path) for path in shards)
@@ -51,13 +56,13 @@ def _whole(path: Path) -> bool:
         with open(path, "rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             size = path.stat().st_size
-            if length > size:
+            if length > min(size, MOST_HEADER):
                 return False
             header = json.loads(handle.read(length))
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError):
+        return bool(size == 8 + length + max(ends, default=0))
+    except (OSError, ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError):
         return False
-    return size == 8 + length + max(ends, default=0)
 
 
 def stamp(folder: Path) -> str:
@@ -65,6 +70,27 @@ def stamp(folder: Path) -> str:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     lines = "".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def found(folder: Path, key: str, root: Path) -> Arrival:
+    """The checkpoint in a local folder.
+
+    Contents are hashed once: while names, sizes and times stay, the hash is remembered under artifacts/work/watch.
+
+    Raises:
+        OSError: if the folder cannot be read.
+    """
+    memo = root / "artifacts" / "work" / "watch" / f"{key}.json"
+    seen = {"folder": str(folder), "stamp": stamp(folder)}
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+        if {name: known[name] for name in seen} == seen:
+            return Arrival(relative(folder, root), str(known["revision"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    revision = content_revision(folder)
+    write_json(memo, seen | {"revision": revision})
+    return Arrival(relative(folder, root), revision)
 
 
 def relative(folder: Path, root: Path) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sparsemm.errors import WatchError
-from sparsemm.models import content_revision
-from sparsemm.watch.arrival import Arrival, is_complete, relative
+from sparsemm.watch.arrival import Arrival, found, is_complete
 
 
 def fetched(root: Path, key: str, revision: str, fetch: Callable[[Path], None]) -> Arrival | None:
@@ -37,7 +36,7 @@ def fetched(root: Path, key: str, revision: str, fetch: Callable[[Path], None]) 
             shutil.rmtree(partial, ignore_errors=True)
             return None
         partial.rename(folder)
-    return Arrival(relative(folder, root), content_revision(folder))
+    return found(folder, key, root)
 
 
 def inside(folder: Path, name: str, where: str) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.flows.runs import SILENCE
 from tests.repository import copy_repository
 from tests.servers import SERVER, Process, prefect_server
 
@@ -43,13 +44,23 @@ def gpu_slots(prefect_api):
         client.upsert_global_concurrency_limit_by_name("gpu", 2)
 
 
-@pytest.fixture
-def deployed(repository, prefect_api):
-    """The repository, its flows deployed to the server by the command."""
-    command = [sys.executable, "-m", "flows.deploy", "--slots", "2", "--silence", "75"]
+@pytest.fixture(scope="session")
+def site(repository_template, prefect_api, tmp_path_factory):
+    """The folder that flows are deployed from, by the command; a deployment names it, so every test has the same."""
+    folder = tmp_path_factory.mktemp("site")
+    repository = copy_repository(repository_template, folder)
+    command = [sys.executable, "-m", "flows.deploy", "--slots", "2", "--silence", str(SILENCE)]
     done = subprocess.run(command, cwd=repository.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return repository
+    return folder
+
+
+@pytest.fixture
+def deployed(site, repository_template, gpu_slots, monkeypatch):
+    """A fresh repository whose flows are deployed, and this process is set for it."""
+    for path in site.iterdir():
+        shutil.rmtree(path)
+    return copy_repository(repository_template, site).enter(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -61,20 +72,19 @@ def quiet(repository_template, tmp_path_factory):
 
 
 @pytest.fixture
-def worker(repository, tmp_path):
+def worker(deployed, tmp_path):
     """`worker(pool)` starts a worker of a pool in the repository; all are stopped at the end."""
     started: list[Process] = []
 
-    def start(pool: str, **environment: str) -> Process:
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    def start(pool: str, *options: str) -> Process:
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process", *options]
         variables = {
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "2",
-            **environment,
         }
         log = tmp_path / f"worker-{len(started)}.log"
-        started.append(Process(command, Path(log), variables, repository.root).start())
+        started.append(Process(command, log, variables, deployed.root).start())
         return started[-1]
 
     yield start

@@ -9,6 +9,7 @@ from pathlib import Path
 from sparsemm.pipeline.locks import first_free
 from tests.servers import wait_for
 
+SILENCE = 75  # seconds; more than two heartbeats, of which Prefect sends one in 30 s at most
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}  # a crashed run starts again
 
 
@@ -28,10 +29,19 @@ def state(run):
     return found.type.value, found.name
 
 
-def ended(run, wanted="COMPLETED", seconds=180.0):
+def ended(run, wanted="COMPLETED"):
     """Wait until a flow run has ended, and as wanted."""
-    wait_for(lambda: state(run)[0] in FINAL, f"end of the run, which is {state(run)}", seconds)
+    wait_for(lambda: state(run)[0] in FINAL, f"end of the run, which is {state(run)}")
     assert state(run)[0] == wanted
+
+
+def logs(run):
+    """Messages that a flow run has logged."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+    with get_client(sync_client=True) as client:
+        return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run])))]
 
 
 def taken():
@@ -89,7 +99,7 @@ def children(process):
 
 def nothing_left(repository):
     """No process, no worktree, no held lock."""
-    wait_for(lambda: not inside(repository), f"an end of {inside(repository)}", 30)
+    wait_for(lambda: not inside(repository), f"an end of {inside(repository)}")
     assert repository.git("worktree", "list").count("\n") == 1
     assert not (repository.root / ".git" / "index.lock").exists()
     for path in (repository.root / "build" / "locks").iterdir():

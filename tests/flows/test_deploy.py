@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import yaml
 
-from flows.deploy import forgetful
+from flows.deploy import deploy, forgetful, main
+from sparsemm.errors import PipelineError
+from tests.flows.runs import SILENCE
 from tests.servers import answers, prefect_server, wait_for
+
+ROOT = Path(__file__).parents[2]
 
 
 def client():
@@ -37,11 +42,12 @@ def test_pools_limits_automations_and_deployments(deployed):
 def test_deploying_again_doubles_nothing(deployed):
     def state():
         with client() as server:
-            named = [a.name for a in server.read_automations() if a.name.startswith("sparsemm: ")]
-            return sorted(named), len(server.read_deployments()), len(server.read_work_pools())
+            ours = [(a.name, a.id) for a in server.read_automations() if a.name.startswith("sparsemm: ")]
+            return sorted(ours), len(server.read_deployments()), len(server.read_work_pools())
 
     before = state()
-    command = [sys.executable, "-m", "sparsemm.cli", "flows", "deploy", "--slots", "3"]
+    options = ["--slots", "3", "--silence", str(SILENCE)]  # other automations would forget the runs they watch
+    command = [sys.executable, "-m", "sparsemm.cli", "flows", "deploy", *options]
     subprocess.run(command, cwd=deployed.root, check=True, capture_output=True)
     assert state() == before
     with client() as server:
@@ -83,6 +89,27 @@ def test_deploying_outside_of_a_repository_is_refused(tmp_path):
     assert done.returncode == 1 and "repository root" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("url", "options", "what"),
+    [
+        (None, [], "no Prefect server is named"),
+        ("http://127.0.0.1:9/api", [], "does not answer"),
+        (None, ["--pool", "docker"], "set SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_SHARED (docs"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_line(url, options, what, capsys, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    for name in ("BRANCH", "IMAGE", "SHARED"):
+        monkeypatch.delenv(f"SPARSEMM_{name}", raising=False)
+    for name in ("SPARSEMM_REPOSITORY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "given")
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert main(["--root", str(ROOT), *options]) == 1
+    said = capsys.readouterr().err
+    assert what in said and said.count("\n") == 1
+
+
 def test_a_server_that_forgets_its_leases_is_warned_of(deployed, prefect_api):
     with client() as server:
         assert not forgetful(server)
@@ -93,6 +120,7 @@ def test_a_server_that_forgets_its_leases_is_warned_of(deployed, prefect_api):
 
 def test_a_server_with_an_auth_string_asks_for_it(tmp_path, monkeypatch):
     import httpx
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     monkeypatch.delenv("PREFECT_API_KEY", raising=False)
     secret = "admin:canary-5a1e"
@@ -100,6 +128,8 @@ def test_a_server_with_an_auth_string_asks_for_it(tmp_path, monkeypatch):
     try:
         wait_for(lambda: answers(address + "/health"), "the server")
         assert httpx.post(address + "/flows/filter", json={}).status_code == 401
+        with temporary_settings({PREFECT_API_URL: address}), pytest.raises(PipelineError, match="API_AUTH_STRING"):
+            deploy(ROOT, ["process"], 1, 90)
         allowed = httpx.post(address + "/flows/filter", json={}, auth=("admin", "canary-5a1e"))
         assert allowed.status_code == 200
         assert "canary" not in server.text()
@@ -113,4 +143,4 @@ def test_the_server_makes_the_runs_that_schedules_ask_for(deployed):
             runs = server.read_flow_runs(limit=200)
         return [run for run in runs if run.auto_scheduled and run.state.is_scheduled()]
 
-    wait_for(scheduled, "a scheduled run", 60)
+    wait_for(scheduled, "a scheduled run")

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import yaml
 
-from sparsemm.errors import RegistryError, WatchError
+from flows.pipeline import publish_model
+from flows.rechase import look
+from flows.rechase import rechase as flow
+from flows.stages import model_stages
+from sparsemm.errors import PipelineError, WatchError
+from sparsemm.params import load_params
 from sparsemm.registry.client import connect
-from sparsemm.registry.promote import promote as real_promote
+from sparsemm.registry.promote import promote
 from tests.watch.checkpoints import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("gpu_slots")
 
 
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory):
+    """A SQLite registry whose migrations, which take seconds, are done."""
+    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    connect(f"sqlite:///{path}", create=True)
+    return path
+
+
 @pytest.fixture
-def watched(repository, monkeypatch, tmp_path):
-    """A watched folder for "one", one that does not exist for "two", and a registry in a file."""
+def watched(repository, empty_registry, monkeypatch, tmp_path):
+    """A watched folder for each model and one that does not exist, and a registry in a file; retries come at once."""
     path = repository.root / "params.yaml"
     params = yaml.safe_load(path.read_text())
     params["watch"] = {
-        "two": {"source": "folder", "location": "data/incoming/gone"},
+        "gone": {"source": "folder", "location": "data/incoming/gone"},
+        "two": {"source": "folder", "location": "data/incoming/two"},
         "one": {"source": "folder", "location": "data/incoming/one", "settle_seconds": 0.0},
     }
     path.write_text(yaml.safe_dump(params))
     repository.git("commit", "-qam", "watch")
-    (repository.root / "data" / "incoming" / "one").mkdir(parents=True)
+    for key in ("one", "two"):
+        (repository.root / "data" / "incoming" / key).mkdir(parents=True)
+    for task in (look, model_stages, publish_model):
+        monkeypatch.setattr(task, "retry_delay_seconds", 0)
+    shutil.copy(empty_registry, tmp_path)
     monkeypatch.setenv("STAND_IN_TABLES", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -32,8 +52,6 @@ def watched(repository, monkeypatch, tmp_path):
 
 
 def rechase(repository, **options):
-    from flows.rechase import rechase as flow
-
     return flow(root=str(repository.root), **options)
 
 
@@ -58,11 +76,15 @@ def test_an_arrival_becomes_champion_once(watched, tmp_path):
     assert row["champion"] and versions(tmp_path) == [("1", False), ("2", True)]
 
 
-def test_a_source_that_is_gone_does_not_stop_the_others(watched, tmp_path):
+def test_what_goes_wrong_with_one_model_does_not_stop_the_others(watched, tmp_path):
+    """Neither a source that is gone nor a stage that fails."""
     write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
-    with pytest.raises(WatchError, match="data/incoming/gone"):
+    (watched.told / "fail").write_text("chase two")
+    with pytest.raises(PipelineError, match="two failed"):
         rechase(watched)
     assert versions(tmp_path) == [("1", True)]
+    with pytest.raises(WatchError, match="data/incoming/gone"):
+        rechase(watched, watch="gone")
 
 
 def test_a_refused_candidate_stays_candidate_and_says_why(watched, tmp_path):
@@ -83,17 +105,14 @@ def test_a_refused_candidate_stays_candidate_and_says_why(watched, tmp_path):
 
 def test_a_registry_that_is_down_costs_no_results(watched, tmp_path, monkeypatch):
     """They are committed; the next run publishes them, once."""
-    from flows import pipeline as module
-
-    monkeypatch.setattr(module.publish_model, "retry_delay_seconds", 0)
     write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-        with pytest.raises(RegistryError, match="127.0.0.1:9"):
+        with pytest.raises(PipelineError, match="one failed: http://127.0.0.1:9"):
             rechase(watched, watch="one")
     assert "chase@one" in watched.git("show", "HEAD:dvc.lock")
     watched.called()
     (row,) = rechase(watched, watch="one")
     assert row["created"] and not watched.called() and versions(tmp_path) == [("1", True)]
-    done = real_promote(module.load_params(watched.root / "params.yaml"), "one", watched.root)
+    done = promote(load_params(watched.root / "params.yaml"), "one", watched.root)
     assert not done.moved

@@ -1,17 +1,28 @@
+from concurrent.futures import ThreadPoolExecutor
+from queue import Queue
+
 import pytest
 
 from sparsemm.errors import ParamsError, PipelineError
 from sparsemm.pipeline import plan as module
 from sparsemm.pipeline.integrate import integrate
 from sparsemm.pipeline.plan import plan, stages, targets
+from tests.servers import wait_for
 
 
 def test_what_is_stale_before_and_after(repository):
     found = plan(repository.root)
     assert found.models == {"one": stages(repository.root), "two": stages(repository.root)}
     assert found.downloads == ("download@calibration", "download@evaluation") and "report" in found.shared
-    integrate(repository.root, [], "all")
-    assert plan(repository.root) == module.Plan({}, ())
+    (repository.told / "hang").write_text("chase one")
+    said = Queue()
+    with ThreadPoolExecutor() as threads:
+        writing = threads.submit(integrate, repository.root, [], "all")
+        wait_for((repository.told / "hanging").exists, "the stage that hangs")
+        asked = threads.submit(plan, repository.root, said.put)  # DVC would refuse to say
+        assert "integrate" in said.get(timeout=60)
+        (repository.told / "hang").unlink()
+        assert writing.result() and asked.result() == module.Plan({}, ())
     repository.set_models("one", "two", "three")
     found = plan(repository.root)
     assert found.models == {"three": stages(repository.root)} and found.downloads == ()

@@ -43,6 +43,19 @@ def test_from_publication_to_look_up_and_back(run):
     assert status == 1 and "first champion" in err
 
 
+def test_a_look_up_asks_where_the_publication_is(run, monkeypatch, tmp_path):
+    """From another folder by --root and --params, and at the address of params.yaml."""
+    root = run.made.root
+    assert run("publish", "m")[0] == 0
+    monkeypatch.chdir(tmp_path.parent)
+    words = ["--root", str(root), "--params", str(root / "params.yaml"), "lookup", "models:/visual-heads.m@candidate"]
+    assert run(*words)[0] == 0
+    run.made.raw["registry"]["tracking_uri"] = "http://127.0.0.1:9"
+    (root / "params.yaml").write_text(json.dumps(run.made.raw))
+    status, _, err = run(*words[:-1], "models:/visual-heads.m/1")
+    assert status == 1 and "127.0.0.1:9" in err
+
+
 def test_looking_up_a_path_prints_no_scores(run):
     status, out, _ = run("lookup", "artifacts/scores/m.safetensors")
     assert status == 0 and "fingerprint: print-m" in out and "scores:" not in out

@@ -1,5 +1,6 @@
 import json
 import os
+import struct
 import time
 
 import pytest
@@ -19,6 +20,11 @@ def cut(path, by=1):
     path.write_bytes(content[:-by] if by > 0 else content + b"x" * -by)
 
 
+def header(path, text):
+    """Write a file that is a header alone."""
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -30,6 +36,9 @@ def cut(path, by=1):
         lambda f: cut(f / "model-1.safetensors", 60),
         lambda f: (f / "model-1.safetensors").write_bytes(b""),
         lambda f: (f / "model-1.safetensors").write_bytes(b"\xff" * 8),
+        lambda f: header(f / "model-1.safetensors", b"[" * 100_000),
+        lambda f: header(f / "model-1.safetensors", b'{"a": {"data_offsets": [0, "2"]}}'),
+        lambda f: header(f / "model-1.safetensors", b'{"a": {"data_offsets": [0]}}'),
         lambda f: cut(f / "model-1.safetensors", -4),
         lambda f: (f / "model.safetensors.index.json").write_text("{}"),
         lambda f: (f / "model.safetensors.index.json").write_text(json.dumps({"weight_map": []})),

@@ -1,11 +1,12 @@
 import os
+import shutil
 
 import pytest
 
 from sparsemm.errors import WatchError
 from sparsemm.models import content_revision
 from sparsemm.params import WatchParams
-from sparsemm.watch import folder as module
+from sparsemm.watch import arrival as module
 from sparsemm.watch import newest
 from tests.watch.checkpoints import write_checkpoint
 
@@ -38,6 +39,13 @@ def test_nothing_complete_is_nothing(tmp_path):
 
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(WatchError, match="no such folder"):
+        newest(watched(), "k", tmp_path)
+
+
+def test_a_folder_that_is_cleared_up_meanwhile_is_an_error(tmp_path, monkeypatch):
+    folder = write_checkpoint(tmp_path / "in" / "v1")
+    monkeypatch.setattr("sparsemm.watch.folder.is_complete", lambda *_: shutil.rmtree(folder) or True)
+    with pytest.raises(WatchError, match="cannot be read"):
         newest(watched(), "k", tmp_path)
 
 

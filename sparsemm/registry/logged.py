@@ -1,0 +1,57 @@
+"""What the run of a publication has besides its files: params and metrics under MLflow's flat names."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparsemm.errors import RegistryError
+from sparsemm.params import Params
+from sparsemm.registry.lockfile import STALE
+
+
+def flat_params(params: Params, key: str) -> dict[str, str]:
+    """Params of the run: the model's entry, chase, allocate and evaluate, as `section/name`."""
+    sections = {"model": params.model(key), "chase": params.chase, "allocate": params.allocate}
+    sections["evaluate"] = params.evaluate
+    flat = [pair for name, section in sections.items() for pair in _flat(section.model_dump(mode="json"), name)]
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat}
+
+
+def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics of the run, and what the profile stage says of its machine.
+
+    Their names are `task/method/budget`, `profile/method/length/column`, `scores/...` and `align/...`.
+
+    Raises:
+        RegistryError: if a file is not what its stage writes.
+    """
+
+    def read(name: str) -> Any:
+        return json.loads((folder / name / f"{key}.json").read_text(encoding="utf-8"))
+
+    found: dict[str, Any] = {}
+    try:
+        machine = dict(read("profile").items())
+        for name in ("scores", "align"):
+            found.update(_flat(read(name), name))
+        for task, methods in read("evaluate").items():
+            found.update(_flat(methods, task))
+        with open(folder / "profile" / f"{key}.csv", newline="", encoding="utf-8") as handle:
+            for row in csv.DictReader(handle):
+                for column in ("prefill_ms", "decode_ms_per_token", "kept_bytes"):
+                    found[f"profile/{row['method']}/{row['prompt_length']}/{column}"] = float(row[column])
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise RegistryError(f"a table is not what its stage writes: {error!r}", where=key, hint=STALE) from error
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}, machine
+
+
+def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{prefix}/{key}")
+    else:
+        yield prefix.replace("%", "pct"), value
