@@ -126,15 +126,15 @@ def test_two_flows_for_the_same_model_at_once(deployed, worker, quiet):
     nothing_left(deployed)
 
 
-def test_four_models_on_two_workers(deployed, worker):
+def test_eight_models_on_two_workers(deployed, worker):
     """More models than workers, each of which takes one at a time, as with a GPU each."""
-    keys = [f"m{number}" for number in range(4)]
+    keys = [f"m{number}" for number in range(8)]
     deployed.set_models(*keys)
     for _ in range(2):
         worker("gpu", "--limit", "1")
     worker("control")
     run = start("pipeline/process", root=".", publish=False, spread="process")
-    ended(run)
+    ended(run, seconds=400)
     called = deployed.called()
     assert {called[f"{stage} {key}"] for stage in ("chase", "profile") for key in keys} == {1}
     with open(deployed.root / "dvc.lock") as lock:
