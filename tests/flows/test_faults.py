@@ -134,7 +134,7 @@ def test_eight_models_on_two_workers(deployed, worker):
         worker("gpu", "--limit", "1")
     worker("control")
     run = start("pipeline/process", root=".", publish=False, spread="process")
-    ended(run, seconds=400)
+    ended(run)
     called = deployed.called()
     assert {called[f"{stage} {key}"] for stage in ("chase", "profile") for key in keys} == {1}
     with open(deployed.root / "dvc.lock") as lock:
