@@ -106,7 +106,7 @@ def write_card(folder: Path, run: dict[str, Any], note: str = "", prose: Prose |
             },
             "vision": {"model_type": vision.model_type, "patch_size": vision.patch_size},
         },
-        "data": "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once",
+        "data": "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once a run",
         "licence": "Apache-2.0",
         "training": run,
         "held_out": held_out(model, processor),
