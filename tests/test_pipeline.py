@@ -145,7 +145,7 @@ def test_a_limited_evaluation_leaves_the_results_alone(place, capsys):
         assert {row["n"] for row in csv.DictReader(handle)} == {"2"}
     shutil.rmtree(place / "artifacts" / "work")
     assert hashes(place) == before and run(place, "evaluate", KEY, "--limit", "0") == 1
-    assert "limit is 0" in capsys.readouterr().err
+    assert "--limit: 0 documents" in capsys.readouterr().err
 
 
 def test_rows_of_the_profile(place):
