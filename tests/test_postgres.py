@@ -3,52 +3,23 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
+from tests.postgres import cluster, installed
 from tests.registry.conftest import Workspace
-from tests.servers import free_port, prefect_server, registry_server
-
-PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-
-
-def as_postgres(*command: str) -> list[str]:
-    """The command as a user that PostgreSQL runs for: anybody but root."""
-    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else list(command)
+from tests.servers import prefect_server, registry_server
 
 
 @pytest.fixture(scope="module")
 def postgres():
-    """`host:port` of a cluster with the databases "prefect" and "mlflow"; whoever connects is trusted."""
-    try:
-        owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    except KeyError:
-        owner = None
-    if not PROGRAMS or owner is None:
+    """`host:port` of a cluster with the databases "prefect" and "mlflow"."""
+    if not installed():
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    programs, port = PROGRAMS[-1], free_port()
-    folder = Path(tempfile.mkdtemp(prefix="sparsemm-postgres-"))
-    os.chown(folder, owner.pw_uid, owner.pw_gid)
-    data = folder / "data"
-    quiet = {"check": True, "capture_output": True, "cwd": folder}
-    subprocess.run(as_postgres(str(programs / "initdb"), "-D", str(data), "-U", "me", "--auth=trust"), **quiet)
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
-    control = as_postgres(str(programs / "pg_ctl"), "-D", str(data), "-w")
-    subprocess.run([*control, "-o", options, "-l", str(folder / "log"), "start"], **quiet)
-    try:
-        for name in ("prefect", "mlflow"):
-            words = ["-h", "127.0.0.1", "-p", str(port), "-U", "me", name]
-            subprocess.run(as_postgres(str(programs / "createdb"), *words), **quiet)
-        yield f"127.0.0.1:{port}"
-    finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
-        shutil.rmtree(folder)
+    with cluster("prefect", "mlflow") as place:
+        yield place
 
 
 def test_prefect_runs_the_pipeline_on_it(postgres, repository, tmp_path):

@@ -10,15 +10,26 @@ import sys
 import pytest
 
 from tests.flows.runs import SILENCE
+from tests.postgres import cluster, installed
 from tests.repository import copy_repository
 from tests.servers import SERVER, Process, prefect_server
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory):
+def database():
+    """Variables of a server on PostgreSQL; none where it is not installed, though SQLite loses events when locked."""
+    if not installed():
+        yield {}
+        return
+    with cluster("prefect") as place:
+        yield {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://me@{place}/prefect"}
+
+
+@pytest.fixture(scope="session")
+def prefect_api(database, tmp_path_factory):
     """Address of a Prefect server's API; this process's flows and clients use it."""
     folder = tmp_path_factory.mktemp("prefect")
-    server, address = prefect_server(folder)
+    server, address = prefect_server(folder, database)
     SERVER.append(server)
     os.environ["PREFECT_HOME"] = str(folder / "client")
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
