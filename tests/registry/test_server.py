@@ -13,7 +13,6 @@ from sparsemm.errors import RegistryError
 from sparsemm.registry.client import connect
 from sparsemm.registry.publish import publish
 from sparsemm.registry.server import SETTINGS, command
-from tests.servers import wait_for
 
 
 def test_settings_are_safe_whatever_the_environment_says(tmp_path, monkeypatch):
@@ -63,12 +62,8 @@ def test_it_listens_on_loopback_only_and_shows_no_password(server):
     if not outside.startswith("127."):
         with pytest.raises(OSError):
             socket.create_connection((outside, server.port), timeout=2).close()
-
-    def shown() -> str:
-        return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-
-    wait_for(lambda: str(server.port) in shown(), "its command line")  # of a busy process ps may show the name alone
-    assert "canary-6f1d" not in shown()
+    shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True).stdout  # whole lines
+    assert str(server.port) in shown and "canary-6f1d" not in shown
 
 
 def test_foreign_sources_are_refused(server, workspace):
