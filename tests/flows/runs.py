@@ -87,7 +87,7 @@ def inside(repository):
 
 def children(process):
     """Process ids of the engines that a worker started."""
-    lines = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-eww", "-o", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in lines.splitlines()[1:]]
     found, parents = [], {str(process.child.pid)}
     for _ in range(4):
