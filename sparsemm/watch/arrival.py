@@ -75,7 +75,7 @@ def stamp(folder: Path) -> str:
 def found(folder: Path, key: str, root: Path) -> Arrival:
     """The checkpoint in a local folder.
 
-    Contents are hashed once: while names, sizes and times stay, the hash is remembered under artifacts/work/watch.
+    Contents are hashed once: while names, sizes and times stay, the hash is remembered in `root`.
 
     Raises:
         OSError: if the folder cannot be read.
