@@ -9,80 +9,113 @@
 namespace sparsemm {
 namespace {
 
-constexpr int64_t kRows = 16;  // query rows of one task, which read the keys together
-
 // Products and sums are in double: those of fp32 numbers are exact, so that the winner depends neither on the order of
 // a sum nor on the width of a vector or the number of threads.
-typedef double Wide __attribute__((vector_size(4 * kLanes)));
-constexpr int64_t kWide = kLanes / 2;
+constexpr int kWide = kLanes / 2;
+typedef double Wide __attribute__((vector_size(8 * kWide)));
+typedef int64_t Whole __attribute__((vector_size(8 * kWide)));
+
+constexpr int64_t kRows = 8;          // query rows that read a tile of keys together
+constexpr int64_t kKeys = 2 * kWide;  // keys of a tile
+constexpr int64_t kTask = 64;         // query rows of one task, which read the keys together
 
 inline Wide load_wide(const double* from) { Wide v; std::memcpy(&v, from, sizeof v); return v; }
 
-template <class T>
-void to_doubles(const char* from, int64_t dim, double* out) {
-    const T* row = reinterpret_cast<const T*>(from);
-    for (int64_t d = 0; d < dim; ++d) out[d] = double(widen(row[d]));
+// The best key of each lane so far; lane i of vector j has seen keys i + j * kWide of every tile.
+struct Best {
+    Wide dot[2];
+    Whole key[2];
+};
+
+// q: R rows of dim; k: (dim, kKeys), the tile whose keys begin at `first`; row r sees keys begins[r] ... ends[r] - 1.
+template <int R>
+void look(const double* q, const double* k, int64_t dim, int64_t first, const int64_t* begins, const int64_t* ends,
+          Best* best) {
+    Wide sums[R][2] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+        const Wide k0 = load_wide(k + d * kKeys), k1 = load_wide(k + d * kKeys + kWide);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            sums[r][0] += q[r * dim + d] * k0;
+            sums[r][1] += q[r * dim + d] * k1;
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int j = 0; j < 2; ++j) {
+            Whole at;
+            for (int i = 0; i < kWide; ++i) at[i] = first + j * kWide + i;
+            const Wide had = best[r].dot[j], got = sums[r][j];
+            // A NaN is the largest, as for torch; of equals the first stays.
+            const Whole better = ~(got <= had) & (had == had) & (at >= begins[r]) & (at < ends[r]);
+            best[r].dot[j] = better ? got : had;
+            best[r].key[j] = better ? at : best[r].key[j];
+        }
 }
 
-// Four keys for one query; the room behind dim is zero up to a whole vector.
-inline void dots_wide(const double* q, const double* k, int64_t line, double* out) {
-    Wide sums[4] = {};
-    for (int64_t d = 0; d < line; d += kWide) {
-        const Wide at = load_wide(q + d);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) sums[j] += at * load_wide(k + j * line + d);
-    }
-    for (int j = 0; j < 4; ++j) {
-        out[j] = 0;
-        for (int64_t i = 0; i < kWide; ++i) out[j] += sums[j][i];
-    }
+// The winner among the lanes: the largest, of equals the first, and a NaN before all.
+inline int64_t winner(const Best& best) {
+    double top = -std::numeric_limits<double>::infinity();
+    int64_t key = 0;
+    for (int j = 0; j < 2; ++j)
+        for (int i = 0; i < kWide; ++i) {
+            const double dot = best.dot[j][i];
+            const int64_t at = best.key[j][i];
+            if (at < 0) continue;  // this lane saw nothing above -inf
+            const bool nan = dot != dot, had = top != top;
+            if (nan != had ? nan : (nan || dot == top) ? at < key : dot > top) {
+                top = dot;
+                key = at;
+            }
+        }
+    return key;
 }
 
 template <class T>
 int64_t run(const char* query, const char* keys, const int64_t* begins, const int64_t* ends, int64_t* out,
             int64_t heads, int64_t group, int64_t rows, int64_t dim, const int64_t* query_strides,
             const int64_t* key_strides, int threads) {
-    const int64_t line = (dim + kWide - 1) / kWide * kWide, each = group * rows;
-    const int64_t blocks = (each + kRows - 1) / kRows, tasks = heads * blocks;
-    std::vector<double> room(threads * (kRows + 4) * line);
+    const int64_t each = group * rows, blocks = (each + kTask - 1) / kTask, tasks = heads * blocks;
+    threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
+    std::vector<double> room(threads * (kTask + kKeys) * dim);
     int64_t next = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
     for (int slot = 0; slot < threads; ++slot) {
-        double *q = room.data() + slot * (kRows + 4) * line, *k = q + kRows * line;
+        double *q = room.data() + slot * (kTask + kKeys) * dim, *k = q + kTask * dim;
         for (;;) {
             int64_t at;
 #pragma omp atomic capture
             at = next++;
             if (at >= tasks) break;
-            const int64_t head = at / blocks, first = at % blocks * kRows, count = std::min(kRows, each - first);
-            double best[kRows];
-            int64_t found[kRows] = {}, begin = std::numeric_limits<int64_t>::max(), end = 0;
+            const int64_t head = at / blocks, first = at % blocks * kTask, count = std::min(kTask, each - first);
+            int64_t from[kTask], to[kTask], low = std::numeric_limits<int64_t>::max(), high = 0;
+            Best best[kTask];
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t g = (first + i) / rows, t = (first + i) % rows;
-                to_doubles<T>(query + (head * group + g) * query_strides[0] + t * query_strides[1], dim, q + i * line);
-                best[i] = -std::numeric_limits<double>::infinity();
-                begin = std::min(begin, begins[t]);
-                end = std::max(end, ends[t]);
-            }
-            for (int64_t key = begin; key < end; key += 4) {
-                for (int64_t j = 0; j < 4; ++j)  // beyond the end the last key stands in, and is not looked at
-                    to_doubles<T>(keys + head * key_strides[0] + std::min(key + j, end - 1) * key_strides[1], dim,
-                                  k + j * line);
-                for (int64_t i = 0; i < count; ++i) {
-                    const int64_t t = (first + i) % rows;
-                    if (key + 4 <= begins[t] || key >= ends[t]) continue;
-                    double dot[4];
-                    dots_wide(q + i * line, k, line, dot);
-                    for (int64_t j = std::max<int64_t>(0, begins[t] - key); j < std::min<int64_t>(4, ends[t] - key); ++j)
-                        // A NaN is the largest, as for torch; of equals the first stays.
-                        if (dot[j] > best[i] || (dot[j] != dot[j] && best[i] == best[i])) {
-                            best[i] = dot[j];
-                            found[i] = key + j;
-                        }
+                const T* row = reinterpret_cast<const T*>(query + (head * group + g) * query_strides[0] +
+                                                          t * query_strides[1]);
+                for (int64_t d = 0; d < dim; ++d) q[i * dim + d] = double(widen(row[d]));
+                from[i] = begins[t];
+                to[i] = ends[t];
+                low = std::min(low, from[i]);
+                high = std::max(high, to[i]);
+                for (int j = 0; j < 2; ++j) {
+                    best[i].dot[j] = Wide{} - std::numeric_limits<double>::infinity();
+                    best[i].key[j] = Whole{} - 1;
                 }
             }
+            for (int64_t key = low; key < high; key += kKeys) {
+                for (int64_t j = 0; j < kKeys; ++j) {  // beyond the end the last key stands in, and is not looked at
+                    const T* row = reinterpret_cast<const T*>(keys + head * key_strides[0] +
+                                                              std::min(key + j, high - 1) * key_strides[1]);
+                    for (int64_t d = 0; d < dim; ++d) k[d * kKeys + j] = double(widen(row[d]));
+                }
+                int64_t i = 0;
+                for (; i + kRows <= count; i += kRows)
+                    look<kRows>(q + i * dim, k, dim, key, from + i, to + i, best + i);
+                for (; i < count; ++i) look<1>(q + i * dim, k, dim, key, from + i, to + i, best + i);
+            }
             for (int64_t i = 0; i < count; ++i)
-                out[(head * group + (first + i) / rows) * rows + (first + i) % rows] = found[i];
+                out[(head * group + (first + i) / rows) * rows + (first + i) % rows] = winner(best[i]);
         }
     }
     return kDone;

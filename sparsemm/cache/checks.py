@@ -133,6 +133,31 @@ def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, e
         raise CacheError("begins or ends are not on the device of the keys", where=op)
 
 
+def causal_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    firsts: torch.Tensor,
+    stops: torch.Tensor,
+    scaling: float,
+) -> None:
+    """Raise CacheError where `ops.causal_attention` cannot serve."""
+    op = "causal_attention"
+    _heads(op, query, keys)
+    if values.shape != keys.shape or values.dtype != keys.dtype or values.device != keys.device:
+        what = f"values {tuple(values.shape)} of {values.dtype} do not belong to keys {tuple(keys.shape)}"
+        raise CacheError(what, where=op)
+    if query.dim() != 4 or keys.dim() != 4 or query.shape[::2] != keys.shape[::2]:
+        what = f"query {tuple(query.shape)} and keys {tuple(keys.shape)} are not (B, Hq, S, D) and (B, Hkv, S, D)"
+        raise CacheError(what, where=op)
+    want = (query.shape[0],)
+    if firsts.shape != want or stops.shape != want or firsts.dtype != torch.int64 or stops.dtype != torch.int64:
+        shapes = [(tuple(t.shape), t.dtype) for t in (firsts, stops)]
+        raise CacheError(f"firsts and stops are {shapes}, not (B,) int64", where=op)
+    if firsts.device != keys.device or stops.device != keys.device:
+        raise CacheError("firsts or stops are not on the device of the keys", where=op)
+
+
 def _heads(op: str, query: torch.Tensor, keys: torch.Tensor) -> None:
     """Query and keys (..., heads, rows, D) belong together."""
     if keys.dtype not in FLOATS or query.dtype != keys.dtype:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sparsemm.cache import arguments, ranges
-from sparsemm.cache.arguments import dense_rows
-from sparsemm.cache.library import DONE, NO_MEMORY, library
+from sparsemm.cache.arguments import dense_rows, strides
+from sparsemm.cache.library import DONE, DTYPES, NO_MEMORY, library
 
 
 def _call(name: str, rows: int, *given: object) -> None:
@@ -66,6 +66,43 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
     output = torch.empty(keys.shape[:3])
     given = arguments.observe(query, keys, valid, output, pooling, scaling)
     _call("observe", keys.shape[2], *given, torch.get_num_threads())
+    return output
+
+
+def causal_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    firsts: torch.Tensor,
+    stops: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """`ops.causal_attention` of checked tensors."""
+    query, keys, values = dense_rows(query), dense_rows(keys), dense_rows(values)
+    firsts, stops = firsts.contiguous(), stops.contiguous()
+    batch, heads, length, dim = query.shape
+    output = query.new_zeros((batch, length, heads, dim))
+    _call(
+        "causal_attention",
+        length,
+        DTYPES[query.dtype],
+        query.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        output.data_ptr(),
+        firsts.data_ptr(),
+        stops.data_ptr(),
+        batch,
+        keys.shape[1],
+        heads // keys.shape[1],
+        length,
+        dim,
+        strides(query),
+        strides(keys),
+        strides(values),
+        scaling,
+        torch.get_num_threads(),
+    )
     return output
 
 

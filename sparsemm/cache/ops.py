@@ -172,6 +172,34 @@ def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, e
     return _OPS["argmax_rows"](query.detach(), keys.detach(), begins, ends)
 
 
+def causal_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    firsts: torch.Tensor,
+    stops: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """softmax(q k^T * scaling) v of whole prompts, causal, without a mask; samples are padded to one length.
+
+    Args:
+        query: (B, Hq, S, D) fp32, fp16, bf16 or fp64; query head h reads KV head h // (Hq / Hkv).
+        keys, values: (B, Hkv, S, D) of the same dtype.
+        firsts, stops: (B,) int64; sample b's tokens are positions firsts[b] ... stops[b] - 1, all else is padding.
+        scaling: factor of the logits.
+
+    Returns:
+        (B, S, Hq, D); accumulated in fp32 or better; zeros on padding.
+
+    Raises:
+        CacheError: if dtypes, shapes or devices do not fit, or (on the CPU) tokens leave the sequence.
+    """
+    if torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad):
+        checks.causal_attention(query, keys, values, firsts, stops, scaling)
+        return twins.causal_attention(query, keys, values, firsts, stops, scaling)
+    return _OPS["causal_attention"](query, keys, values, firsts, stops, scaling)
+
+
 # What torch.library calls: the checks, then a library or the twin.
 
 
@@ -238,4 +266,10 @@ _register(
     _served(cpu.argmax_rows, _checked(ranges.argmax_rows, twins.argmax_rows)),
     _served(cuda.argmax_rows, twins.argmax_rows),
     lambda query, *_: query.new_empty(query.shape[:2], dtype=torch.int64),
+)
+_register(
+    "causal_attention(Tensor query, Tensor keys, Tensor values, Tensor firsts, Tensor stops, float scaling) -> Tensor",
+    _served(cpu.causal_attention, _checked(ranges.causal_attention, twins.causal_attention), first=3),
+    twins.causal_attention,
+    lambda query, *_: query.new_empty([query.shape[i] for i in (0, 2, 1, 3)]),
 )

@@ -17,12 +17,13 @@ _SAID = {
     "append": "it has no room for another row before the next stretch, in a slab of {} rows",
     "compact": "what it keeps does not fit before the next stretch, in a slab of {} rows",
     "argmax_rows": "it sees beyond {} keys",
+    "causal_attention": "its tokens are not a stretch of {} positions",
 }
 
 
 def refuse(op: str, index: int, rows: int) -> NoReturn:
-    """Raise the CacheError of a stretch (of `argmax_rows`: a row) that leaves a slab, or the keys, of `rows` rows."""
-    unit = "row" if op == "argmax_rows" else "stretch"
+    """Raise the CacheError of a stretch (a row, a sample) that leaves a slab, or the keys, of `rows` rows."""
+    unit = {"argmax_rows": "row", "causal_attention": "sample"}.get(op, "stretch")
     raise CacheError(_SAID[op].format(rows), where=f"{op}, {unit} {index}")
 
 
@@ -71,6 +72,19 @@ def compact(
 def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> None:
     """Raise CacheError for a row that sees beyond the keys."""
     _refuse_first("argmax_rows", (begins < 0) | (ends > keys.shape[1]), keys.shape[1])
+
+
+def causal_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    firsts: torch.Tensor,
+    stops: torch.Tensor,
+    scaling: float,
+) -> None:
+    """Raise CacheError for a sample whose tokens leave the sequence."""
+    length = query.shape[2]
+    _refuse_first("causal_attention", (firsts < 0) | (firsts > stops) | (stops > length), length)
 
 
 def _ends(starts: torch.Tensor, rows: int) -> torch.Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch.nn import functional as F
 
@@ -101,3 +104,38 @@ def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, e
         seen = (columns >= begins[part, None]) & (columns < ends[part, None])
         found[:, part] = logits.masked_fill(~seen, float("-inf")).argmax(dim=-1)
     return found
+
+
+def causal_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    firsts: torch.Tensor,
+    stops: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """`causal_attention` by torch's sdpa."""
+    return attend_spans(query, keys, values, list(zip(firsts.tolist(), stops.tolist(), strict=True)), scaling)
+
+
+def attend_spans(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, spans: Sequence[tuple[int, int]], scaling: float
+) -> torch.Tensor:
+    """`causal_attention` of samples whose tokens are known on the host; neighbours of equal span go together."""
+
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(*parts, is_causal=True, scale=scaling, enable_gqa=grouped).transpose(1, 2)
+
+    batch, heads, length, dim = query.shape
+    grouped = heads > keys.shape[1]
+    if set(spans) == {(0, length)} and length:
+        return attend(query, keys, values).contiguous()
+    out = query.new_zeros((batch, length, heads, dim))
+    start = 0
+    for (first, stop), group in groupby(spans):
+        end = start + len(list(group))
+        if first < stop:
+            at = slice(start, end), slice(None), slice(first, stop)
+            out[start:end, first:stop] = attend(query[at], keys[at], values[at])
+        start = end
+    return out

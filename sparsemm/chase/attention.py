@@ -1,11 +1,10 @@
-"""The attention function of the chase: sdpa, and the argmax position of chosen rows on the side."""
+"""The attention function of the chase: causal, without a mask, and the argmax position of chosen rows on the side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
-from sparsemm.cache import ops
+from sparsemm.cache import ops, twins
 from sparsemm.errors import ModelError
 
 NAME = "sparsemm_chase"
@@ -26,12 +25,14 @@ class Recorder:
     Attributes:
         rows: rows[b], (T_b,) int64 query positions in the padded row.
         spans: spans[b], (first, stop): the tokens of batch row b that are no padding; they are in one piece.
+        tokens: the spans as two (B,) int64.
         found: layer -> (Hq, sum of T_b) int64 of key positions, sample by sample, on the layer's device.
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> None:
         self.rows = [torch.as_tensor(list(one), dtype=torch.int64) for one in rows]
         self.spans = list(spans)
+        self.tokens = torch.tensor([*zip(*spans, strict=True)], dtype=torch.int64).unbind()
         self.found: dict[int, torch.Tensor] = {}
         self._moved: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
 
@@ -91,28 +92,6 @@ def _record(recorder: Recorder, query: torch.Tensor, key: torch.Tensor, mask: to
     return torch.cat(found, dim=1)
 
 
-def _attend(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    spans: Sequence[tuple[int, int]],
-    options: dict[str, Any],
-) -> torch.Tensor:
-    """Causal attention of left- or right-padded rows without a mask: neighbours of equal span go together."""
-    if len(set(spans)) == 1 and spans[0] == (0, query.shape[2]):
-        return sdpa_attention_forward(module, query, key, value, None, **options)[0]
-    batch, heads, length, _ = query.shape
-    out = query.new_zeros((batch, length, heads, value.shape[3]))  # what padding attends to is nothing
-    start = 0
-    for (first, stop), group in groupby(spans):
-        end = start + len(list(group))
-        at = slice(start, end), slice(None), slice(first, stop)
-        out[start:end, first:stop] = sdpa_attention_forward(module, query[at], key[at], value[at], None, **options)[0]
-        start = end
-    return out
-
-
 def chase_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -122,7 +101,7 @@ def chase_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """sdpa attention of one layer; the argmax of the recorder's rows is written down beside it.
+    """Attention of one layer; the argmax of the recorder's rows is written down beside it.
 
     Args:
         query: (B, Hq, S, D) post-RoPE.
@@ -143,7 +122,10 @@ def chase_attention(
         raise ModelError("the chase needs one forward pass over the whole sequence, without a cache")
     recorder.found[int(module.layer_idx)] = _record(recorder, query, key, attention_mask)  # type: ignore[arg-type]
     if attention_mask is None:
-        return _attend(module, query, key, value, recorder.spans, options), None
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        if query.is_cpu:
+            return ops.causal_attention(query, key, value, *recorder.tokens, factor), None
+        return twins.attend_spans(query, key, value, recorder.spans, factor), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from sparsemm.cache import backends, library, ops, twins
 
-OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows")
+OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -117,6 +117,18 @@ def _argmax_rows(draw: Draw) -> float:
     return _close(ops.argmax_rows(query, keys, begins, ends), twins.argmax_rows(query, keys, begins, ends), 1e-30)
 
 
+def _causal_attention(draw: Draw) -> float:
+    batch, heads, group = draw.whole(1, 4), draw.whole(1, 8), draw.pick(1, 4, 7)
+    length = draw.pick(1, 40, 300, 700)
+    query = draw.normal(batch, length, heads * group, draw.dim).transpose(1, 2)
+    keys, values = (draw.normal(batch, length, heads, draw.dim).transpose(1, 2) for _ in range(2))
+    ends = torch.randint(0, length + 1, (2, batch), generator=draw.generator, device=draw.device).sort(dim=0).values
+    scaling = draw.pick(0.05, draw.dim**-0.5, 0.5)
+    got = ops.causal_attention(query, keys, values, *ends, scaling)
+    want = twins.causal_attention(query.double(), keys.double(), values.double(), *ends, scaling)
+    return _close(got, want, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
+
+
 def check(op: str, device: torch.device, seconds: float, rounds: int) -> dict[str, Any]:
     """{op, rounds, worst, failures} of one operation, or of one decode backend named "decode/<backend>".
 
@@ -128,6 +140,7 @@ def check(op: str, device: torch.device, seconds: float, rounds: int) -> dict[st
         "compact": _compact,
         "observe": _observe,
         "argmax_rows": _argmax_rows,
+        "causal_attention": _causal_attention,
     }
     for name, call in backends.BACKENDS.items():
         checks[f"decode/{name}"] = lambda draw, call=call: _decode(draw, call)  # type: ignore[misc]

@@ -29,6 +29,7 @@ APPEND = ["keys", "values", "new_keys", "new_values", "starts", "lengths"]
 COMPACT = ["keys", "values", "full_keys", "full_values", "keep", "starts"]
 OBSERVE = ["query", "keys", "valid", "pooling", "scaling"]
 ARGMAX = ["query", "keys", "begins", "ends"]
+CAUSAL = ["query", "keys", "values", "firsts", "stops", "scaling"]
 
 
 def arguments(op):
@@ -39,6 +40,10 @@ def arguments(op):
     if op == "argmax_rows":
         ends = torch.tensor([2, 5, 9])
         return dict(zip(ARGMAX, [torch.randn(4, 3, 8), torch.randn(2, 9, 8), ends - 2, ends], strict=True))
+    if op == "causal_attention":
+        query, keys, values = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+        firsts, stops = torch.tensor([0, 3]), torch.tensor([9, 8])
+        return dict(zip(CAUSAL, [query, keys, values, firsts, stops, 0.5], strict=True))
     keys, values, starts, lengths = ragged([2, 3, 1, 4], 8, torch.float32, [1] * 4, 0)
     if op == "ragged_decode":
         return dict(zip(DECODE, [torch.randn(2, 4, 8), keys, values, starts, lengths, 1.0], strict=True))

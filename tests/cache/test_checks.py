@@ -81,6 +81,19 @@ BAD = [
     ("argmax_rows", changed("ends", lambda t: t[:2]), "int64"),
     ("argmax_rows", at("begins", 1, -1), "row 1: it sees beyond 9 keys"),
     ("argmax_rows", at("ends", 2, 10), "row 2: it sees beyond 9 keys"),
+    ("causal_attention", changed("query", torch.Tensor.half), "dtypes"),
+    ("causal_attention", changed("values", torch.Tensor.half), "do not belong to keys"),
+    ("causal_attention", changed("values", lambda t: t[:, :, 1:]), "do not belong to keys"),
+    ("causal_attention", changed("query", lambda t: t[:, :3]), "3 query heads for 2"),
+    ("causal_attention", changed("query", lambda t: t[:, :, 1:]), "are not"),
+    ("causal_attention", changed("query", lambda t: t[0]), "are not"),
+    ("causal_attention", changed("firsts", torch.Tensor.int), "int64"),
+    ("causal_attention", changed("stops", lambda t: t[:1]), "int64"),
+    ("causal_attention", changed("stops", lambda t: t.to("meta")), "device"),
+    ("causal_attention", at("firsts", 0, -1), "sample 0: its tokens are not a stretch of 9 positions"),
+    ("causal_attention", at("stops", 1, 10), "sample 1: its tokens are not a stretch"),
+    ("causal_attention", at("stops", 1, 2), "sample 1: its tokens are not a stretch"),
+    ("causal_attention", at("stops", 0, 2**63 - 1), "sample 0: its tokens are not a stretch"),
 ]
 
 

@@ -153,6 +153,35 @@ def test_argmax_rows_equals_its_twin(heads, group, rows, length, dim, dtype, tie
 
 
 @needs_compiler
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 7),
+    st.sampled_from([1, 2, 7, 8, 9, 17, 130]),
+    st.sampled_from([8, 12, 13, 16, 24, 64, 200]),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 3]),
+    st.integers(0, 999),
+)
+def test_causal_attention_equals_its_twin(batch, heads, group, length, dim, dtype, threads, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(batch, length, heads * group, dim, generator=generator).to(dtype).transpose(1, 2)
+    keys, values = (torch.randn(batch, heads, length, dim, generator=generator).to(dtype) for _ in range(2))
+    ends = torch.randint(0, length + 1, (2, batch), generator=generator).sort(dim=0).values
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = ops.causal_attention(query, keys, values, *ends, dim**-0.5)
+    finally:
+        torch.set_num_threads(before)
+    want = twins.causal_attention(query.double(), keys.double(), values.double(), *ends, dim**-0.5)
+    assert got.dtype == dtype and got.is_contiguous()
+    tolerance = 2 * TOLERANCE[dtype]
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@needs_compiler
 def test_the_result_does_not_depend_on_the_number_of_threads():
     keys, values, starts, lengths = ragged([3000, 40, 0, 700], 64, torch.float32, [0] * 4, 1)
     query = torch.randn(2, 6, 64)

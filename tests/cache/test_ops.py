@@ -33,6 +33,34 @@ def test_infinities_and_nans_of_observe_and_argmax_rows(both):
     assert ops.argmax_rows(query[0], keys[0], torch.tensor([0, 0]), torch.tensor([70, 66])).tolist() == [[66, 5]] * 2
 
 
+def test_causal_attention_with_nothing_to_do(both):
+    query, keys, none = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.zeros(2, dtype=torch.int64)
+    assert not ops.causal_attention(query, keys, keys, none + 2, none + 2, 1.0).any()  # all padding
+    assert ops.causal_attention(query[:0], keys[:0], keys[:0], none[:0], none[:0], 1.0).shape == (0, 3, 4, 8)
+    empty = keys[:, :, :0]
+    assert ops.causal_attention(query[:, :, :0], empty, empty, none, none, 1.0).shape == (2, 0, 4, 8)
+
+
+def test_causal_attention_of_large_logits_infinities_and_nans(both):
+    query, keys, values = torch.ones(1, 1, 40, 8), torch.rand(1, 1, 40, 8), torch.randn(1, 1, 40, 8)
+    whole = torch.tensor([0]), torch.tensor([40])
+    keys[0, 0, 20] += 300.0  # nothing else counts
+    got = ops.causal_attention(query, keys, values, *whole, 1.0)[0, :, 0]
+    torch.testing.assert_close(got[20:], values[0, 0, 20].expand(20, 8))
+    assert not torch.allclose(got[19], values[0, 0, 20])
+    keys[0, 0, 20] = float("nan")
+    got = ops.causal_attention(query, keys, values, *whole, 1.0)[0, :, 0]
+    assert got[20:].isnan().all() and not got[:20].isnan().any()
+
+
+def test_gradients_of_causal_attention_flow_through_the_twin(both):
+    query, keys = torch.randn(2, 4, 5, 8, requires_grad=True), torch.randn(2, 2, 5, 8)
+    firsts, stops = torch.tensor([0, 2]), torch.tensor([5, 4])
+    ops.causal_attention(query, keys, keys, firsts, stops, 1.0).square().sum().backward()
+    assert query.grad is not None and query.grad[0, :, 1:].all()
+    assert not query.grad[1, :, :2].any() and not query.grad[1, :, 4].any()  # padding
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_logits_infinities_and_nans_are_what_softmax_makes_of_them(both, dtype):
     keys, values, starts, lengths = ragged([600], 8, torch.float32, [0], 3)
@@ -61,7 +89,7 @@ def test_empty_slabs_and_heads_give_zeros(both):
     ops.compact(keys, values, full, full, torch.zeros(1, 2, 0, dtype=torch.bool), starts)
 
 
-@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact", "observe", "argmax_rows"])
+@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention"])
 def test_torch_library_finds_no_fault(both, op):
     with torch.no_grad():
         torch.library.opcheck(getattr(torch.ops.sparsemm, op).default, tuple(arguments(op).values()))

@@ -9,7 +9,7 @@ from sparsemm.cache import ops
 from sparsemm.profiling.agreement import check
 
 
-@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact", "observe", "argmax_rows", "decode/twin"])
+@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention", "decode/twin"])
 def test_operations_agree_with_their_twins(op):
     found = check(op, torch.device("cpu"), seconds=60, rounds=8)
     assert found["rounds"] == 8 and not found["failed"], found["failures"]
