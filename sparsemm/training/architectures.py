@@ -48,7 +48,7 @@ class QwenSizes:
 
 QWEN_SIZES = {
     "tiny-qwen2-vl": QwenSizes(LAYERS, QUERY_HEADS, 192, 384, (2, 2, 2), 2, 96),
-    "small-qwen2-vl": QwenSizes(10, 16, 384, 640, (4, 4, 4), 3, 192),
+    "small-qwen2-vl": QwenSizes(8, 16, 256, 512, (2, 3, 3), 2, 128),
 }
 
 QWEN_SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")

@@ -21,6 +21,7 @@ from sparsemm.files import write_json
 from sparsemm.training.architectures import base_name, build, build_tokenizer
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker, PageFeed
 from sparsemm.training.card import write_card
+from sparsemm.training.precision import EXACT, PRECISIONS, autocast
 from sparsemm.training.prose import FOLDERS, Prose, prose_loss, read_prose
 from sparsemm.training.state import load_state, save_state
 
@@ -218,6 +219,7 @@ def train(
     prose: Prose | None = None,
     prose_share: float = 0.0,
     workers: int = 0,
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Train `name` for `steps` steps and write model and processor to `output` (fp16 safetensors).
 
@@ -235,9 +237,10 @@ def train(
         prose: text for the steps that are not on pages; None is for pages alone.
         prose_share: share of the steps that are on prose.
         workers: processes that draw pages ahead; 0 draws them in this one.
+        precision: of `PRECISIONS`; the weights are fp32 in both.
 
     Returns:
-        what the card says of the run: steps, seconds, batch size, seed, device, last losses.
+        what the card says of the run: steps, seconds, batch size, seed, device, precision, last losses.
     """
     cuda = torch.device(device).type == "cuda"
     if cuda:
@@ -245,6 +248,8 @@ def train(
     model, processor = build(name, seed)
     if initial is not None:
         model = type(model).from_pretrained(initial, dtype=torch.float32, local_files_only=True)
+    if precision == "bf16" and not cuda:
+        model.set_attn_implementation(EXACT)
     if sparsity:
         model.set_attn_implementation({"text_config": "eager"})
     weights = {"answer": 1.0, "visual_mass": sparsity} if sparsity else WEIGHTS
@@ -275,14 +280,16 @@ def train(
         number = pages_before(step, share)  # of the next batch of pages
         if prose is not None and pages_before(step + 1, share) == number:
             kind = "prose"
-            parts = {"answer": prose_loss(model, prose.batch(batch_size, seed, step).to(device))}
+            with autocast(device, precision):
+                parts = {"answer": prose_loss(model, prose.batch(batch_size, seed, step).to(device))}
         else:
             kind = "read" if plan(number, stage)[1] else "ask"
             batch = feed.next(number, stage).to(device)
-            if number < VISION_STEPS and initial is None:
-                parts = vision_losses(model, probes, batch, maker.qwen)
-            else:
-                parts = losses(model, probes, batch, maker.image_id, maker.qwen)
+            with autocast(device, precision):
+                if number < VISION_STEPS and initial is None:
+                    parts = vision_losses(model, probes, batch, maker.qwen)
+                else:
+                    parts = losses(model, probes, batch, maker.image_id, maker.qwen)
         sum(
             (weights[key] * value for key, value in parts.items() if key in weights), torch.zeros((), device=device)
         ).backward()
@@ -313,7 +320,7 @@ def train(
     state_path.unlink(missing_ok=True)
     last = {k: round(v, 4) for k, v in running.items()}
     run: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "seed": seed, "device": device, "rate": rate}
-    run["stage"] = stage
+    run |= {"stage": stage, "precision": precision}
     if prose is not None:
         run["prose_share"] = prose_share
     if initial is not None:
@@ -350,6 +357,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="of plain text; may be repeated")
     parser.add_argument("--prose-share", type=float, help="share of the steps; default: 0.4 for small-, 0 for tiny-")
     parser.add_argument("--workers", type=int, help="processes that draw pages; default: 0, on a GPU at most 6")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the matrix products")
     given = parser.parse_args(arguments)
     cuda = torch.device(given.device).type == "cuda"
     share = given.prose_share
@@ -378,6 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
         prose=prose,
         prose_share=share,
         workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if given.workers is None else given.workers,
+        precision=given.precision,
     )
     print(json.dumps(write_card(given.output, run, given.note, prose)["held_out"]))
 
