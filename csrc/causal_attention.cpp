@@ -1,7 +1,5 @@
 // Causal attention of whole prompts that are padded to one length: short rows, where a library's tiles do not pay.
 #include <algorithm>
-#include <new>
-#include <vector>
 
 #include "rows.h"
 
@@ -19,16 +17,18 @@ struct Prompts {
     float scaling;
 };
 
-// Scratch of one thread: keys as columns (dim, columns), values as rows (length, line), and a block's work.
+// Scratch of one thread: keys as columns (dim, columns), values as rows (length, line), and a block's work. What lies
+// behind a row's numbers is anything, and never gets into a result.
 struct Work {
     int64_t columns, line;
-    Floats room;
     float *keys, *values, *query, *weights, *sums;
-    explicit Work(const Prompts& p)
-        : columns(whole_lines(p.length)), line(whole_lines(p.dim)),
-          room(p.dim * columns + p.length * line + kQueries * (whole_lines(p.dim) + columns + line)), keys(room.at),
-          values(keys + p.dim * columns), query(values + p.length * line), weights(query + kQueries * line),
-          sums(weights + kQueries * columns) {}
+    Work(int64_t length, int64_t dim, float* room)
+        : columns(whole_lines(length)), line(whole_lines(dim)), keys(room), values(keys + dim * columns),
+          query(values + length * line), weights(query + kQueries * line), sums(weights + kQueries * columns) {}
+    static int64_t floats(int64_t length, int64_t dim) {
+        const int64_t columns = whole_lines(length), line = whole_lines(dim);
+        return dim * columns + length * line + kQueries * (2 * line + columns);
+    }
 };
 
 template <class T>
@@ -129,15 +129,12 @@ void rows(const Prompts& p, int64_t b, int64_t head, int64_t first, int64_t begi
 }
 
 template <class T>
-int64_t run(const Prompts& p, int threads) {
-    const int64_t stretches = p.batch * p.heads;
-    threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, stretches)));
-    std::vector<Work> works;
-    for (int t = 0; t < threads; ++t) works.emplace_back(p);
+int64_t run(const Prompts& p, float* room, int threads) {
+    const int64_t stretches = p.batch * p.heads, each = Work::floats(p.length, p.dim);
     int64_t next = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
     for (int slot = 0; slot < threads; ++slot) {
-        Work& work = works[slot];
+        Work work(p.length, p.dim, room + slot * each);
         for (;;) {
             int64_t at;
 #pragma omp atomic capture
@@ -158,23 +155,26 @@ int64_t run(const Prompts& p, int threads) {
 }  // namespace
 }  // namespace sparsemm
 
+// Numbers of scratch that one thread needs.
+SPARSEMM_EXPORT int64_t sparsemm_causal_attention_room(int64_t length, int64_t dim) {
+    return sparsemm::Work::floats(length, dim);
+}
+
 // query: (batch, heads * group, length) rows of dim; keys, values: (batch, heads, length) of them; strides in bytes;
 // firsts, stops: (batch), a sample's tokens; out: (batch, length, heads * group, dim), zero where there is padding.
-// dtype as in ragged decode.
+// room: scratch of every thread, at a cache line. dtype as in ragged decode.
 SPARSEMM_EXPORT int64_t sparsemm_causal_attention(int dtype, const char* query, const char* keys, const char* values,
                                                   char* out, const int64_t* firsts, const int64_t* stops,
                                                   int64_t batch, int64_t heads, int64_t group, int64_t length,
                                                   int64_t dim, const int64_t* query_strides,
                                                   const int64_t* key_strides, const int64_t* value_strides,
-                                                  float scaling, int threads) {
+                                                  float scaling, float* room, int threads) {
     using namespace sparsemm;
     for (int64_t b = 0; b < batch; ++b)
         if (firsts[b] < 0 || firsts[b] > stops[b] || stops[b] > length) return b;
     const Prompts p{query, keys, values, out, firsts, stops, batch, heads, group, length, dim,
                     query_strides, key_strides, value_strides, scaling};
-    try {
-        return dtype == 0 ? run<float>(p, threads) : dtype == 1 ? run<Half>(p, threads) : run<BFloat>(p, threads);
-    } catch (const std::bad_alloc&) {
-        return kNoMemory;
-    }
+    return dtype == 0   ? run<float>(p, room, threads)
+           : dtype == 1 ? run<Half>(p, room, threads)
+                        : run<BFloat>(p, room, threads);
 }

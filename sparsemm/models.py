@@ -107,7 +107,10 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
         dtype = getattr(torch, entry.dtype)
-        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **options, **placed)
+        # No pickles: what transformers would make of pytorch_model.bin is not looked for.
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, **options, **placed
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
         raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error

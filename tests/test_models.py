@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import DynamicCache
 
 from sparsemm import compressed_cache
@@ -209,6 +210,17 @@ def test_a_folder_without_weights_is_refused(tmp_path, checkpoint):
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
     with pytest.raises(ModelError, match="complete checkpoint"):
         load_model(ModelParams(checkpoint=str(tmp_path), family="qwen2_vl"))
+
+
+def test_pickled_weights_are_not_loaded(tmp_path, checkpoint):
+    broken = tmp_path / "pickled"
+    broken.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            (broken / path.name).write_bytes(path.read_bytes())
+    torch.save(load_file(checkpoint / "model.safetensors"), broken / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(new_entry(str(broken)), device="cpu")
 
 
 def sharded(checkpoint, folder):

@@ -78,7 +78,7 @@ def ragged_attention(
     if layer.slab is not None:
         return later(layer, query, key, value, attention_mask, factor), None
     queries, key, value = layer.hold(query, key, value)
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    output = prompt_attention(module, query, key, value, attention_mask, factor, options)
     over = layer.after_prompt()
     if over >= 0:
         end, rows = key.shape[2] - over, queries.shape[2] - over
@@ -88,6 +88,28 @@ def ragged_attention(
         tail = (query[:, :, -over:], key[:, :, end:], value[:, :, end:])
         output = torch.cat([output[:, :-over], later(layer, *tail, attention_mask, factor)], dim=1)
     return output, None
+
+
+def prompt_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Full attention of a prompt or a piece of one, (B, T, Hq, D).
+
+    sdpa; on a CPU, in fp32 and without padding our own, which is faster. (In 16 bits the two round so differently that
+    a token may be another one than with transformers' cache.)
+    """
+    length = query.shape[2]
+    plain = mask is None and length == key.shape[2] > 1 and getattr(module, "is_causal", True)
+    if plain and query.is_cpu and query.dtype == torch.float32:
+        firsts = torch.zeros(len(query), dtype=torch.int64)
+        return ops.causal_attention(query, key, value, firsts, torch.full_like(firsts, length), scaling)
+    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)[0]
 
 
 def later(

@@ -1,4 +1,4 @@
-"""Who computes a decode step on a CUDA device: this package's kernel, torch's or flash-attn's, or plain PyTorch."""
+"""Who computes a decode step: this package's kernel, on a CUDA device torch's or flash-attn's, or plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sparsemm.cache import cuda, twins
+from sparsemm.cache import cpu, cuda, fastest, ranges, twins
 from sparsemm.cache.library import serves
 from sparsemm.errors import CacheError
 
@@ -100,21 +100,34 @@ def _without_empty(out: torch.Tensor, query: torch.Tensor, lengths: torch.Tensor
     )
 
 
-BACKENDS: dict[str, Decode] = {
-    "ours": cuda.ragged_decode,
-    "varlen": varlen,
-    "flash": flash,
-    "twin": twins.ragged_decode,
+def _twin_on_cpu(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """The twin, after a look for stretches outside the slab; on a CUDA device that would wait for the device."""
+    ranges.ragged_decode(query, keys, values, starts, lengths, scaling)
+    return twins.ragged_decode(query, keys, values, starts, lengths, scaling)
+
+
+BACKENDS: dict[str, dict[str, Decode]] = {
+    "cpu": {"ours": cpu.ragged_decode, "twin": _twin_on_cpu},
+    "cuda": {"ours": cuda.ragged_decode, "varlen": varlen, "flash": flash, "twin": twins.ragged_decode},
 }
 
 
 def usable(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> list[str]:
-    """The backends that can serve such tensors on their CUDA device, in order of preference.
+    """The backends that can serve such tensors on their device, in order of preference.
 
     Ours first: it alone reads the keys of a query group once, splits long heads whatever the lengths are, and is
-    captured in a CUDA graph with its lengths on the device. `gpu_check` prints what all of them take.
+    captured in a CUDA graph with its lengths on the device.
     """
     found = ["ours"] if serves(query, keys, values) else []
+    if query.is_cpu:
+        return [*found, "twin"]
     gradients = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad)
     half = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
     if half and query.numel() and keys.shape[0] and not gradients:
@@ -131,13 +144,24 @@ def decode(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`ops.ragged_decode` on a CUDA device by the first usable backend, or the one that $SPARSEMM_DECODE names.
+    """`ops.ragged_decode` by the usable backend that $SPARSEMM_DECODE names, or that was measured to be the fastest.
+
+    Without either (see `sparsemm.cache.fastest`) it is the first usable one.
 
     Raises:
         CacheError: if the named one cannot serve.
     """
     names = usable(query, keys, values)
-    wanted = os.environ.get("SPARSEMM_DECODE") or names[0]
-    if wanted not in names:
+    wanted = os.environ.get("SPARSEMM_DECODE")
+    if wanted and wanted not in names:
         raise CacheError(f"SPARSEMM_DECODE={wanted} cannot serve here", hint=f"one of {', '.join(names)} can")
-    return BACKENDS[wanted](query, keys, values, starts, lengths, scaling)
+    chosen = wanted or _fastest(query, keys, len(starts))
+    return BACKENDS[query.device.type][chosen if chosen in names else names[0]](
+        query, keys, values, starts, lengths, scaling
+    )
+
+
+def _fastest(query: torch.Tensor, keys: torch.Tensor, stretches: int) -> str | None:
+    group = query.shape[0] * query.shape[1] // max(stretches, 1)
+    rows = keys.shape[0] // max(stretches, 1)
+    return fastest.backend(query.device, query.dtype, query.shape[-1], group, stretches, rows)

@@ -82,6 +82,10 @@ def causal_attention(
     firsts, stops = firsts.contiguous(), stops.contiguous()
     batch, heads, length, dim = query.shape
     output = query.new_zeros((batch, length, heads, dim))
+    threads = max(1, min(torch.get_num_threads(), batch * keys.shape[1]))
+    loaded = library()
+    assert loaded is not None
+    room = torch.empty(threads * loaded.sparsemm_causal_attention_room(length, dim), dtype=torch.float32, device="cpu")
     _call(
         "causal_attention",
         length,
@@ -101,7 +105,8 @@ def causal_attention(
         strides(keys),
         strides(values),
         scaling,
-        torch.get_num_threads(),
+        room.data_ptr(),
+        threads,
     )
     return output
 

@@ -24,7 +24,8 @@ ARGUMENTS: dict[str, list[Any]] = {
     "sparsemm_compact": [P, P, P, P, P, P, N, N, N, N, N, P, P, C],
     "sparsemm_observe": [C, P, P, P, P, N, N, N, N, N, N, P, P, N, F, C],
     "sparsemm_argmax_rows": [C, P, P, P, P, P, N, N, N, N, N, P, P, C],
-    "sparsemm_causal_attention": [C, P, P, P, P, P, P, N, N, N, N, N, P, P, P, F, C],
+    "sparsemm_causal_attention_room": [N, N],
+    "sparsemm_causal_attention": [C, P, P, P, P, P, P, N, N, N, N, N, P, P, P, F, P, C],
 }
 CUDA_ARGUMENTS: dict[str, list[Any]] = {
     "sparsemm_cuda_ragged_decode_room": [N, N],

@@ -13,9 +13,7 @@ from sparsemm.cache.library import serves
 
 def decodes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether `ragged_decode` of such tensors is more than its twin."""
-    if query.is_cuda:
-        return backends.usable(query, keys, values)[0] != "twin"
-    return serves(query, keys, values)
+    return backends.usable(query, keys, values)[0] != "twin"
 
 
 def ragged_decode(
@@ -239,7 +237,7 @@ def _register(schema: str, on_cpu: Callable[..., Any], on_cuda: Callable[..., An
 
 _register(
     f"ragged_decode(Tensor query, Tensor keys, Tensor values, {_STRETCHES}, float scaling) -> Tensor",
-    _served(cpu.ragged_decode, _checked(ranges.ragged_decode, twins.ragged_decode), first=3),
+    backends.decode,
     backends.decode,
     lambda query, *_: torch.empty_like(query),
 )

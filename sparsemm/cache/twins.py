@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -123,19 +124,17 @@ def attend_spans(
 ) -> torch.Tensor:
     """`causal_attention` of samples whose tokens are known on the host; neighbours of equal span go together."""
 
-    def attend(*parts: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(*parts, is_causal=True, scale=scaling, enable_gqa=grouped).transpose(1, 2)
-
     batch, heads, length, dim = query.shape
-    grouped = heads > keys.shape[1]
+    options: dict[str, Any] = {"is_causal": True, "scale": scaling, "enable_gqa": heads > keys.shape[1]}
     if set(spans) == {(0, length)} and length:
-        return attend(query, keys, values).contiguous()
+        return F.scaled_dot_product_attention(query, keys, values, **options).transpose(1, 2).contiguous()
     out = query.new_zeros((batch, length, heads, dim))
     start = 0
     for (first, stop), group in groupby(spans):
         end = start + len(list(group))
         if first < stop:
             at = slice(start, end), slice(None), slice(first, stop)
-            out[start:end, first:stop] = attend(query[at], keys[at], values[at])
+            parts = F.scaled_dot_product_attention(query[at], keys[at], values[at], **options)
+            out[start:end, first:stop] = parts.transpose(1, 2)
         start = end
     return out

@@ -25,14 +25,14 @@ class Recorder:
     Attributes:
         rows: rows[b], (T_b,) int64 query positions in the padded row.
         spans: spans[b], (first, stop): the tokens of batch row b that are no padding; they are in one piece.
-        tokens: the spans as two (B,) int64.
+        firsts, stops: the spans, (B,) int64.
         found: layer -> (Hq, sum of T_b) int64 of key positions, sample by sample, on the layer's device.
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> None:
         self.rows = [torch.as_tensor(list(one), dtype=torch.int64) for one in rows]
         self.spans = list(spans)
-        self.tokens = torch.tensor([*zip(*spans, strict=True)], dtype=torch.int64).unbind()
+        self.firsts, self.stops = torch.tensor([*zip(*spans, strict=True)], dtype=torch.int64)
         self.found: dict[int, torch.Tensor] = {}
         self._moved: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
 
@@ -124,7 +124,7 @@ def chase_attention(
     if attention_mask is None:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         if query.is_cpu:
-            return ops.causal_attention(query, key, value, *recorder.tokens, factor), None
+            return ops.causal_attention(query, key, value, recorder.firsts, recorder.stops, factor), None
         return twins.attend_spans(query, key, value, recorder.spans, factor), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 

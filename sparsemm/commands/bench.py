@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from sparsemm.commands import Commands
 from sparsemm.errors import SparseMMError
@@ -19,7 +20,9 @@ def add(commands: Commands) -> None:
         help="time the cache's operations against others and against a copy",
         epilog="example: sparsemm bench decode --shape small",
     )
-    bench.add_argument("name", help="append, compact, observe, decode, step, memory, agreement or chase")
+    bench.add_argument(
+        "name", help="append, compact, observe, attention, decode, step, memory, agreement, backends or chase"
+    )
     bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
     bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
     bench.add_argument("--dtype", help="float32, float16 or bfloat16")
@@ -28,11 +31,14 @@ def add(commands: Commands) -> None:
     bench.add_argument("--checkpoint", type=Path, help="what `chase` runs without --shape (the small Qwen2-VL)")
     for name, what in SIZES.items():
         bench.add_argument(f"--{name}", type=int, help=f"of `chase --shape`: {what}")
+    bench.add_argument("--keep", action="store_true", help="of `backends`: decode with the fastest from now on")
     bench.set_defaults(run=run_bench)
 
 
 def run_bench(given: argparse.Namespace) -> None:
     """Run one benchmark and print its ratios, or all of it as JSON."""
+    if given.keep and given.name != "backends":
+        raise SparseMMError(f"`bench {given.name}` has no --keep", hint="`bench backends` has")
     asked = {name: value for name in SIZES if (value := getattr(given, name)) is not None}
     if given.name == "chase":
         from sparsemm.profiling import chase, samples
@@ -46,6 +52,8 @@ def run_bench(given: argparse.Namespace) -> None:
         from sparsemm.profiling.bench import run
 
         result = run(given.name, given.shape, given.dtype, given.device, given.repeats)
+    if given.keep:
+        result["kept"] = _keep(result["rows"], given.device)
     if given.json:
         print(json.dumps(result, indent=2))
         return
@@ -55,3 +63,19 @@ def run_bench(given: argparse.Namespace) -> None:
     for row in result["rows"]:
         if "left_out" in row:
             print(f"  {row['variant']} is left out: {row['left_out']}")
+        if "backend" in row:
+            print(f"  batch {row['batch']}, {row['budget']} rows a head  {row['backend']}")
+    if given.keep:
+        print(f"  written to {result['kept']}")
+
+
+def _keep(rows: list[dict[str, Any]], device: str | None) -> str:
+    import torch
+
+    from sparsemm.cache import fastest
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    old = {tuple(one[field] for field in fastest.FIELDS if field != "backend"): one for one in fastest.measured(where)}
+    new = [{field: row[field] for field in fastest.FIELDS} for row in rows]
+    old |= {tuple(one[field] for field in fastest.FIELDS if field != "backend"): one for one in new}
+    return str(fastest.keep(where, list(old.values())))

@@ -36,6 +36,23 @@ def gpus() -> list[Finding]:
     return found
 
 
+def decode_backends() -> list[Finding]:
+    """Whether the decode backends were timed on every kind of CUDA device."""
+    import torch
+
+    from sparsemm.cache import fastest
+
+    hint = "`sparsemm bench backends --keep`, with the --shape and --dtype served, makes the fastest the default"
+    found = {}
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", index)
+        won = [one["backend"] for one in fastest.measured(device)]
+        words = ", ".join(f"{name} at {won.count(name)}" for name in sorted(set(won)))
+        text = f"{fastest.device_name(device)}: fastest of {len(won)} shapes: {words}" if won else "not timed"
+        found[text] = Finding("decode backends", "ok" if won else "absent", text, "" if won else hint)
+    return list(found.values())
+
+
 def disk(root: Path) -> Finding:
     """Room where artifacts and downloaded checkpoints go."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")

@@ -7,12 +7,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from sparsemm.cache.fastest import processor
 from sparsemm.cache.library import available, cuda_available
 
 TURN = 2e-3  # seconds of one turn of a fast function: it is repeated so often
@@ -115,13 +115,4 @@ def machine(device: torch.device) -> tuple[str, dict[str, Any]]:
     }
     if device.type == "cuda":
         return torch.cuda.get_device_name(device), versions | {"cuda": torch.version.cuda}
-    return f"{_processor()}, {torch.get_num_threads()} threads", versions
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{processor()}, {torch.get_num_threads()} threads", versions

@@ -77,7 +77,7 @@ def _graph() -> Iterator[dict[str, Any]]:
         new.normal_()
         query.normal_()
         graph.replay()
-        want = backends.BACKENDS["twin"](query, keys, values, starts, lengths, 0.1)
+        want = backends.BACKENDS["cuda"]["twin"](query, keys, values, starts, lengths, 0.1)
         worst = max(worst, float((output.float() - want.float()).abs().max()))
     torch.cuda.synchronize()
     yield {"replays": 50, "worst_difference": worst, "right": worst < 0.05}
@@ -92,7 +92,7 @@ def _graph() -> Iterator[dict[str, Any]]:
 
 
 def _operations(shape: str) -> Iterator[dict[str, Any]]:
-    for name in ("decode", "append", "compact", "observe"):
+    for name in ("decode", "append", "compact", "observe", "backends"):
         yield bench.run(name, shape, device="cuda")
 
 

@@ -34,6 +34,11 @@ FIGURES = {
     ("compact", "twin_over_compact_8k"): "compact, 8K, 256 rows a head: twin over ours",
     ("compact", "twin_over_compact_32k"): "the same, 32K",
     ("observe", "twin_over_observe_8k"): "observe, 8K: twin over ours",
+    (
+        "attention",
+        "sdpa_over_causal_attention_padded",
+    ): "causal attention, eight padded prompts of 256: torch's sdpa over ours",
+    ("attention", "sdpa_over_causal_attention_8k"): "the same, one of 8K",
     ("step", "compression_share_of_prefill_8k"): "compression's share of the prefill of 8K tokens",
     ("step", "copying_over_sparsemm_step_8k"): "decode step of a whole model after 8K tokens: copying append over ours",
     ("memory", "slack_share"): "slack of the slabs at 256 rows a head",
@@ -131,11 +136,11 @@ def chases(results: Results) -> list[str]:
     used = [result for name, result in results.items() if name.startswith("chase-")]
     if not used:
         _one(results, "chase-WHAT")
-    heads = ["model", "positions", *CHASES.values()]
+    heads = ["model", "dtype", "positions", *CHASES.values()]
     lines = [_when(*used), "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for result in used:
         ratios = [f"{result['ratios'][name]:.3g}" if name in result["ratios"] else "-" for name in CHASES]
-        lines.append(f"| {result['model']} | {result['positions']:,} | {' | '.join(ratios)} |")
+        lines.append(f"| {result['model']} | {result['dtype']} | {result['positions']:,} | {' | '.join(ratios)} |")
     return lines
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemm.cache import backends, twins
+from sparsemm.cache import backends, ops, twins
 from sparsemm.errors import CacheError
 
 
@@ -73,6 +73,8 @@ def test_ours_comes_first_and_the_twin_serves_what_nobody_else_does(monkeypatch)
     monkeypatch.setattr(backends, "_varlen", lambda: (old_varlen, frozenset()))
     monkeypatch.setattr(backends, "_flash", lambda: flash)
     monkeypatch.setattr(backends, "serves", lambda *_: True)
+    assert backends.usable(query, keys, values) == ["ours", "twin"]
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)  # as on a CUDA device
     assert backends.usable(query, keys, values) == ["ours", "varlen", "flash", "twin"]
     monkeypatch.setattr(backends, "serves", lambda *_: False)
     assert backends.usable(query, keys, values) == ["varlen", "flash", "twin"]
@@ -80,9 +82,25 @@ def test_ours_comes_first_and_the_twin_serves_what_nobody_else_does(monkeypatch)
     assert backends.usable(query.requires_grad_(), keys, values) == ["twin"]
 
 
+def test_what_was_measured_to_be_the_fastest_serves_where_it_can(both, monkeypatch):
+    given = slab()
+    served: list[str] = []
+
+    def spy(name, call):
+        return lambda *arguments: (served.append(name), call(*arguments))[1]
+
+    for name, call in backends.BACKENDS["cpu"].items():
+        monkeypatch.setitem(backends.BACKENDS["cpu"], name, spy(name, call))
+    for name in ("twin", "ours", "varlen"):
+        monkeypatch.setattr(backends.fastest, "backend", lambda *_, name=name: name)
+        got = ops.ragged_decode(*given, 0.7)
+        torch.testing.assert_close(got, twins.ragged_decode(*given, 0.7), rtol=2e-3, atol=1e-3)
+    # There is no varlen here, and without a library no kernel of ours: the first usable one serves.
+    assert served == (["twin", "ours", "ours"] if both == "library" else ["twin"] * 3)
+
+
 def test_the_environment_names_one(monkeypatch):
     given = slab()
-    monkeypatch.setattr(backends, "_flash", lambda: flash)
     monkeypatch.setattr(backends, "serves", lambda *_: False)
     monkeypatch.setenv("SPARSEMM_DECODE", "twin")
     assert torch.equal(backends.decode(*given, 0.7), twins.ragged_decode(*given, 0.7))

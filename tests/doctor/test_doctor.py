@@ -184,3 +184,21 @@ def test_the_prefect_server_of_the_environment_or_of_the_profile(monkeypatch, tm
     assert found.status == "broken" and address in found.detail
     (home / "profiles.toml").write_text("active = [", encoding="utf-8")
     assert prefect().status == "absent"
+
+
+def test_decode_backends_are_told_once_for_devices_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sparsemm.cache import fastest
+    from sparsemm.doctor.machine import decode_backends
+
+    assert decode_backends() == [] or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(fastest, "device_name", lambda device: "A" if device.index < 2 else "B")
+    monkeypatch.setattr(fastest, "measured", lambda device: [{"backend": "ours"}, {"backend": "flash"}] * 2)
+    one, other = decode_backends()
+    assert one.status == "ok" and one.detail == "A: fastest of 4 shapes: flash at 2, ours at 2" and "B" in other.detail
+    monkeypatch.setattr(fastest, "measured", lambda device: [])
+    (untimed,) = decode_backends()
+    assert untimed.status == "absent" and "bench backends --keep" in untimed.hint

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sparsemm.cache import build, fastest
 from sparsemm.cli import main
 from sparsemm.profiling import bench, clock
 from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
@@ -20,9 +22,11 @@ RATIOS = {
     "append": {"append_32k_over_1k", "copy_append_over_append_32k", "dynamic_append_over_append_32k"},
     "compact": {"twin_over_compact_8k", "gather_over_compact_32k"},
     "observe": {"twin_over_observe_8k"},
+    "attention": {"sdpa_over_causal_attention_padded", "sdpa_over_causal_attention_8k"},
     "decode": {"decode_bandwidth_share", "full_over_ragged_decode_32k_b256", "full_over_ragged_decode_long"},
     "step": {"compression_share_of_prefill_8k", "static_over_sparsemm_step_8k", "copying_over_sparsemm_step_8k"},
     "memory": {"slack_share", "full_over_kept_bytes", "dynamic_over_sparsemm_peak"},
+    "backends": {"ours_fastest_share"},
     "agreement": {"worst_observe", "int8_snapkv_tiny-qwen2-vl"},
 }
 
@@ -36,6 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BUDGET", 8)
     monkeypatch.setattr(bench, "WINDOW", 4)
     monkeypatch.setattr(bench, "LENGTHS", (20, 40, 60))
+    monkeypatch.setattr(bench.backends, "BUDGETS", (4, 20))
     monkeypatch.setattr(bench.agreement, "ROUNDS", 1)
     monkeypatch.setattr(bench.agreement, "PAGES", 1)
     monkeypatch.setattr(bench.agreement, "NEW_TOKENS", 2)
@@ -66,9 +71,41 @@ def test_without_json_it_prints_the_ratios(small: None, capsys: Any) -> None:
     assert "slack_share  " in capsys.readouterr().out
 
 
+def test_the_fastest_backend_is_kept_and_a_second_shape_added(
+    small: None, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench.backends, "fastest", lambda times, eligible: eligible[-1])
+    monkeypatch.setattr(build, "library_folder", lambda: tmp_path)
+    fastest.measured.cache_clear()
+    assert main(["bench", "backends", "--device", "cpu", "--keep"]) == 0
+    assert "batch 8, 20 rows a head  twin" in capsys.readouterr().out
+    assert main(["bench", "backends", "--device", "cpu", "--keep", "--dtype", "bfloat16", "--json"]) == 0
+    assert Path(json.loads(capsys.readouterr().out)["kept"]).parent == tmp_path
+    kept = fastest.measured(torch.device("cpu"))
+    assert [(one["dtype"], one["stretches"], one["backend"]) for one in kept] == [
+        (dtype, stretches, "twin") for dtype in ("float32", "bfloat16") for stretches in (2, 2, 16, 16)
+    ]
+    fastest.measured.cache_clear()
+    fastest.backend.cache_clear()
+
+
+def test_another_backend_has_to_be_faster_than_noise() -> None:
+    times = {"ours": [1.00, 1.02, 9.0], "flash": [1.0, 1.0, 1.0], "twin": [3.0, 3.0, 3.0]}
+    assert bench.backends.fastest(times, ["ours", "flash", "twin"]) == "ours"
+    times["flash"] = [0.9, 0.9, 5.0]
+    assert bench.backends.fastest(times, ["ours", "flash", "twin"]) == "flash"
+    assert bench.backends.fastest(times, ["ours", "twin"]) == "ours"
+
+
 @pytest.mark.parametrize(
     "given",
-    [["decod"], ["decode", "--shape", "gpt-2"], ["decode", "--dtype", "int8"], ["decode", "--repeats", "1"]],
+    [
+        ["decod"],
+        ["decode", "--shape", "gpt-2"],
+        ["decode", "--dtype", "int8"],
+        ["decode", "--repeats", "1"],
+        ["decode", "--keep"],
+    ],
 )
 def test_what_is_unknown_is_refused(capsys: Any, given: list[str]) -> None:
     assert main(["bench", *given, "--device", "cpu"]) == 1

@@ -12,7 +12,7 @@ import torch
 from sparsemm.cache import library
 from sparsemm.errors import SparseMMError
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench import agreement, append, compact, decode, memory, observe, step
+from sparsemm.profiling.bench import agreement, append, attention, backends, compact, decode, memory, observe, step
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.shapes import SHAPES
 
@@ -22,10 +22,12 @@ BENCHES: dict[str, Callable[[Setting], Found]] = {
     "append": append.run,
     "compact": compact.run,
     "observe": observe.run,
+    "attention": attention.run,
     "decode": decode.run,
     "step": step.run,
     "memory": memory.run,
     "agreement": agreement.run,
+    "backends": backends.run,
 }
 WHOLE_MODEL = ("step", "memory")
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from sparsemm.cache import backends, ops, twins
+from sparsemm.cache import backends, ops
 from sparsemm.cache.slab import Slab
 from sparsemm.profiling import clock
 from sparsemm.profiling.baselines import CopyingAppend
@@ -36,12 +36,12 @@ def run(setting: Setting) -> Found:
     rows, ratios = [], {}
     for case, (batch, length, budget) in cases.items():
         keys, values = setting.layer(batch, length)
-        layers = _layers(setting, keys, values, setting.keep(batch, length, min(budget, length)))
+        layers = slabs(setting, keys, values, setting.keep(batch, length, min(budget, length)))
         functions = _decodes(setting, keys, values, layers)
         functions["copy"], copied = clock.copies(setting.device)
         times = clock.alternating(functions, setting.repeats, setting.device)
         kept = 2 * int(layers[0][3].sum()) * shape.head_dim * keys.element_size()
-        moved = dict.fromkeys(functions, kept)  # ours, the twin, and on a CUDA device the backends of others
+        moved = dict.fromkeys(functions, kept)  # the dispatch, and every backend by itself
         full = tensor_bytes(keys, values)
         moved |= {"full": full, "dynamic": 3 * full, "copying": 3 * kept, "copy": copied}
         result = clock.summary(times, moved)
@@ -65,15 +65,14 @@ def _decodes(setting: Setting, keys: torch.Tensor, values: torch.Tensor, layers:
         "full": partial(attend, keys, values),
         "dynamic": _dynamic(keys, values, new, attend),
         "copying": _copying(keys.shape[-1], layers[0], new, partial(ops.ragged_decode, query), factor),
-        "ragged_decode": _each(layers, ops.ragged_decode, query, factor),
+        "ragged_decode": each(layers, ops.ragged_decode, query, factor),
     }
-    if setting.device.type == "cuda":
-        names = backends.usable(query, layers[0][0], layers[0][1])
-        return functions | {name: _each(layers, backends.BACKENDS[name], query, factor) for name in names}
-    return functions | {"twin": _each(layers, twins.ragged_decode, query, factor)}
+    servers = backends.BACKENDS[setting.device.type]
+    names = backends.usable(query, layers[0][0], layers[0][1])
+    return functions | {name: each(layers, servers[name], query, factor) for name in names}
 
 
-def _layers(setting: Setting, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> list[Stretches]:
+def slabs(setting: Setting, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> list[Stretches]:
     """(keys, values, starts, lengths) of slabs with the same rows, together more than the machine's caches hold."""
     slab = Slab(keys, values, keep)
     count = clock.COPIED[setting.device.type] // 2 // max(1, tensor_bytes(slab.keys, slab.values))
@@ -82,7 +81,8 @@ def _layers(setting: Setting, keys: torch.Tensor, values: torch.Tensor, keep: to
     return [first] + [(slab.keys.clone(), slab.values.clone(), slab.starts, slab.lengths) for _ in others]
 
 
-def _each(layers: list[Stretches], call: backends.Decode, query: torch.Tensor, factor: float) -> Callable[[], Any]:
+def each(layers: list[Stretches], call: backends.Decode, query: torch.Tensor, factor: float) -> Callable[[], Any]:
+    """A function that decodes one layer after the other."""
     at = 0
 
     def run() -> None:
