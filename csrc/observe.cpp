@@ -16,14 +16,18 @@ struct Prompt {
     float scaling;
 };
 
-// Scratch of one thread: the window's queries as floats, their logits over one tile of keys, and four keys as floats.
+constexpr int64_t kNarrow = 64;  // below this head dimension keys are turned into columns, which then costs little
+
+// Scratch of one thread: the window's queries as floats, their logits over one tile of keys, and keys as floats: four
+// rows and zeros, or the tile's columns.
 struct Tile {
     Floats room;
     float *query, *logits, *wide, *zeros;
     explicit Tile(const Prompt& p)
-        : room(whole_lines(p.window * p.dim) + p.window * kTile + 5 * whole_lines(p.dim)), query(room.at),
-          logits(query + whole_lines(p.window * p.dim)), wide(logits + p.window * kTile),
+        : room(whole_lines(p.window * p.dim) + p.window * kTile + std::max(5 * whole_lines(p.dim), columns(p))),
+          query(room.at), logits(query + whole_lines(p.window * p.dim)), wide(logits + p.window * kTile),
           zeros(wide + 4 * whole_lines(p.dim)) {}
+    static int64_t columns(const Prompt& p) { return p.dim < kNarrow ? p.dim * kTile : 0; }
 };
 
 // head counts query heads over all batch rows.
@@ -37,24 +41,53 @@ void load_queries(const Prompt& p, int64_t head, Tile& tile) {
     }
 }
 
+// Logits of R rows, over the tile's keys: to[r * kTile + i] = q_r . k_i.
+template <int R>
+void outer(const float* query, const float* keys, int64_t dim, float* to) {
+    for (int64_t at = 0; at < kTile; at += 2 * kLanes) {
+        Vector sums[R][2] = {};
+        for (int64_t d = 0; d < dim; ++d) {
+            const Vector k0 = load(keys + d * kTile + at), k1 = load(keys + d * kTile + at + kLanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                sums[r][0] += query[r * dim + d] * k0;
+                sums[r][1] += query[r * dim + d] * k1;
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            store(to + r * kTile + at, sums[r][0]);
+            store(to + r * kTile + at + kLanes, sums[r][1]);
+        }
+    }
+}
+
 // Logits (window, kTile) of keys [begin, begin + size); -inf where the row may not look, and beyond the keys.
 template <class T>
 void tile_logits(const Prompt& p, int64_t stretch, int64_t begin, int64_t size, Tile& tile) {
     const char* from = p.keys + stretch / p.heads * p.key_strides[0] + stretch % p.heads * p.key_strides[1];
-    const float* rows[4];
-    for (int64_t i = 0; i < size; i += 4) {
-        for (int64_t j = 0; j < 4; ++j) {
-            const T* key = reinterpret_cast<const T*>(from + (begin + i + j) * p.key_strides[2]);
-            rows[j] = i + j < size ? row_of(key, tile.wide + j * whole_lines(p.dim), p.dim) : tile.zeros;
+    const auto key = [&](int64_t i) { return reinterpret_cast<const T*>(from + (begin + i) * p.key_strides[2]); };
+    if (p.dim < kNarrow) {
+        for (int64_t i = 0; i < kTile; ++i) {  // beyond the keys the last one stands in, and is not looked at
+            const T* row = key(std::min(i, size - 1));
+            for (int64_t d = 0; d < p.dim; ++d) tile.wide[d * kTile + i] = widen(row[d]);
         }
-        for (int64_t r = 0; r < p.window; r += 4) {
-            const float* q = tile.query + r * p.dim;
-            float* to = tile.logits + r * kTile + i;
-            switch (p.window - r) {
-                case 1: dots<1>(q, rows, p.dim, to); break;
-                case 2: dots<2>(q, rows, p.dim, to); break;
-                case 3: dots<3>(q, rows, p.dim, to); break;
-                default: dots<4>(q, rows, p.dim, to);
+        int64_t r = 0;
+        for (; r + 8 <= p.window; r += 8) outer<8>(tile.query + r * p.dim, tile.wide, p.dim, tile.logits + r * kTile);
+        for (; r < p.window; ++r) outer<1>(tile.query + r * p.dim, tile.wide, p.dim, tile.logits + r * kTile);
+    } else {
+        const float* rows[4];
+        for (int64_t i = 0; i < size; i += 4) {
+            for (int64_t j = 0; j < 4; ++j)
+                rows[j] = i + j < size ? row_of(key(i + j), tile.wide + j * whole_lines(p.dim), p.dim) : tile.zeros;
+            for (int64_t r = 0; r < p.window; r += 4) {
+                const float* q = tile.query + r * p.dim;
+                float* to = tile.logits + r * kTile + i;
+                switch (p.window - r) {
+                    case 1: dots<1>(q, rows, p.dim, to); break;
+                    case 2: dots<2>(q, rows, p.dim, to); break;
+                    case 3: dots<3>(q, rows, p.dim, to); break;
+                    default: dots<4>(q, rows, p.dim, to);
+                }
             }
         }
     }
