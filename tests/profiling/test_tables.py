@@ -23,7 +23,7 @@ def results():
     found["step"] = found["step"] | {"rows": [{"length": 8192, "times": {"int8_step": timed, "copy": timed}}]}
     row = {"model": "m", "method": "snapkv", "storage": "int8", "tokens": 384, "share": 0.9896}
     ratios = {"chase_over_forward": 1.1, "loop_over_chase": 11.4, "loop_over_forward": 12.5}
-    found["chase-m"] = HEAD | {"model": "m", "positions": 4096, "ratios": ratios}
+    found["chase-m"] = HEAD | {"model": "m", "dtype": "bfloat16", "positions": 4096, "ratios": ratios}
     prompt = {"prompt_length": 4096, "prefill_ms": 1500.0, "compression_share": 0.0125}
     full = {"method": "transformers", "decode_ms_per_token": 4.0, "slab_bytes": 1000, "peak_bytes": 400}
     ours = {"method": "sparsemm", "decode_ms_per_token": 1.0, "slab_bytes": 30, "peak_bytes": 100}
@@ -36,7 +36,7 @@ def results():
     [
         ("kernels", "| append, 32K against 1K rows in the cache | 1.5 |"),
         ("steps", "| int8 | 8,192 | 2.00 (1.00 to 3.00) | 4,096 | 0.25 |"),
-        ("chases", "| m | 4,096 | 1.1 | 11.4 | 12.5 | - | - |"),
+        ("chases", "| m | bfloat16 | 4,096 | 1.1 | 11.4 | 12.5 | - | - |"),
         ("lengths", "| 4,096 | 1.50 | 1.2% | 4.00 | 1.00 | 0.250 | 0.030 | 0.250 |"),
         ("agreement", "| m | snapkv | int8 | 384 | 99.0% |"),
     ],
