@@ -1,4 +1,4 @@
-// Causal attention of whole prompts that are padded to one length: short rows, where a library's tiles do not pay.
+// Causal attention of whole prompts, which may be padded to one length; nothing is computed for their padding.
 #include <algorithm>
 
 #include "rows.h"

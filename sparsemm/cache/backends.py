@@ -129,7 +129,8 @@ def usable(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> lis
     if query.is_cpu:
         return [*found, "twin"]
     gradients = torch.is_grad_enabled() and (query.requires_grad or keys.requires_grad or values.requires_grad)
-    half = query.dtype in (torch.float16, torch.bfloat16) and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    half = query.dtype in (torch.float16, torch.bfloat16) and keys.dtype == query.dtype  # not rows stored in 8 bits
+    half = half and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
     if half and query.numel() and keys.shape[0] and not gradients:
         found += ["varlen"] if _varlen() is not None else []
         found += ["flash"] if _flash() is not None else []
@@ -151,14 +152,14 @@ def decode(
     Raises:
         CacheError: if the named one cannot serve.
     """
-    names = usable(query, keys, values)
     wanted = os.environ.get("SPARSEMM_DECODE")
-    if wanted and wanted not in names:
-        raise CacheError(f"SPARSEMM_DECODE={wanted} cannot serve here", hint=f"one of {', '.join(names)} can")
-    chosen = wanted or _fastest(query, keys, len(starts))
-    return BACKENDS[query.device.type][chosen if chosen in names else names[0]](
-        query, keys, values, starts, lengths, scaling
-    )
+    chosen = wanted or _fastest(query, keys, len(starts)) or "ours"
+    if chosen != "ours" or not serves(query, keys, values):  # else the others need not be looked at, which takes time
+        names = usable(query, keys, values)
+        if wanted and wanted not in names:
+            raise CacheError(f"SPARSEMM_DECODE={wanted} cannot serve here", hint=f"one of {', '.join(names)} can")
+        chosen = chosen if chosen in names else names[0]
+    return BACKENDS[query.device.type][chosen](query, keys, values, starts, lengths, scaling)
 
 
 def _fastest(query: torch.Tensor, keys: torch.Tensor, stretches: int) -> str | None:

@@ -125,12 +125,7 @@ def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, e
     if query.dim() != 3 or keys.dim() != 3:
         what = f"query {tuple(query.shape)} and keys {tuple(keys.shape)} are not (Hq, T, D) and (Hkv, S, D)"
         raise CacheError(what, where=op)
-    want = (query.shape[1],)
-    if begins.shape != want or ends.shape != want or begins.dtype != torch.int64 or ends.dtype != torch.int64:
-        shapes = [(tuple(t.shape), t.dtype) for t in (begins, ends)]
-        raise CacheError(f"begins and ends are {shapes}, not (T,) int64", where=op)
-    if begins.device != keys.device or ends.device != keys.device:
-        raise CacheError("begins or ends are not on the device of the keys", where=op)
+    _bounds(op, "begins and ends", begins, ends, query.shape[1], keys.device)
 
 
 def causal_attention(
@@ -150,12 +145,7 @@ def causal_attention(
     if query.dim() != 4 or keys.dim() != 4 or query.shape[::2] != keys.shape[::2]:
         what = f"query {tuple(query.shape)} and keys {tuple(keys.shape)} are not (B, Hq, S, D) and (B, Hkv, S, D)"
         raise CacheError(what, where=op)
-    want = (query.shape[0],)
-    if firsts.shape != want or stops.shape != want or firsts.dtype != torch.int64 or stops.dtype != torch.int64:
-        shapes = [(tuple(t.shape), t.dtype) for t in (firsts, stops)]
-        raise CacheError(f"firsts and stops are {shapes}, not (B,) int64", where=op)
-    if firsts.device != keys.device or stops.device != keys.device:
-        raise CacheError("firsts or stops are not on the device of the keys", where=op)
+    _bounds(op, "firsts and stops", firsts, stops, query.shape[0], keys.device)
 
 
 def _heads(op: str, query: torch.Tensor, keys: torch.Tensor) -> None:
@@ -170,3 +160,12 @@ def _heads(op: str, query: torch.Tensor, keys: torch.Tensor) -> None:
         raise CacheError(f"shapes {shapes} do not end with (heads, rows, D)", where=op)
     if keys.shape[-3] == 0 or query.shape[-3] % keys.shape[-3]:
         raise CacheError(f"{query.shape[-3]} query heads for {keys.shape[-3]} KV heads", where=op)
+
+
+def _bounds(op: str, names: str, one: torch.Tensor, two: torch.Tensor, count: int, device: torch.device) -> None:
+    """Two vectors of row numbers."""
+    if any(t.shape != (count,) or t.dtype != torch.int64 for t in (one, two)):
+        shapes = [(tuple(t.shape), t.dtype) for t in (one, two)]
+        raise CacheError(f"{names} are {shapes}, not ({count},) int64", where=op)
+    if one.device != device or two.device != device:
+        raise CacheError(f"{names} are not on the device of the keys", where=op)

@@ -49,13 +49,15 @@ def path_of(name: str) -> Path:
 
 
 def keep(device: torch.device, fastest: list[dict[str, Any]]) -> Path:
-    """Write what was measured on a device; it is used from the next process on, and by this one.
+    """Write what was measured on a device, beside what was at other shapes; it is used from now on.
 
     Args:
-        fastest: a dict of `FIELDS` for every shape: `rows` is the mean room of a stretch.
+        fastest: a dict of `FIELDS` for every shape, others in it are left out: `rows` is the mean room of a stretch.
     """
     name = device_name(device)
     path = path_of(name)
+    known = {tuple(one[field] for field in FIELDS if field != "backend"): one for one in [*measured(device), *fastest]}
+    fastest = [{field: one[field] for field in FIELDS} for one in known.values()]
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(path, {"device": name, "torch": torch.__version__, "fastest": fastest})
     measured.cache_clear()

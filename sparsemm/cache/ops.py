@@ -13,7 +13,7 @@ from sparsemm.cache.library import serves
 
 def decodes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
     """Whether `ragged_decode` of such tensors is more than its twin."""
-    return backends.usable(query, keys, values)[0] != "twin"
+    return serves(query, keys, values) or backends.usable(query, keys, values)[0] != "twin"
 
 
 def ragged_decode(

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         epilog="example: sparsemm bench decode --shape small",
     )
     bench.add_argument(
-        "name", help="append, compact, observe, attention, decode, step, memory, agreement, backends or chase"
+        "name", help="append, compact, observe, attention, decode, step, graph, memory, agreement, backends or chase"
     )
     bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
     bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
@@ -75,7 +75,4 @@ def _keep(rows: list[dict[str, Any]], device: str | None) -> str:
     from sparsemm.cache import fastest
 
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    old = {tuple(one[field] for field in fastest.FIELDS if field != "backend"): one for one in fastest.measured(where)}
-    new = [{field: row[field] for field in fastest.FIELDS} for row in rows]
-    old |= {tuple(one[field] for field in fastest.FIELDS if field != "backend"): one for one in new}
-    return str(fastest.keep(where, list(old.values())))
+    return str(fastest.keep(where, rows))

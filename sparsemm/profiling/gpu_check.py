@@ -97,7 +97,7 @@ def _operations(shape: str) -> Iterator[dict[str, Any]]:
 
 
 def _model(shape: str) -> Iterator[dict[str, Any]]:
-    for name in ("memory", "step"):
+    for name in ("memory", "step", "graph"):
         yield bench.run(name, shape, device="cuda")
 
 

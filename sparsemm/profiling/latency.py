@@ -104,7 +104,12 @@ def time_once(model: Any, inputs: dict[str, Any], cache: Any, new_tokens: int) -
     try:
         with timing_compression(model.device) as compression:
             model.generate(
-                **inputs, past_key_values=cache, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens
+                **inputs,
+                past_key_values=cache,
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                disable_compile=True,  # on a GPU a static cache's steps would be compiled with the first call's hooks
             )
             spent = compression()
     finally:

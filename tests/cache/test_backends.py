@@ -79,6 +79,7 @@ def test_ours_comes_first_and_the_twin_serves_what_nobody_else_does(monkeypatch)
     monkeypatch.setattr(backends, "serves", lambda *_: False)
     assert backends.usable(query, keys, values) == ["varlen", "flash", "twin"]
     assert backends.usable(query.float(), keys.float(), values.float()) == ["twin"]
+    assert backends.usable(query, keys.to(torch.int8), values.to(torch.int8)) == ["twin"]  # stored in 8 bits
     assert backends.usable(query.requires_grad_(), keys, values) == ["twin"]
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the processor and run thread by thread (emulation/cuda.h), against the twins.
+"""The CUDA kernels, compiled for the processor and run thread by thread (tests/cuda_stand_in/kernels.h), against the twins.
 
 Whether they are fast, and what a real GPU makes of them, only a GPU tells: `python -m sparsemm.profiling.gpu_check`.
 """
@@ -29,7 +29,7 @@ needs_nvcc = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-x", "c++", "-include", str(HERE / "emulation" / "cuda.h")]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-x", "c++", "-include", str(HERE.parent / "cuda_stand_in" / "kernels.h")]
     assert build.compile_library(build.compiler(), flags, target, "*.cu") == ""
     return library._load(str(target), library.CUDA_ARGUMENTS)
 

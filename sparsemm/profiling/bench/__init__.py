@@ -12,7 +12,7 @@ import torch
 from sparsemm.cache import library
 from sparsemm.errors import SparseMMError
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench import agreement, append, attention, backends, compact, decode, memory, observe, step
+from sparsemm.profiling.bench import agreement, append, attention, backends, compact, decode, graph, memory, observe, step
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.shapes import SHAPES
 
@@ -25,11 +25,12 @@ BENCHES: dict[str, Callable[[Setting], Found]] = {
     "attention": attention.run,
     "decode": decode.run,
     "step": step.run,
+    "graph": graph.run,
     "memory": memory.run,
     "agreement": agreement.run,
     "backends": backends.run,
 }
-WHOLE_MODEL = ("step", "memory")
+WHOLE_MODEL = ("step", "graph", "memory")
 
 
 def run(

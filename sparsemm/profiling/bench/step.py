@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from sparsemm.cache.graphs import DecodeStep
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench.caches import caches, options, ours
+from sparsemm.profiling.bench.caches import caches, options
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.latency import time_once
 from sparsemm.profiling.memory import cache_bytes, weight_bytes
@@ -30,11 +29,6 @@ def run(setting: Setting) -> Found:
     for length in setting.prompts:
         times, held = _turns(model, setting, length)
         row: dict[str, Any] = {"length": length, "budget": min(setting.budget, length), "cache_bytes": held}
-        if device.type == "cuda":
-            times["graph_step"] = _graph(model, setting, length)
-            held["graph"] = held["sparsemm"]
-        else:
-            row["left_out"] = {"graph": "CUDA graphs need a CUDA device"}
         again = {"dynamic": 2, "copying": 2}
         moved = {f"{name}_step": weights + (1 + again.get(name, 0)) * size for name, size in held.items()}
         result = clock.summary(times, moved | {"copy": clock.copies(device)[1]})
@@ -71,14 +65,3 @@ def _turns(model: Any, setting: Setting, length: int) -> tuple[Times, dict[str, 
             if name == "sparsemm":
                 times["compression"].append(seen.compression)
     return dict(times), held
-
-
-def _graph(model: Any, setting: Setting, length: int) -> list[float]:
-    """Seconds of the steps of `DecodeStep`, after the one that captures the graph."""
-    device = setting.device
-    cache = ours(model, setting, length, max_new_tokens=2 * STEPS)
-    prompt = torch.randint(3, setting.shape.vocab_size, (1, length), device=device)
-    newest = model(prompt, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
-    step = DecodeStep(model, cache, newest, torch.full_like(newest, length))
-    step()
-    return [clock.seconds(step, device) for _ in range(STEPS)]
