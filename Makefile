@@ -1,4 +1,4 @@
-# demo: everything from a fresh clone to the report. test, lint: what they say. Running one twice does no work twice.
+# demo: everything from a fresh clone to the report. The others: what they say. Running one twice does no work twice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -6,7 +6,7 @@ FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(BIN):$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo smoke test lint audit setup
+.PHONY: demo smoke test test-cuda lint audit setup
 
 demo: setup
 	dvc repro
@@ -29,6 +29,13 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 # A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers.
 test: setup
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
+
+# On a CUDA device, or where there is none on a stand-in for it: what is not about a device is left to `test`.
+CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align chase commands evaluate profiling studies \
+	training report/test_stage.py test_families.py test_from_the_hub.py test_models.py
+test-cuda: setup
+	OMP_NUM_THREADS=1 python tests/cuda_stand_in -m pytest --numprocesses 3 --dist loadfile --durations 10 \
+		$(addprefix tests/,$(CUDA_TESTS))
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

@@ -1,8 +1,9 @@
-"""Everything worth knowing about a GPU, in ten minutes: `python -m sparsemm.profiling.gpu_check [folder]`.
+"""Everything worth knowing about a GPU, in ten minutes: `python -m sparsemm.profiling.gpu_check [folder [part ...]]`.
 
 Builds the CUDA library, holds every operation against its twin, replays a CUDA graph, runs the benches at the shapes
-of three 7B models, and the profile stage at one. Every part is a process of its own with a time limit, and writes as
-it goes: a part that crashes or hangs costs the others nothing. The folder gets gpu.json.
+of three 7B models, the chase and the profile stage at one. Every part is a process of its own with a time limit, and
+writes as it goes: a part that crashes or hangs costs the others nothing. The folder gets gpu.json; parts that are named
+replace theirs in it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sparsemm.cache.build import build_cuda
 from sparsemm.errors import CacheError
 from sparsemm.files import write_json
 from sparsemm.params import load_params
-from sparsemm.profiling import bench, clock
+from sparsemm.profiling import bench, chase, clock
 from sparsemm.profiling.agreement import OPERATIONS, check
 from sparsemm.profiling.stage import run_shape
 
@@ -101,6 +102,10 @@ def _model(shape: str) -> Iterator[dict[str, Any]]:
         yield bench.run(name, shape, device="cuda")
 
 
+def _chase(shape: str) -> Iterator[dict[str, Any]]:
+    yield chase.run(shape, device="cuda", repeats=3)
+
+
 def _profile(shape: str) -> Iterator[dict[str, Any]]:
     """The profile stage at the paper's budget and two of its lengths."""
     given = load_params()
@@ -120,6 +125,7 @@ PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # seco
     "graph": (60, _graph),
     **{f"operations-{shape}": (80, lambda shape=shape: _operations(shape)) for shape in MODELS},  # type: ignore[misc]
     **{f"model-{shape}": (150, lambda shape=shape: _model(shape)) for shape in MODELS},  # type: ignore[misc]
+    "chase": (120, lambda: _chase("mistral-7b")),
     "profile": (120, lambda: _profile("vicuna-7b")),
 }
 
@@ -127,7 +133,8 @@ PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # seco
 def run(folder: Path, limit: float = LIMIT, parts: list[str] | None = None) -> dict[str, Any]:
     """Run the parts, each in a process, and write gpu.json after each: part -> {seconds, results, error}."""
     began = time.monotonic()
-    report: dict[str, Any] = {}
+    earlier = folder / "gpu.json"
+    report: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8")) if parts and earlier.is_file() else {}
     for part in parts or list(PARTS):
         left = limit - (time.monotonic() - began)
         started = time.monotonic()
@@ -162,8 +169,15 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("sparsemm: torch sees no CUDA device", file=sys.stderr)
         return 1
-    report = run(Path(sys.argv[1] if len(sys.argv) > 1 else "artifacts/benchmarks"))
-    wrong = [result for result in report["agreement"]["results"] if result.get("failed")]
+    folder, *parts = sys.argv[1:] or ["artifacts/benchmarks"]
+    if unknown := set(parts) - set(PARTS):
+        print(
+            f"sparsemm: no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr
+        )
+        return 1
+    report = run(Path(folder), parts=parts)
+    agreement = report.get("agreement", {"results": []})
+    wrong = [result for result in agreement["results"] if result.get("failed")]
     for result in wrong:
         print(f"{result['op']}: {result['failed']} of {result['rounds']} wrong, {result['failures'][0]}")
     return 1 if wrong or any("error" in entry for entry in report.values()) else 0

@@ -29,7 +29,17 @@ needs_nvcc = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-x", "c++", "-include", str(HERE.parent / "cuda_stand_in" / "kernels.h")]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-shared",
+        "-w",
+        "-x",
+        "c++",
+        "-include",
+        str(HERE.parent / "cuda_stand_in" / "kernels.h"),
+    ]
     assert build.compile_library(build.compiler(), flags, target, "*.cu") == ""
     return library._load(str(target), library.CUDA_ARGUMENTS)
 

@@ -35,7 +35,7 @@ RATIOS = {
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = Shape(2, 32, 32, 4, 2, 50, 8)
-    monkeypatch.setattr(clock, "COPIED", {"cpu": 1 << 16})
+    monkeypatch.setattr(clock, "COPIED", dict.fromkeys(clock.COPIED, 1 << 16))
     monkeypatch.setattr(clock, "TURN", 1e-5)
     monkeypatch.setattr(bench, "SHAPES", {"mistral-7b": shape, "small": shape})
     monkeypatch.setattr(bench, "BUDGET", 8)

@@ -35,7 +35,15 @@ def test_a_part_that_crashes_or_hangs_costs_the_others_nothing(monkeypatch, tmp_
     assert report["hangs"]["results"] == [{"op": 1}] and report["hangs"]["error"] == "stopped after 7 s"
     assert report["crashes"]["results"] == [{"op": 2}] and report["crashes"]["error"] == "CUDA error"
     assert report["works"]["results"] == [{"op": 3}] and "error" not in report["works"]
-    assert gpu_check.run(tmp_path, limit=0)["works"]["error"] == "no time left"
+    again = gpu_check.run(tmp_path, limit=0, parts=["works"])
+    assert again["works"]["error"] == "no time left" and again["hangs"] == report["hangs"]
+
+
+def test_an_unknown_part_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["gpu_check", str(tmp_path), "graph", "grahp"])
+    assert gpu_check.main() == 1 and not any(tmp_path.iterdir())
+    assert "no part is called grahp; there are build, agreement" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device")

@@ -19,7 +19,7 @@ def begun(tmp_path_factory):
 
 
 def test_rows_of_every_length_and_ratios_of_the_longest(begun, monkeypatch):
-    monkeypatch.setattr(clock, "COPIED", {"cpu": 1 << 16})
+    monkeypatch.setattr(clock, "COPIED", dict.fromkeys(clock.COPIED, 1 << 16))
     params, root = begun
     found = lengths.run(params, KEY, (300, 700), root)
     cases = [(row["prompt_length"], row["method"]) for row in found["rows"]]

@@ -25,7 +25,7 @@ def params():
 
 
 def test_a_shape_gets_the_table_of_a_model(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(clock, "COPIED", {"cpu": 1 << 16})
+    monkeypatch.setattr(clock, "COPIED", dict.fromkeys(clock.COPIED, 1 << 16))
     monkeypatch.setitem(shapes.SHAPES, "small", TINY)
     stage.run_shape(params, "small", tmp_path)
     with open(tmp_path / "artifacts/profile/shapes/small.csv", newline="", encoding="utf-8") as handle:

@@ -12,7 +12,18 @@ import torch
 from sparsemm.cache import library
 from sparsemm.errors import SparseMMError
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench import agreement, append, attention, backends, compact, decode, graph, memory, observe, step
+from sparsemm.profiling.bench import (
+    agreement,
+    append,
+    attention,
+    backends,
+    compact,
+    decode,
+    graph,
+    memory,
+    observe,
+    step,
+)
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.shapes import SHAPES
 
