@@ -25,6 +25,11 @@ def flops(call: Callable[[], Any]) -> int:
     return sum(int(count) for operator, count in counts.items() if "attention" not in str(operator))
 
 
+def quickest_dtype(device: torch.device) -> str:
+    """float32 or bfloat16, whichever multiplies more in a second: not every CPU has instructions for bfloat16."""
+    return max(("float32", "bfloat16"), key=lambda name: matmul_rate(getattr(torch, name), device))
+
+
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations a second of a product of two square matrices, the best of `TURNS`."""
     side = SIDE[device.type]

@@ -153,7 +153,7 @@ def run(
 
     Args:
         shape: of `SHAPES`, with random weights; without one a checkpoint is chased.
-        dtype: float32, float16 or bfloat16; on a CUDA device bfloat16, elsewhere float32.
+        dtype: float32, float16 or bfloat16, of all three; `quickest_dtype` of the device where none is given.
         device: cpu or cuda; cuda where there is one.
         repeats: timed turns, at least 2.
         checkpoint: folder of a checkpoint of a supported family.
@@ -163,7 +163,7 @@ def run(
         SparseMMError: if one of them is unknown, sizes are given without a shape, or there is too little memory.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
+    dtype = dtype or arithmetic.quickest_dtype(where)
     _check(shape, dtype, repeats, sizes)
     given = of_shape(shape, dtype, where, sizes or Sizes()) if shape else of_checkpoint(checkpoint, dtype, where)
     left_out, load = too_large(given, where), round(os.getloadavg()[0], 1)  # before this adds to it

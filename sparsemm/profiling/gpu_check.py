@@ -171,9 +171,8 @@ def main() -> int:
         return 1
     folder, *parts = sys.argv[1:] or ["artifacts/benchmarks"]
     if unknown := set(parts) - set(PARTS):
-        print(
-            f"sparsemm: no part is called {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}", file=sys.stderr
-        )
+        there = ", ".join(PARTS)
+        print(f"sparsemm: no part is called {', '.join(sorted(unknown))}; there are {there}", file=sys.stderr)
         return 1
     report = run(Path(folder), parts=parts)
     agreement = report.get("agreement", {"results": []})

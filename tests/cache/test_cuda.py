@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled for the processor and run thread by thread (tests/cuda_stand_in/kernels.h), against the twins.
+"""The CUDA kernels, compiled for the processor and run thread by thread (cuda_stand_in/kernels.h), against the twins.
 
 Whether they are fast, and what a real GPU makes of them, only a GPU tells: `python -m sparsemm.profiling.gpu_check`.
 """
@@ -19,7 +19,7 @@ from sparsemm.cache import build, cuda, library, twins
 from sparsemm.errors import CacheError
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-HERE = Path(__file__).parent
+THREADS = Path(__file__).parents[1] / "cuda_stand_in" / "kernels.h"
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(
     not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="no nvcc: CUDA sources not compiled"
@@ -29,17 +29,7 @@ needs_nvcc = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"
-    flags = [
-        "-std=c++17",
-        "-O1",
-        "-fPIC",
-        "-shared",
-        "-w",
-        "-x",
-        "c++",
-        "-include",
-        str(HERE.parent / "cuda_stand_in" / "kernels.h"),
-    ]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-x", "c++", "-include", str(THREADS)]
     assert build.compile_library(build.compiler(), flags, target, "*.cu") == ""
     return library._load(str(target), library.CUDA_ARGUMENTS)
 

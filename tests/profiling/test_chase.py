@@ -48,6 +48,15 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list
     assert share is None if which == RANDOM else 0.1 < share < 1
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_runs_in_the_dtype_that_this_device_multiplies_fastest(
+    small: None, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(arithmetic, "matmul_rate", lambda one, device: 2.0 if dtype in str(one) else 1.0)
+    sizes = samples.Sizes(prompts=2, prompt=40, answer=3)
+    assert chase.run("small", device="cpu", repeats=2, sizes=sizes)["dtype"] == dtype
+
+
 def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
     given = samples.of_checkpoint(ROOT / chase.CHECKPOINT, "float32", torch.device("cpu"))
     with torch.inference_mode():
@@ -80,6 +89,7 @@ def test_the_chase_of_a_long_prompt_takes_less_than_its_keys_and_values_beyond_a
 ) -> None:
     monkeypatch.setattr(chase, "free_bytes", lambda device: 2**30)  # as if there were little: weights have no room
     asked = ["--shape", "small", "--prompts", "1", "--prompt", "4096", "--answer", "512", "--repeats", "2"]
+    asked += ["--dtype", "float32"]
     assert main(["bench", "chase", *asked, "--device", "cpu", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["kv_bytes"] == 2 * 2 * 2 * 8 * (4096 + 512) * 4  # K and V, layers, KV heads, head_dim, fp32
