@@ -161,7 +161,7 @@ def attend(
     if new == 1 and ops.decodes(query, slab.keys, slab.values):
         one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
         output = ops.ragged_decode(one, slab.keys, slab.values, slab.starts, slab.lengths, scaling)[:, :, None]
-        return output if valid is None else output.masked_fill(~valid[:, None, :, None], 0.0)
+        return output if valid is None else torch.where(valid[:, None, :, None], output, 0.0)
     keys, values, real = slab.padded()
     group = num_heads // slab.num_kv_heads
     # The query group becomes rows of its KV head, so that keys are never repeated.
@@ -171,7 +171,7 @@ def attend(
         mask = (mask & among_new(slab, keys.shape[-2], new, valid, seen)).repeat(1, 1, group, 1)
     output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
     output = output.view(batch, num_heads, new, dim)
-    return output if valid is None else output.masked_fill(~valid[:, None, :, None], 0.0)
+    return output if valid is None else torch.where(valid[:, None, :, None], output, 0.0)
 
 
 def among_new(

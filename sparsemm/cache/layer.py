@@ -56,7 +56,7 @@ class RaggedLayer(CacheLayerMixin):
         self.tokens: list[int] = []  # real tokens of each batch row at that time
         self.held: Held | None = None
         self.eviction: Eviction | None = None
-        self.gaps: torch.Tensor | None = None  # () bool, whether a later turn held padding
+        self.whole: torch.Tensor | None = None  # (B, 1) bool, which rows had no padding in later turns
         self.seen = 0
         self.barrier = 0  # tokens seen that cannot be cropped
         self.is_initialized = False
@@ -166,7 +166,7 @@ class RaggedLayer(CacheLayerMixin):
         """Note what is kept, and that none of the `seen` tokens can be cropped any more."""
         assert self.slab is not None
         self.slots = self.slab.lengths.view(self.slab.batch, -1).clone()
-        self.barrier, self.gaps = seen, None
+        self.barrier, self.whole = seen, None
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> Slab:
         """Add new tokens (B, Hkv, T, D) behind what is kept; with `valid` (B, T) bool only the true ones.
@@ -187,7 +187,8 @@ class RaggedLayer(CacheLayerMixin):
             )
         self.slab.append(key, value, valid)
         if valid is not None:  # stays on the device; read by `crop` only
-            self.gaps = self.gaps | ~valid.all() if self.gaps is not None else ~valid.all()
+            whole = valid if valid.shape[1] == 1 else valid.all(-1, keepdim=True)
+            self.whole = whole if self.whole is None else self.whole & whole
         return self.slab
 
     def advance(self, count: int) -> None:
@@ -235,7 +236,7 @@ class RaggedLayer(CacheLayerMixin):
         if count > after:
             what = f"cannot remove {count} tokens, only {after} came after the compressed prompt"
             raise CacheError(what, where=where)
-        if self.gaps is not None and bool(self.gaps):
+        if self.whole is not None and not bool(self.whole.all()):
             raise CacheError("cannot remove tokens after a turn with padding", where=where)
         self.slab.drop_newest(count)
         self.seen -= count
@@ -271,6 +272,7 @@ class RaggedLayer(CacheLayerMixin):
             self.slab.select_rows(indices, capacity)
             self.slots = self.slots[indices]
             self.tokens = [self.tokens[i] for i in rows]
+            self.whole = None if self.whole is None else self.whole[indices]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Reorder the batch rows for beam search."""

@@ -122,14 +122,17 @@ class Slab:
         self.reserve(new)
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
-        if new == 1 and valid is None and self.keys.dtype == keys.dtype:
+        if new == 1 and self.keys.dtype == keys.dtype:
             ops.append_row(self.keys, self.values, keys, values, self.starts, self.lengths)
-            self.lengths += 1
+            if valid is None:
+                self.lengths += 1
+            else:  # padding lies behind the real rows, in slack that the next token overwrites
+                self.lengths.view(self.batch, -1).add_(valid)
             return
         offset = torch.arange(new, device=keys.device).expand(self.batch, new)
         count: torch.Tensor | int = new
         if valid is not None:
-            # Padding is written behind the real rows, into slack that the next token overwrites: no device sync.
+            # As above: behind the real rows, so that nobody has to ask the device how many there are.
             real = valid.cumsum(-1)
             offset = torch.where(valid, real - 1, real[:, -1:] + (~valid).cumsum(-1) - 1)
             count = real[:, -1].repeat_interleave(self.num_kv_heads)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DynamicCache
 
 import sparsemm
 from sparsemm.cache import backends, fastest
@@ -105,6 +107,43 @@ def test_two_turns(tiny, there):
         )
         answers.append(said(one, {"input_ids": later, "attention_mask": mask}, cache))
     assert torch.equal(*answers)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are more than a view, and those that wait for the device."""
+
+    VIEWS = {"view", "_unsafe_view", "expand", "slice", "select", "unsqueeze", "transpose", "t", "detach", "alias"}
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.waits = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op.overloadpacket.__name__
+        self.count += name not in self.VIEWS
+        self.waits += name in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["sparsemm", "snapkv"])
+def test_a_step_of_a_padded_batch_launches_little_more_than_with_transformers_cache(tiny, there, method):
+    model, processor = there("tiny-llava-next-mistral"), tiny("tiny-llava-next-mistral")[1]
+    inputs = {name: value.cuda() for name, value in prompt(processor).items()}
+    assert not inputs["attention_mask"].all()
+    mask = torch.cat([inputs["attention_mask"], inputs["attention_mask"].new_ones(2, 1)], dim=1)
+    seen = []
+    for cache in (DynamicCache(), cache_of(model, method)):
+        if isinstance(cache, DynamicCache):
+            model.set_attn_implementation({"text_config": "sdpa"})
+        with torch.no_grad(), Launches() as launches:
+            newest = model(**inputs, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+            launches.count = launches.waits = 0
+            model(input_ids=newest, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        seen.append(launches)
+        cache_of(model)  # the attention of ours again
+    theirs, ours = seen
+    assert ours.waits == theirs.waits
+    assert ours.count <= theirs.count + 3 * model.config.get_text_config().num_hidden_layers
 
 
 @pytest.mark.parametrize("storage", ["int8", "fp8"])

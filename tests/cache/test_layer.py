@@ -155,6 +155,21 @@ def test_another_batch_is_refused(lab):
         lab.run(cache, lab.ids()[:1, :1])
 
 
+def test_padding_of_one_row_is_forgotten_with_the_row(lab):
+    tokens, turn = lab.ids(), lab.ids()[:, 5:9].clone()
+    turn[1, :2] = 0
+    mask = torch.cat([torch.ones_like(tokens), (turn > 0).long()], dim=1)
+    cache = lab.cache()
+    lab.run(cache, tokens)
+    lab.run(cache, turn, mask)
+    lab.run(cache, tokens[:, :1], torch.nn.functional.pad(mask, (0, 1), value=1))
+    with pytest.raises(CacheError, match="padding"):
+        copy.deepcopy(cache).crop(-1)
+    cache.batch_select_indices(torch.tensor([0]))
+    cache.crop(-5)
+    assert cache.kept_slots().tolist() == [L * H * B]
+
+
 def test_crop_undoes_turns_exactly_and_refuses_sizes(lab):
     cache, tokens = lab.cache(), lab.ids()
     lab.run(cache, tokens)
