@@ -1,4 +1,4 @@
-"""A checkpoint of 7.6 billion weights on a hub, and a clone that takes it from there: `python tests/seven_billion FOLDER`.
+"""A checkpoint of 7.6 billion weights on a hub, and a clone that takes it: `python tests/seven_billion FOLDER`.
 
 The hub is a local server that speaks its protocol; the checkpoint reads pages (widen.py). The clone runs `models add`
 and `dvc repro` in bf16 up to the evaluation of three methods, on a few pages, with the device that torch finds: `python
