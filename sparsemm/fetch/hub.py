@@ -126,15 +126,21 @@ def _listing(
         raise FetchError(f"not a hub id: {error}", where=where) from error
     except _failures() as error:
         raise explained(error, where, revision) from error
+    except (KeyError, TypeError, ValueError) as error:
+        what, hint = f"what it says of its files cannot be read: {error!r}", "HF_ENDPOINT must speak the hub's protocol"
+        raise FetchError(what, where=where, hint=hint) from error
     commit = str(found.sha)
     remotes = {}
     for one in sorted(found.siblings or (), key=lambda one: one.rfilename):
+        if one.size is None:
+            what, hint = f"it does not say how large {one.rfilename} is", "HF_ENDPOINT must speak the hub's protocol"
+            raise FetchError(what, where=where, hint=hint)
         url = hf_hub_url(repo, one.rfilename, repo_type=kind, revision=commit, endpoint=api.endpoint)
         digest = one.lfs.sha256 if one.lfs else None
         remotes[one.rfilename] = Remote(
             f"{where}@{commit}/{one.rfilename}",
             digest or one.blob_id or "",
-            one.size or 0,
+            one.size,
             partial(_read, url, f"{where}/{one.rfilename}"),
             partial(_verify, digest, one.blob_id),
         )

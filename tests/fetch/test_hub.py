@@ -167,3 +167,17 @@ def test_offline_mode_is_told(served, tmp_path, monkeypatch):
             fetch.hub("org/data", tmp_path)
     finally:
         close_session()
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"rfilename": "a.bin", "size": 3, "lfs": {"sha256": "0"}}, "org/data: what it says of its files"),
+        ({"size": 3}, "org/data: what it says of its files"),
+        ({"rfilename": "a.bin"}, "org/data: it does not say how large a.bin is"),
+    ],
+)
+def test_a_mirror_that_is_no_hub_is_told(served, tmp_path, monkeypatch, facts, words):
+    monkeypatch.setattr(Repo, "facts", lambda *_: facts)
+    with pytest.raises(FetchError, match=words):
+        fetch.hub("org/data", tmp_path)

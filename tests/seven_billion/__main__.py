@@ -55,12 +55,8 @@ class FromDisk(Repo):
         if not self._large(name):
             return super().facts(name)
         size, digest = len(self.files[name]), self.digest(name)
-        return {
-            "rfilename": name,
-            "size": size,
-            "blobId": digest[:40],
-            "lfs": {"sha256": digest, "size": size, "pointerSize": 134},
-        }
+        large = {"sha256": digest, "size": size, "pointerSize": 134}
+        return {"rfilename": name, "size": size, "blobId": digest[:40], "lfs": large}
 
 
 def clone(folder: Path) -> None:
