@@ -2,8 +2,9 @@
 
 The hub is a local server that speaks its protocol; the checkpoint reads pages (widen.py). The clone runs `models add`
 and `dvc repro` in bf16 up to the evaluation of three methods, on a few pages, with the device that torch finds: `python
-tests/cuda_stand_in tests/seven_billion FOLDER` for the stand-in. The weights are 15 GB, twice in FOLDER and once in memory.
-Prints seconds of every command, and how far score table and answers are from those of tiny-qwen2-vl.
+tests/cuda_stand_in tests/seven_billion FOLDER` for the stand-in. The weights are 15 GB, twice in FOLDER and
+once in memory. Prints seconds of every command, and how far score table and answers are from those of
+tiny-qwen2-vl.
 """
 
 from __future__ import annotations
