@@ -283,13 +283,15 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
         if (!whole) {
             // Of the blocks that share this head, the last one to come here merges what all of them left.
             const int64_t first_block = block_of(unit, tiles, busy), last_block = block_of(unit + count - 1, tiles, busy);
-            __threadfence();
-            __syncthreads();
             int* counter = p.counters + s * parts + part;
-            if (threadIdx.x == 0) last = atomicAdd(counter, 1) == last_block - first_block;
+            __syncthreads();
+            if (threadIdx.x == 0) {  // for the whole block: its barriers are on both sides of the fences
+                __threadfence();
+                last = atomicAdd(counter, 1) == last_block - first_block;
+                __threadfence();
+            }
             __syncthreads();
             if (last) {
-                __threadfence();
                 for (int n = threadIdx.x; n < queries * dim; n += kThreads) {
                     const int q = n / dim;
                     float top = minus_infinity(), all = 0.0f, value = 0.0f;

@@ -6,6 +6,7 @@ Whether they are fast, and what a real GPU makes of them, only a GPU tells: `pyt
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ needs_nvcc = pytest.mark.skipif(
 def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-x", "c++", "-include", str(THREADS)]
+    flags += os.environ.get("EMULATION_FLAGS", "").split()
     assert build.compile_library(build.compiler(), flags, target, "*.cu") == ""
     return library._load(str(target), library.CUDA_ARGUMENTS)
 
@@ -48,6 +50,11 @@ def device(emulated, monkeypatch) -> Iterator[None]:
     yield
     assert not any(held.any() for held in cuda._COUNTERS.values()), "a kernel left its counters changed"
     cuda._COUNTERS.clear()
+
+
+def rounds(count: int) -> range:
+    """Fewer where every access is looked at (cuda_stand_in/test_sanitizers.py)."""
+    return range(-(-count // int(os.environ.get("EMULATION_ROUNDS_DIVIDED_BY", "1"))))
 
 
 def pick(generator: torch.Generator, *choices):
@@ -70,7 +77,7 @@ def random_slab(generator, dtype, dim, least_gap=0):
 @pytest.mark.parametrize("dtype", list(library.DTYPES), ids=str)
 def test_ragged_decode(device, dtype):
     generator = torch.Generator().manual_seed(1)
-    for _ in range(12):
+    for _ in rounds(12):
         dim, group = pick(generator, 8, 32, 40, 64, 80, 128, 192, 256), pick(generator, 1, 2, 4, 7, 8, 9, 17)
         keys, values, starts, lengths = random_slab(generator, dtype, dim)
         query = torch.randn(1, len(starts) * group, dim, generator=generator).to(dtype)
@@ -114,7 +121,7 @@ def test_large_logits_infinities_and_nans(device, dtype):
 @pytest.mark.parametrize("dtype", list(library.DTYPES), ids=str)
 def test_append(device, dtype):
     generator = torch.Generator().manual_seed(2)
-    for _ in range(30):
+    for _ in rounds(30):
         dim = pick(generator, 8, 40, 128)
         keys, values, starts, lengths = random_slab(generator, dtype, dim, least_gap=1)
         new = torch.randn(2 * len(starts) * dim + 1, generator=generator).to(dtype)
@@ -129,7 +136,7 @@ def test_append(device, dtype):
 @pytest.mark.parametrize("dtype", list(library.DTYPES), ids=str)
 def test_compact(device, dtype):
     generator = torch.Generator().manual_seed(3)
-    for _ in range(25):
+    for _ in rounds(25):
         batch, heads, dim = pick(generator, 1, 2), pick(generator, 1, 3), pick(generator, 8, 40, 128)
         length = pick(generator, 0, 1, 31, 257, 1024, 1040, 2500)
         full = [torch.randn(batch, length, heads, dim, generator=generator).to(dtype).transpose(1, 2) for _ in range(2)]
@@ -146,7 +153,7 @@ def test_compact(device, dtype):
 @pytest.mark.parametrize("dtype", list(library.DTYPES), ids=str)
 def test_observe(device, dtype):
     generator = torch.Generator().manual_seed(4)
-    for _ in range(10):
+    for _ in rounds(10):
         batch, heads, group = pick(generator, 1, 2), pick(generator, 1, 3), pick(generator, 1, 2, 7)
         window, before = pick(generator, 1, 8, 20, 32), pick(generator, 0, 1, 40, 128, 300)
         dim, length = pick(generator, 8, 40, 64, 128, 256), before + window
@@ -165,7 +172,7 @@ def test_observe(device, dtype):
 @pytest.mark.parametrize("dtype", list(library.DTYPES), ids=str)
 def test_argmax_rows(device, dtype):
     generator = torch.Generator().manual_seed(5)
-    for _ in range(40):
+    for _ in rounds(40):
         heads, group, rows = pick(generator, 1, 3), pick(generator, 1, 7), pick(generator, 0, 1, 5, 20)
         dim, length = pick(generator, 8, 40, 256), pick(generator, 1, 2, 130, 301)
         query = torch.randn(rows, heads * group, dim, generator=generator).to(dtype).transpose(0, 1)

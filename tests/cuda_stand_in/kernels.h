@@ -1,9 +1,17 @@
 // Just enough of CUDA C++ to run csrc/*.cu on the processor: every thread of a block is a fiber, blocks run one after
-// the other. A barrier or a warp's exchange lets the other fibers run until all have arrived.
+// the other, both in an order that differs from launch to launch. A barrier or a warp's exchange lets the other fibers
+// run until all have arrived.
+//
+// Compiled with -fsanitize=thread, the sanitizer sees every fiber as a thread, ordered with the others by what orders
+// threads on a device and by nothing else: barriers within a block, an atomic between two fences, and the end of a
+// launch. What two threads do to one number without that is a race, in whatever order the fibers happened to run.
 #pragma once
 
+#include <link.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -11,15 +19,30 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <new>
+#include <random>
+#include <thread>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __host__
-#define __shared__ static
 #define __launch_bounds__(...)
 
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define EMULATOR inline __attribute__((no_sanitize("thread"), noinline))  // the emulation itself is not looked at
+#else
+#define EMULATOR inline
+#endif
+#define __shared__ static thread_local  // so that a block in a thread of its own has memory of its own
+
 namespace emulation {
+
+constexpr int kMostThreads = 1024;
+constexpr int64_t kStack = 1 << 16;
+
+inline void stop(const char* why) { std::fprintf(stderr, "kernels.h: %s\n", why), std::abort(); }
 
 struct Index { unsigned x; };
 
@@ -30,28 +53,59 @@ struct Warp {
 
 struct Fiber {
     ucontext_t context;
-    std::unique_ptr<char[]> stack;
     Index thread;
     bool done = false;
+    void* sanitized = nullptr;
+    char* fence = nullptr;  // what this thread had written is known to whoever acquires this
+    struct { const void* atomic; int published; } observed[4];  // atomics since the last fence, and how many were there
+    int count_observed = 0;
 };
 
 struct Block {
-    std::vector<Fiber> fibers;
-    std::vector<Warp> warps;
+    Fiber fibers[kMostThreads];
+    Warp warps[kMostThreads / 32];
     ucontext_t scheduler;
-    int at = 0, arrived = 0, turn = 0;
+    void* sanitized = nullptr;
+    int threads = 0, at = 0, arrived = 0, turn = 0;
     Index block, grid;
-    std::function<void()> body;
+    const std::function<void()>* body;
+};
+
+// Of all blocks of a launch.
+struct Launch {
+    static constexpr int kMost = 1 << 16;
+    struct { const void* atomic; char* fence; } published[kMost];
+    char fences[kMost], end;
+    int count_published = 0, count_fences = 0;
 };
 
 inline Block* block = nullptr;
+inline Launch* launch = nullptr;
 inline int multiprocessors = 3;  // few, so that small tests share a head between blocks
+inline std::mt19937 random;      // the same orders in every run
 
-inline Fiber& fiber() { return block->fibers[block->at]; }
-inline Warp& warp() { return block->warps[block->at / 32]; }
-inline void let_others() { swapcontext(&fiber().context, &block->scheduler); }
+EMULATOR Fiber& fiber() { return block->fibers[block->at]; }
+EMULATOR Warp& warp() { return block->warps[block->at / 32]; }
 
-inline void meet(int& arrived, int& turn, int all) {
+EMULATOR void release(char* what) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_release(what);
+#endif
+}
+EMULATOR void acquire(char* what) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_acquire(what);
+#endif
+}
+EMULATOR void change(ucontext_t* from, ucontext_t* to, void* sanitized) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(sanitized, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(from, to);
+}
+EMULATOR void let_others() { change(&fiber().context, &block->scheduler, block->sanitized); }
+
+EMULATOR void meet(int& arrived, int& turn, int all) {
     const int mine = turn;
     if (++arrived == all) {
         arrived = 0;
@@ -60,54 +114,109 @@ inline void meet(int& arrived, int& turn, int all) {
         while (turn == mine) let_others();
     }
 }
-inline void meet_warp() { meet(warp().arrived, warp().turn, 32); }
+EMULATOR void meet_warp() { meet(warp().arrived, warp().turn, 32); }
 
-inline void start() {
-    block->body();
+EMULATOR void start() {
+    (*block->body)();
+    release(&launch->end);
     fiber().done = true;
     let_others();
 }
 
-inline void run(int64_t blocks, int threads, std::function<void()> body) {
-    Block held;
-    block = &held;
-    held.body = std::move(body);
-    held.grid = {unsigned(blocks)};
-    for (int64_t b = 0; b < blocks; ++b) {
-        held.block = {unsigned(b)};
-        held.fibers = std::vector<Fiber>(threads);
-        held.warps = std::vector<Warp>(threads / 32);
-        for (int t = 0; t < threads; ++t) {
-            Fiber& f = held.fibers[t];
-            f.stack = std::make_unique<char[]>(1 << 16);
-            f.thread = {unsigned(t)};
-            getcontext(&f.context);
-            f.context.uc_stack.ss_sp = f.stack.get();
-            f.context.uc_stack.ss_size = 1 << 16;
-            makecontext(&f.context, start, 0);
-        }
-        // A fiber that waits for one that has returned would wait for ever: a kernel with that fault hangs on a GPU too.
-        for (int64_t idle = 0, left = threads; left;) {
-            left = 0;
-            for (held.at = 0; held.at < threads; ++held.at) {
-                if (fiber().done) continue;
-                swapcontext(&held.scheduler, &fiber().context);
-                left += !fiber().done;
-            }
-            if (++idle > 10000000) std::fprintf(stderr, "deadlock\n"), std::abort();
-        }
+// Shared memory holds anything when a block begins: here it is NaN, and -1.
+inline thread_local char shared_memory;  // nothing else of this library is thread_local
+EMULATOR int fill_shared_memory(dl_phdr_info* library, size_t, void* own) {
+    bool found = false;
+    for (int n = 0; n < library->dlpi_phnum; ++n) {
+        const auto& part = library->dlpi_phdr[n];
+        const uintptr_t from = library->dlpi_addr + part.p_vaddr, at = reinterpret_cast<uintptr_t>(own);
+        found |= part.p_type == PT_LOAD && from <= at && at < from + part.p_memsz;
     }
+    for (int n = 0; found && n < library->dlpi_phnum; ++n)
+        if (library->dlpi_phdr[n].p_type == PT_TLS)
+            memset(library->dlpi_tls_data, 0xFF, library->dlpi_phdr[n].p_memsz);
+    return found;
+}
+static char own_address;
+
+EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::function<void()>& body) {
+    // From the system and back to it: memory that the next block gets has no history.
+    const int64_t bytes = sizeof(Block) + threads * kStack;
+    void* held = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (held == MAP_FAILED) stop("no memory for a block");
+    block = new (held) Block;
+    char* stacks = static_cast<char*>(held) + sizeof(Block);
+    block->threads = threads;
+    block->body = &body;
+    block->block = {unsigned(index)};
+    block->grid = {unsigned(blocks)};
+#ifdef __SANITIZE_THREAD__
+    block->sanitized = __tsan_get_current_fiber();
+#endif
+    shared_memory = 0;  // the first use in a thread allocates it
+    dl_iterate_phdr(fill_shared_memory, &own_address);
+    for (int t = 0; t < threads; ++t) {
+        Fiber& f = block->fibers[t];
+        f.thread = {unsigned(t)};
+#ifdef __SANITIZE_THREAD__
+        f.sanitized = __tsan_create_fiber(0);
+#endif
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = stacks + t * kStack;
+        f.context.uc_stack.ss_size = kStack;
+        makecontext(&f.context, start, 0);
+    }
+    // A fiber that waits for one that has returned would wait for ever: a kernel with that fault hangs on a GPU too.
+    for (int64_t idle = 0, left = threads; left;) {
+        left = 0;
+        const unsigned first = random(), step = random() | 1;  // odd: coprime to the threads of a block
+        for (int n = 0; n < threads; ++n) {
+            block->at = (first + n * step) % threads;
+            if (fiber().done) continue;
+            change(&block->scheduler, &fiber().context, fiber().sanitized);
+            left += !fiber().done;
+        }
+        if (++idle > 10000000) stop("deadlock");
+    }
+#ifdef __SANITIZE_THREAD__
+    // Not before there are many: a number that is used again would pass for the thread that had it.
+    static std::vector<void*> finished;
+    for (int t = 0; t < threads; ++t) finished.push_back(block->fibers[t].sanitized);
+    if (finished.size() >= 4096) {
+        for (void* each : finished) __tsan_destroy_fiber(each);
+        finished.clear();
+    }
+#endif
+    munmap(held, bytes);
     block = nullptr;
 }
 
+EMULATOR void run(int64_t blocks, int threads, const std::function<void()>& body) {
+    if (threads > kMostThreads || (threads & (threads - 1))) stop("threads of a block must be a power of two");
+    const auto held = std::make_unique<Launch>();
+    launch = held.get();
+    std::vector<int64_t> order(blocks);
+    for (int64_t b = 0; b < blocks; ++b) order[b] = b;
+    std::shuffle(order.begin(), order.end(), random);
+    for (const int64_t b : order) {
+#ifdef __SANITIZE_THREAD__
+        std::thread(run_block, b, blocks, threads, std::cref(body)).join();
+#else
+        run_block(b, blocks, threads, body);
+#endif
+    }
+    acquire(&launch->end);
+    launch = nullptr;
+}
+
 template <class T>
-T exchange(T value, int from) {
+EMULATOR T exchange(T value, int from) {
     static_assert(sizeof(T) <= 8);
     Warp& own = warp();
-    memcpy(own.words[block->at % 32], &value, sizeof value);
+    __builtin_memcpy(own.words[block->at % 32], &value, sizeof value);
     meet_warp();
     T result;
-    memcpy(&result, own.words[from], sizeof result);
+    __builtin_memcpy(&result, own.words[from], sizeof result);
     meet_warp();
     return result;
 }
@@ -118,14 +227,39 @@ T exchange(T value, int from) {
 #define blockIdx (emulation::block->block)
 #define gridDim (emulation::block->grid)
 
-inline void __syncthreads() {
-    emulation::meet(emulation::block->arrived, emulation::block->turn, int(emulation::block->fibers.size()));
+EMULATOR void __syncthreads() {
+    emulation::Block& own = *emulation::block;
+    char* barrier = reinterpret_cast<char*>(&own) + own.turn % 2;
+    emulation::release(barrier);
+    emulation::meet(own.arrived, own.turn, own.threads);
+    emulation::acquire(barrier);
 }
-inline void __threadfence() {}
-inline void __threadfence_system() {}
+// What a thread does before a fence is seen by a thread behind its own fence, if that has seen an atomic between them.
+EMULATOR void __threadfence() {
+    emulation::Fiber& own = emulation::fiber();
+    emulation::Launch& all = *emulation::launch;
+    for (; own.count_observed; --own.count_observed) {
+        const auto& seen = own.observed[own.count_observed - 1];
+        for (int n = 0; n < seen.published; ++n)
+            if (all.published[n].atomic == seen.atomic) emulation::acquire(all.published[n].fence);
+    }
+    if (all.count_fences == all.kMost) emulation::stop("too many fences");
+    own.fence = &all.fences[all.count_fences++];
+    emulation::release(own.fence);
+}
+EMULATOR void __threadfence_system() { __threadfence(); }
 template <class T>
 T __ldcg(const T* from) { return *from; }
-inline int atomicAdd(int* at, int value) { const int was = *at; *at += value; return was; }
+EMULATOR int atomicAdd(int* at, int value) {
+    emulation::Fiber& own = emulation::fiber();
+    emulation::Launch& all = *emulation::launch;
+    if (all.count_published == all.kMost || own.count_observed == 4) emulation::stop("too many atomics");
+    own.observed[own.count_observed++] = {at, all.count_published};
+    if (own.fence) all.published[all.count_published++] = {at, own.fence};
+    const int was = *at;
+    *at += value;
+    return was;
+}
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) { return emulation::exchange(value, (emulation::block->at % 32) ^ mask); }
@@ -136,7 +270,7 @@ T __shfl_up_sync(unsigned, T value, int by) {
     const int lane = emulation::block->at % 32;
     return emulation::exchange(value, lane < by ? lane : lane - by);
 }
-inline unsigned __ballot_sync(unsigned, bool vote) {
+EMULATOR unsigned __ballot_sync(unsigned, bool vote) {
     emulation::Warp& own = emulation::warp();
     own.words[emulation::block->at % 32][0] = vote;
     emulation::meet_warp();
@@ -149,11 +283,11 @@ inline bool __any_sync(unsigned all, bool vote) { return __ballot_sync(all, vote
 
 // The product of mma.m16n8k16, by the layout that the PTX manual gives for it.
 template <class Widen>
-void emulated_mma(float* d, const uint32_t* a, const uint32_t* b, Widen widen) {
+EMULATOR void emulated_mma(float* d, const uint32_t* a, const uint32_t* b, Widen widen) {
     emulation::Warp& own = emulation::warp();
     const int lane = emulation::block->at % 32;
-    memcpy(own.words[lane], a, 16);
-    memcpy(own.words[lane] + 4, b, 8);
+    __builtin_memcpy(own.words[lane], a, 16);
+    __builtin_memcpy(own.words[lane] + 4, b, 8);
     emulation::meet_warp();
     const auto half = [&](uint32_t word, int which) { return widen(uint16_t(which ? word >> 16 : word)); };
     for (int n = 0; n < 4; ++n) {
