@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,15 +43,8 @@ def bootstrap_means(values: Values, resamples: int, seed: int) -> Values:
     n = values.shape[-1]
     if n == 0:
         raise DataError("no samples to resample", where="bootstrap")
-    return values @ _counts(n, resamples, seed).T / n
-
-
-@lru_cache(maxsize=4)  # a table asks for the same ones in every row, and drawing them is what takes time
-def _counts(n: int, resamples: int, seed: int) -> Values:
-    """How often every resample holds every sample: (resamples, n), read-only."""
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples).astype(np.float64)
-    counts.flags.writeable = False
-    return counts
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    return values @ counts.T / n
 
 
 def interval(means: Values, level: float = 0.95) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from sparsemm.cache.compressed import CompressedCache, compressed_cache
 from sparsemm.cache.prefill import prefill
 from sparsemm.cache.served import policy_of
 from sparsemm.policies import Policy
+from sparsemm.policies.per_row import drawn_anew
 from sparsemm.prompts import build_inputs
 
 
@@ -42,8 +43,21 @@ class Variant:
         Raises:
             BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
         """
-        options = {"window": self.window, "rho": self.rho, "mode": self.mode, "seed": self.seed}
-        return replace(self, method=policy_of(model, self.method, self.budget, self.scores, **options))
+        return replace(self, method=self._policy(model, self.seed))
+
+    def ready_for(self, model: Any, pages: Sequence[int]) -> Variant:
+        """The same for one batch, rows of the pages of these numbers: random heads are drawn anew for every page.
+
+        Raises:
+            BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
+        """
+        if self.method != "random":
+            return self.ready(model)
+        return replace(self, method=drawn_anew(lambda seed: self._policy(model, seed), self.seed, pages))
+
+    def _policy(self, model: Any, seed: int) -> Policy:
+        options = {"window": self.window, "rho": self.rho, "mode": self.mode, "seed": seed}
+        return policy_of(model, self.method, self.budget, self.scores, **options)
 
     @property
     def policy(self) -> Policy:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from sparsemm.evaluate.metrics import bootstrap_means, interval
+from sparsemm.evaluate.statistics import difference, estimate, page_numbers
 from sparsemm.evaluate.tasks import METRICS, Scored
 from sparsemm.files import atomic_path, write_json
 from sparsemm.params.stages import EvaluateParams
 
 COLUMNS = (
-    "model task method budget kept_slots bytes metric value n ci_low ci_high "
+    "model task method budget kept_slots bytes metric value n pages ci_low ci_high "
     "diff_vs_sparsemm diff_ci_low diff_ci_high diff_vs_full diff_full_ci_low diff_full_ci_high draws"
 ).split()
 
@@ -40,10 +40,10 @@ class Outcome:
 def write_results(
     given: EvaluateParams, key: str, outcomes: dict[tuple[str, str, int | None], list[Outcome]], folder: Path
 ) -> None:
-    """Rows with 95 % bootstrap intervals, paired over samples, as CSV, metrics JSON and one row per sample.
+    """Rows with 95 % bootstrap intervals over pages, paired, as CSV, metrics JSON and one row per sample.
 
     Args:
-        outcomes: by task, method and budget: one, or several draws of a random method, which count page by page by
+        outcomes: by task, method and budget: one, or several draws of a random method, which count sample by sample by
             their mean.
         folder: of <key>.csv, <key>.json and <key>.samples.parquet.
     """
@@ -57,13 +57,13 @@ def write_results(
         names = list(mine)
         drawn = [[[one.value for one in draw.samples] for draw in mine[name]] for name in names]
         values = np.array([np.mean(draws, axis=0) for draws in drawn], dtype=np.float64)
-        means = bootstrap_means(values, given.bootstrap, given.seed)
+        pages = page_numbers([one.page for one in mine[names[0]][0].samples])
         index = {name: i for i, name in enumerate(names)}
         for name, draws in mine.items():
             (method, budget), outcome, i = name, draws[0], index[name]
             kept = float(np.mean(outcome.kept))
             row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
-            low, high = interval(means[i])
+            mean = estimate(values[i], given.bootstrap, given.seed, pages)
             row |= {
                 "model": key,
                 "task": task,
@@ -72,26 +72,24 @@ def write_results(
                 "kept_slots": round(kept / outcome.heads, 4),
                 "bytes": round(kept * outcome.slot_bytes),
                 "metric": METRICS[task],
-                "value": round(float(values[i].mean()), 6),
+                "value": round(mean.value, 6),
                 "n": values.shape[1],
-                "ci_low": round(low, 6),
-                "ci_high": round(high, 6),
+                "pages": mean.pages,
+                "ci_low": round(mean.low, 6),
+                "ci_high": round(mean.high, 6),
                 "draws": len(draws),
             }
             others = {"diff": ("sparsemm", budget), "diff_full": ("full", None)}
             for prefix, other in others.items():
                 if other in index and other != name:
-                    j = index[other]
-                    low, high = interval(means[i] - means[j])
-                    row["diff_vs_full" if prefix == "diff_full" else "diff_vs_sparsemm"] = round(
-                        float((values[i] - values[j]).mean()), 6
-                    )
-                    row[f"{prefix}_ci_low"], row[f"{prefix}_ci_high"] = round(low, 6), round(high, 6)
+                    found = difference(values[i], values[index[other]], given.bootstrap, given.seed, pages)
+                    row["diff_vs_full" if prefix == "diff_full" else "diff_vs_sparsemm"] = round(found.value, 6)
+                    row[f"{prefix}_ci_low"], row[f"{prefix}_ci_high"] = round(found.low, 6), round(found.high, 6)
             rows.append(row)
             metrics.setdefault(task, {}).setdefault(method, {})[str(budget or "all")] = row["value"]
     samples = [
         {"task": task, "method": method, "budget": budget, "draw": number}
-        | {"id": one.id, "answer": one.answer, "prediction": one.prediction, "value": one.value}
+        | {"id": one.id, "page": one.page, "answer": one.answer, "prediction": one.prediction, "value": one.value}
         for (task, method, budget), draws in outcomes.items()
         for number, draw in enumerate(draws)
         for one in draw.samples

@@ -70,7 +70,7 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
 
 
 def _draws(name: Name, seeds: int) -> list[Name]:
-    """A method's names in the store: random has one per draw of scores, random, random.1 and so on."""
+    """A method's names in the store: random has one per draw of every page's scores, random, random.1 and so on."""
     method, budget = name
     return [name, *((f"{method}.{i}", budget) for i in range(1, seeds) if method == "random")]
 
@@ -138,11 +138,12 @@ def _answer(
     variants = {}
     for name in names:
         method, _, draw = name[0].partition(".")
-        variants[name] = Variant(method, name[1], scores, seed=given.seed + int(draw or 0), **options).ready(model)
+        variant = Variant(method, name[1], scores, seed=given.seed + int(draw or 0), **options)
+        variants[name] = variant if method == "random" else variant.ready(model)
     for task, shard, open_names in progress(jobs, len(jobs), f"evaluate {key}"):
         asked = [task.questions[at] for at in shards[task.name][shard]]
         images, prompts = [one.images() for one in asked], [one.prompt for one in asked]
-        chosen = [variants[name] for name in open_names]
+        chosen = [variants[name].ready_for(model, shards[task.name][shard]) for name in open_names]
         said = answer(model, processor, images, prompts, chosen, asked[0].max_new_tokens)
         for name, answers in zip(open_names, said, strict=True):
             texts = [one.trim(text) for one, text in zip(asked, answers.texts, strict=True)]

@@ -85,7 +85,7 @@ class EvaluateParams(Strict):
     max_new_tokens: Count = 128
     bootstrap: Count = Field(2000, description="resamples behind an interval")
     seed: int = Field(0, ge=0)
-    random_seeds: Count = Field(1, description="draws of random scores behind the method random, from `seed` on")
+    random_seeds: Count = Field(1, description="draws of random scores for every page behind the method random")
 
     @field_validator("methods", "tasks")
     @classmethod

@@ -33,7 +33,7 @@ class MaskingParams(Measured):
 
     fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(min_length=1, description="of all heads")
     zero: tuple[Literal["output", "query"], ...] = Field(("output", "query"), min_length=1)
-    seeds: int = Field(3, ge=1, description="random draws behind each control")
+    seeds: int = Field(3, ge=1, description="random draws for every page behind each control")
 
 
 class RhoParams(Measured):

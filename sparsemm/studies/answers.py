@@ -12,9 +12,12 @@ from transformers import DynamicCache
 
 from sparsemm.cache import compressed_cache
 from sparsemm.cache.prefill import prefill
+from sparsemm.cache.served import policy_of
 from sparsemm.datasets.records import Record
 from sparsemm.evaluate.model import kept_slots
 from sparsemm.evaluate.tasks.local import asked_about
+from sparsemm.policies import Policy
+from sparsemm.policies.per_row import drawn_anew
 from sparsemm.prompts import build_inputs
 
 
@@ -61,6 +64,15 @@ class Kept:
     scores: Any
     options: Mapping[str, Any]
 
+    def for_pages(self, model: Any, pages: list[int]) -> str | Policy:
+        """The method; of random heads a policy that draws them anew for every page."""
+        if self.method != "random":
+            return self.method
+        given = {name: self.options[name] for name in ("window", "rho", "mode")}
+        return drawn_anew(
+            lambda seed: policy_of(model, "random", self.budget, seed=seed, **given), self.options["seed"], pages
+        )
+
 
 def questions(task: str, records: list[Record], read_prompt: str, seed: int) -> list[Question]:
     """One question per record, as the evaluate stage asks it.
@@ -100,11 +112,12 @@ def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str,
         every_row = any(way.method == "h2o" for way in ways.values())
         start = prefill(model, batch.inputs, None if every_row else max(w.options["window"] for w in ways.values()))
     for name, way in ways.items():
+        method = way.for_pages(model, batch.index)
         if batch.cut is None:
-            cache = start.compress(way.method, way.budget, way.scores, **way.options)
+            cache = start.compress(method, way.budget, way.scores, **way.options)
             out = start.generate(cache, max_new_tokens)
         else:
-            cache = compressed_cache(model, way.method, way.budget, way.scores, prompt_length=batch.cut, **way.options)
+            cache = compressed_cache(model, method, way.budget, way.scores, prompt_length=batch.cut, **way.options)
             options: dict[str, Any] = {"do_sample": False, "use_cache": True, "max_new_tokens": max_new_tokens}
             out = model.generate(**batch.inputs, past_key_values=cache, **options)
         slab = cache.ragged[0].slab

@@ -38,6 +38,6 @@ def run(params: Params, given: LengthParams, key: str, root: Path) -> list[Row]:
     for task in samples.tasks():
         for group, inside in by_length(samples.answers[task], given.groups).items():
             for method in samples.methods(task):
-                values = areas(samples, task, method)[:, inside]
-                outcomes[Arm(task, group, method)] = samples.outcome((task, method, None), values)
+                way, values = (task, method, None), areas(samples, task, method)
+                outcomes[Arm(task, group, method)] = samples.outcome(way, values, inside)
     return tabulate({"model": key, "study": "length"}, outcomes, by_method, **options(params, given.precision))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsemm.errors import ModelError
 from sparsemm.params.studies import MaskingParams
+from sparsemm.policies.per_row import draw
 from sparsemm.scores import ScoreTable, top_count
 from sparsemm.studies.answers import Batch, Reply, plain
 from sparsemm.studies.bench import Bench
@@ -23,6 +26,7 @@ from sparsemm.studies.rows import Arm, Outcome, Row, over_seeds
 
 NAME = "sparsemm_heads_off"
 Heads = NDArray[np.bool_]
+Zero = Literal["output", "query"]
 T = TypeVar("T")
 TOP, RANDOM, LAYERS, NONE = "top", "random", "random, same layers", "none"
 
@@ -32,14 +36,16 @@ class Off:
     """Heads that are off.
 
     Attributes:
-        heads: (L, Hq) bool.
+        heads: (L, Hq) bool, or (B, L, Hq) for heads of each row's own.
         zero: "output": the head adds nothing to the residual stream. "query": its logits are all zero, so that it
             looks at everything alike.
     """
 
     heads: Heads
-    zero: Literal["output", "query"]
+    zero: Zero
 
+
+Which = Callable[[list[int]], Off | None]  # heads that are off for the pages of these numbers
 
 _off: ContextVar[Off | None] = ContextVar("sparsemm_heads_off", default=None)
 
@@ -71,15 +77,16 @@ def attention_with_heads_off(
     if off is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if layer >= len(off.heads) or off.heads.shape[1] != query.shape[1]:
+    rows = off.heads if off.heads.ndim == 3 else off.heads[None]
+    if layer >= rows.shape[1] or rows.shape[2] != query.shape[1] or len(rows) not in (1, len(query)):
         raise ModelError(
-            f"heads {off.heads.shape} for layer {layer} of {query.shape[1]} heads", where=type(module).__name__
+            f"heads {off.heads.shape} for layer {layer} and queries {tuple(query.shape)}", where=type(module).__name__
         )
-    mine = torch.from_numpy(off.heads[layer]).to(query.device)
+    mine = torch.from_numpy(rows[:, layer]).to(query.device)  # (B or 1, Hq)
     if off.zero == "query":
-        query = query.masked_fill(mine[:, None, None], 0.0)
+        query = query.masked_fill(mine[:, :, None, None], 0.0)
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    return (output.masked_fill(mine[:, None], 0.0) if off.zero == "output" else output), None
+    return (output.masked_fill(mine[:, None, :, None], 0.0) if off.zero == "output" else output), None
 
 
 def heads_off(call: Callable[..., T], off: Off | None, model: Any, *arguments: Any) -> T:
@@ -114,12 +121,9 @@ def drawn(like: Heads, seed: int, same_layers: bool) -> Heads:
     return result
 
 
-def _draws(table: ScoreTable, fraction: float, seeds: int) -> Iterator[tuple[str, int, Heads]]:
-    top = chosen(table, fraction)
-    yield TOP, 0, top
-    for seed in range(seeds):
-        yield RANDOM, seed, drawn(top, seed, same_layers=False)
-        yield LAYERS, seed, drawn(top, seed, same_layers=True)
+def drawn_anew(like: Heads, seed: int, same_layers: bool, pages: list[int]) -> Heads:
+    """(B, L, Hq) bool: `drawn` for every page, so that resampling pages resamples draws too."""
+    return np.stack([drawn(like, draw(seed, page), same_layers) for page in pages])
 
 
 def against(arm: Arm) -> list[Arm]:
@@ -133,23 +137,35 @@ def run(bench: Bench, given: MaskingParams) -> list[Row]:
     """One row per task, kind of zero, fraction, kind of heads and comparison; the cache is full."""
     outcomes: dict[Arm, Outcome] = {}
     for task in given.tasks:
-        outcomes[Arm(task, "", NONE, 0.0)] = _without(bench, f"{task}-none", task, {NONE: None})[NONE]
+        outcomes[Arm(task, "", NONE, 0.0)] = _without(bench, f"{task}-none", task, {NONE: lambda _: None})[NONE]
         for zero in given.zero:
             for fraction in given.fractions:
-                draws = list(_draws(bench.scores, fraction, given.seeds))
-                off = {f"{kind}-{seed}": Off(heads, zero) for kind, seed, heads in draws}
+                top = chosen(bench.scores, fraction)
+                off: dict[str, Which] = {TOP: partial(_the_same, top, zero)}
+                for kind, seed in product((RANDOM, LAYERS), range(given.seeds)):
+                    off[f"{kind}-{seed}"] = partial(_at_random, top, zero, seed, kind == LAYERS)
                 said = _without(bench, f"{task}-{zero}-{fraction}", task, off)
                 for kind in (TOP, RANDOM, LAYERS):
-                    mine = [said[f"{other}-{seed}"] for other, seed, _ in draws if other == kind]
+                    mine = [outcome for way, outcome in said.items() if way.partition("-")[0] == kind]
                     outcomes[Arm(task, f"{zero} zeroed", kind, fraction)] = over_seeds(mine)
     return bench.rows(outcomes, against)
 
 
-def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Off | None]) -> dict[str, Outcome]:
+def _the_same(heads: Heads, zero: Zero, pages: list[int]) -> Off:
+    return Off(heads, zero)
+
+
+def _at_random(like: Heads, zero: Zero, seed: int, same_layers: bool, pages: list[int]) -> Off:
+    return Off(drawn_anew(like, seed, same_layers, pages), zero)
+
+
+def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Which]) -> dict[str, Outcome]:
     asked = bench.questions(task)
 
     def answer(model: Any, batch: Batch) -> dict[str, Reply]:
-        return {name: heads_off(plain, heads, model, batch, bench.most(asked)) for name, heads in off.items()}
+        return {
+            name: heads_off(plain, which(batch.index), model, batch, bench.most(asked)) for name, which in off.items()
+        }
 
     return bench.ask(unit, task, asked, answer)
 

@@ -13,15 +13,15 @@ import numpy as np
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.metrics import Values
-from sparsemm.evaluate.statistics import difference, estimate, samples_needed, verdict
+from sparsemm.evaluate.statistics import Pages, difference, estimate, verdict
 from sparsemm.policies import METHODS
 
 COLUMNS = (
-    "model study task condition setting level budget kept_slots bytes metric value n seeds spread ci_low ci_high "
+    "model study task condition setting level budget kept_slots bytes metric value n pages seeds spread ci_low ci_high "
     "against diff diff_ci_low diff_ci_high verdict needed"
 ).split()
 NUMBERS = (
-    "level budget kept_slots bytes value n seeds spread ci_low ci_high diff diff_ci_low diff_ci_high needed"
+    "level budget kept_slots bytes value n pages seeds spread ci_low ci_high diff diff_ci_low diff_ci_high needed"
 ).split()
 Row = dict[str, Any]
 
@@ -52,8 +52,9 @@ class Outcome:
         metric: their name.
         kept: mean slots per KV head that were kept after prefill, or None.
         bytes: mean bytes of keys and values then, or None.
-        seeds: random draws behind the values; 1 if nothing is random.
+        seeds: random draws behind each value; 1 if nothing is random.
         spread: largest minus smallest mean of a draw.
+        pages: (n,) number of each sample's page, or None if every sample has its own.
     """
 
     values: Values
@@ -62,10 +63,13 @@ class Outcome:
     bytes: float | None = None
     seeds: int = 1
     spread: float = 0.0
+    pages: Pages | None = None
 
 
 def over_seeds(draws: Iterable[Outcome]) -> Outcome:
-    """The mean over random draws, sample by sample: the bootstrap then speaks of pages, `spread` of draws.
+    """The mean over random draws, sample by sample.
+
+    A draw is new for every page (`sparsemm.policies.per_row`), so that resampling pages resamples draws too.
 
     Raises:
         DataError: if there is no draw.
@@ -77,7 +81,13 @@ def over_seeds(draws: Iterable[Outcome]) -> Outcome:
     means = values.mean(axis=1)
     first = draws[0]
     return Outcome(
-        values.mean(axis=0), first.metric, first.kept, first.bytes, len(draws), float(means.max() - means.min())
+        values.mean(axis=0),
+        first.metric,
+        first.kept,
+        first.bytes,
+        len(draws),
+        float(means.max() - means.min()),
+        first.pages,
     )
 
 
@@ -93,7 +103,7 @@ def tabulate(
     """One row per arm and arm it is compared with; a single one without a difference where it is compared with none.
 
     `diff` is the arm minus the other, paired over samples, and `verdict` is about the arm. `needed` is the number of
-    samples at which the interval of this difference (of the mean, where there is none) is +- `precision` wide.
+    pages at which the interval of this difference (of the mean, where there is none) is +- `precision` wide.
 
     Args:
         head: values of the columns model and study.
@@ -102,7 +112,7 @@ def tabulate(
     """
     rows = []
     for arm, outcome in outcomes.items():
-        mean = estimate(outcome.values, resamples, seed)
+        mean = estimate(outcome.values, resamples, seed, outcome.pages)
         row: Row = dict.fromkeys(COLUMNS, "") | dict(head)
         row |= {name: "" if value is None else value for name, value in arm._asdict().items()}
         row |= {
@@ -111,11 +121,12 @@ def tabulate(
             "metric": outcome.metric,
             "value": round(mean.value, 6),
             "n": len(outcome.values),
+            "pages": mean.pages,
             "seeds": outcome.seeds,
             "spread": round(outcome.spread, 6),
             "ci_low": round(mean.low, 6),
             "ci_high": round(mean.high, 6),
-            "needed": samples_needed(outcome.values, precision) if len(outcome.values) > 1 else "",
+            "needed": mean.needed(precision),
         }
         others = [other for other in against(arm) if other != arm and other in outcomes]
         rows += [
@@ -126,14 +137,14 @@ def tabulate(
 
 
 def _compared(mine: Outcome, theirs: Outcome, resamples: int, seed: int, precision: float) -> Row:
-    found = difference(mine.values, theirs.values, resamples, seed)
+    found = difference(mine.values, theirs.values, resamples, seed, mine.pages)
     low, high = round(found.low, 6), round(found.high, 6)
     return {
         "diff": round(found.value, 6),
         "diff_ci_low": low,
         "diff_ci_high": high,
         "verdict": verdict(low, high),  # of what is written: a sum of differences that cancel is not quite zero
-        "needed": samples_needed(mine.values - theirs.values, precision) if len(mine.values) > 1 else "",
+        "needed": found.needed(precision),
     }
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.metrics import Values
+from sparsemm.evaluate.statistics import Pages, page_numbers
 from sparsemm.evaluate.tasks import METRICS
 from sparsemm.params import Params
 from sparsemm.studies.rows import Outcome
@@ -27,10 +29,12 @@ class Samples:
     Attributes:
         values: (draws, n) float64: several draws where a random method was run with several seeds.
         answers: of each task, the n reference answers.
+        pages: of each task, (n,) number of each sample's page.
     """
 
     values: dict[Way, Values]
     answers: dict[str, list[str]]
+    pages: dict[str, Pages]
 
     def tasks(self) -> list[str]:
         """In the order they were run."""
@@ -44,12 +48,14 @@ class Samples:
         """Rising; empty for the full cache."""
         return sorted(b for t, m, b in self.values if (t, m) == (task, method) and b is not None)
 
-    def outcome(self, way: Way, values: Values | None = None, **known: Any) -> Outcome:
-        """An arm's outcome, of its own values or of (draws, n) others made from them."""
-        draws = self.values[way] if values is None else values
+    def outcome(
+        self, way: Way, values: Values | None = None, inside: NDArray[np.int64] | slice = slice(None), **known: Any
+    ) -> Outcome:
+        """An arm's outcome, of its own values or of (draws, n) others made from them, of all samples or some."""
+        draws = (self.values[way] if values is None else values)[:, inside]
         means = draws.mean(axis=1)
-        spread = float(means.max() - means.min())
-        return Outcome(draws.mean(axis=0), METRICS[way[0]], seeds=len(draws), spread=spread, **known)
+        spread, pages = float(means.max() - means.min()), self.pages[way[0]][inside]
+        return Outcome(draws.mean(axis=0), METRICS[way[0]], seeds=len(draws), spread=spread, pages=pages, **known)
 
 
 def read_samples(root: Path, key: str) -> Samples:
@@ -66,9 +72,11 @@ def read_samples(root: Path, key: str) -> Samples:
         rows = pq.ParquetFile(path).read().to_pylist()  # pq.read_table would import pandas
         found: dict[Way, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         answers: dict[str, dict[str, str]] = defaultdict(dict)
+        names: dict[str, dict[str, str]] = defaultdict(dict)
         for row in rows:
             found[row["task"], row["method"], row["budget"]][row["id"]].append(float(row["value"]))
             answers[row["task"]][row["id"]] = row["answer"]
+            names[row["task"]][row["id"]] = row["page"]
     except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
         raise DataError(f"cannot be read: {error!r}", where=str(path), hint=HINT) from error
     values = {}
@@ -78,7 +86,8 @@ def read_samples(root: Path, key: str) -> Samples:
         values[way] = np.array([pages[page] for page in answers[way[0]]], dtype=np.float64).T
     if not values:
         raise DataError("no samples", where=str(path), hint=HINT)
-    return Samples(values, {task: list(pages.values()) for task, pages in answers.items()})
+    numbers = {task: page_numbers([mine[one] for one in answers[task]]) for task, mine in names.items()}
+    return Samples(values, {task: list(mine.values()) for task, mine in answers.items()}, numbers)
 
 
 def read_table(root: Path, stage: str, key: str, columns: tuple[str, ...]) -> list[dict[str, str]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.statistics import area, difference, estimate, samples_needed, verdict
+from sparsemm.evaluate.statistics import area, difference, estimate, verdict
 
 RNG = np.random.default_rng(7)
 
@@ -14,19 +14,73 @@ RNG = np.random.default_rng(7)
 def test_an_estimate_is_what_resampling_one_by_one_gives():
     values = RNG.random(40)
     found = estimate(values, 4000, 0)
-    means = [values[RNG.integers(0, 40, 40)].mean() for _ in range(4000)]
-    assert found.value == values.mean()
+    padded, weights = np.append(values, [0.0, 1.0]), np.append(np.ones(40), [0.5, 0.5])
+    drawn = RNG.integers(0, 42, (4000, 42))
+    means = (padded * weights)[drawn].sum(1) / weights[drawn].sum(1)
+    assert found.value == values.mean() and found.pages == 40
     assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.01)
 
 
 def test_a_difference_is_paired():
     hard = RNG.random(50)
     found = difference(hard + 0.01, hard, 200, 0)
-    assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
     alone = estimate(hard, 200, 0)
-    assert alone.high - alone.low > 0.05
+    assert found.value == pytest.approx(0.01) and found.high - found.low < (alone.high - alone.low) / 2
     with pytest.raises(DataError, match="paired"):
         difference(hard, hard[:9], 10, 0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 96])
+def test_answers_that_are_all_alike_do_not_prove_that_others_would_be(n):
+    found = difference(np.ones(n), np.ones(n), 2000, 0)
+    assert found.value == 0 and found.low < 0 < found.high
+    assert found.high == pytest.approx(0.02, abs=0.005) if n == 96 else found.high > 0.2
+    right = estimate(np.ones(n), 2000, 0)
+    assert right.low < 1 == right.high == right.value
+    assert found.needed(0.05) > 2
+
+
+def test_fewer_than_six_pages_show_no_difference():
+    for differing, word in ((5, "no difference shown"), (6, "better")):
+        values = np.zeros(8)
+        values[:differing] = 1.0
+        found = difference(values, np.zeros(8), 2000, 0)
+        assert verdict(found.low, found.high) == word
+        asked = np.repeat(np.arange(8), 5)  # five questions about each page are no more pages
+        found = difference(np.repeat(values, 5), np.zeros(40), 2000, 0, asked)
+        assert verdict(found.low, found.high) == word and found.pages == 8
+
+
+@pytest.mark.parametrize(("n", "better", "worse"), [(8, 0.05, 0.02), (16, 0.03, 0.0), (32, 0.9, 0.0), (96, 0.05, 0.02)])
+def test_intervals_cover_the_truth_where_answers_seldom_differ(n, better, worse):
+    covered = 0
+    for trial in range(200):
+        drawn = np.random.default_rng(trial).random(n)
+        mine, other = (drawn < better).astype(float), ((drawn >= better) & (drawn < better + worse)).astype(float)
+        found = difference(mine, other, 400, 0)
+        covered += found.low <= better - worse <= found.high
+    assert covered >= 0.9 * 200
+
+
+def test_pages_are_resampled_and_not_questions():
+    pages = np.repeat(np.arange(12), 8)
+    values = np.repeat(RNG.integers(0, 2, 12), 8).astype(float)
+    alone, together = estimate(values, 2000, 0), estimate(values, 2000, 0, pages)
+    one = estimate(values[::8], 2000, 0)
+    assert (together.low, together.high) == pytest.approx((one.low, one.high))
+    assert together.high - together.low > 2 * (alone.high - alone.low)
+    uneven = estimate(np.append(values, 1.0), 500, 0, np.append(pages, 11))
+    assert uneven.value == np.append(values, 1.0).mean() and uneven.pages == 12
+    with pytest.raises(DataError, match="pages of"):
+        estimate(values, 10, 0, pages[:5])
+
+
+def test_a_metric_that_goes_beyond_one_has_ends_of_its_own():
+    values = np.array([3.0] * 20)
+    assert estimate(values, 1000, 0).low < 3.0 == estimate(values, 1000, 0).high
+    assert difference(values, values, 1000, 0).high > difference(values / 3, values / 3, 1000, 0).high
+    with pytest.raises(DataError, match="no samples"):
+        estimate(np.zeros(0), 10, 0)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +110,10 @@ def test_the_area_is_the_mean_over_the_log_budget():
 def test_the_interval_of_an_area_is_that_of_the_mean_curve():
     budgets, values = [4, 8, 32], RNG.random((3, 30))
     found = estimate(area(values, budgets), 500, 3)
-    counts = np.random.default_rng(3).multinomial(30, np.full(30, 1 / 30), size=500)
-    areas = [area((values @ one / 30)[:, None], budgets)[0] for one in counts]
+    counts = np.random.default_rng(3).multinomial(32, np.full(32, 1 / 32), size=500)
+    weighted = np.column_stack([values, np.zeros(3), np.full(3, 0.5)])
+    sizes = np.append(np.ones(30), [0.5, 0.5])
+    areas = [area((weighted @ one / (sizes @ one))[:, None], budgets)[0] for one in counts]
     assert (found.low, found.high) == pytest.approx(np.quantile(areas, [0.025, 0.975]))
 
 
@@ -67,18 +123,16 @@ def test_budgets_that_are_no_axis_are_refused(budgets):
         area(np.zeros((3, 5)), budgets)
 
 
-def test_with_the_samples_needed_the_interval_is_as_wide_as_wanted():
-    population = RNG.normal(0.1, 0.3, 20_000)
-    count = samples_needed(population[:400], 0.05)
+def test_with_the_pages_needed_the_interval_is_as_wide_as_wanted():
+    population = RNG.random(20_000)
+    count = estimate(population[:400], 200, 0).needed(0.05)
     halves = []
     for trial in range(60):
         found = estimate(RNG.choice(population, count), 400, trial)
         halves.append((found.high - found.low) / 2)
     assert np.mean(halves) == pytest.approx(0.05, rel=0.1)
-    assert samples_needed(np.ones(5), 0.01) == 2
 
 
-def test_no_precision_from_one_sample_or_of_zero():
-    for values, half in ((np.ones(1), 0.1), (np.ones(3), 0.0)):
-        with pytest.raises(DataError, match="half-width"):
-            samples_needed(values, half)
+def test_no_precision_of_zero():
+    with pytest.raises(DataError, match="half-width"):
+        estimate(np.ones(3), 10, 0).needed(0.0)

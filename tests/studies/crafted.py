@@ -57,7 +57,7 @@ def write_samples(root, values, key="m", answers=("ab", "abcd")):
         for draw in draws if isinstance(draws[0], list) else [draws]:
             for page, value in enumerate(draw):
                 row = {"task": task, "method": method, "budget": budget, "id": str(page), "value": float(value)}
-                rows.append(row | {"answer": answers[page % len(answers)], "prediction": ""})
+                rows.append(row | {"page": f"p{page}", "answer": answers[page % len(answers)], "prediction": ""})
     folder = root / "artifacts" / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / f"{key}.samples.parquet")

@@ -12,7 +12,7 @@ from PIL import Image
 from sparsemm.errors import ModelError
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.masking import Off, chosen, drawn, heads_off
+from sparsemm.studies.masking import Off, chosen, drawn, drawn_anew, heads_off
 
 FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -66,6 +66,29 @@ def test_off_is_what_zeros_in_the_projections_do(tiny, name, zero):
     assert not torch.allclose(found, run(model), atol=1e-3)
     assert torch.equal(heads_off(run, None, model), heads_off(run, Off(np.zeros_like(heads), zero), model))
     assert config._attn_implementation == before
+
+
+@pytest.mark.parametrize("zero", ["output", "query"])
+def test_every_row_can_have_heads_of_its_own(tiny, zero):
+    model, processor = tiny("tiny-qwen2-vl")
+    config = model.config.get_text_config()
+    like = np.random.default_rng(1).random((config.num_hidden_layers, config.num_attention_heads)) < 0.4
+    page = Image.new("RGB", (84, 84), "white")
+    inputs = build_inputs(processor, [[page]] * 3, ["Read the page."] * 3)
+    heads = drawn_anew(like, 0, False, [4, 9, 4])
+    assert np.array_equal(heads[0], heads[2]) and not np.array_equal(heads[0], heads[1])
+
+    def run(model):
+        with torch.inference_mode():
+            return model(**inputs).logits[:, -1]
+
+    found = heads_off(run, Off(heads, zero), model)
+    for row in range(3):
+        alone = heads_off(run, Off(heads[row], zero), model)[row]
+        assert torch.allclose(found[row], alone, atol=1e-5)
+    assert not torch.allclose(found[0], found[1], atol=1e-3) and torch.allclose(found[0], found[2], atol=1e-5)
+    with pytest.raises(ModelError, match="heads"):
+        heads_off(run, Off(heads[:2], zero), model)
 
 
 def test_heads_of_another_model_are_refused_and_all_is_restored(tiny):

@@ -28,5 +28,9 @@ def test_agreement_is_high_for_one_ranking_and_low_for_two():
     assert low <= value <= high and low > 0.9
     value, low, high = agreement(table(), table(), 0)["rank correlation"]
     assert high < 0.9 and high - low > 0.1
+    value, low, high = agreement(table(strong * 50 + RNG.random((9, 5, 4))), table(strong + RNG.random((9, 5, 4))), 1)[
+        "rank correlation"
+    ]
+    assert low <= value <= high <= 1.0
     same = table()
     assert agreement(same, same, 0)["top 5 % overlap"][0] == 1.0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from sparsemm.evaluate.questions import Question, question
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_config, values, write_task
@@ -19,9 +23,10 @@ METRICS = LOCAL | {name: task.metric for name, task in PUBLISHED.items()}
 
 @dataclass(frozen=True)
 class Scored:
-    """One document of a task: its id, what was said and wanted, and its value."""
+    """One document of a task: its id, the image it is about, what was said and wanted, and its value."""
 
     id: str
+    page: str
     prediction: str
     answer: str
     value: float
@@ -41,6 +46,11 @@ class Task:
     ids: list[str]
     questions: list[Question]
     _task: Any
+
+    @cached_property
+    def pages(self) -> list[str]:
+        """A hash of what each question shows: several questions are asked about some images."""
+        return [_digest(one.images()) for one in self.questions]
 
     def score(self, texts: list[str]) -> list[Scored]:
         """The value of every document by the task's own filters, post-processing and metric.
@@ -64,8 +74,15 @@ class Task:
             each: list[float | None] = [float(one[LOCAL[self.name]]) for one in metrics]
         else:
             each = values(self.name, metrics)
-        rows = zip(self.ids, said, answers, each, strict=True)
-        return [Scored(i, str(text), answer, value) for i, text, answer, value in rows if value is not None]
+        rows = zip(self.ids, self.pages, said, answers, each, strict=True)
+        return [Scored(i, page, str(text), answer, value) for i, page, text, answer, value in rows if value is not None]
+
+
+def _digest(images: list[Image.Image]) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.mode} {image.size}".encode() + image.tobytes())
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ TEXT = {
         "Visual heads switched off",
         "The best heads by score off, against as many random heads, anywhere and in the same layers. Level is the "
         "share of heads. A head whose output is zero is gone; one whose query is zero looks at everything alike. "
-        "Random heads are drawn several times and averaged page by page; spread is the range over draws.",
+        "Random heads are drawn anew for every page, several times; spread is the range over these runs.",
     ),
     "rho": ("How much is split evenly", "rho is the share of the slots beyond the window that all heads get alike."),
     "parts": (
