@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from sparsemm.align.words import Alignment, align_answer
 from sparsemm.datasets.records import Record, read_records
 from sparsemm.errors import AlignError, DataError
-from sparsemm.files import artifacts, atomic_path, sha256_file, work_folder, write_json
+from sparsemm.files import artifacts, atomic_path, identity, sha256_file, work_folder, write_json
 from sparsemm.params import ModelParams, Params
 from sparsemm.params.stages import ChaseParams
 from sparsemm.progress import progress
@@ -146,4 +145,4 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
 
 def _identity(entry: ModelParams, params: Params, source: Path) -> str:
     parts = [entry.model_dump(exclude={"note"}), params.chase.model_dump(), sha256_file(source)]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return identity(parts)

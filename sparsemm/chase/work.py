@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +14,11 @@ from sparsemm.chase.hits import MOST_PADDING, append_answers, inside, look
 from sparsemm.chase.settle import settled_after
 from sparsemm.chase.shards import Shard, joined, load_shard, nothing_aligned, one_sample, save_shard
 from sparsemm.datasets.records import Record, read_records
-from sparsemm.files import artifacts, sha256_file, work_folder
+from sparsemm.files import artifacts, identity, sha256_file, work_folder
 from sparsemm.layouts import Layout, box_positions, get_layout
 from sparsemm.models import content_revision, fingerprint, load_model, sliding_layers
 from sparsemm.params import Params
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
-
-WORK_FORMAT = 2  # raise it when what a shard holds changes meaning
 
 
 def chase_batch(
@@ -53,10 +49,6 @@ def chase_batch(
         entries = [one.entry_index[i] for i in keep]
         result.append(one_sample(found, kept, entries, [len(wanted), int(said.sum()), len(keep)]))
     return result
-
-
-def _identity(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Work:
@@ -109,9 +101,9 @@ class Work:
             **sliding_layers(self.model.config),
         }
         # When to stop does not change what a shard holds.
-        parts = self.header | {"work_format": WORK_FORMAT, "params": given.model_dump(mode="json", exclude={"stop"})}
+        parts = self.header | {"params": given.model_dump(mode="json", exclude={"stop"})}
         self.work = work_folder(root, "chase", key, dataset)
-        self.folder = self.work / _identity(parts)
+        self.folder = self.work / identity(parts)
         self.count = -(-len(self.records) // given.shard_size)
 
     def shard(self, number: int) -> Shard:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from sparsemm.evaluate.store import Name, Store
 from sparsemm.evaluate.tasks import LOCAL, Task, load_published
 from sparsemm.evaluate.tasks.local import documents, load_local
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
-from sparsemm.files import sha256_file
+from sparsemm.files import identity, sha256_file
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.progress import progress
@@ -47,8 +45,8 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
     plan = load_budgets(root / "artifacts" / "budgets" / f"{key}.json")
     scores = ScoreTable.load(score_path)
     files: Files = {task: task_files(task, given.source, root) for task in given.tasks if task in PUBLISHED}
-    identity = _identity(params, key, plan.settings, [score_path, *_inputs(params, files, root)])
-    store = Store(root / "artifacts" / "work" / "evaluate" / key / identity)
+    work = _identity(params, key, plan.settings, [score_path, *_inputs(params, files, root)])
+    store = Store(root / "artifacts" / "work" / "evaluate" / key / work)
     tasks = _tasks(params, files, root, store.folder)
     names: list[Name] = [
         (method, budget) for method in given.methods for budget in ([None] if method == "full" else plan.budgets)
@@ -92,8 +90,7 @@ def _identity(params: Params, key: str, settings: dict[str, Any], paths: list[Pa
     if missing:
         raise DataError("there is no such file", where=missing[0], hint="run the download stage first")
     digests = [sha256_file(path) for path in paths]
-    text = json.dumps([params.model(key).model_dump(), params.chase.prompt, given, settings, digests])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return identity([params.model(key).model_dump(), params.chase.prompt, given, settings, digests])
 
 
 def _tasks(params: Params, files: Files, root: Path, folder: Path) -> list[Task]:

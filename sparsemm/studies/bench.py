@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from sparsemm.datasets.records import Record, read_records
 from sparsemm.errors import DataError
 from sparsemm.evaluate.tasks import METRICS
 from sparsemm.evaluate.tasks.functions import SCORERS
-from sparsemm.files import sha256_file, write_json
+from sparsemm.files import identity, sha256_file, write_json
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.progress import progress
@@ -52,9 +51,8 @@ class Bench:
             raise DataError(f"{len(self.records)} records, {self.given.samples} wanted", where=str(pages))
         self.scores = ScoreTable.load(table)
         known = [params.model(key), self.given, params.evaluate, params.allocate]
-        identity = [one.model_dump() for one in known] + [params.chase.prompt, sha256_file(pages), sha256_file(table)]
-        digest = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
-        self.work = artifacts / "work" / "studies" / study / key / digest
+        parts = [one.model_dump() for one in known] + [params.chase.prompt, sha256_file(pages), sha256_file(table)]
+        self.work = artifacts / "work" / "studies" / study / key / identity(parts)
 
     def _table(self, key: str) -> Path:
         return self.root / "artifacts" / "scores" / f"{key}.safetensors"
