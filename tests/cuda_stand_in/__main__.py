@@ -5,7 +5,7 @@ lie in memory and the processor computes with them (device.cpp); csrc/*.cu is co
 by thread (kernels.h, nvcc); graphs record operations and replay them (graphs.py).
 
 Shown by it: that no operation mixes tensors of two devices, that what is captured asks the host nothing, that tokens
-and tables are those of a CPU. Not shown: speed, the rounding of a GPU's products, races, torch's own CUDA kernels.
+and tables are those of a CPU. Not shown: speed, the rounding of a GPU's products, torch's own CUDA kernels.
 
 Where there is a real device, python runs with that one.
 """
