@@ -9,14 +9,17 @@ import torch
 _DEFINED: list[torch.library.Library] = []  # a Library undefines its operators when it is collected
 
 
-def define_missing_torchvision_operators() -> None:
+def define_missing_torchvision_operators() -> bool:
     """Declare torchvision's nms operators when its binary cannot load.
 
     torchvision registers fake versions of them at import and fails when they do not exist; transformers then
     cannot import any processor. Declared, not implemented: calling one still raises.
+
+    Returns:
+        Whether they were missing, now or at an earlier call.
     """
     if _DEFINED or importlib.util.find_spec("torchvision") is None:
-        return
+        return bool(_DEFINED)
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
@@ -24,3 +27,4 @@ def define_missing_torchvision_operators() -> None:
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _DEFINED.append(library)
+    return bool(_DEFINED)

@@ -33,8 +33,8 @@ def examine(params_file: Path, root: Path = Path(".")) -> list[Finding]:
     found += packages()
     if any(one.status == "broken" and one.name.removeprefix("package ") in CORE for one in found):
         return found  # what follows needs them
-    from sparsemm.doctor.machine import compiled, decode_backends, disk, gpus
+    from sparsemm.doctor.machine import compiled, decode_backends, disk, gpus, torchvision
     from sparsemm.doctor.services import dvc_remotes, hub, prefect, registry, stores
 
-    found += [*gpus(), disk(root), *compiled(), *decode_backends()]
+    found += [torchvision(), *gpus(), disk(root), *compiled(), *decode_backends()]
     return [*found, hub(params), *stores(params), *dvc_remotes(root), registry(params, root), prefect()]

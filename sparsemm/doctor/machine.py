@@ -1,12 +1,14 @@
-"""The machine: GPUs, disk, compiler and compiled operations."""
+"""The machine: GPUs, disk, compiler and compiled operations, torchvision's included."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sparsemm.cache.build import build, build_cuda, compiler, cuda_compiler, library_folder
+from sparsemm.compat import define_missing_torchvision_operators
 from sparsemm.doctor.finding import Finding
 from sparsemm.errors import CacheError
 
@@ -34,6 +36,21 @@ def gpus() -> list[Finding]:
         hint = "the CUDA operations need capability 8.0; PyTorch serves instead" if old else ""
         found.append(Finding(f"gpu {index}", "absent" if old else "ok", text, hint))
     return found
+
+
+def torchvision() -> Finding:
+    """Whether torchvision is of torch's build: if not, `python -m lmms_eval` cannot even be imported."""
+    try:
+        text = f"{version('torchvision')} beside torch {version('torch')}"
+    except PackageNotFoundError:
+        return Finding("torchvision", "absent", "not installed", "pip install torchvision, which many processors need")
+    if not define_missing_torchvision_operators():
+        return Finding("torchvision", "ok", text)
+    hint = (
+        "SparseMM's own commands do without; for lmms-eval's install the torchvision from where this torch is, "
+        "or run `python -m sparsemm.evaluate.lmms_eval` instead of `python -m lmms_eval`"
+    )
+    return Finding("torchvision", "absent", f"{text}: builds that do not fit, its operators do not load", hint)
 
 
 def decode_backends() -> list[Finding]:

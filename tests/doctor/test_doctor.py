@@ -12,7 +12,7 @@ import yaml
 
 from sparsemm.cli import main
 from sparsemm.doctor import examine
-from sparsemm.doctor.machine import compiled, disk
+from sparsemm.doctor.machine import compiled, disk, torchvision
 from sparsemm.doctor.services import dvc_remotes, hub, knock, prefect, public, registry, stores
 from sparsemm.params import parse_params
 from tests.servers import free_port
@@ -85,6 +85,23 @@ def test_little_room_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 2**30})())
     found = disk(tmp_path / "not" / "there")
     assert found.status == "broken" and "1.0 GiB free" in found.detail
+
+
+def test_a_torchvision_of_another_build_is_told_with_both_ways_out(monkeypatch):
+    machine = sys.modules["sparsemm.doctor.machine"]
+    monkeypatch.setattr(machine, "version", {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}.__getitem__)
+    monkeypatch.setattr(machine, "define_missing_torchvision_operators", lambda: True)
+    found = torchvision()
+    assert found.status == "absent" and "0.28.0 beside torch 2.13.0+cpu: builds that do not fit" in found.detail
+    assert "install the torchvision from" in found.hint and "-m sparsemm.evaluate.lmms_eval" in found.hint
+    monkeypatch.setattr(machine, "define_missing_torchvision_operators", lambda: False)
+    assert torchvision().status == "ok"
+
+    def not_there(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine, "version", not_there)
+    assert torchvision().status == "absent" and "pip install torchvision" in torchvision().hint
 
 
 def test_a_machine_without_a_compiler(monkeypatch):
