@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from sparsemm.errors import DataError, ModelError
@@ -19,7 +22,7 @@ from sparsemm.registry.lookup import load_scores
 class SparseMM(lmms):
     """Greedy answers of one checkpoint under one method and budget.
 
-    Args, as in --model_args:
+    Args, as in --model_args; device and batch_size as --device and --batch_size:
         pretrained: local folder or hub id of a checkpoint of a supported family.
         revision: of the hub, or the content hash of the folder.
         method, budget, window, rho, mode, pooling_kernel, seed: as `sparsemm.compressed_cache`.
@@ -61,6 +64,8 @@ class SparseMM(lmms):
             raise ModelError("remote code is never run", where=pretrained, hint="leave trust_remote_code out")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise DataError(f"batch_size is {batch_size!r}", hint="give a number; there is no automatic one")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise DataError(f"max_new_tokens is {max_new_tokens!r}", hint="give a number of tokens")
         if device in (None, "cuda") and torch.cuda.is_available():
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
@@ -69,6 +74,34 @@ class SparseMM(lmms):
         table = None if scores is None else load_scores(scores, self.model.config)
         variant = Variant(method, budget, table, window, rho, mode, pooling_kernel, seed)
         self.variant = variant.ready(self.model)
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> SparseMM:
+        """The model of a command line: how lmms-eval makes it.
+
+        Args:
+            arg_string: --model_args, as name=value,name=value.
+            additional_config: --batch_size, --max_batch_size and --device; None where not given.
+
+        Raises:
+            DataError: if an argument is unknown, missing, given twice, or has no value.
+        """
+        known = list(inspect.signature(cls).parameters)
+        every = f"arguments: {', '.join(known)}"
+        try:
+            given = simple_parse_args_string(arg_string)
+        except ValueError as error:
+            raise DataError("not name=value,name=value", where=f"--model_args {arg_string}", hint=every) from error
+        own = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        for name in (*given, *own):
+            if name not in known:
+                near = "".join(f", did you mean {one}?" for one in get_close_matches(name, known, 1))
+                raise DataError(f"unknown argument {name!r}{near}", where="--model sparsemm", hint=every)
+            if name in given and name in own:
+                raise DataError(f"{name} is given twice", where="--model_args", hint=f"use --{name} alone")
+        if "pretrained" not in given:
+            raise DataError("pretrained is missing: which checkpoint?", where="--model_args", hint=every)
+        return cls(**given, **own)
 
     @property
     def device(self) -> torch.device:

@@ -47,8 +47,10 @@ def question(request: Any, dataset: Any, max_new_tokens: int) -> Question:
         DataError: if the task wants sampling, beams, or other things than images.
     """
     prompt, options, doc_to_visual, doc_id, task, split = request.args
-    if options.get("do_sample") or (options.get("num_beams") or 1) > 1:
-        raise DataError("the task samples or searches with beams", where=str(task), hint="greedy tasks are supported")
+    # A temperature alone makes lmms-eval's own models sample, whatever the task file says of do_sample.
+    if options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1:
+        hint = "answers are greedy; --gen_kwargs do_sample=False,temperature=0,num_beams=1 overrides the task's own"
+        raise DataError("sampling or beams are asked for", where=str(task), hint=hint)
 
     def images() -> list[Image.Image]:
         found = doc_to_visual(dataset[split][doc_id]) or []

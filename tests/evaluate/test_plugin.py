@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from sparsemm.cli import main
+from sparsemm.doctor.machine import torchvision
 from sparsemm.errors import BudgetError, DataError, ModelError, ScoreTableError
 from sparsemm.evaluate.tasks import load_published
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
@@ -36,11 +37,20 @@ def environment(tmp_path) -> dict[str, str]:
     (site / "sparsemm_here-0.dist-info").mkdir(parents=True)
     (site / "sparsemm_here-0.dist-info" / "entry_points.txt").write_text(text)
     (site / "sparsemm_here-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: sparsemm-here\n")
-    # lmms-eval itself needs a torchvision that can be imported.
-    compat = "from sparsemm.compat import define_missing_torchvision_operators as define\ndefine()\n"
-    (site / "sitecustomize.py").write_text(compat)
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"}
     return os.environ | offline | {"PYTHONPATH": f"{ROOT}{os.pathsep}{site}"}
+
+
+@pytest.fixture
+def lmms_eval(environment, tmp_path, twins):
+    """lmms-eval's command line, by the module that has it."""
+
+    def run(module: str, model: str, tasks: list[str], *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", module, "--model", "sparsemm", "--model_args", model, *more]
+        command += ["--tasks", ",".join(f"{task}_twin" for task in tasks), "--include_path", str(twins / "tasks")]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    return run
 
 
 def stage(folder, table, twins):
@@ -60,12 +70,10 @@ def stage(folder, table, twins):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # CIDEr's tokenizer leaves pipes open
-def test_lmms_evals_own_command_line_says_what_the_stage_says(environment, tmp_path, table, twins):
+def test_lmms_evals_command_line_says_what_the_stage_says(lmms_eval, tmp_path, table, twins):
     model = f"pretrained={CHECKPOINT},method=sparsemm,budget=24,window=4,scores={table}"
-    command = [sys.executable, "-m", "lmms_eval", "--model", "sparsemm", "--model_args", model, "--batch_size", "2"]
-    command += ["--tasks", ",".join(f"{task}_twin" for task in TASKS), "--include_path", str(twins / "tasks")]
-    command += ["--log_samples", "--output_path", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    output = ["--log_samples", "--output_path", str(tmp_path / "out"), "--batch_size", "2"]
+    done = lmms_eval("sparsemm.evaluate.lmms_eval", model, TASKS, *output)
     assert done.returncode == 0, done.stderr[-3000:]
     (found,) = (tmp_path / "out").glob(f"*{KEY}/*_results.json")
     results = json.loads(found.read_text(encoding="utf-8"))["results"]
@@ -76,6 +84,14 @@ def test_lmms_evals_own_command_line_says_what_the_stage_says(environment, tmp_p
         theirs = results[f"{task}_twin"][f"{PUBLISHED[task].metric},none"]
         assert theirs == pytest.approx(value * scale, abs=1e-5), task
     assert predictions(tmp_path / "out") == predicted(tmp_path)
+
+
+def test_the_plain_command_runs_unless_the_doctor_says_why_not(lmms_eval):
+    done = lmms_eval("lmms_eval", f"pretrained={CHECKPOINT}", ["gqa"], "--limit", "1")
+    if torchvision().status == "ok":
+        assert done.returncode == 0 and "|gqa_twin" in done.stdout, done.stderr[-3000:]
+    else:
+        assert done.returncode == 1 and "operator torchvision::nms does not exist" in done.stderr
 
 
 def predictions(folder):
@@ -125,6 +141,24 @@ def test_what_cannot_be_served_is_refused(make, table):
     other = str(ROOT / "data" / "checkpoints" / "tiny-llava-next-vicuna")
     with pytest.raises(ScoreTableError):
         make(other, method="sparsemm", budget=24, window=4, scores=str(table))
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "said"),
+    [
+        ("pretrained=a,windwo=4", {}, r"'windwo', did you mean window\? .*pretrained, revision, method, budget"),
+        ("pretrained=a,xyzzy=4", {}, r"unknown argument 'xyzzy' \(arguments: pretrained, "),
+        ("method=full", {"batch_size": 1}, r"pretrained is missing.*arguments: pretrained, "),
+        ("", {}, "pretrained is missing"),
+        ("pretrained", {}, r"--model_args pretrained: not name=value"),
+        ("pretrained=a,batch_size=8", {"batch_size": 1}, "batch_size is given twice .*--batch_size alone"),
+        ("pretrained=a", {"max_batch_size": 8}, "unknown argument 'max_batch_size', did you mean batch_size"),
+        ("pretrained=a,max_new_tokens=many", {"max_batch_size": None, "device": "cpu"}, "max_new_tokens is 'many'"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_right_names(make, given, own, said):
+    with pytest.raises(DataError, match=said):
+        make.create_from_arg_string(given, own)
 
 
 def test_tasks_that_need_more_than_answers_are_refused(make):

@@ -29,10 +29,13 @@ def test_images_are_made_rgb():
     assert image.mode == "RGB"
 
 
-@pytest.mark.parametrize("options", [{"do_sample": True}, {"num_beams": 4}])
-def test_sampling_tasks_are_refused(options):
-    with pytest.raises(DataError, match="mine: the task samples"):
+@pytest.mark.parametrize(
+    "options", [{"do_sample": True}, {"num_beams": 4}, {"do_sample": False, "temperature": 0.9, "top_p": 0.5}]
+)
+def test_sampling_is_refused(options):
+    with pytest.raises(DataError, match="mine: sampling or beams .*temperature=0"):
         question(*request(**options), 1)
+    question(*request(do_sample=False, temperature=0.0, top_p=None, num_beams=1), 1)
 
 
 def test_videos_are_refused():
