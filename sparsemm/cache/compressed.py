@@ -74,6 +74,13 @@ class CompressedCache(Cache):
         if self.rope is not None:
             self.rope.select_rows(indices, batch)
 
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep the batch rows `beam_idx` (N,) int64, in that order; raises as `batch_select_indices`."""
+        batch = self.ragged[0].batch()
+        super().reorder_cache(beam_idx)  # type: ignore[arg-type]
+        if self.rope is not None:
+            self.rope.select_rows(beam_idx, batch)
+
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
         self.batch_select_indices(torch.arange(self.ragged[0].batch()).repeat_interleave(repeats))

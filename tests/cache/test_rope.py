@@ -96,6 +96,26 @@ def test_rows_keep_theirs(qwen):
     assert model.model.rope_deltas.tolist() == first[[1, 1]].tolist()
 
 
+@pytest.mark.parametrize("way", ["reorder_cache", "batch_select_indices"])
+def test_reordered_rows_go_on_at_their_own_positions(qwen, way):
+    model, processor = qwen
+    images = [[draw_record("evaluation", 1, i, PageStyle(1, 6)).image for i in range(n)] for n in (1, 2)]
+    both = build_inputs(processor, images, ["Read the page."] * 2)
+    turn = torch.tensor([[9, 12, 15], [16, 17, 18]])
+    said = []
+    for order in (None, torch.tensor([1, 0])):
+        cache, rows = cache_of(model), slice(None)
+        step(model, cache, both)
+        if order is not None:
+            getattr(cache, way)(order)
+            rows = order
+        ids = torch.cat([both["input_ids"], turn], dim=1)[rows]
+        mask = pad(both["attention_mask"], (0, 3), value=1)[rows]
+        new = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8}
+        said.append(model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **new)[rows])
+    assert torch.equal(*said)
+
+
 def test_nothing_is_kept_alive(qwen):
     model, processor = qwen
     cache = cache_of(model)
