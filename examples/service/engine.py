@@ -32,7 +32,7 @@ class Answer:
     Attributes:
         text: what was said; the pieces of a stream joined are the same.
         tokens: generated, the end token not counted.
-        kept_slots: of the prompt, over all layers and KV heads.
+        kept_slots: of the prompt, over all KV heads of the layers that are compressed, those with full attention.
         prompt_slots: what they would be without compression.
         kept_bytes: keys and values of the kept slots.
         score_name, score_version, score_digest: the table that chose them.
@@ -221,17 +221,16 @@ class _Watch(StoppingCriteria):
         return torch.tensor([row.done for row in self.rows], device=input_ids.device)  # type: ignore[return-value]
 
     def _answer(self, i: int) -> Answer:
-        row, slab = self.rows[i], self.cache.layers[0].slab
+        row = self.rows[i]
         kept = sum(int(slots[i].sum()) for slots in self.cache.budgets())
         heads = sum(slots.shape[1] for slots in self.cache.budgets())
-        slot_bytes = 2 * slab.keys.shape[-1] * slab.keys.element_size()
         used = row.job.champion.identity
         return Answer(
             text=row.text,
             tokens=len(row.tokens),
             kept_slots=kept,
             prompt_slots=self.prompts[i] * heads,
-            kept_bytes=kept * slot_bytes,
+            kept_bytes=kept * self.cache.slot_bytes(),
             score_name=used.name,
             score_version=used.version,
             score_digest=used.digest,

@@ -118,6 +118,14 @@ class CompressedCache(Cache):
         kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1).cpu() for slab in self._slabs()]).sum(0)
         return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in self._sliding())
 
+    def slot_bytes(self) -> int:
+        """Bytes of one row of one KV head of a full-attention layer: key and value, and their scales in 8 bits.
+
+        Raises:
+            CacheError: before the first prompt.
+        """
+        return self._slabs()[0].row_bytes()
+
     def kept_bytes(self) -> int:
         """Bytes of the keys and values held now, with their scales if storage is in 8 bits."""
         kept = sum(int(slab.lengths.sum()) * slab.row_bytes() for slab in self._slabs())

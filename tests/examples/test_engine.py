@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from PIL import Image
 
+from examples.service.champion import Champion, Identity
+from examples.service.engine import Engine, Job
 from sparsemm.datasets.synthetic import questions
 from tests.examples.services import READ, RECORDS, direct, form, parse, png, raw, until
+from tests.families import made
 
 
 def test_requests_that_wait_together_are_one_batch(service, gate, tiny, folder):
@@ -88,3 +93,22 @@ def test_a_failure_of_the_model_is_told_and_survived(service, caplog):
         hook.remove()
     assert "out of order" in caplog.text
     assert service.client.post("/answer", **form()).status_code == 200
+
+
+def test_a_model_whose_first_layer_slides_is_served():
+    model, processor = made("gemma3")
+    champion = Champion(np.ones((3, 2)), Identity("ones", None, "0" * 64), offline=False)
+
+    async def ask():
+        job = Job(Image.new("RGB", (56, 56), "red"), "What colour is it?", champion, 5)
+        engine.submit(job)
+        return await job.answer()
+
+    engine = Engine(model, processor, 8, 1, window=4, storage="int8")
+    try:
+        answer = asyncio.run(ask())
+    finally:
+        engine.close()
+    text = model.config.text_config
+    assert answer.kept_slots == 8 * text.num_key_value_heads < answer.prompt_slots  # one layer has full attention
+    assert answer.kept_bytes == answer.kept_slots * 2 * (text.head_dim + 4)
