@@ -218,8 +218,9 @@ def compressed_cache(
         hold_budget: also evict for every new token, so that the total never exceeds the budget after a step.
         prompt_length: tokens of the prompt, padding included, if it comes in chunks or with candidate tokens behind
             it. It is then held whole until its last token and compressed as if it had come at once.
-        max_new_tokens: tokens that may ever come after the prompt. Their room is allocated with it, and a step
-            changes no buffer's place or size.
+        max_new_tokens: tokens that may ever come after the prompt: later turns, padding and tokens that are evicted
+            again included; cropped ones are given back. Their room is allocated with it, and a step changes no buffer's
+            place or size. Prompt lookup needs room for its candidates too, rejected ones included.
         storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
 
     Raises:

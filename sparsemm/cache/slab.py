@@ -30,7 +30,8 @@ class Slab:
         keys, values: (rows, D), the buffers; stretch i = b * Hkv + h starts at `starts[i]`.
         lengths: (B * Hkv,) int64 on the device, rows in use of each stretch; changed in place.
         starts: (B * Hkv,) int64 on the device.
-        slack: rows every stretch has left, at least; on the host, so that appending needs no device sync.
+        slack: rows every stretch has left, at least; on the host, so that appending needs no device sync. Of a fixed
+            room it is what is left, whatever happens to the rows.
         longest: rows of the longest stretch, at most; on the host too.
         fixed: whether `longest` is a capacity that appending does not change.
         dtype: of the rows that come and go.
@@ -52,8 +53,8 @@ class Slab:
         Args:
             keys, values: (B, Hkv, S, D).
             keep: (B, Hkv, S) bool.
-            room: rows that may ever be added to a stretch: the buffers then stay where they are. None lets them grow
-                in blocks.
+            room: rows that may ever be added to a stretch, those included that are evicted later: appending then leaves
+                the buffers where they are. None lets them grow in blocks.
             capacity: (B * Hkv,) int64 rows each stretch gets, at least one more than it uses; None: length and slack.
             slack: rows of room behind each stretch at first; None means `room`, or a block.
 
@@ -155,7 +156,8 @@ class Slab:
         """
         if count > self.slack:
             what = f"room for {self.room} tokens after the prompt is used up"
-            raise CacheError(what, hint="make the cache with a larger max_new_tokens")
+            hint = "make the cache with a larger max_new_tokens; prompt lookup takes room for its candidates too"
+            raise CacheError(what, hint=hint)
         self.slack -= count
         if not self.fixed:
             self.longest += count
@@ -165,10 +167,11 @@ class Slab:
     ) -> None:
         """Lay the buffers out anew: their rows `source` (N,) int64 become stretches of `lengths`, which sum to N.
 
-        At least `slack` rows are left behind each stretch, or as many as `capacity` (B * Hkv,) holds.
+        At least `slack` rows are left behind each stretch, or as many as `capacity` (B * Hkv,) holds; of a fixed room
+        what was left.
         """
         old = [getattr(self, name) for name in self.BUFFERS]
-        block = self.room if self.room is not None else max(slack, _block(len(source), len(lengths)))
+        block = self.slack if self.room is not None else max(slack, _block(len(source), len(lengths)))
         self._lay_out(lengths, self.read_keys(source[:0]), block, capacity)
         target = rows_of(self.starts, self.lengths)
         for name, buffer in zip(self.BUFFERS, old, strict=True):

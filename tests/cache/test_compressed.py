@@ -290,3 +290,36 @@ def test_slack_is_at_most_a_tenth_from_256_slots_on(lab):
     for _ in range(40):
         assert cache.slack_share() <= 0.1
         lab.run(cache, tokens[:, :1])
+
+
+def test_the_room_of_max_new_tokens_is_for_all_turns(lab):
+    tokens = lab.ids()
+    cache = lab.cache(max_new_tokens=9, recompress=True)
+    lab.run(cache, tokens)
+    lab.run(cache, tokens[:, :4])  # compressed again
+    cache.batch_repeat_interleave(1)
+    cache.reorder_cache(torch.tensor([1, 0]))
+    lab.run(cache, tokens[:, :3])
+    cache.batch_select_indices(torch.tensor([1]))
+    for _ in range(2):
+        lab.run(cache, tokens[:1, :1])
+    assert [layer.slab.slack for layer in cache.ragged] == [0] * 4
+    with pytest.raises(CacheError, match=r"room for 9 .* larger max_new_tokens"):
+        lab.run(cache, tokens[:1, :1])
+
+
+def test_beams_take_room_for_their_steps_and_no_more(lab):
+    want = lab.generate(lab.ids(), lab.cache(), new=8, num_beams=3)
+    assert torch.equal(lab.generate(lab.ids(), lab.cache(max_new_tokens=7), new=8, num_beams=3), want)
+    with pytest.raises(CacheError, match="room for 6"):
+        lab.generate(lab.ids(), lab.cache(max_new_tokens=6), new=8, num_beams=3)
+
+
+def test_candidates_of_prompt_lookup_take_room(lab):
+    tokens = lab.ids(1, 8).repeat(1, 3)  # there is something to look up
+    made = {"prompt_length": tokens.shape[1]}
+    want = lab.generate(tokens, lab.cache(**made), new=12)
+    looked_up = {"new": 12, "prompt_lookup_num_tokens": 5}
+    assert torch.equal(lab.generate(tokens, lab.cache(**made, max_new_tokens=12 + 5), **looked_up), want)
+    with pytest.raises(CacheError, match="prompt lookup"):
+        lab.generate(tokens, lab.cache(**made, max_new_tokens=12), **looked_up)

@@ -152,6 +152,19 @@ def test_a_fixed_room_stays_in_place_and_ends():
     assert torch.equal(slab.keys, before) and slab.lengths.tolist() == [14] * 4
 
 
+def test_a_room_is_not_handed_out_again():
+    keys = torch.randn(2, 2, 9, 4)
+    slab = Slab(keys, keys, torch.ones(2, 2, 9, dtype=torch.bool), room=5)
+    slab.append(keys[:, :, :3], keys[:, :, :3])
+    slab.select_rows(torch.tensor([1, 1]))
+    slab.rearrange(rows_of(slab.starts, slab.lengths - 2), slab.lengths - 2)  # as after a turn is compressed again
+    assert slab.slack == 2 and slab.longest == 12 and len(slab.keys) == 4 * 12
+    slab.drop_newest(1)
+    slab.append(keys[:, :, :3], keys[:, :, :3])
+    with pytest.raises(CacheError, match="room for 5"):
+        slab.append(keys[:, :, :1], keys[:, :, :1])
+
+
 def test_rows_of_lists_stretches_one_after_the_other():
     assert rows_of(torch.tensor([3, 10, 20]), torch.tensor([2, 0, 3])).tolist() == [3, 4, 20, 21, 22]
     assert rows_of(torch.tensor([3]), torch.tensor([0])).tolist() == []

@@ -94,7 +94,8 @@ def a_conversation(lab, draw):
     batch, budget = draw.randint(1, 3), draw.randint(6, 20)
     method = draw.choice([m for m in METHODS if m != "full"])
     first = draw.randint(budget, 30)
-    options = draw.choice([{"recompress": True}, {"hold_budget": True}, {"recompress": True, "max_new_tokens": 34}])
+    room = {"max_new_tokens": 4 + 4 * 34}  # of the longest conversation
+    options = draw.choice([{"recompress": True}, {"hold_budget": True}, {"recompress": True} | room])
     options = options | {"storage": draw.choice(["model", "int8", "fp8"])}
     chunk = draw.choice([first, draw.randint(1, first)])
     if chunk < first:
