@@ -9,10 +9,8 @@ import numpy as np
 
 from sparsemm.report.charts import Chart, figure, legend
 from sparsemm.report.results import Row
-from sparsemm.report.study_figures import interval, levels, panels, position
+from sparsemm.report.study_figures import across_name, interval, levels, panels, position, value_name
 from sparsemm.report.styles import INK, Style, told_apart
-
-LEVELS = {"masking": "share of heads switched off", "rho": "rho"}
 
 
 def charts(rows: Sequence[Row]) -> dict[str, Chart]:
@@ -48,7 +46,7 @@ def _error(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _values(rows: Sequence[Row]) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": rows[0]["metric"].replace("_", " ")}}
+    axis: dict[str, Any] = {"title": {"text": value_name(rows)}}
     return axis | ({"range": [-0.03, 1.03]} if all(0.0 <= float(row["value"]) <= 1.0 for row in rows) else {})
 
 
@@ -72,15 +70,9 @@ def _lines(rows: Sequence[Row], level: Row | None, styles: Mapping[str, Style]) 
     if level is not None:
         data.append(_across(level, ends))
     ticks = {"tickvals": at, "ticktext": [f"{place:g}" for place in at]}
-    if by_level:
-        across: dict[str, Any] = {"title": {"text": LEVELS.get(rows[0]["study"], "level")}, **ticks}
-    else:
-        across = {
-            "title": {"text": "B, slots per KV head (log)"},
-            "type": "log",
-            "range": np.log10(ends).tolist(),
-            **ticks,
-        }
+    across: dict[str, Any] = {"title": {"text": across_name(rows)}, **ticks}
+    if not by_level:
+        across |= {"type": "log", "range": np.log10(ends).tolist()}
     return figure(data, 400, xaxis=across, yaxis=_values(rows), legend=legend())
 
 

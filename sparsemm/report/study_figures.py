@@ -13,6 +13,7 @@ from sparsemm.report.results import Row
 from sparsemm.report.styles import Style, told_apart
 
 MOST_PANELS = 8
+LEVELS = {"masking": "share of heads switched off", "rho": "rho", "cost": "prompt length, tokens"}
 
 
 class Panel(NamedTuple):
@@ -58,6 +59,16 @@ def levels(rows: Sequence[Row]) -> bool:
     return any(row["level"] for row in rows)
 
 
+def across_name(rows: Sequence[Row]) -> str:
+    """Name of the axis across: what the level is, or the budget."""
+    return LEVELS.get(rows[0]["study"], "level") if levels(rows) else "B, slots per KV head (log)"
+
+
+def value_name(rows: Sequence[Row]) -> str:
+    """Name of the axis of the values: their metric, which holds the unit where there is one."""
+    return rows[0]["metric"].replace("_", " ")
+
+
 def interval(rows: Sequence[Row]) -> np.ndarray | None:
     """(2, n) float64, how far the interval of every value reaches down and up; None where one has none."""
     if not all(row["ci_low"] for row in rows):
@@ -68,6 +79,11 @@ def interval(rows: Sequence[Row]) -> np.ndarray | None:
 
 def drawn(name: str, rows: Sequence[Row]) -> bytes:
     """PNG of a study's rows of one model."""
+    return png(figure_of(name, rows))
+
+
+def figure_of(name: str, rows: Sequence[Row]) -> Figure:
+    """What `drawn` makes a PNG of."""
     shown = panels(rows)
     figure = Figure(figsize=(WIDTH, 2.7 * ((len(shown) + 1) // 2) + 0.6))
     grid = figure.subplots((len(shown) + 1) // 2, 2, squeeze=False).ravel()
@@ -81,6 +97,7 @@ def drawn(name: str, rows: Sequence[Row]) -> bytes:
         if all(0.0 <= float(row["value"]) <= 1.0 for row in panel.rows):
             axes.set_ylim(-0.03, 1.03)  # panels compare
         axes.set_title(f"{panel.task}\n{panel.condition}" if panel.condition else panel.task, fontsize=9)
+        axes.set_ylabel(value_name(panel.rows), fontsize=8)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
     handles = {h: label for axes in grid for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -89,7 +106,7 @@ def drawn(name: str, rows: Sequence[Row]) -> bytes:
     figure.tight_layout()
     if unique:
         figure.legend(unique.values(), unique.keys(), fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 0))
-    return png(figure)
+    return figure
 
 
 def _look(given: Style) -> dict[str, Any]:
@@ -109,7 +126,7 @@ def _lines(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None
         if not by_level:  # side by side, so that equal points do not hide each other
             at = [x * (1 + 0.012 * (number - 2)) for x in at]
         axes.errorbar(at, value, interval(mine), label=setting, **_look(styles[setting]))
-    axes.set_xlabel("level" if by_level else "B", fontsize=8)
+    axes.set_xlabel(across_name(rows), fontsize=8)
     if not by_level:
         ticks = sorted({int(row["budget"]) for row in rows if row["budget"]})
         axes.set_xscale("log", base=2)

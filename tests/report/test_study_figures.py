@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemm.report.study_figures import MOST_PANELS, drawn, panels
+from sparsemm.report.study_charts import charts
+from sparsemm.report.study_figures import MOST_PANELS, drawn, figure_of, panels
 from tests.report.studied import rows
 
 
@@ -23,3 +24,21 @@ def test_of_many_panels_the_first_are_drawn():
 def test_an_arm_compared_twice_is_drawn_once():
     (panel,) = panels([*rows(), *(row | {"against": "random"} for row in rows())])
     assert len(panel.rows) == len(panels(rows())[0].rows)
+
+
+@pytest.mark.parametrize(
+    ("study", "more", "across"),
+    [
+        ("masking", {"level": "0.5"}, "share of heads switched off"),
+        ("cost", {"level": "128"}, "prompt length, tokens"),
+        ("parts", {}, "B, slots per KV head (log)"),
+    ],
+)
+def test_axes_are_named_as_in_the_chart(study, more, across):
+    made = [row | more for row in rows(study)]
+    if more:  # a line needs more than one place
+        made += [row | {"level": "0.7"} for row in made]
+    axes = figure_of("m", made).axes[0]
+    layout = charts(made)["read"]["layout"]
+    assert axes.get_xlabel() == layout["xaxis"]["title"]["text"] == across
+    assert axes.get_ylabel() == layout["yaxis"]["title"]["text"] == "accuracy"
