@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,13 @@ def comparisons(result: Results) -> list[str]:
     return [method for method in result.methods() if method not in ("full", "sparsemm")]
 
 
+def at_least(r: float) -> str:
+    """A correlation to three decimals, rounded down: 0.9997 is "0.999", and only 1 is "1.000"; "-" if there is none."""
+    if math.isnan(r):
+        return "-"
+    return f"{math.floor(1000 * r + 1e-6) / 1000:.3f}"  # a sum that should be 1 may miss it by a rounding error
+
+
 def concentration(result: Results) -> str:
     """How few heads hold the score, and how stable the ranking is."""
     table = result.table
@@ -58,7 +66,7 @@ def concentration(result: Results) -> str:
 def _reliability(r: float) -> str:
     if np.isnan(r):
         return "How stable these scores are cannot be said: one half of the samples gives no scores to compare."
-    return f"Scores from one half of the samples agree with the other half at r = {r:.3f}."
+    return f"Scores from one half of the samples agree with the other half at Pearson's r = {at_least(r)}."
 
 
 def comparison(result: Results, task: str, method: str) -> str | None:

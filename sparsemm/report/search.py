@@ -26,9 +26,10 @@ def leading(rows: Sequence[Row]) -> list[Row]:
 
 
 def gains(made: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> list[str]:
-    """What was chosen, what it gained on the held-out pages of every model, and whether that holds on all.
+    """What was chosen, what it gained on the held-out pages of every model and each task, and whether that holds.
 
-    A gain holds where the interval of the paired difference of the overall area is above zero.
+    A gain holds where the interval of the paired difference of the overall area is above zero. Tasks for which the
+    choice is shown worse are said beside it: a mean hides them.
 
     Args:
         made: per model, the rows of `confirm`.
@@ -49,23 +50,38 @@ def gains(made: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> list[s
     if not others:
         return [f"Chosen, {where}: {chosen} (mean area {float(value):.3f}): no candidate did better than the paper's."]
     said = [f"Chosen, {where}: {chosen} (mean area {float(value):.3f}; {PAPER} {float(others[0][2]):.3f})."]
-    held = {}
+    held, worse = {}, []
     for key, rows in made.items():
-        for row in rows:
-            if (row["task"], row["condition"], row["setting"]) != (OVERALL, AREA, chosen) or not row["against"]:
+        mine = [row for row in rows if (row["condition"], row["setting"]) == (AREA, chosen) and row["verdict"]]
+        for row in mine:
+            if row["task"] != OVERALL:
                 continue
             if row["against"] == PAPER and not notes[key]:
                 held[key] = row["verdict"] == "better"
-            low, high = float(row["diff_ci_low"]), float(row["diff_ci_high"])
+            each = [one for one in mine if one["task"] != OVERALL and one["against"] == row["against"]]
+            by_task = "; ".join(f"{one['task']}: {_said(one)}" for one in each)
             said.append(
-                f"{key}{' *' if notes[key] else ''}, {row['n']} held-out pages: {chosen} against {row['against']}: "
-                f"{row['verdict']} ({float(row['diff']):+.3f} [{low:+.3f}, {high:+.3f}])."
+                f"{key}{' *' if notes[key] else ''}, {row['n']} held-out samples: {chosen} against {row['against']}, "
+                f"mean over tasks: {_said(row)}{'; ' + by_task if by_task else ''}."
             )
+            if row["against"] == PAPER and not notes[key]:
+                worse += [f"{key}, {one['task']}" for one in each if one["verdict"] == "worse"]
+    if worse:
+        said.append(f"For single tasks {chosen} is shown worse than {PAPER}: {'; '.join(worse)}.")
     missing = sum(not note for note in notes.values()) - len(held)
     if held and all(held.values()) and not missing:
-        return [*said, f"The gain over {PAPER} holds on all {len(held)} models: {chosen} may become the default."]
+        return [
+            *said,
+            f"The gain over {PAPER}, as a mean over tasks, holds on all {len(held)} models: {chosen} may become the "
+            "default.",
+        ]
     return [
         *said,
-        f"The gain over {PAPER} holds on {sum(held.values())} of {len(held) + missing} models: the paper's allocation "
-        "stays the default.",
+        f"The gain over {PAPER}, as a mean over tasks, holds on {sum(held.values())} of {len(held) + missing} models: "
+        "the paper's allocation stays the default.",
     ]
+
+
+def _said(row: Row) -> str:
+    low, high = float(row["diff_ci_low"]), float(row["diff_ci_high"])
+    return f"{row['verdict']} ({float(row['diff']):+.3f} [{low:+.3f}, {high:+.3f}])"

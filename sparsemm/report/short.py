@@ -6,34 +6,43 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sparsemm.report.findings import VERDICTS, lossless_from, smallest_lossless, verdicts
+from sparsemm.report.findings import VERDICTS, at_least, lossless_from, smallest_lossless, verdicts
 from sparsemm.report.results import Results, Row
 from sparsemm.report.studies import tally
 
 NOTHING = "No model that counts as evidence has been evaluated yet."
 
 
-def in_short(results: Sequence[Results], areas: Mapping[str, Sequence[Row]]) -> list[str]:
+def in_short(results: Sequence[Results], areas: Mapping[str, Sequence[Row]], ranks: Sequence[float] = ()) -> list[str]:
     """Heads, accuracy and bytes over all models that are evidence: those without a note.
 
     Args:
         results: of every model.
         areas: as `sparsemm.report.studies.area_differences`; where empty, verdicts are counted budget by budget.
+        ranks: as `sparsemm.report.studies.half_ranks`.
     """
     evidence = [result for result in results if not result.note]
     compared = over_budgets(areas) or counted(evidence)
-    said = [*heads(evidence), *(against_full(evidence) + compared or [NOTHING]), *held(evidence)]
+    said = [*heads(evidence, ranks), *(against_full(evidence) + compared or [NOTHING]), *held(evidence)]
     left = [result.key for result in results if result.note]
     return [*said, *([f"Not counted, because they are declared test models: {', '.join(left)}."] if left else [])]
 
 
-def heads(evidence: Sequence[Results]) -> list[str]:
-    """How few heads hold the score, and how stable that is."""
+def heads(evidence: Sequence[Results], ranks: Sequence[float] = ()) -> list[str]:
+    """How few heads hold the score, and how stable that is: Pearson's r, and where it is known the rank correlation."""
     if not evidence:
         return []
     shares = [result.table.top_share(0.05) for result in evidence]
     known = [r for result in evidence if not np.isnan(r := result.table.split_half())]
-    stable = f"; scores from two halves of the samples agree at r = {min(known):.3f} or better" if known else ""
+    stable = ""
+    if known:
+        stable = (
+            f"; scores from two halves of the samples agree at Pearson's r = {at_least(min(known))} or better, which "
+            "the heads of large score decide"
+        )
+        if ranks:
+            of = "" if len(ranks) == len(evidence) else f" in {len(ranks)} of them"
+            stable += f"; the ranks of all heads at {at_least(min(ranks))} or better{of} (Spearman)"
     return [
         f"The top 5 % of heads hold {_range(shares)} of the visual score in {_models(evidence)}, against 5 % if all "
         f"heads looked alike{stable}."

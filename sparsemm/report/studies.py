@@ -12,7 +12,9 @@ from sparsemm.report.search import asked, leading
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.names import PAPER
 from sparsemm.studies.rows import read_rows
+from sparsemm.studies.sources import EVEN, ODD
 
+RANKS, HALVES = "rank correlation", f"{EVEN} and {ODD}"
 Studies = Mapping[str, Mapping[str, list[Row]]]  # study -> model key -> rows
 
 
@@ -49,6 +51,16 @@ def area_differences(studies: Studies, keys: Sequence[str]) -> dict[str, list[Ro
             if (row["condition"], row["setting"]) == (AREA, PAPER) and row["against"]:
                 found.setdefault(f"{key}, {row['task']}", []).append(row)
     return found
+
+
+def half_ranks(studies: Studies, keys: Sequence[str]) -> list[float]:
+    """Rank correlation of the scores of even and of odd pages, of those models whose `sources` were compared."""
+    return [
+        float(row["value"])
+        for key in keys
+        for row in studies.get("sources", {}).get(key, ())
+        if (row["condition"], row["setting"]) == (RANKS, HALVES)
+    ]
 
 
 def compared(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:

@@ -131,6 +131,7 @@ def _lines(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None
         ticks = sorted({int(row["budget"]) for row in rows if row["budget"]})
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(b) for b in ticks])
+        axes.set_xlim(0.9 * ticks[0], 1.12 * ticks[-1])  # also where one budget was run
         axes.minorticks_off()
 
 

@@ -71,7 +71,15 @@ def test_nothing_is_said_of_what_was_not_run(crafted):
 def test_concentration_states_the_share_of_the_top_heads(crafted):
     said = findings.concentration(crafted.results(share=0.62))
     assert "(1 of 20) hold 62%" in said and "give them 5%" in said and "for 90% of tokens" in said
-    assert "at r = 1.000" in said
+    assert "at Pearson's r = 1.000" in said
+
+
+@pytest.mark.parametrize(
+    ("r", "text"),
+    [(0.99999, "0.999"), (1.0 - 1e-12, "1.000"), (0.99, "0.990"), (-0.0001, "-0.001"), (float("nan"), "-")],
+)
+def test_a_correlation_is_rounded_down(r, text):
+    assert findings.at_least(r) == text
 
 
 def test_one_sample_has_no_reliability(crafted):

@@ -26,7 +26,7 @@ NOTES = {"a": "", "b": "", "t": "a test model"}
 @pytest.mark.parametrize(
     ("verdicts", "said"),
     [
-        (("better", "better", "worse"), "holds on all 2 models: rho 0.4 may become the default"),
+        (("better", "better", "worse"), "mean over tasks, holds on all 2 models: rho 0.4 may become the default"),
         (("better", "no difference shown", "better"), "holds on 1 of 2 models: the paper's"),
         (("worse", "worse", "better"), "holds on 0 of 2 models: the paper's"),
     ],
@@ -36,6 +36,18 @@ def test_a_gain_holds_where_every_interval_says_so(verdicts, said):
     first, *each, last = gains(made, NOTES)
     assert "rho 0.4 (mean area 0.700; sparsemm 0.600)" in first and said in last
     assert [v in line for v, line in zip(verdicts, each, strict=True)] == [True] * 3 and "t *" in each[2]
+
+
+def test_a_mean_over_tasks_hides_no_task_that_is_worse():
+    overall = rows("no difference shown")
+    numbers = {"diff": "-0.0661", "diff_ci_low": "-0.1124", "diff_ci_high": "-0.0181"}
+    read = overall[-1] | {"task": "read", "verdict": "worse"} | numbers
+    qa = overall[-1] | {"task": "qa", "verdict": "better", "diff": "0.03"}
+    said = gains({"a": [*overall, read, qa], "t": [*overall, read]}, NOTES)
+    assert "a, 32 held-out samples" in said[1] and "mean over tasks: no difference shown" in said[1]
+    assert "read: worse (-0.066 [-0.112, -0.018]); qa: better (+0.030" in said[1]
+    assert said[-2] == "For single tasks rho 0.4 is shown worse than sparsemm: a, read."  # a test model decides nothing
+    assert "single tasks" not in " ".join(gains({"a": [*overall, qa]}, NOTES))
 
 
 def test_a_model_that_was_not_asked_and_another_method_are_no_gain():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sparsemm.report.short import NOTHING, in_short
-from sparsemm.report.studies import area_differences
+from sparsemm.report.studies import area_differences, half_ranks
+from sparsemm.scores import ScoreTable
 from sparsemm.studies.curve import AREA
 from tests.report.studied import rows
 
@@ -13,11 +14,23 @@ from tests.report.studied import rows
 def test_declared_test_models_are_left_out(crafted):
     rows = [crafted.row("snapkv", "8", 0.5, (-0.2, -0.1)), crafted.row("snapkv", "16", 0.5, (0.1, 0.2))]
     said = in_short([crafted.results(rows), crafted.results(rows, key="t", note="a test model", share=0.9)], {})
-    assert "hold 50 % of the visual score in one model" in said[0] and "r = 1.000 or better" in said[0]
+    assert "hold 50 % of the visual score in one model" in said[0] and "Pearson's r = 1.000 or better" in said[0]
     assert said[1].endswith("2 comparisons (model, task, budget): better in 1, worse in 1, no difference shown in 0.")
     assert "about 0.1 of the 2 intervals" in said[2]
     assert said[3].endswith("declared test models: t.") and len(said) == 4
     assert in_short([crafted.results(rows, note="a test model")], {})[0] == NOTHING
+
+
+def test_agreement_of_halves_is_never_rounded_up_and_ranks_stand_beside_it(crafted, monkeypatch):
+    monkeypatch.setattr(ScoreTable, "split_half", lambda self: 0.99958)
+    models = [crafted.results(key=key) for key in "ab"]
+    halves = {"condition": "rank correlation", "setting": "even pages and odd pages", "value": "0.98952"}
+    sources = {"a": [halves, halves | {"setting": "small-type", "value": "0.5"}], "b": [halves | {"value": "0.99"}]}
+    said = in_short(models, {}, half_ranks({"sources": sources}, ["a", "b"]))[0]
+    assert "Pearson's r = 0.999 or better" in said and "ranks of all heads at 0.989 or better (Spearman)" in said
+    said = in_short(models, {}, half_ranks({"sources": sources}, ["a"]))[0]
+    assert "0.989 or better in 1 of them" in said
+    assert "Spearman" not in in_short(models, {}, half_ranks({}, ["a", "b"]))[0]
 
 
 def test_what_was_not_run_is_not_said(crafted):

@@ -6,6 +6,7 @@ from sparsemm.chase.covariates import Rates
 from sparsemm.report import charts
 from sparsemm.report.agreement import most_share
 from sparsemm.report.covariates import words
+from sparsemm.report.findings import at_least
 from sparsemm.report.page import chart, details, heading, pair, paragraph, table
 from sparsemm.report.results import Results
 from sparsemm.report.sections.material import Material
@@ -54,16 +55,16 @@ def parts(material: Material) -> list[str]:
 
 def _row(result: Results, name: str, one: ScoreTable, words: float | None) -> list[str]:
     overlaps = [f"{result.table.top_overlap(one, fraction):.0%}" for fraction in (0.05, 0.10)]
-    correlation = f"{result.table.rank_correlation(one):.3f}"
+    correlation = at_least(result.table.rank_correlation(one))
     read = "-" if words is None else f"{words:.1%}"
-    return [result.label, name, str(len(one.per_sample)), read, correlation, *overlaps, f"{one.split_half():.3f}"]
+    return [result.label, name, str(len(one.per_sample)), read, correlation, *overlaps, at_least(one.split_half())]
 
 
 def _maps(result: Results, tables: dict[str, ScoreTable]) -> str:
     most = most_share(tables)
     shown = []
     for name, one in tables.items():
-        said = "" if one is result.table else f" Rank correlation {result.table.rank_correlation(one):.2f}."
+        said = "" if one is result.table else f" Rank correlation {at_least(result.table.rank_correlation(one))}."
         shown.append(
             chart(
                 charts.heat_map(one, most),

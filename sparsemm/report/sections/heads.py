@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sparsemm.report import charts
-from sparsemm.report.findings import concentration
+from sparsemm.report.findings import at_least, concentration
 from sparsemm.report.images import data_uri
 from sparsemm.report.page import chart, pair, paragraph, pictures, table
 from sparsemm.report.page import heading as page_heading
@@ -13,8 +13,8 @@ from sparsemm.report.views import Views, head_views, picture
 
 READING = (
     "Words read is the share of words on the calibration pages that the model says in order; the others are not "
-    "scored. Split-half r is the correlation between the scores of even and odd samples: near 1, other pages of this "
-    "kind would rank the heads alike; near 0, the ranking is noise."
+    "scored. Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
+    "other pages of this kind would give the heads of large score alike, which decide it; near 0, the scores are noise."
 )
 
 NOT_VISUAL = "Non-visual heads, of zero score (or the least), at the same moment."
@@ -55,7 +55,7 @@ def _shares(results: list[Results]) -> tuple[list[str], list[list[str]], str]:
         shares = [f"{kept.top_share(fraction):.1%}" for fraction in SHARES]
         read = f"{metrics['share_found']:.1%}" if "share_found" in metrics else "-"
         samples = str(len(kept.per_sample))
-        rows.append([result.label, str(kept.scores.size), *shares, f"{kept.split_half():.3f}", samples, read])
+        rows.append([result.label, str(kept.scores.size), *shares, at_least(kept.split_half()), samples, read])
     header = ["model", "heads", *(f"top {f:.0%}" for f in SHARES), "split-half r", "samples", "words read"]
     return header, rows, "Share of the visual score in the best heads, and how stable it is"
 

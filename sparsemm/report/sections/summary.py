@@ -10,7 +10,7 @@ from sparsemm.report.page import bullets, chart, pair, paragraph, table
 from sparsemm.report.results import Results, Row
 from sparsemm.report.sections.material import Material
 from sparsemm.report.short import in_short
-from sparsemm.report.studies import area_differences
+from sparsemm.report.studies import area_differences, half_ranks
 
 QUESTION = "Which attention heads look at the image, and how small can the KV cache be when you know?"
 CAPTION = (
@@ -28,8 +28,9 @@ READING = (
 def parts(material: Material) -> list[str]:
     """The question, the answer in short, and the verdicts of every model and task."""
     results = material.results
-    areas = area_differences(material.studies, [result.key for result in results if not result.note])
-    said = bullets(in_short(results, areas))
+    evidence = [result.key for result in results if not result.note]
+    areas = area_differences(material.studies, evidence)
+    said = bullets(in_short(results, areas, half_ranks(material.studies, evidence)))
     found = [paragraph(QUESTION, "lead"), _scope(material), pair(said, _areas(areas)) if areas else said]
     if any(result.evaluation for result in results):
         found.append(_verdicts(results))
