@@ -9,6 +9,7 @@ import yaml
 from dvc.utils.serialize import loads_yaml
 
 from sparsemm.errors import ParamsError
+from sparsemm.evaluate.tasks import METRICS
 from sparsemm.layouts import families
 from sparsemm.params import ModelParams, load_params, parse_params, schema
 from sparsemm.params.models import without_folder
@@ -228,7 +229,9 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 def test_choices_agree_with_the_code():
     properties = schema()["$defs"]
     assert tuple(properties["ModelParams"]["properties"]["family"]["enum"]) == families()
-    assert tuple(properties["EvaluateParams"]["properties"]["methods"]["items"]["enum"]) == METHODS
+    evaluate = properties["EvaluateParams"]["properties"]
+    assert tuple(evaluate["methods"]["items"]["enum"]) == METHODS
+    assert tuple(evaluate["tasks"]["items"]["enum"]) == tuple(METRICS)
 
 
 def test_unknown_model_names_the_known_ones():

@@ -25,7 +25,7 @@ class Published:
     """A task file of lmms-eval.
 
     Attributes:
-        file: below lmms-eval's tasks.
+        file: below lmms-eval's tasks, or an absolute path.
         split: the documents it scores.
         metric: what a document's value is called in tables.
         reference: column with what is right.
