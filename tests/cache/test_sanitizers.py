@@ -39,7 +39,7 @@ def environment(check: str, report: Path) -> dict[str, str]:
         "TSAN_OPTIONS": options,
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={report}",
         "EMULATION_FLAGS": CHECKS[check] + " -g1",
-        "EMULATION_ROUNDS_DIVIDED_BY": "8",
+        "EMULATION_ROUNDS_DIVIDED_BY": "20",
         "OMP_NUM_THREADS": "1",
     }
 
@@ -52,18 +52,19 @@ def run(arguments: list[str], given: dict[str, str], report: Path) -> str:
     return found if "SUMMARY" in found else ""
 
 
-def tests(file: str, chosen: str) -> list[str]:
+def again(file: str, chosen: str) -> list[str]:
     return ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(Path(__file__).with_name(file)), "-k", chosen]
 
 
-# A fault is reported by every thread that meets it, and the last one stays: the one race that is wanted.
-ON_THREADS = "not machine_code and not one_library and not leaves_the_slab"
+# A fault is reported by every thread that meets it, and the last one stays: the one race that is wanted. Both kinds of
+# 16 bits take the same paths.
+ON_THREADS = "not machine_code and not one_library and not leaves_the_slab and not torch.float16"
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_kernels_of_a_gpu(check, tmp_path):
     report = tmp_path / "found"
-    assert not run(tests("test_cuda.py", ON_THREADS), environment(check, report), report)
+    assert not run(again("test_cuda.py", ON_THREADS), environment(check, report), report)
 
 
 def test_the_operations_of_the_processor(tmp_path):
@@ -71,7 +72,7 @@ def test_the_operations_of_the_processor(tmp_path):
     given = environment("memory", report) | {"CXX": str(compiler), "XDG_CACHE_HOME": str(tmp_path)}
     compiler.write_text(f'#!/bin/sh\nexec {build.compiler()} "$@" {CHECKS["memory"]} -g1\n')
     compiler.chmod(0o755)
-    assert not run(tests("test_cpu.py", "equals_its_twin"), given, report)
+    assert not run(again("test_cpu.py", "equals_its_twin"), given, report)
     assert list(tmp_path.glob("sparsemm/kernels-*.so"))
 
 
