@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -63,6 +64,17 @@ class CompressedCache(Cache):
         if self.rope is not None:
             self.rope.reset()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Raises CacheError: a cache belongs to its model, and nothing here is read from a pickle."""
+        raise CacheError("a cache cannot be pickled", hint="copy.deepcopy copies it; store its tokens instead")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another cache with the same contents, for the same model."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(deepcopy(vars(self), memo))
+        return other
+
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the batch rows `indices` (N,) int64, or a mask (B,) bool, in that order.
 
@@ -96,7 +108,11 @@ class CompressedCache(Cache):
     def _slabs(self) -> list[Slab]:
         slabs = [layer.slab for layer in self.ragged if layer.slab is not None]
         if len(slabs) != len(self.ragged):
-            raise CacheError("nothing is kept yet", hint="run a whole prompt through the model first")
+            first = self.ragged[0]
+            hint = "run a whole prompt through the model first"
+            if first.held is not None:
+                hint = f"prompt_length is {first.prompt_length}, {first.seen} tokens have come"
+            raise CacheError("nothing is kept yet", hint=hint)
         return slabs
 
     def budgets(self) -> list[torch.Tensor]:
@@ -217,7 +233,8 @@ def compressed_cache(
         recompress: whether a later turn (a forward of more than one token) brings everything kept back to the budget.
         hold_budget: also evict for every new token, so that the total never exceeds the budget after a step.
         prompt_length: tokens of the prompt, padding included, if it comes in chunks or with candidate tokens behind
-            it. It is then held whole until its last token and compressed as if it had come at once.
+            it. It is then held whole until its last token and compressed as if it had come at once; nothing is
+            compressed before, which one line of the log says if the answer seems to have begun.
         max_new_tokens: tokens that may ever come after the prompt: later turns, padding and tokens that are evicted
             again included; cropped ones are given back. Their room is allocated with it, and a step changes no buffer's
             place or size. Prompt lookup needs room for its candidates too, rejected ones included.

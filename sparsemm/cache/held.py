@@ -23,6 +23,7 @@ class Held:
             self.values = torch.empty_like(self.keys)
         self.query = query[:, :, :0]
         self.rows, self.seen = rows, 0
+        self.newest = 0  # tokens of the newest chunk
 
     def add(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -34,7 +35,8 @@ class Held:
         """
         if len(key) != len(self.keys):
             raise CacheError(f"batch of {len(key)} rows after a chunk of {len(self.keys)}")
-        end = self.seen + key.shape[2]
+        self.newest = key.shape[2]
+        end = self.seen + self.newest
         self.keys[:, :, self.seen : end], self.values[:, :, self.seen : end] = key, value
         self.seen = end
         self.query = torch.cat([self.query, query], dim=2)[:, :, -self.rows :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -103,6 +104,10 @@ class RaggedLayer(CacheLayerMixin):
         assert self.prompt_length is not None
         over = max(self.after_prompt(), 0)
         new = key.shape[2] - over
+        # Chunks become longer than one token or never are: a single one behind them is most likely of the answer.
+        if self.index == 0 and new == 1 and self.after_prompt() < 0 and self.held is not None and self.held.newest > 1:
+            what = "sparsemm: nothing is compressed: prompt_length is %d, %d tokens have come, the last one alone"
+            logging.getLogger(__name__).warning(what, self.prompt_length, self.seen)
         if self.held is None:
             rows = self.prompt_length if self.policy.every_row else self.policy.window
             self.held = Held(key, query, self.prompt_length, rows)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from functools import lru_cache
 
 import numpy as np
@@ -323,3 +326,19 @@ def test_candidates_of_prompt_lookup_take_room(lab):
     assert torch.equal(lab.generate(tokens, lab.cache(**made, max_new_tokens=12 + 5), **looked_up), want)
     with pytest.raises(CacheError, match="prompt lookup"):
         lab.generate(tokens, lab.cache(**made, max_new_tokens=12), **looked_up)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cache_is_copied_deeply_and_never_pickled(tiny, name):
+    model, processor = tiny(name)
+    inputs, steps = inputs_for(processor, [0]), [torch.tensor([[9]]), torch.tensor([[12, 15]])]
+    cache = sparsemm.compressed_cache(model, "snapkv", 24, window=WINDOW)
+    model(**inputs, past_key_values=cache)
+    other = copy.deepcopy(cache)
+    for store in (pickle.dumps, copy.copy, lambda one: torch.save(one, io.BytesIO())):
+        with pytest.raises(CacheError, match="cannot be pickled"):
+            store(cache)
+    own, copied = ([model(step, past_key_values=one).logits for step in steps] for one in (cache, other))
+    assert all(map(torch.equal, own, copied))
+    assert cache.kept_slots().tolist() == other.kept_slots().tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -50,7 +52,7 @@ def test_nothing_counts_as_kept_before_the_last_chunk(lab):
     cache = lab.cache(prompt_length=30)
     lab.run(cache, lab.ids()[:, :20])
     assert cache.get_seq_length() == 20
-    with pytest.raises(CacheError, match="whole prompt"):
+    with pytest.raises(CacheError, match="prompt_length is 30, 20 tokens"):
         cache.kept_slots()
     with pytest.raises(CacheError, match="chunk of 2"):
         lab.run(cache, lab.ids(batch=1)[:, 20:])
@@ -98,3 +100,26 @@ def test_tokens_behind_the_prompt_see_the_compressed_prompt(lab, extra, first):
 def test_impossible_lengths_are_refused(lab, length):
     with pytest.raises(CacheError, match="prompt_length"):
         lab.cache(prompt_length=length)
+
+
+def test_an_answer_to_a_prompt_that_is_not_whole_is_told(lab, caplog):
+    cache = lab.cache(prompt_length=31)
+    with caplog.at_level(logging.WARNING):
+        lab.generate(lab.ids(), cache, new=2)
+        assert not caplog.records  # its only step made the prompt whole
+        cache = lab.cache(prompt_length=40)
+        lab.generate(lab.ids(), cache, new=5)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert "prompt_length is 40, 31 tokens have come" in said
+    with pytest.raises(CacheError, match="prompt_length is 40, 34 tokens have come"):
+        cache.kept_slots()
+
+
+@pytest.mark.parametrize("chunk", [1, 29])
+def test_single_tokens_of_a_prompt_are_no_answer(lab, caplog, chunk):
+    cache, tokens = lab.cache(prompt_length=30), lab.ids()
+    with caplog.at_level(logging.WARNING):
+        for start in range(0, 30, chunk):
+            lab.run(cache, tokens[:, start : start + chunk])
+        lab.run(cache, tokens[:, :1])
+    assert not caplog.records
