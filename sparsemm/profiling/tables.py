@@ -26,6 +26,7 @@ FIGURES = {
     ("append", "copy_append_32k_over_1k"): "the same, copying everything",
     ("append", "copy_append_over_append_32k"): "append of the public codes (copies everything) over ours, 32K rows",
     ("append", "dynamic_append_over_append_32k"): "the same for transformers' growing cache",
+    ("append", "static_append_over_append_32k"): "the same for transformers' static cache, which overwrites a row",
     ("decode", "decode_bandwidth_share"): "decode, 8K rows in every head: share of the copy's bandwidth",
     (
         "decode",
