@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,16 @@ from sparsemm.errors import CacheError
 
 WARM_UP = 2  # steps before the capture, taken back afterwards
 CHECK = 16  # steps between two looks at whether every row has ended: each waits for the device
+
+
+def warm_up(call: Callable[[], Any], steps: int) -> None:
+    """Call a function on a stream of its own, as a capture wants it beforehand; what comes next waits for it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(steps):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
 
 
 class DecodeStep:
@@ -52,12 +63,7 @@ class DecodeStep:
         tokens, positions = self.tokens.clone(), self.positions.clone()
         slabs = [layer.slab for layer in self.cache.ragged if layer.slab is not None]
         steps = min(WARM_UP, slabs[0].slack)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(steps):
-                self._run()
-        torch.cuda.current_stream().wait_stream(stream)
+        warm_up(self._run, steps)
         self.cache.advance(-steps)
         for slab in slabs:
             slab.lengths -= steps

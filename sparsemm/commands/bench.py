@@ -27,8 +27,8 @@ def add(commands: Commands) -> None:
     bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
     bench.add_argument("--dtype", help="float32, float16 or bfloat16")
     bench.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
-    bench.add_argument("--repeats", type=int, default=9, help="timed turns (9)")
-    bench.add_argument("--checkpoint", type=Path, help="what `chase` runs without --shape (the small Qwen2-VL)")
+    bench.add_argument("--repeats", type=int, help="timed turns (9)")
+    bench.add_argument("--checkpoint", type=Path, help="of `chase`: runs it without --shape (the small Qwen2-VL)")
     for name, what in SIZES.items():
         bench.add_argument(f"--{name}", type=int, help=f"of `chase --shape`: {what}")
     bench.add_argument("--keep", action="store_true", help="of `backends`: decode with the fastest from now on")
@@ -39,25 +39,30 @@ def run_bench(given: argparse.Namespace) -> None:
     """Run one benchmark and print its ratios, or all of it as JSON."""
     if given.keep and given.name != "backends":
         raise SparseMMError(f"`bench {given.name}` has no --keep", hint="`bench backends` has")
+    if given.checkpoint and (given.name != "chase" or given.shape):
+        hint = "`bench chase` has, without --shape"
+        raise SparseMMError(f"`bench {given.name}`{' --shape' * bool(given.shape)} has no --checkpoint", hint=hint)
     asked = {name: value for name in SIZES if (value := getattr(given, name)) is not None}
+    turns = {} if given.repeats is None else {"repeats": given.repeats}
     if given.name == "chase":
         from sparsemm.profiling import chase, samples
 
         checkpoint = given.checkpoint or given.root / chase.CHECKPOINT
         sizes = samples.Sizes(**asked) if asked else None
-        result = chase.run(given.shape, given.dtype, given.device, given.repeats, checkpoint, sizes)
+        result = chase.run(given.shape, given.dtype, given.device, checkpoint=checkpoint, sizes=sizes, **turns)
     elif asked:
         raise SparseMMError(f"`bench {given.name}` has no --{next(iter(asked))}", hint="`bench chase --shape` has")
     else:
         from sparsemm.profiling.bench import run
 
-        result = run(given.name, given.shape, given.dtype, given.device, given.repeats)
+        result = run(given.name, given.shape, given.dtype, given.device, **turns)
     if given.keep:
         result["kept"] = _keep(result["rows"], given.device)
     if given.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"{result['bench']}: {result.get('shape') or result['model']}, {result['dtype']}, {result['device']}")
+    what = (result.get("shape") or result.get("model"), result["dtype"], result["device"])
+    print(f"{result['bench']}: {', '.join(filter(None, what))}")
     for name, value in result["ratios"].items():
         print(f"  {name}  {value}")
     for row in result["rows"]:
@@ -70,9 +75,7 @@ def run_bench(given: argparse.Namespace) -> None:
 
 
 def _keep(rows: list[dict[str, Any]], device: str | None) -> str:
-    import torch
-
     from sparsemm.cache import fastest
+    from sparsemm.profiling import clock
 
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return str(fastest.keep(where, rows))
+    return str(fastest.keep(clock.device_of(device), rows))

@@ -160,9 +160,10 @@ def run(
         sizes: of the random prompts and answers of a shape.
 
     Raises:
-        SparseMMError: if one of them is unknown, sizes are given without a shape, or there is too little memory.
+        SparseMMError: if one of them is unknown, sizes are given without a shape, there is too little memory, or the
+            device is not there.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = clock.device_of(device)
     dtype = dtype or arithmetic.quickest_dtype(where)
     _check(shape, dtype, repeats, sizes)
     given = of_shape(shape, dtype, where, sizes or Sizes()) if shape else of_checkpoint(checkpoint, dtype, where)

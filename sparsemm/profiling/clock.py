@@ -14,11 +14,24 @@ import transformers
 
 from sparsemm.cache.fastest import processor
 from sparsemm.cache.library import available, cuda_available
+from sparsemm.errors import SparseMMError
 
 TURN = 2e-3  # seconds of one turn of a fast function: it is repeated so often
 COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes of the copy that measures bandwidth: more than any cache holds
 WAITING = ("twin",)  # functions that ask the device for a number, and so cannot be captured in a graph
 Functions = dict[str, Callable[[], Any]]
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device a bench runs on: what `name` (cpu or cuda) says, else cuda where there is one.
+
+    Raises:
+        SparseMMError: if it is cuda and torch sees none.
+    """
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise SparseMMError("torch sees no CUDA device", hint="--device cpu, or `sparsemm doctor` for what is missing")
+    return torch.device(name or ("cuda" if there else "cpu"))
 
 
 def now(device: torch.device) -> float:

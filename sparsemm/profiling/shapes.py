@@ -102,14 +102,16 @@ def check_room(
     if found is not None and wanted > found:
         there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for it"
         what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {there}"
-        hint = "use a larger device, or fewer tokens: profile.lengths, --prompt"
+        hint = "use a larger device, a smaller shape or dtype, or fewer tokens: profile.lengths, --prompt"
         raise ModelError(what, where=f"shape {name}", hint=hint)
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that may be allocated (see `check_room`), or None where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What ran before may have left memory to torch, which hands it out again.
+        left = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + left
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

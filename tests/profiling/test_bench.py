@@ -11,7 +11,7 @@ import torch
 
 from sparsemm.cache import build, fastest
 from sparsemm.cli import main
-from sparsemm.profiling import bench, clock
+from sparsemm.profiling import bench, clock, shapes
 from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
 from sparsemm.profiling.bench.caches import caches
 from sparsemm.profiling.bench.setting import Setting
@@ -19,7 +19,7 @@ from sparsemm.profiling.shapes import Shape, random_model
 
 OURS = ("sparsemm", "copying")
 RATIOS = {
-    "append": {"append_32k_over_1k", "copy_append_over_append_32k", "dynamic_append_over_append_32k"},
+    "append": {"append_32k_over_1k", "copy_append_over_append_32k", "static_append_over_append_32k"},
     "compact": {"twin_over_compact_8k", "gather_over_compact_32k"},
     "observe": {"twin_over_observe_8k"},
     "attention": {"sdpa_over_causal_attention_padded", "sdpa_over_causal_attention_8k"},
@@ -49,8 +49,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", list(bench.BENCHES))
 def test_one_json_object_with_named_ratios(small: None, capsys: Any, name: str) -> None:
-    assert main(["bench", name, "--json", "--repeats", "2", "--device", "cpu"]) == 0
+    repeats = [] if name in bench.UNUSED else ["--repeats", "2"]
+    assert main(["bench", name, "--json", *repeats, "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
+    stated = [None, None] if name == "agreement" else ["mistral-7b", "float32"]
+    assert [printed["shape"], printed["dtype"]] == (["small", "float32"] if name in bench.WHOLE_MODEL else stated)
     assert printed["bench"] == name and printed["versions"]["torch"] == torch.__version__
     assert RATIOS[name] <= set(printed["ratios"])
     assert printed["rows"] and all(isinstance(value, float | int) for value in printed["ratios"].values())
@@ -61,7 +64,7 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, name: str) 
 
 
 def test_memory_is_counted_exactly(small: None) -> None:
-    (*_, row) = bench.run("memory", device="cpu", repeats=2)["rows"]
+    (*_, row) = bench.run("memory", device="cpu")["rows"]
     assert row["slots"] == 8 * 2 * 2  # the budget, layers, KV heads
     assert row["kept_bytes"] == row["slots"] * 2 * 8 * 4
     assert row["length"] == 40 and row["dynamic_bytes"] == 40 * 2 * 2 * 2 * 8 * 4
@@ -106,11 +109,41 @@ def test_another_backend_has_to_be_faster_than_noise() -> None:
         ["decode", "--dtype", "int8"],
         ["decode", "--repeats", "1"],
         ["decode", "--keep"],
+        ["agreement", "--shape", "small"],
+        ["agreement", "--dtype", "float16"],
+        ["agreement", "--repeats", "3"],
+        ["memory", "--repeats", "3"],
+        ["decode", "--checkpoint", "x"],
+        ["chase", "--shape", "small", "--checkpoint", "x"],
     ],
 )
 def test_what_is_unknown_is_refused(capsys: Any, given: list[str]) -> None:
     assert main(["bench", *given, "--device", "cpu"]) == 1
     assert "sparsemm: " in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("name", [*bench.BENCHES, "chase"])
+def test_cuda_without_a_device_is_refused(small: None, capsys: Any, name: str) -> None:
+    assert main(["bench", name, "--device", "cuda"]) == 1
+    assert "no CUDA device (--device cpu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", bench.WHOLE_MODEL)
+def test_a_model_without_room_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: Any, name: str) -> None:
+    monkeypatch.setattr(shapes, "free_bytes", lambda device: 20 << 30)
+    assert main(["bench", name, "--shape", "vicuna-7b", "--device", "cpu"]) == 1
+    assert "shape vicuna-7b: " in (said := capsys.readouterr().err) and "20.0 GiB of cpu memory" in said
+
+
+def test_the_rows_of_a_graph_bench_count_by_their_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = []
+    monkeypatch.setattr(bench, "check_room", lambda *given: wanted.append(given))
+    monkeypatch.setitem(bench.BENCHES, "graph", lambda setting: ([], {}))
+    monkeypatch.setattr(clock, "COPIED", {"cpu": 0})
+    bench.run("graph", "mistral-7b", "bfloat16", "cpu")
+    one = 32768 * 2 * 32 * 8 * 128 * 2
+    assert wanted == [("mistral-7b", 32768, 1, torch.bfloat16, torch.device("cpu"), 7 * one)]
 
 
 def test_the_baselines_append_what_they_say() -> None:

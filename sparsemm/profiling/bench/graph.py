@@ -10,7 +10,7 @@ import torch
 from transformers import StaticCache
 
 from sparsemm.cache import CompressedCache, compressed_cache
-from sparsemm.cache.graphs import WARM_UP, DecodeStep
+from sparsemm.cache.graphs import WARM_UP, DecodeStep, warm_up
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.caches import ours
 from sparsemm.profiling.bench.setting import Found, Setting
@@ -43,17 +43,19 @@ class StaticStep:
             self._run()
             return self.tokens
         if self.graph is None:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP):
-                    self._run()
-            torch.cuda.current_stream().wait_stream(stream)
+            warm_up(self._run, WARM_UP)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self._run()
         self.graph.replay()
         return self.tokens
+
+
+def most_rows(setting: Setting) -> int:
+    """Rows of the larger batch, a power of 2: as many as a full cache of `LARGEST` bytes has room for."""
+    one = setting.lengths[-1] * setting.shape.cache() * setting.dtype.itemsize
+    most = max(1, min(MOST, int(LARGEST // one)))
+    return 1 << most.bit_length() - 1
 
 
 def run(setting: Setting) -> Found:
@@ -66,9 +68,7 @@ def run(setting: Setting) -> Found:
     length, device = setting.lengths[-1], setting.device
     model = random_model(setting.shape, setting.dtype, device, length + ROOM)
     weights = weight_bytes(model)
-    one = length * setting.shape.cache() * setting.dtype.itemsize
-    most = max(1, min(MOST, int(LARGEST // one)))
-    for batch in sorted({1, 1 << most.bit_length() - 1}):
+    for batch in sorted({1, most_rows(setting)}):
         times, held = _turns(model, setting, batch, length)
         moved = {f"{name}_step": weights + size for name, size in held.items()}
         result = clock.summary(times, moved | {"copy": clock.copies(device)[1]})
