@@ -10,9 +10,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from sparsemm.cache import ops
-from sparsemm.cache.slab import Slab
+from sparsemm.cache import ops, tiles
+from sparsemm.cache.slab import Slab, alike
 from sparsemm.cache.turns import compress_again
+from sparsemm.cache.twins import MOST_LOGITS
 from sparsemm.errors import CacheError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def attend(
 ) -> torch.Tensor:
     """Attention of the newest T tokens, already appended, over each head's own rows.
 
-    One token on a device the compiled library serves goes there; the rest is plain PyTorch, its twin.
+    Several tokens go to torch's sdpa, heads of similar length together, so that padding at most doubles the rows.
 
     Args:
         query: (B, Hq, T, D).
@@ -158,36 +159,46 @@ def attend(
         (B, Hq, T, D); zeros for new tokens that are not real.
     """
     batch, num_heads, new, dim = query.shape
-    if new == 1 and ops.decodes(query, slab.keys, slab.values):
-        one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
-        output = ops.ragged_decode(one, slab.keys, slab.values, slab.starts, slab.lengths, scaling)[:, :, None]
+    if new == 1:
+        output = tiles.decode(query, slab, scaling)
         return output if valid is None else torch.where(valid[:, None, :, None], output, 0.0)
-    keys, values, real = slab.padded()
-    group = num_heads // slab.num_kv_heads
-    # The query group becomes rows of its KV head, so that keys are never repeated.
-    rows = query.reshape(batch, slab.num_kv_heads, group * new, dim)
-    mask = real[:, :, None]
-    if new > 1:
-        mask = (mask & among_new(slab, keys.shape[-2], new, valid, seen)).repeat(1, 1, group, 1)
-    output = F.scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
-    output = output.view(batch, num_heads, new, dim)
-    return output if valid is None else torch.where(valid[:, None, :, None], output, 0.0)
-
-
-def among_new(
-    slab: Slab, longest: int, new: int, valid: torch.Tensor | None, seen: torch.Tensor | None
-) -> torch.Tensor:
-    """(B, Hkv, T, longest) bool: true but where a row of a stretch is a new token that a new token does not see."""
-    device, lengths = slab.lengths.device, slab.lengths.view(slab.batch, -1, 1)
     if seen is None:
-        seen = torch.ones(new, new, dtype=torch.bool, device=device).tril().expand(slab.batch, -1, -1)
+        seen = torch.ones(new, new, dtype=torch.bool, device=query.device).tril().expand(batch, -1, -1)
     if valid is not None:
         # Only real tokens have rows: they are the newest ones, and what lies before them is old.
         order = valid.long().argsort(dim=-1, stable=True)[:, None].expand_as(seen)
         seen = (seen | ~valid[:, None]).gather(-1, order)
-    at = torch.arange(longest, device=device) - (lengths - new)
-    numbers = at.clamp(min=0, max=new - 1)[:, :, None].expand(-1, -1, new, -1)
-    return seen[:, None].expand(-1, lengths.shape[1], -1, -1).gather(-1, numbers) | (at < 0)[:, :, None]
+    group = num_heads // slab.num_kv_heads
+    grouped = query.reshape(len(slab.starts), group, new, dim)
+    output = torch.zeros_like(grouped)
+    for numbers, longest in alike(slab.lengths.tolist()):
+        stretches = slab.lengths.new_tensor(numbers)
+        rows, real = slab.rows_in(stretches, longest)
+        keys, values = slab.read_keys(rows)[None], slab.read_values(rows)[None]
+        at = torch.arange(longest, device=rows.device) - (slab.lengths[stretches, None] - new)
+        step = max(1, MOST_LOGITS // (len(stretches) * group * longest))
+        for start in range(0, new, step):
+            part = slice(start, start + step)
+            mask = real[:, None] & among_new(at, seen[stretches // slab.num_kv_heads, part])
+            # The query group becomes rows of its KV head, so that keys are never repeated.
+            mine = grouped[stretches, :, part].flatten(1, 2)[None]
+            got = F.scaled_dot_product_attention(
+                mine, keys, values, attn_mask=mask.repeat(1, group, 1)[None], scale=scaling
+            )
+            output[stretches, :, part] = got.view(len(stretches), group, -1, dim)
+    output = output.view(query.shape)
+    return output if valid is None else torch.where(valid[:, None, :, None], output, 0.0)
+
+
+def among_new(at: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """(n, t, longest) bool: true but where a row is a new token that a new token does not see.
+
+    Args:
+        at: (n, longest) int64 which new token a row is; negative for old ones.
+        seen: (n, t, T) bool, which new tokens (last) each of t new tokens sees.
+    """
+    numbers = at.clamp(min=0, max=seen.shape[-1] - 1)[:, None].expand(-1, seen.shape[1], -1)
+    return seen.gather(-1, numbers) | (at < 0)[:, None]
 
 
 AttentionInterface.register(NAME, ragged_attention)

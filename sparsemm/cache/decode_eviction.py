@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
 
-from sparsemm.cache.slab import Slab
+from sparsemm.cache import tiles
+from sparsemm.cache.slab import Slab, rows_of
 from sparsemm.policies import Policy
 
 EMPTY = -1  # order of a row that is not in use
@@ -16,9 +16,9 @@ class Eviction:
 
     Attributes:
         limit: (N,) int64 rows of each of the N = B * Hkv stretches; the slab has room for one more.
-        worth: (N, widest) fp32, row by row of each stretch.
-        order: (N, widest) int64 number of the token in its batch row, or `EMPTY`.
-        newest: (N, 1) int64 number of the newest token.
+        worth: (rows,) fp32, of each row of the slab.
+        order: (rows,) int32 number of the token in its batch row, or `EMPTY`; no conversation has 2^31 tokens.
+        newest: (N,) int32 number of the newest token.
     """
 
     def __init__(
@@ -30,28 +30,35 @@ class Eviction:
             policy: whose window is never evicted, and who knows what a row is worth.
             keep: (N, S) bool positions each stretch kept.
             rated: (N, S) fp32 what positions were worth; infinite ones count as 0.
-            order: (N, S) int64 number of the token at a position.
+            order: (N, S) int number of the token at a position.
             limit: (N,) int64.
         """
         self.policy = policy
         stretch, position = keep.nonzero(as_tuple=True)
-        column = (keep.cumsum(-1) - 1)[stretch, position]
-        shape = len(keep), int(limit.max()) + 1 if len(limit) else 1
         with torch.inference_mode(False):
             self.limit = limit.clone()
-            self.worth = torch.zeros(shape, device=keep.device)
-            self.order = torch.full(shape, EMPTY, device=keep.device)
-            self.worth[stretch, column] = torch.where(rated.isinf(), 0.0, rated)[stretch, position]
-            self.order[stretch, column] = order[stretch, position]
-            self.newest = self.order.amax(dim=-1, keepdim=True)
+            row = self.starts[stretch] + (keep.cumsum(-1) - 1)[stretch, position]
+            rows = int((limit + 1).sum())
+            self.worth = torch.zeros(rows, device=keep.device)
+            self.order = torch.full((rows,), EMPTY, dtype=torch.int32, device=keep.device)
+            self.worth[row] = torch.where(rated.isinf(), 0.0, rated)[stretch, position]
+            self.order[row] = order[stretch, position].int()
+            self.newest = order.masked_fill(~keep, EMPTY).amax(dim=-1).int()
             self.start = self.newest.clone()
 
+    @property
+    def starts(self) -> torch.Tensor:
+        """(N,) int64 first row of each stretch: those of a slab whose stretches have room for `limit` + 1 rows."""
+        room = self.limit + 1
+        return room.cumsum(0) - room
+
     def order_after(self, slab: Slab, count: torch.Tensor) -> torch.Tensor:
-        """`order` (N, longest of the slab) once `count` (N,) rows were appended to each stretch."""
+        """Numbers (N, longest of the slab) of the tokens once `count` (N,) rows were appended to each stretch."""
         at = torch.arange(slab.longest, device=count.device)
-        before = F.pad(self.order, (0, max(slab.longest - self.order.shape[1], 0)), value=EMPTY)[:, : slab.longest]
         extra = at - (slab.lengths - count)[:, None]
-        return torch.where((extra >= 0) & (at < slab.lengths[:, None]), self.newest + 1 + extra, before)
+        before = self.order[torch.where(extra < 0, self.starts[:, None] + at, 0)]
+        after = torch.where(extra < 0, before, self.newest[:, None] + 1 + extra)
+        return after.masked_fill(at >= slab.lengths[:, None], EMPTY)
 
     def attend(
         self, query: torch.Tensor, slab: Slab, scaling: float, valid: torch.Tensor | None = None
@@ -60,50 +67,55 @@ class Eviction:
 
         Args, Returns: as `sparsemm.cache.attention.attend`, for T = 1.
         """
-        keys, values, real = slab.padded()
-        batch, num_kv_heads, width, dim = keys.shape
-        rows = query.reshape(batch, num_kv_heads, -1, dim)
-        logits = (rows.float() @ keys.float().transpose(-1, -2) * scaling).masked_fill(~real[:, :, None], float("-inf"))
-        weights = torch.softmax(logits, dim=-1)
-        output = (weights @ values.float()).to(query.dtype).view(query.shape)
+        output, weights = tiles.watched_decode(query, slab, scaling)
         new = query.new_ones(len(self.limit), dtype=torch.bool)
         if valid is not None:
             output = output.masked_fill(~valid[:, None, :, None], 0.0)
-            new = valid[:, 0].repeat_interleave(num_kv_heads)
-        self._take_in(weights.mean(dim=2).view(-1, width), slab.lengths, new)
-        self._evict(slab)
+            new = valid[:, 0].repeat_interleave(slab.num_kv_heads)
+        owner, _ = slab.owners()
+        self._take_in(weights, slab.starts + (slab.lengths - 1).clamp(min=0), new, owner)
+        self._evict(slab, owner)
         return output
 
-    def _take_in(self, weights: torch.Tensor, lengths: torch.Tensor, new: torch.Tensor) -> None:
-        self.newest += new[:, None]
-        last = (lengths - 1).clamp(min=0)[:, None]
-        self.order.scatter_(1, last, torch.where(new[:, None], self.newest, self.order.gather(1, last)))
-        self.worth.scatter_(1, last, self.worth.gather(1, last).masked_fill(new[:, None], 0.0))
-        age = (self.newest - self.order).masked_fill(self.order == EMPTY, self.policy.window)
-        since = (self.newest - self.start).clamp(min=1)
-        seen = new[:, None] & (self.order != EMPTY)
+    def _take_in(self, weights: torch.Tensor, last: torch.Tensor, new: torch.Tensor, owner: torch.Tensor) -> None:
+        self.newest += new
+        self.order[last] = torch.where(new, self.newest, self.order[last])
+        self.worth[last] = self.worth[last].masked_fill(new, 0.0)
+        age = (self.newest[owner] - self.order).masked_fill(self.order == EMPTY, self.policy.window)
+        since = (self.newest - self.start).clamp(min=1)[owner]
+        seen = new[owner] & (self.order != EMPTY)
         self.worth.copy_(torch.where(seen, self.policy.watch(self.worth, weights, age, since), self.worth))
 
-    def _evict(self, slab: Slab) -> None:
+    def _evict(self, slab: Slab, owner: torch.Tensor) -> None:
         # Where a stretch is over its limit, its last row (the new token) moves to the weakest one's place.
-        last = slab.lengths - 1
+        last = slab.starts + (slab.lengths - 1).clamp(min=0)
         over = slab.lengths > self.limit
-        inside = self.newest - self.order < self.policy.window
-        weakest = self.worth.masked_fill(inside | (self.order == EMPTY), float("inf")).argmin(dim=-1)
-        target = torch.where(over, weakest, last)
-        slab.move(slab.starts + last, slab.starts + target)
+        target = torch.where(over, self._weakest(owner), last)
+        slab.move(last, target)
         for kept in (self.worth, self.order):
-            kept.scatter_(1, target[:, None], kept.gather(1, last[:, None]))
-        self.order.scatter_(1, last[:, None], torch.where(over[:, None], EMPTY, self.order.gather(1, last[:, None])))
+            kept[target] = kept[last]
+        self.order[last] = torch.where(over, EMPTY, self.order[last])
         slab.lengths -= over.long()
         slab.slack = 1  # again: the limit leaves room for one more
+
+    def _weakest(self, owner: torch.Tensor) -> torch.Tensor:
+        """(N,) int64 the row worth least of each stretch outside the window, the first of equal ones."""
+        inside = self.newest[owner] - self.order < self.policy.window
+        worth = self.worth.masked_fill(inside | (self.order == EMPTY), float("inf"))
+        least = worth.new_full(self.limit.shape, float("inf")).scatter_reduce(0, owner, worth, "amin")
+        rows = torch.arange(len(worth), device=worth.device)
+        # Not "equal to": a NaN is the least, and equals nothing.
+        rows = torch.where(worth > least[owner], len(worth), rows)
+        return torch.full_like(self.limit, len(worth)).scatter_reduce(0, owner, rows, "amin")
 
     def select_rows(self, index: torch.Tensor, batch: int) -> None:
         """Keep the batch rows `index` (N,) int64 of `batch`, in that order."""
         with torch.inference_mode(False):
-            for name in ("worth", "order", "limit", "newest", "start"):
-                kept = getattr(self, name)
-                setattr(self, name, kept.view(batch, -1, *kept.shape[1:])[index].flatten(0, 1))
+            starts, room = (t.view(batch, -1)[index].flatten() for t in (self.starts, self.limit + 1))
+            rows = rows_of(starts, room)
+            self.worth, self.order = self.worth[rows], self.order[rows]
+            for name in ("limit", "newest", "start"):
+                setattr(self, name, getattr(self, name).view(batch, -1)[index].flatten())
 
     def allocated_bytes(self) -> int:
         """Bytes of the bookkeeping."""

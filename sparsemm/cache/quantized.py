@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from sparsemm.cache.slab import Slab, rows_of
+from sparsemm.cache.slab import Slab, pieces, rows_of
 
 # Storage dtype and the largest number that is stored.
 STORAGES = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
@@ -48,10 +48,18 @@ class QuantizedSlab(Slab):
         for new, buffer, scales in ((keys, self.keys, self.key_scales), (values, self.values, self.value_scales)):
             buffer[rows], scales[rows] = quantize(new.detach(), self.storage)
 
-    def read_keys(self, rows: torch.Tensor) -> torch.Tensor:
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (rows, D) in the model's dtype, slack included: copies, for the time of one layer's step."""
+        rows, dim = self.keys.shape
+        keys, values = (buffer.new_empty(rows, dim, dtype=self.dtype) for buffer in (self.keys, self.values))
+        for part in pieces(rows, dim):
+            keys[part], values[part] = self.read_keys(part), self.read_values(part)
+        return keys, values
+
+    def read_keys(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Keys (..., D) of row numbers (...), in the model's dtype."""
         return (self.keys[rows].float() * self.key_scales[rows][..., None]).to(self.dtype)
 
-    def read_values(self, rows: torch.Tensor) -> torch.Tensor:
+    def read_values(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Values (..., D) of row numbers (...), in the model's dtype."""
         return (self.values[rows].float() * self.value_scales[rows][..., None]).to(self.dtype)

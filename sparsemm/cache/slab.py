@@ -10,6 +10,8 @@ from sparsemm.cache import ops
 from sparsemm.errors import CacheError
 
 BLOCK, SHARE = 16, 32  # rows a stretch grows by: at least BLOCK, or 1 / SHARE of the layer's mean length
+PIECES, PIECE = 8, 1 << 18  # pieces at most, and numbers of a piece at least: see `pieces`
+MOST_ROWS = 1 << 15  # of padded heads at once
 
 
 def _block(rows: int, stretches: int) -> int:
@@ -21,6 +23,29 @@ def rows_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     total = int(lengths.sum())
     before = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths, output_size=total)
     return torch.arange(total, device=starts.device) + before
+
+
+def pieces(count: int, numbers: int) -> list[slice]:
+    """`count` things of `numbers` numbers each, cut so that a copy of a piece is small beside all of them.
+
+    At most `PIECES`, as each costs launches on a device, and none of fewer than `PIECE` numbers.
+    """
+    step = max(1, PIECE // max(numbers, 1), -(-count // PIECES))
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def alike(lengths: list[int]) -> list[tuple[list[int], int]]:
+    """Stretches in groups, each with its longest one's rows, which are at most twice those of its shortest.
+
+    No group has more than `MOST_ROWS` rows once padded, but for a single stretch; empty stretches are left out.
+    """
+    groups: list[list[int]] = []
+    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if not groups or longest > 2 * lengths[i] or longest * (len(groups[-1]) + 1) > MOST_ROWS:
+            groups.append([])
+        groups[-1].append(i)
+    return [(sorted(group), lengths[group[0]]) for group in groups]
 
 
 class Slab:
@@ -103,11 +128,11 @@ class Slab:
     def _write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys[rows], self.values[rows] = keys, values
 
-    def read_keys(self, rows: torch.Tensor) -> torch.Tensor:
+    def read_keys(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Keys (..., D) of row numbers (...)."""
         return self.keys[rows]
 
-    def read_values(self, rows: torch.Tensor) -> torch.Tensor:
+    def read_values(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Values (..., D) of row numbers (...)."""
         return self.values[rows]
 
@@ -177,17 +202,30 @@ class Slab:
         for name, buffer in zip(self.BUFFERS, old, strict=True):
             getattr(self, name)[target] = buffer[source]
 
+    def owners(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of every row of the buffers its stretch, and which of that stretch's rows it is, slack included: int64."""
+        rows, stretches = len(self.keys), torch.arange(len(self.starts), device=self.starts.device)
+        ends = torch.cat([self.starts[1:], self.starts.new_full((min(len(self.starts), 1),), rows)])
+        owner = stretches.repeat_interleave(ends - self.starts, output_size=rows)
+        return owner, torch.arange(rows, device=self.starts.device) - self.starts[owner]
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (rows, D) in the model's dtype, slack included: here the buffers themselves."""
+        return self.keys, self.values
+
+    def rows_in(self, stretches: torch.Tensor | slice, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row numbers (n, longest) int64 of such stretches, padded behind, and which of them are in use, bool."""
+        at = torch.arange(longest, device=self.starts.device)
+        first = self.starts[stretches][:, None]
+        valid = at < self.lengths[stretches][:, None]
+        # Padding is the head's own first row: a NaN of another's would get through a weight of zero.
+        return torch.where(valid, first + at, first.clamp(max=len(self.keys) - 1)), valid
+
     def padded_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Row numbers (B, Hkv, longest) int64 of every stretch, and which of them are in use, bool."""
-        at = torch.arange(self.longest, device=self.starts.device)
-        valid = at < self.lengths[:, None]
-        rows = torch.where(valid, self.starts[:, None] + at, 0).view(self.batch, self.num_kv_heads, -1)
-        return rows, valid.view(self.batch, self.num_kv_heads, -1)
-
-    def padded(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Keys and values (B, Hkv, longest, D) and which rows of them are real (B, Hkv, longest) bool."""
-        rows, valid = self.padded_rows()
-        return self.read_keys(rows), self.read_values(rows), valid
+        rows, valid = self.rows_in(slice(None), self.longest)
+        shape = self.batch, self.num_kv_heads, self.longest
+        return rows.view(shape), valid.view(shape)
 
     def select_rows(self, index: torch.Tensor, capacity: torch.Tensor | None = None) -> None:
         """Keep the batch rows `index` (N,) int64, in that order; rows may repeat or drop out."""

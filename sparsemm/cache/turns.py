@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsemm.budgets import Slots, fill
-from sparsemm.cache.slab import Slab
+from sparsemm.cache.slab import Slab, alike
 from sparsemm.policies import Policy
 from sparsemm.policies.observation import select
 
@@ -57,17 +57,19 @@ def choose(
     rows, _ = slab.padded_rows()
     order, by_age = order.sort(dim=-1, stable=True)
     rows, real = rows.gather(-1, by_age), order >= 0
-    keys = slab.read_keys(rows)
     batch, num_kv_heads, longest = rows.shape
     rated = torch.full(rows.shape, float("-inf"), device=rows.device)
     keep = torch.zeros_like(real)
     held = real.sum(-1).cpu().numpy()
     for b in range(batch):  # batch rows differ in how many of their newest rows may observe
-        mine = query[b].unflatten(0, (num_kv_heads, -1))[:, :, -new[b] :]
-        if not policy.every_row:
-            mine = F.pad(mine, (0, 0, longest - new[b], 0))
         observing = min(policy.window, new[b])
-        rated[b] = policy.rate(mine, keys[b][:, None], real[b], observing, pooling_kernel, scaling)[:, 0]
+        for heads, width in alike(held[b].tolist()):
+            mine = query[b].unflatten(0, (num_kv_heads, -1))[heads, :, -new[b] :]
+            if not policy.every_row:
+                mine = F.pad(mine, (0, 0, width - new[b], 0))
+            own = b, heads, slice(longest - width, None)
+            keys = slab.read_keys(rows[own])[:, None]
+            rated[own] = policy.rate(mine, keys, real[own], observing, pooling_kernel, scaling)[:, 0]
         outside = rated[b].clone()
         outside[:, max(longest - policy.window, 0) :] = float("-inf")
         slots = policy.slots(layer, [tokens[b]], outside[None])[0]

@@ -67,10 +67,10 @@ class Policy(ABC):
         rows of the prompt that were outside the window keep their observation score, which is such a mean too.
 
         Args:
-            worth: (N, rows) fp32 of every stretch so far; zero for the newest token.
-            weights: (N, rows) fp32, the new token's attention, mean over the query group.
-            age: (N, rows) int64 tokens after this one.
-            since: (N, 1) int64 tokens since the prompt was compressed, this one included.
+            worth: (rows,) fp32 of the rows of all heads so far; zero for the newest token.
+            weights: (rows,) fp32, the new token's attention, mean over the query group.
+            age: (rows,) int32 tokens after this one.
+            since: (rows,) int32 tokens since the prompt was compressed, this one included.
         """
         steps = torch.minimum(age + 1, since)
         return torch.where(age < self.window, worth + (weights - worth) / steps, worth)

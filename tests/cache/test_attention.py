@@ -8,6 +8,7 @@ import torch
 from sparsemm.cache.attention import attend, ragged_attention
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
+from tests.cache.reading import read_padded
 
 
 def slow(query, want, valid, seen):
@@ -42,7 +43,7 @@ def test_attend_equals_the_loop(group, new, free, padded):
         valid[0, 1:2] = new == 1  # in the middle, too
     slab.append(torch.randn(2, 2, new, 4), torch.randn(2, 2, new, 4), valid if padded else None)
     query = torch.randn(2, 2 * group, new, 4)
-    k, v, real = slab.padded()
+    k, v, real = read_padded(slab)
     want = [[(k[b, h][real[b, h]], v[b, h][real[b, h]]) for h in range(2)] for b in range(2)]
     causal = torch.ones(2, new, new, dtype=torch.bool).tril()
     seen = (causal | (torch.rand(2, new, new) < 0.5)) if free else causal

@@ -10,10 +10,11 @@ from transformers import DynamicCache
 
 from sparsemm.errors import CacheError
 from sparsemm.policies import METHODS
+from tests.cache.reading import read_padded
 
 
 def contents(cache):
-    kept = [layer.slab.padded() for layer in cache.ragged]
+    kept = [read_padded(layer.slab) for layer in cache.ragged]
     return [(keys[valid], values[valid]) for keys, values, valid in kept]
 
 

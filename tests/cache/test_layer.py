@@ -17,6 +17,7 @@ from sparsemm.models import fingerprint
 from sparsemm.policies import METHODS, get_policy
 from sparsemm.policies.random_heads import random_scores
 from sparsemm.scores import ScoreTable
+from tests.cache.reading import read_padded
 
 L, HQ, H, S, W, B, KERNEL = 4, 6, 3, 26, 4, 9, 5  # as the lab has them, a prompt of S, and the width of the pool
 COMPRESSED = [method for method in METHODS if method != "full"]
@@ -93,7 +94,7 @@ def test_kept_positions_equal_the_slow_way(lab, method, layer):
     ragged = RaggedLayer(layer, get_policy(method, L, H, B, W, scores=lab.scores, seed=7), KERNEL)
     ragged.update(key, value)
     ragged.compress(query, key, value, mask, 8**-0.5)
-    _, kept, valid = ragged.slab.padded()
+    _, kept, valid = read_padded(ragged.slab)
     for row, pad in enumerate(pads):
         scores = slow_scores(method, query[row].numpy(), key[row].numpy(), pad)
         slots = slow_slots(method, layer, scores, S - pad, lab.scores)

@@ -7,10 +7,11 @@ import torch
 
 from sparsemm.cache.slab import BLOCK, Slab, rows_of
 from sparsemm.errors import CacheError
+from tests.cache.reading import read_padded
 
 
 def lists(slab):
-    keys, values, valid = slab.padded()
+    keys, values, valid = read_padded(slab)
     return [
         [(keys[b, h][valid[b, h]].clone(), values[b, h][valid[b, h]].clone()) for h in range(slab.num_kv_heads)]
         for b in range(slab.batch)

@@ -10,6 +10,7 @@ import torch
 
 from sparsemm.cache.turns import compress_again, within
 from sparsemm.policies import METHODS
+from tests.cache.reading import read_padded
 
 COMPRESSED = [method for method in METHODS if method != "full"]
 
@@ -72,8 +73,8 @@ def test_the_choice_equals_the_slow_way(lab, monkeypatch):
     plain = copy.deepcopy(before)
     plain.ragged[0].recompress = False
     lab.run(plain, turn)  # the same rows, not compressed
-    keys, _, real = plain.ragged[0].slab.padded()
-    got, _, kept = layer.slab.padded()
+    keys, _, real = read_padded(plain.ragged[0].slab)
+    got, _, kept = read_padded(layer.slab)
     for head in range(3):
         rows = keys[0, head][real[0, head]].double().numpy()
         n, mean = len(rows), np.zeros(len(rows))
