@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsemm.report.results import Results
+from sparsemm.report.results import Results, Row, bars
 from sparsemm.report.styles import INK, style
 from sparsemm.scores import ScoreTable
 
@@ -93,17 +93,19 @@ def accuracy(result: Results, task: str) -> Chart:
     budgets = [int(budget) for budget in result.budgets()]
     ends = [0.9 * budgets[0], 1.12 * budgets[-1]] if budgets else [1.0, 2.0]
     if (full := result.row(task, "full", "")) is not None:
-        low, high, value = (float(full[column]) for column in ("ci_low", "ci_high", "value"))
-        band = {"type": "scatter", "mode": "lines", "x": ends + ends[::-1], "y": [low, low, high, high]}
-        data.append(
-            band
-            | {"fill": "toself", "fillcolor": "var(--band)", "line": {"width": 0}}
-            | {"showlegend": False, "hoverinfo": "skip"}
-        )
+        value = float(full["value"])
+        if full["ci_low"]:
+            low, high = float(full["ci_low"]), float(full["ci_high"])
+            band = {"type": "scatter", "mode": "lines", "x": ends + ends[::-1], "y": [low, low, high, high]}
+            data.append(
+                band
+                | {"fill": "toself", "fillcolor": "var(--band)", "line": {"width": 0}}
+                | {"showlegend": False, "hoverinfo": "skip"}
+            )
         line = {"type": "scatter", "mode": "lines", "name": "full cache", "x": ends, "y": [value, value]}
-        said = f"full cache: {value:.3f} [{low:.3f}, {high:.3f}]<extra></extra>"
+        said = f"full cache: {value:.3f}{between(full)}<extra></extra>"
         data.append(line | {"line": {"color": INK, "width": 1.5}, "hovertemplate": said})
-    metric = ""
+    metric, shares = "", all(0.0 <= float(row["value"]) <= 1.0 for row in result.evaluation if row["task"] == task)
     for number, method in enumerate(m for m in result.methods() if m != "full"):
         rows = [row for b in result.budgets() if (row := result.row(task, method, b)) is not None]
         if rows:
@@ -115,32 +117,34 @@ def accuracy(result: Results, task: str) -> Chart:
         440,
         xaxis={"title": {"text": "slots kept per KV head, mean (log)"}, "type": "log", "range": np.log10(ends).tolist()}
         | ticks,
-        yaxis={"title": {"text": metric}, "range": [-0.02, 1.03]},
+        yaxis={"title": {"text": metric}} | ({"range": [-0.02, 1.03]} if shares else {}),
         legend=legend(),
     )
 
 
-def _with_intervals(method: str, rows: list[dict[str, str]], shift: float) -> dict[str, Any]:
+def between(row: Row) -> str:
+    """A row's interval after its value, in words; empty where it has none."""
+    return f" [{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}]" if row["ci_low"] else ""
+
+
+def _with_intervals(method: str, rows: list[Row], shift: float) -> dict[str, Any]:
     """One method's line; shifted a little, so that intervals at one budget do not hide each other."""
-    value, low, high = (np.array([float(row[c]) for row in rows]) for c in ("value", "ci_low", "ci_high"))
+    value = [float(row["value"]) for row in rows]
     said = [
-        f"{method}, B = {row['budget']}: {float(row['value']):.3f} [{float(row['ci_low']):.3f}, "
-        f"{float(row['ci_high']):.3f}]<br>{float(row['kept_slots']):.1f} slots, {int(row['bytes']):,} bytes"
+        f"{method}, B = {row['budget']}: {float(row['value']):.3f}{between(row)}"
+        f"<br>{float(row['kept_slots']):.1f} slots, {int(row['bytes']):,} bytes"
         for row in rows
     ]
-    error = {
-        "array": np.clip(high - value, 0, None).round(6).tolist(),
-        "symmetric": False,
-        "thickness": 1.2,
-        "width": 3,
-    }
-    error["arrayminus"] = np.clip(value - low, 0, None).round(6).tolist()
+    error: dict[str, Any] = {"visible": False}
+    if (reach := bars(rows)) is not None:
+        low, high = reach.round(6).tolist()
+        error = {"array": high, "arrayminus": low, "symmetric": False, "thickness": 1.2, "width": 3}
     return {
         "type": "scatter",
         "mode": "lines+markers",
         "name": method,
         "x": [round(float(row["kept_slots"]) * shift, 4) for row in rows],
-        "y": value.tolist(),
+        "y": value,
         "error_y": error,
         **style(method).for_plotly(),
         "text": said,

@@ -47,8 +47,9 @@ def bars(found: Found) -> bytes:
         at = np.array([names.index((row.covariate, row.bin)) for row in rows]) + 0.3 * (number / len(found))
         rates = 100 * np.array([row.top_heads for row in rows])
         ends = 100 * np.array([(row.ci_low, row.ci_high) for row in rows]).T
-        # A percentile interval need not hold the rate itself.
+        # A percentile interval need not hold the rate itself, and one sample has none.
         spread = np.clip([rates - ends[0], ends[1] - rates], 0, None)
+        spread[:, [row.samples < 2 for row in rows]] = np.nan
         axes.errorbar(rates, at, xerr=spread, fmt="os^Dv"[number % 5], color=f"C{number}", capsize=2, label=name)
     axes.set_yticks(range(len(names)), [words(*name) for name in names])
     axes.set(xlabel="tokens hit, %", xlim=(0, 100))

@@ -9,7 +9,7 @@ import numpy as np
 from sparsemm.report.efficiency import latency
 from sparsemm.report.looking import Looking
 from sparsemm.report.picture import WIDTH, Figure, png
-from sparsemm.report.results import Results
+from sparsemm.report.results import Results, bars
 from sparsemm.report.styles import style
 from sparsemm.report.views import GRID, STRONGEST, THUMBNAIL, WORD, Views, head_views
 
@@ -61,7 +61,8 @@ def accuracy(result: Results, task: str) -> bytes:
     full = result.row(task, "full", "")
     if full is not None:
         axes.axhline(float(full["value"]), color=style("full").colour, linewidth=1, label="full cache")
-        axes.axhspan(float(full["ci_low"]), float(full["ci_high"]), color=style("full").colour, alpha=0.08)
+        if full["ci_low"]:
+            axes.axhspan(float(full["ci_low"]), float(full["ci_high"]), color=style("full").colour, alpha=0.08)
     metric, slot_bytes = "", 0.0
     for number, method in enumerate(m for m in result.methods() if m != "full"):
         rows = [row for b in result.budgets() if (row := result.row(task, method, b)) is not None]
@@ -69,17 +70,17 @@ def accuracy(result: Results, task: str) -> bytes:
             continue
         metric = rows[0]["metric"].replace("_", " ")
         slot_bytes = float(rows[0]["bytes"]) / float(rows[0]["kept_slots"])
-        value = np.array([float(row["value"]) for row in rows])
-        low, high = (np.array([float(row[c]) for row in rows]) for c in ("ci_low", "ci_high"))
+        value = [float(row["value"]) for row in rows]
         # Side by side, so that intervals at one budget do not hide each other.
         at = np.array([float(row["kept_slots"]) for row in rows]) * (1 + 0.012 * (number - 2))
-        error = np.clip(np.stack([value - low, high - value]), 0, None)
-        axes.errorbar(at, value, error, label=method, capsize=2, **style(method).for_matplotlib())
+        axes.errorbar(at, value, bars(rows), label=method, capsize=2, **style(method).for_matplotlib())
     axes.set_xscale("log", base=2)
     ticks = [int(b) for b in result.budgets()]
     axes.set_xticks(ticks, [str(b) for b in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="slots kept per KV head (mean, measured)", ylabel=metric, ylim=(-0.02, 1.02))
+    axes.set(xlabel="slots kept per KV head (mean, measured)", ylabel=metric)
+    if all(0.0 <= float(row["value"]) <= 1.0 for row in result.evaluation if row["task"] == task):
+        axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)
     if ticks:
         axes.set_xlim(0.9 * ticks[0], 1.12 * ticks[-1])  # also where one budget was run

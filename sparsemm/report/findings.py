@@ -121,10 +121,12 @@ def smallest_lossless(result: Results, task: str) -> str | None:
 
 
 def difference(row: Row, column: str) -> str:
-    """A paired difference and its 95 % interval, or "-" where the row has none."""
+    """A paired difference and, where it has one, its 95 % interval; "-" where the row has no difference."""
     if not row.get(column):
         return "-"
     prefix = "diff_full" if column == "diff_vs_full" else "diff"
+    if not row[f"{prefix}_ci_low"]:
+        return f"{float(row[column]):+.3f}"
     low, high = float(row[f"{prefix}_ci_low"]), float(row[f"{prefix}_ci_high"])
     return f"{float(row[column]):+.3f} [{low:+.3f}, {high:+.3f}]"
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sparsemm.errors import DataError
 from sparsemm.params import Params
@@ -18,7 +22,7 @@ SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
 INTERVALS = (("ci_low", "ci_high"), ("diff_ci_low", "diff_ci_high"), ("diff_full_ci_low", "diff_full_ci_high"))
 DIFFERENCES = ("diff_vs_sparsemm", *INTERVALS[1], "diff_vs_full", *INTERVALS[2])
 # Columns of a table: numbers that every row has, numbers that may be empty, words.
-EVALUATION = (("kept_slots", "bytes", "value", "n", *INTERVALS[0]), ("budget", *DIFFERENCES))
+EVALUATION = (("kept_slots", "bytes", "value", "n"), ("budget", *INTERVALS[0], *DIFFERENCES))
 EVALUATION_WORDS = ("model", "task", "method", "metric")
 PROFILE = (
     (
@@ -28,8 +32,9 @@ PROFILE = (
     ("budget",),
 )
 PROFILE_WORDS = ("model", "method")
-WHOLE = ("budget", "bytes", "n", "prompt_length", "peak_bytes", "kept_bytes", "full_bytes")
-POSITIVE = ("n", "prompt_length", "decode_ms_per_token", "peak_bytes", "full_bytes", "kept_slots")
+LATER = ("pages", "draws")  # columns that older tables do not have
+WHOLE = ("budget", "bytes", "n", *LATER, "prompt_length", "peak_bytes", "kept_bytes", "full_bytes")
+POSITIVE = ("n", *LATER, "prompt_length", "decode_ms_per_token", "peak_bytes", "full_bytes", "kept_slots")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,14 @@ class Results:
         return sorted({row["budget"] for row in self.evaluation if row["budget"]}, key=int)
 
 
+def bars(rows: Sequence[Row]) -> NDArray[np.float64] | None:
+    """(2, n) float64, how far the interval of every value reaches down and up; None where one has none."""
+    if not all(row["ci_low"] for row in rows):
+        return None
+    value, low, high = (np.array([float(row[c]) for row in rows]) for c in ("value", "ci_low", "ci_high"))
+    return np.clip(np.stack([value - low, high - value]), 0, None)
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -108,8 +121,8 @@ def _rows(path: Path, key: str, numbers: tuple[tuple[str, ...], tuple[str, ...]]
         where = f"{path}, line {number}"
         if row["model"] != key:
             raise DataError(f"a row of {row['model']!r}", where=where, hint="run its stage again")
-        for column in (*always, *sometimes):
-            if not _is_number(column, row[column]) and not (column in sometimes and row[column] == ""):
+        for column in (*always, *sometimes, *(column for column in LATER if column in row)):
+            if not _is_number(column, row[column]) and not (column in (*sometimes, *LATER) and row[column] == ""):
                 raise DataError(f"{column} is {row[column]!r}", where=where, hint="run its stage again")
         for low, high in INTERVALS:
             ends = row.get(low, ""), row.get(high, "")
@@ -126,6 +139,14 @@ def _is_number(column: str, text: str | None) -> bool:
     except ValueError:
         return False
     return math.isfinite(value) and whole and (value > 0 or column not in POSITIVE)
+
+
+def without_hollow(row: Row) -> Row:
+    """A row without intervals and verdict where it is of one page: resampling one page cannot move anything."""
+    counted = row.get("pages") or row["n"]
+    if not counted or float(counted) >= 2:
+        return row
+    return row | {column: "" for column in (*(end for ends in INTERVALS for end in ends), "verdict") if column in row}
 
 
 def read_profile(folder: Path, key: str) -> tuple[list[Row], dict[str, Any]]:
@@ -153,7 +174,7 @@ def read_results(params: Params, key: str, root: Path) -> Results:
         card=_json(root / params.models[key].checkpoint / "card.json"),
         align=_json(folder / "align" / f"{key}.json"),
         table=ScoreTable.load(folder / "scores" / f"{key}.safetensors"),
-        evaluation=_rows(evaluation, key, EVALUATION, EVALUATION_WORDS),
+        evaluation=[without_hollow(row) for row in _rows(evaluation, key, EVALUATION, EVALUATION_WORDS)],
         profile=profile,
         machine=machine,
     )

@@ -11,6 +11,7 @@ from sparsemm.report.results import Results, Row
 from sparsemm.report.studies import tally
 
 NOTHING = "No model that counts as evidence has been evaluated yet."
+TOO_FEW = "Models were evaluated, but nothing has an interval that a verdict could come from."
 
 
 def in_short(results: Sequence[Results], areas: Mapping[str, Sequence[Row]], ranks: Sequence[float] = ()) -> list[str]:
@@ -23,7 +24,8 @@ def in_short(results: Sequence[Results], areas: Mapping[str, Sequence[Row]], ran
     """
     evidence = [result for result in results if not result.note]
     compared = over_budgets(areas) or counted(evidence)
-    said = [*heads(evidence, ranks), *(against_full(evidence) + compared or [NOTHING]), *held(evidence)]
+    nothing = TOO_FEW if any(result.evaluation for result in evidence) else NOTHING
+    said = [*heads(evidence, ranks), *(against_full(evidence) + compared or [nothing]), *held(evidence)]
     left = [result.key for result in results if result.note]
     return [*said, *([f"Not counted, because they are declared test models: {', '.join(left)}."] if left else [])]
 

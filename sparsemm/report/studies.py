@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparsemm.params import Params
 from sparsemm.report.findings import VERDICTS
-from sparsemm.report.results import Row
+from sparsemm.report.results import Row, without_hollow
 from sparsemm.report.search import asked, leading
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.names import PAPER
@@ -29,7 +29,7 @@ def read_studies(params: Params, root: Path) -> Studies:
         for key in params.models:
             path = root / "artifacts" / "studies" / name / f"{key}.csv"
             if path.is_file():
-                found.setdefault(name, {})[key] = read_rows(path, name, key)
+                found.setdefault(name, {})[key] = [without_hollow(row) for row in read_rows(path, name, key)]
     return found
 
 
@@ -48,7 +48,7 @@ def area_differences(studies: Studies, keys: Sequence[str]) -> dict[str, list[Ro
     found: dict[str, list[Row]] = {}
     for key in keys:
         for row in studies.get("curve", {}).get(key, ()):
-            if (row["condition"], row["setting"]) == (AREA, PAPER) and row["against"]:
+            if (row["condition"], row["setting"]) == (AREA, PAPER) and row["verdict"]:
                 found.setdefault(f"{key}, {row['task']}", []).append(row)
     return found
 
@@ -64,11 +64,11 @@ def half_ranks(studies: Studies, keys: Sequence[str]) -> list[float]:
 
 
 def compared(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
-    """Rows with a difference under (condition, setting, against); where sparsemm is among the settings, its own."""
-    own = any(row["setting"] == PAPER and row["against"] for row in rows)
+    """Rows with a verdict under (condition, setting, against); where sparsemm is among the settings, its own."""
+    own = any(row["setting"] == PAPER and row["verdict"] for row in rows)
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        if row["against"] and (not own or row["setting"] == PAPER):
+        if row["verdict"] and (not own or row["setting"] == PAPER):
             found.setdefault((row["condition"], row["setting"], row["against"]), []).append(row)
     return found
 
@@ -85,7 +85,7 @@ def claims(rows: Sequence[Row]) -> list[str]:
     """
     grouped: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if row["against"]:
+        if row["verdict"]:
             grouped.setdefault((row["task"], row["condition"], row["setting"], row["against"]), []).append(row)
     found = []
     for (task, condition, setting, other), mine in grouped.items():

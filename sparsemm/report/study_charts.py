@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sparsemm.report.charts import Chart, figure, legend
-from sparsemm.report.results import Row
-from sparsemm.report.study_figures import across_name, interval, levels, panels, position, value_name
+from sparsemm.report.charts import Chart, between, figure, legend
+from sparsemm.report.results import Row, bars
+from sparsemm.report.study_figures import across_name, levels, panels, position, value_name
 from sparsemm.report.styles import INK, Style, told_apart
 
 
@@ -27,9 +27,7 @@ def charts(rows: Sequence[Row]) -> dict[str, Chart]:
 
 def _said(row: Row) -> str:
     at = " ".join(f"{name} {row[column]}" for name, column in (("level", "level"), ("B =", "budget")) if row[column])
-    low, high = row["ci_low"], row["ci_high"]
-    between = f" [{float(low):.3f}, {float(high):.3f}]" if low else ""
-    return f"{row['setting']}{', ' + at if at else ''}: {float(row['value']):.3f}{between}"
+    return f"{row['setting']}{', ' + at if at else ''}: {float(row['value']):.3f}{between(row)}"
 
 
 def _trace(setting: str, rows: Sequence[Row], given: Style) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def _trace(setting: str, rows: Sequence[Row], given: Style) -> dict[str, Any]:
 
 
 def _error(rows: Sequence[Row]) -> dict[str, Any]:
-    ends = interval(rows)
+    ends = bars(rows)
     if ends is None:
         return {"visible": False}
     low, high = ends.round(6).tolist()

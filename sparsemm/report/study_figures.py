@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from sparsemm.report.picture import WIDTH, Figure, png
-from sparsemm.report.results import Row
+from sparsemm.report.results import Row, bars
 from sparsemm.report.styles import Style, told_apart
 
 MOST_PANELS = 8
@@ -69,14 +68,6 @@ def value_name(rows: Sequence[Row]) -> str:
     return rows[0]["metric"].replace("_", " ")
 
 
-def interval(rows: Sequence[Row]) -> np.ndarray | None:
-    """(2, n) float64, how far the interval of every value reaches down and up; None where one has none."""
-    if not all(row["ci_low"] for row in rows):
-        return None
-    value, low, high = (np.array([float(row[c]) for row in rows]) for c in ("value", "ci_low", "ci_high"))
-    return np.clip(np.stack([value - low, high - value]), 0, None)
-
-
 def drawn(name: str, rows: Sequence[Row]) -> bytes:
     """PNG of a study's rows of one model."""
     return png(figure_of(name, rows))
@@ -125,7 +116,7 @@ def _lines(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None
         at, value = [float(r["level"] or r["budget"]) for r in mine], [float(r["value"]) for r in mine]
         if not by_level:  # side by side, so that equal points do not hide each other
             at = [x * (1 + 0.012 * (number - 2)) for x in at]
-        axes.errorbar(at, value, interval(mine), label=setting, **_look(styles[setting]))
+        axes.errorbar(at, value, bars(mine), label=setting, **_look(styles[setting]))
     axes.set_xlabel(across_name(rows), fontsize=8)
     if not by_level:
         ticks = sorted({int(row["budget"]) for row in rows if row["budget"]})
@@ -142,6 +133,6 @@ def _level(axes: Axes, row: Row) -> None:
 def _points(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
     for at, row in enumerate(rows):
         look = _look(styles[row["setting"]])
-        axes.errorbar([at], [float(row["value"])], interval([row]), label=row["setting"], **look)
+        axes.errorbar([at], [float(row["value"])], bars([row]), label=row["setting"], **look)
     axes.set_xticks([])
     axes.margins(x=0.2)

@@ -34,6 +34,12 @@ def test_accuracy_has_values_intervals_and_the_full_cache(crafted):
     assert mine["x"][0] != data["snapkv"]["x"][0]  # side by side
 
 
+def test_values_that_are_no_shares_are_not_cut_off(crafted):
+    assert charts.accuracy(result(crafted), "read")["layout"]["yaxis"]["range"] == [-0.02, 1.03]
+    cider = crafted.results([crafted.row("full", "", 1.4, task="textcaps_val"), crafted.row("snapkv", "8", 0.9)])
+    assert "range" not in charts.accuracy(cider, "textcaps_val")["layout"]["yaxis"]
+
+
 def test_the_heat_map_ranks_every_head(crafted):
     (cells,) = charts.heat_map(result(crafted, share=0.62).table)["data"]
     assert cells["z"][0][0] == pytest.approx(62) and cells["customdata"][0][0] == 1

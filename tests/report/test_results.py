@@ -9,6 +9,9 @@ import pytest
 
 from sparsemm.errors import DataError, ScoreTableError
 from sparsemm.params import load_params
+from sparsemm.report.charts import accuracy as accuracy_chart
+from sparsemm.report.figures import accuracy as accuracy_figure
+from sparsemm.report.findings import difference, verdicts
 from sparsemm.report.results import read_results
 
 PARAMS = """
@@ -121,3 +124,23 @@ def test_what_is_not_json_is_refused(place):
     (folder / "ckpt/card.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="card.json"):
         read()
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"), [({"n": "1"}, False), ({"n": "5", "pages": "1"}, False), ({"n": "5", "pages": "2"}, True)]
+)
+def test_one_page_has_no_interval_and_no_verdict(place, crafted, more, kept):
+    result = place[1]([crafted.row("full", "", 0.9) | more, crafted.row("snapkv", "8", 0.5, (-0.2, -0.1)) | more])
+    assert [bool(row["ci_low"]) for row in result.evaluation] == [kept, kept]
+    assert bool(verdicts(result, "read", "snapkv")) == kept
+    snapkv = result.evaluation[1]
+    assert difference(snapkv, "diff_vs_sparsemm") == ("-0.150 [-0.200, -0.100]" if kept else "-0.150")
+    charts, pictures = accuracy_chart(result, "read"), accuracy_figure(result, "read")
+    crafted.drawable(charts)
+    assert ("[0.400, 0.600]" in json.dumps(charts)) == kept and len(pictures) > 1000
+
+
+@pytest.mark.parametrize("column", ["pages", "draws"])
+def test_later_columns_are_checked_too(place, crafted, column):
+    with pytest.raises(DataError, match=f"line 2: {column} is 'many'"):
+        place[1]([crafted.row("full", "", 0.9) | {column: "many"}])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemm.report.short import NOTHING, in_short
+from sparsemm.report.results import INTERVALS
+from sparsemm.report.short import NOTHING, TOO_FEW, in_short
 from sparsemm.report.studies import area_differences, half_ranks
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.curve import AREA
@@ -36,6 +37,12 @@ def test_agreement_of_halves_is_never_rounded_up_and_ranks_stand_beside_it(craft
 def test_what_was_not_run_is_not_said(crafted):
     said = in_short([crafted.results(scores=crafted.table(samples=1))], {})
     assert said[1] == NOTHING and len(said) == 2 and "agree" not in said[0]
+
+
+def test_an_evaluation_without_intervals_is_no_finding(crafted):
+    bare = dict.fromkeys((end for ends in INTERVALS for end in ends), "")
+    given = [crafted.row("full", "", 0.9) | bare, crafted.row("sparsemm", "8", 0.5) | bare]
+    assert in_short([crafted.results(given)], {})[1] == TOO_FEW
 
 
 def test_cases_against_the_full_cache(crafted):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.report.studies import claims, read_studies
+from sparsemm.report.studies import area_differences, claims, compared, read_studies
 from sparsemm.studies.stage import write
 from tests.report.studied import rows
 
@@ -30,6 +30,15 @@ def test_what_was_made_is_read(tmp_path):
     found = read_studies(PARAMS, tmp_path)
     assert {name: list(models) for name, models in found.items()} == {"curve": ["m"], "length": ["n"]}
     assert found["curve"]["m"][0]["setting"] == rows()[0]["setting"]
+
+
+def test_one_page_gives_no_claim_whatever_its_file_says(tmp_path):
+    few = [row | {"n": "1"} for row in rows("curve", "m")]
+    assert claims(few)  # of a file from before this was so
+    write(few, "curve", "m", tmp_path)
+    found = read_studies(PARAMS, tmp_path)["curve"]["m"]
+    assert claims(found) == [] and compared(found) == {} and area_differences({"curve": {"m": found}}, ["m"]) == {}
+    assert not any(row["ci_low"] or row["diff_ci_low"] or row["verdict"] for row in found)
 
 
 def test_a_damaged_file_is_refused(tmp_path):

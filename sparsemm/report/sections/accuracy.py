@@ -46,7 +46,7 @@ def _row(row: Row) -> list[str]:
         f"{float(row['kept_slots']):.1f}",
         f"{int(row['bytes']):,}",
         f"{float(row['value']):.3f}",
-        f"[{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}]",
+        charts.between(row).strip() or "-",
         difference(row, "diff_vs_sparsemm"),
         verdict(row) if row["diff_ci_low"] else "-",
         difference(row, "diff_vs_full"),

@@ -176,7 +176,7 @@ def _published(material: Material) -> list[str]:
                 *(one.task, one.method, str(one.budget), one.metric, f"{one.ours:.3f}", f"{one.published:.3f}"),
                 f"{one.diff:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
             ]
-            for one in beside(material.params.models[key].checkpoint, rows)
+            for one in beside(material.params.models[key].checkpoint, [row for row in rows if row["ci_low"]])
         ]
         if cells:
             made.append(table(header, cells, f"{key}: ours and {SOURCE}; the interval is that of our samples alone"))
