@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from sparsemm.report import charts
+from sparsemm.report.documents import counted, resampled
 from sparsemm.report.findings import comparison, comparisons, difference, smallest_lossless, verdict
 from sparsemm.report.page import bullets, chart, details, heading, pair, paragraph, table
 from sparsemm.report.results import Results, Row
 from sparsemm.report.sections.material import Material
 
 NOT_EVALUATED = "Not evaluated yet."
+TOO_FEW = "Of fewer than two pages there is no interval and no verdict; the line across is the full cache."
+BARS = (
+    "Bars are 95 % bootstrap intervals {}; the line and its band are the full cache. Differences are paired, so that "
+    "one can be shown although bars overlap: the table has them."
+)
 
 
 def parts(material: Material) -> list[str]:
@@ -29,9 +35,7 @@ def _task(result: Results, task: str) -> str:
     shown = chart(
         charts.accuracy(result, task),
         f"Line chart: {task} accuracy of {result.key} against slots kept, one line per method. {' '.join(sentences)}",
-        f"{result.name}, {task}, {rows[0]['n']} pages. Bars are 95 % bootstrap intervals over pages; the line and its "
-        "band are the full cache. Methods are compared page by page, so a difference can be shown although bars "
-        "overlap: the table has these differences.",
+        f"{result.name}, {task}, {counted(rows)}. {BARS.format(resampled(rows)) if rows[0]['ci_low'] else TOO_FEW}",
     )
     header = ["method", "B", "slots kept", "bytes", "accuracy", "95 % interval"]
     header += ["minus sparsemm", "sparsemm is", "minus full", "against full"]

@@ -28,9 +28,9 @@ RATES = ["what is on the page", "samples", "answer tokens", "best 5 % of heads",
 RATES_NOTE = (
     "Share of answer tokens at whose box heads look, of words that the model says; bootstrap intervals over samples. "
     "The best heads are chosen on the same samples, so compare bins with each other. Box height stands for font size "
-    "where boxes are drawn around the text; lines of the pages drawn here are all as high, and what differs between "
-    "their data sets is the size of the letters."
+    "where boxes are drawn around the text{}."
 )
+DRAWN = "; lines of the pages drawn here are all as high, and what differs between data sets is the size of the letters"
 
 
 def parts(material: Material) -> list[str]:
@@ -47,7 +47,7 @@ def parts(material: Material) -> list[str]:
         if agreement.tables:
             rows += [_row(result, name, one, agreement.words[name]) for name, one in agreement.tables.items()]
             found += [heading(result.name), _maps(result, {known: result.table, **agreement.tables})]
-        found += [_rates(result, name, rates) for name, rates in agreement.rates.items()]
+        found += [_rates(result, name, rates, _is_drawn(material, name)) for name, rates in agreement.rates.items()]
     if rows:
         found = [table(HEADER, rows, f"Every table against that of {known!r}"), paragraph(NOTE), *found]
     return found
@@ -75,7 +75,12 @@ def _maps(result: Results, tables: dict[str, ScoreTable]) -> str:
     return pair(*shown)
 
 
-def _rates(result: Results, name: str, rates: list[Rates]) -> str:
+def _is_drawn(material: Material, name: str) -> bool:
+    """Whether a data set's pages are drawn by this project."""
+    return name in material.params.datasets and material.params.datasets[name].source == "synthetic"
+
+
+def _rates(result: Results, name: str, rates: list[Rates], drawn: bool) -> str:
     listed = [
         [
             words(row.covariate, row.bin),
@@ -89,4 +94,5 @@ def _rates(result: Results, name: str, rates: list[Rates]) -> str:
     ]
     span = [row.top_heads for row in rates]
     said = f"Hit rate of the best heads by size, script and kind of the text: {min(span):.0%} to {max(span):.0%}"
-    return details(f"{result.name}, {name}. {said}", table(RATES, listed, f"{result.label}, {name}. {RATES_NOTE}"))
+    caption = f"{result.label}, {name}. {RATES_NOTE.format(DRAWN if drawn else '')}"
+    return details(f"{result.name}, {name}. {said}", table(RATES, listed, caption))

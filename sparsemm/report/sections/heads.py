@@ -12,8 +12,8 @@ from sparsemm.report.sections.material import Material
 from sparsemm.report.views import Views, head_views, picture
 
 READING = (
-    "Words read is the share of words on the calibration pages that the model says in order; the others are not "
-    "scored. Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
+    "Words read is the share of words on the calibration pages that the model says{}; the others are not scored. "
+    " Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
     "other pages of this kind would give the heads of large score alike, which decide it; near 0, the scores are noise."
 )
 
@@ -37,7 +37,7 @@ def parts(material: Material) -> list[str]:
             "together. The further a line bends away from the even spread, the fewer heads do the looking." + marked,
         ),
         table(*_shares(results)),
-        paragraph(READING),
+        paragraph(READING.format(" in order" if material.params.chase.align == "ordered" else "")),
     ]
     if trained := [result.key for result in results if result.card]:
         said = f"Small models trained in this repository: {', '.join(trained)}. How sparse their heads are says little "

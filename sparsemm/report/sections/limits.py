@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsemm.report.documents import apart, metrics, resampled, scope
 from sparsemm.report.findings import equal_slots
 from sparsemm.report.page import bullets
 from sparsemm.report.sections.material import Material
@@ -22,10 +23,12 @@ def parts(material: Material) -> list[str]:
         "of heads, at least one.",
         f"Budgets: window {given.window}, rho {given.rho}, mode {given.mode}; observation scores are pooled over "
         f"{asked.pooling_kernel} positions for every method.",
-        f"Accuracy: {asked.samples} pages of {asked.dataset!r}, drawn from another split than the calibration pages; "
-        f"{asked.bootstrap} bootstrap resamples, paired over pages. read is word accuracy (one minus the word error "
-        "rate), qa is exact match.",
     ]
+    if rows := [row for result in results for row in result.evaluation]:
+        notes.append(
+            f"Accuracy: {scope(params, results)}. {apart(params, results)} 95 % bootstrap intervals {resampled(rows)}, "
+            f"{asked.bootstrap} resamples; differences are paired. Metrics: {metrics(results)}."
+        )
     if slots := equal_slots(results):
         notes.append(slots)
     return [bullets(notes)]

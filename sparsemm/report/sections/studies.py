@@ -62,7 +62,7 @@ TEXT = {
     "looking": (
         "What visual and other heads look at",
         "Share of a head's attention on the word about to be said and on the page, of the best heads by score, of "
-        "heads in the middle of the ranking and of the last ones. Scores are from other pages than these.",
+        "heads in the middle of the ranking and of the last ones, on pages of the evaluation's data set.",
     ),
     "search": (
         "A better allocation than the paper's",
@@ -129,9 +129,7 @@ def _overview(name: str, material: Material) -> list[str]:
 def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
     title, best = TEXT[name][0], shown(name, rows)
     said = claims(best)
-    counts = sorted({int(row["n"]) for row in rows if row["n"]})
-    pages = f"{counts[0]} to {counts[-1]} samples" if len(counts) > 1 else f"{counts[0]} samples" if counts else ""
-    caption = f"means with 95 % bootstrap intervals, {pages}." if pages else "means."
+    caption = _means(rows)
     drawn = [
         chart(one, f"{title}, {key}, {panel}. {' '.join(said[:4])}", f"{panel}: {caption}")
         for panel, one in charts(best).items()
@@ -146,6 +144,18 @@ def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
         details("All numbers", _listed(key, rows)),
     ]
     return [details(f"{key} *: charts and numbers" if note else f"{key}: charts and numbers", *parts)]
+
+
+def _means(rows: Sequence[Row]) -> str:
+    counts = sorted({int(row["n"]) for row in rows if row["n"]})
+    if not counts:
+        return "means."
+    least, most = counts[0], counts[-1]
+    samples = f"{least if least == most else f'{least} to {most}'} sample{'s' if most > 1 else ''}"
+    if most < 2:
+        return f"{samples}: no interval and no verdict."
+    draws = " (and, for random methods, over draws)" if any(row["seeds"] not in ("", "1") for row in rows) else ""
+    return f"means with 95 % bootstrap intervals over pages{draws}, {samples}."
 
 
 def _listed(key: str, rows: Sequence[Row]) -> str:

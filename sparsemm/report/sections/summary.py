@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sparsemm.report.documents import apart, scope
 from sparsemm.report.findings import comparisons, lossless_from, smallest_lossless, verdicts
 from sparsemm.report.forest import against_methods
 from sparsemm.report.page import bullets, chart, pair, paragraph, table
@@ -18,10 +19,10 @@ CAPTION = (
     "shown worse than the full cache"
 )
 READING = (
-    "Every sentence here is generated from the tables of this page. B is the mean number of tokens kept per KV head. "
-    "Better and worse mean that the 95 % bootstrap interval of the paired difference over pages excludes zero; no "
+    "Numbers and verdicts here are computed from the tables of this page. B is the mean number of tokens kept per KV "
+    "head. Better and worse mean that the 95 % bootstrap interval of the paired difference excludes zero; no "
     "difference shown means that it does not, not that the two are equal. The intervals are not corrected for the "
-    "number of comparisons."
+    "number of comparisons. Of fewer than two pages there is no interval and no verdict."
 )
 
 
@@ -40,15 +41,13 @@ def parts(material: Material) -> list[str]:
 
 
 def _scope(material: Material) -> str:
-    """Of which models and pages, in one line."""
+    """Of which models and documents, in one line."""
     evidence = [result for result in material.results if not result.note]
     trained = sum(bool(result.card) for result in evidence)
     names = ", ".join(result.key for result in evidence) or "none yet"
     small = f" ({trained} of them small and trained in this repository)" if trained else ""
-    asked = material.params.evaluate
-    return paragraph(
-        f"Models: {names}{small}. Pages: {asked.samples} of {asked.dataset!r}, not those of the scores.", "quiet"
-    )
+    asked, known = scope(material.params, material.results), apart(material.params, material.results)
+    return paragraph(f"Models: {names}{small}. Evaluated: {asked}. {known}".rstrip(), "quiet")
 
 
 def _areas(areas: Mapping[str, Sequence[Row]]) -> str:

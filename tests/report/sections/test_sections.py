@@ -9,6 +9,8 @@ import pytest
 from sparsemm.params import parse_params
 from sparsemm.report import sections
 from sparsemm.report.page import page
+from sparsemm.report.results import without_hollow
+from sparsemm.report.short import TOO_FEW
 
 PARAMS = """
 models: {}
@@ -101,6 +103,28 @@ def test_what_is_missing_is_said(crafted, build):
     assert "Not evaluated yet." in found.text and "Not profiled yet." in found.text
     assert "m is not in the explorer: only small local checkpoints." in found.text
     assert len(charts(found)) == 2 and not found.all("select")
+
+
+def test_nothing_is_said_of_documents_that_were_not_evaluated(crafted):
+    given = PARAMS.replace("methods: [full, sparsemm]", "methods: [full, sparsemm], tasks: [textcaps_val], source: d")
+    rows = [crafted.row(*cells, task="textcaps_val") for cells in (("full", "", 0.9), ("sparsemm", "8", 0.6))]
+    rows = [row | {"metric": "textcaps_CIDEr"} for row in rows]
+    result = crafted.results(rows)
+    contents, parts = sections.written(sections.Material(parse_params(given), [result], {"m": "not asked"}))
+    text = crafted.checked(page("t", contents, *parts)).text
+    assert text.count("textcaps_val: 9 questions of its files in 'd'") == 2 and "was not checked" in text
+    for wrong in ("another split", "no score was computed from", "word accuracy", "exact match", "pages of 'e'"):
+        assert wrong not in text
+
+
+@pytest.mark.parametrize(("pages", "known"), [("1", False), ("2", True)])
+def test_one_page_has_no_verdict_anywhere(crafted, build, pages, known):
+    result = evaluated(crafted, (-0.2, -0.1))
+    few = [without_hollow(row | {"pages": pages}) for row in result.evaluation]
+    found = build([crafted.results(few)])
+    assert ("better at B = 8" in found.text) == known == ("1 / 0 / 0" in found.text)
+    assert ("[0." in found.text) == known and (TOO_FEW in found.text) != known
+    assert ("Of fewer than two pages there is no interval and no verdict; the line" in found.text) != known
 
 
 def test_a_note_stands_in_every_table_of_its_model(crafted, build):
