@@ -61,7 +61,10 @@ def pictures(shown: Iterable[tuple[str, str, str]], caption: str) -> str:
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
-    """A table that scrolls on its own on narrow screens, also from the keyboard; the first cell names its row."""
+    """A table that scrolls on its own on narrow screens, also from the keyboard; the first cell names its row.
+
+    The first cell stays in sight, so it should say all that tells a row from others.
+    """
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = ""
     for row in rows:
@@ -70,7 +73,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], caption: str) ->
         body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

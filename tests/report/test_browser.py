@@ -262,6 +262,34 @@ def test_nothing_overflows_on_a_phone(opened, dark):
     assert (background.mean() < 60) == dark
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_rows_keep_their_names_when_a_table_is_scrolled_on_a_phone(opened, dark):
+    opened.size(390, 844, dark)
+    opened.open_again()
+    opened.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    seen = opened.js(
+        """const wide = (one) => one.scrollWidth > one.clientWidth;
+        return [...document.querySelectorAll('.wide')].filter(wide).map((one) => {
+            one.scrollLeft = one.scrollWidth;
+            const region = one.getBoundingClientRect();
+            const names = [...one.querySelectorAll('tr > :first-child')].map((cell) => {
+                cell.scrollIntoView({block: 'center'});
+                const at = cell.getBoundingClientRect();
+                const top = document.elementFromPoint(at.left + at.width / 2, at.top + at.height / 2);
+                return [at.left - region.left, at.width / region.width, top === cell,
+                        getComputedStyle(cell).backgroundColor === getComputedStyle(document.body).backgroundColor];
+            });
+            const caption = one.querySelector('caption > span').getBoundingClientRect();
+            return [one.ariaLabel, one.scrollLeft, names, caption.left - region.left, caption.right - region.right];
+        })"""
+    )
+    assert len(seen) > 3
+    for label, moved, names, left, right in seen:
+        assert moved > 0 and abs(left) < 1 and right < 1, label
+        for at, share, on_top, covers in names:
+            assert abs(at) < 1 and share < 0.6 and on_top and covers, label
+
+
 def test_colours_follow_the_scheme_without_a_reload(opened):
     plot = opened.at("heads")
     colour = "return document.getElementById('explorer-heads')._fullLayout.font.color"

@@ -37,22 +37,21 @@ def _task(result: Results, task: str) -> str:
         f"Line chart: {task} accuracy of {result.key} against slots kept, one line per method. {' '.join(sentences)}",
         f"{result.name}, {task}, {counted(rows)}. {BARS.format(resampled(rows)) if rows[0]['ci_low'] else TOO_FEW}",
     )
-    header = ["method", "B", "slots kept", "bytes", "accuracy", "95 % interval"]
-    header += ["minus sparsemm", "sparsemm is", "minus full", "against full"]
+    header = ["method", "minus sparsemm", "sparsemm is", "minus full", "against full", "accuracy", "95 % interval"]
+    header += ["slots kept", "bytes"]
     listed = table(header, map(_row, rows), f"{result.label}: {task}, {rows[0]['metric'].replace('_', ' ')}")
     return shown + bullets(sentences) + details("All numbers", listed)
 
 
 def _row(row: Row) -> list[str]:
     return [
-        row["method"],
-        row["budget"] or "all",
-        f"{float(row['kept_slots']):.1f}",
-        f"{int(row['bytes']):,}",
-        f"{float(row['value']):.3f}",
-        charts.between(row).strip() or "-",
+        f"{row['method']}, B = {row['budget']}" if row["budget"] else row["method"],
         difference(row, "diff_vs_sparsemm"),
         verdict(row) if row["diff_ci_low"] else "-",
         difference(row, "diff_vs_full"),
         verdict(row, "diff_full") if row["diff_full_ci_low"] else "-",
+        f"{float(row['value']):.3f}",
+        charts.between(row).strip() or "-",
+        f"{float(row['kept_slots']):.1f}",
+        f"{int(row['bytes']):,}",
     ]

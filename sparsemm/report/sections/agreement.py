@@ -14,17 +14,16 @@ from sparsemm.scores import ScoreTable
 
 NOTE = "Two tables cannot agree better than each agrees with itself: the split-half correlation of either."
 HEADER = [
-    "model",
-    "data set",
-    "samples",
-    "words read",
+    "model and data set",
     "rank correlation",
     "top 5 % shared",
     "top 10 % shared",
     "split-half r",
+    "samples",
+    "words read",
 ]
 
-RATES = ["what is on the page", "samples", "answer tokens", "best 5 % of heads", "95 % interval", "all heads"]
+RATES = ["what is on the page", "best 5 % of heads", "95 % interval", "all heads", "samples", "answer tokens"]
 RATES_NOTE = (
     "Share of answer tokens at whose box heads look, of words that the model says; bootstrap intervals over samples. "
     "The best heads are chosen on the same samples, so compare bins with each other. Box height stands for font size "
@@ -57,7 +56,8 @@ def _row(result: Results, name: str, one: ScoreTable, words: float | None) -> li
     overlaps = [f"{result.table.top_overlap(one, fraction):.0%}" for fraction in (0.05, 0.10)]
     correlation = at_least(result.table.rank_correlation(one))
     read = "-" if words is None else f"{words:.1%}"
-    return [result.label, name, str(len(one.per_sample)), read, correlation, *overlaps, at_least(one.split_half())]
+    sure = at_least(one.split_half())
+    return [f"{result.label}, {name}", correlation, *overlaps, sure, str(len(one.per_sample)), read]
 
 
 def _maps(result: Results, tables: dict[str, ScoreTable]) -> str:
@@ -84,11 +84,11 @@ def _rates(result: Results, name: str, rates: list[Rates], drawn: bool) -> str:
     listed = [
         [
             words(row.covariate, row.bin),
-            str(row.samples),
-            str(row.tokens),
             f"{row.top_heads:.1%}",
             f"{row.ci_low:.1%} to {row.ci_high:.1%}" if row.samples > 1 else "-",
             f"{row.all_heads:.1%}",
+            str(row.samples),
+            str(row.tokens),
         ]
         for row in rates
     ]

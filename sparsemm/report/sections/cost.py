@@ -55,22 +55,21 @@ def _shape(timed: Timed) -> str:
 
 
 def _numbers(label: str, rows: list[Row]) -> str:
-    header = ["method", "B", "prompt", "prefill ms", "compression", "ms a token", "times transformers"]
-    header += ["tokens a second", "least ms a token", "most bytes", "bytes held"]
+    header = ["method", "ms a token", "times transformers", "bytes held", "prefill ms", "compression"]
+    header += ["tokens a second", "least ms a token", "most bytes"]
     return table(header, map(_row, rows), f"{label}: time and bytes")
 
 
 def _row(row: Row) -> list[str]:
+    budget = f", B = {row['budget']}" if row["budget"] else ""
     return [
-        row["method"],
-        row["budget"] or "all",
-        row["prompt_length"],
-        f"{float(row['prefill_ms']):.1f}",
-        f"{float(row['compression_share']):.1%}",
+        f"{row['method']}{budget}, {row['prompt_length']} tokens",
         f"{float(row['decode_ms_per_token']):.2f}",
         f"{float(row['decode_ratio_to_full']):.2f}",
+        f"{int(row['kept_bytes']):,}",
+        f"{float(row['prefill_ms']):.1f}",
+        f"{float(row['compression_share']):.1%}",
         f"{float(row['tokens_per_second']):.0f}",
         f"{float(row['roofline_ms']):.2f}",
         f"{int(row['peak_bytes']):,}",
-        f"{int(row['kept_bytes']):,}",
     ]

@@ -159,17 +159,22 @@ def _means(rows: Sequence[Row]) -> str:
 
 
 def _listed(key: str, rows: Sequence[Row]) -> str:
-    header = ["setting", "task", "condition", "level", "B", "slots kept", "bytes", "value", "95 % interval", "n"]
-    header += ["spread", "against", "difference", "95 % interval", "verdict", "samples needed"]
+    header = ["setting", "against", "difference", "95 % interval", "verdict", "value", "95 % interval", "n", "spread"]
+    header += ["slots kept", "bytes", "samples needed"]
     cells = []
     for row in rows:
-        own = [row[c] for c in ("setting", "task", "condition", "level", "budget", "kept_slots", "bytes")]
-        own += [f"{float(row['value']):.3f}", _interval(row, "ci"), row["n"]]
-        own += [row["spread"] if row["seeds"] not in ("", "1") else "", row["against"]]
-        own += [f"{float(row['diff']):+.3f}" if row["diff"] else "", _interval(row, "diff_ci"), row["verdict"]]
-        cells.append([*own, row["needed"]])
+        own = [_named(row), row["against"], f"{float(row['diff']):+.3f}" if row["diff"] else ""]
+        own += [_interval(row, "diff_ci"), row["verdict"], f"{float(row['value']):.3f}", _interval(row, "ci"), row["n"]]
+        own += [row["spread"] if row["seeds"] not in ("", "1") else ""]
+        cells.append([*own, row["kept_slots"], row["bytes"], row["needed"]])
     caption = f"{key}: differences are paired; samples needed are for the precision that params.yaml states"
     return table(header, cells, caption)
+
+
+def _named(row: Row) -> str:
+    """All that tells a row from others: its setting, task, condition, level and budget."""
+    at = (f"{name} {row[column]}" for name, column in (("level", "level"), ("B =", "budget")) if row[column])
+    return ", ".join(filter(None, (row["setting"], row["task"], row["condition"], *at)))
 
 
 def _interval(row: Row, prefix: str) -> str:
@@ -178,13 +183,14 @@ def _interval(row: Row, prefix: str) -> str:
 
 
 def _published(material: Material) -> list[str]:
-    header = ["task", "method", "B", "published metric", "ours", "published", "ours minus published"]
+    header = ["task and method", "ours minus published", "ours", "published", "published metric"]
     made = []
     for key, rows in material.studies.get("curve", {}).items():
         cells = [
             [
-                *(one.task, one.method, str(one.budget), one.metric, f"{one.ours:.3f}", f"{one.published:.3f}"),
+                f"{one.task}, {one.method}, B = {one.budget}",
                 f"{one.diff:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
+                *(f"{one.ours:.3f}", f"{one.published:.3f}", one.metric),
             ]
             for one in beside(material.params.models[key].checkpoint, [row for row in rows if row["ci_low"]])
         ]

@@ -15,8 +15,8 @@ from sparsemm.report.studies import area_differences, half_ranks
 
 QUESTION = "Which attention heads look at the image, and how small can the KV cache be when you know?"
 CAPTION = (
-    "sparsemm against every method: budgets at which it is better / undecided / worse; and from which B on it is not "
-    "shown worse than the full cache"
+    "sparsemm: from which B on it is not shown worse than the full cache; and against every method, budgets at which "
+    "it is better / undecided / worse"
 )
 READING = (
     "Numbers and verdicts here are computed from the tables of this page. B is the mean number of tokens kept per KV "
@@ -70,9 +70,9 @@ def _verdicts(results: list[Results]) -> str:
                 found = verdicts(result, task, method)
                 counts = [str(len(found.get(w, ()))) for w in ("better", "no difference shown", "worse")]
                 cells.append(" / ".join(counts) if found else "-")
-            cells.append("-" if smallest_lossless(result, task) is None else lossless_from(result, task) or "none")
-            rows.append([result.label, task, *cells])
+            enough = "-" if smallest_lossless(result, task) is None else lossless_from(result, task) or "none"
+            rows.append([f"{result.label}, {task}", enough, *cells])
         if not result.evaluation:
-            rows.append([result.label, "not evaluated yet", *["-"] * (len(others) + 1)])
-    header = ["model", "task", *(f"vs {method}" for method in others), "enough from B ="]
+            rows.append([f"{result.label}, not evaluated yet", *["-"] * (len(others) + 1)])
+    header = ["model and task", "enough from B =", *(f"vs {method}" for method in others)]
     return table(header, rows, CAPTION)

@@ -64,6 +64,14 @@ def charts(found):
     return [one for one in made if "layout" in one]
 
 
+def test_tables_begin_with_what_names_a_row_then_differences_and_verdicts(crafted, build):
+    found = build([evaluated(crafted, (-0.2, -0.1))])
+    assert "methodminus sparsemmsparsemm isminus fullagainst fullaccuracy" in found.text
+    assert "snapkv, B = 8-0.150 [-0.200, -0.100]better-0.400 [-0.500, -0.300]worse0.500" in found.text
+    assert "model and taskenough from B =vs snapkvm, readnone1 / 0 / 0" in found.text
+    assert "sparsemm, B = 16, 128 tokens2.00" in found.text
+
+
 def test_every_chart_is_in_the_page_and_has_words(crafted, build):
     found = build([evaluated(crafted, (-0.2, -0.1))])
     plots = [one for one in found.all("div") if one.get("class") == "plot"]

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sparsemm.params import parse_params
+from sparsemm.report.results import without_hollow
 from sparsemm.report.sections import Material, studies
 from sparsemm.studies.names import STUDIES
 from tests.report.studied import rows
@@ -44,6 +45,18 @@ def test_a_study_has_a_heading_charts_claims_and_all_numbers(section):
     assert [label.split(",")[0] for label in shown[::2]] == ["Accuracy against budget", "Long answers"]
     assert len(shown) == 3 and shown[1].startswith("Long answers: differences")
     assert all(json.loads(text)["data"] for text in found.scripts)
+
+
+def test_all_numbers_begin_with_what_names_a_row_then_its_difference_and_verdict(section):
+    text = section({"curve": {"n": [row | {"condition": "here"} for row in rows("curve", "n")]}}).text
+    assert "settingagainstdifference95 % intervalverdictvalue" in text
+    assert "sparsemm, read, here, B = 12snapkv+0.200[0.200, 0.200]better" in text
+
+
+def test_one_sample_is_said_to_have_no_interval(section):
+    few = [without_hollow(row | {"n": "1"}) for row in rows("curve", "n")]
+    text = section({"curve": {"n": few}}).text
+    assert "1 sample: no interval and no verdict." in text and "better" not in text.split("All numbers")[1]
 
 
 def test_what_all_models_show_leaves_test_models_out(section):
