@@ -13,7 +13,7 @@ from sparsemm.report.views import Views, head_views, picture
 
 READING = (
     "Words read is the share of words on the calibration pages that the model says{}; the others are not scored. "
-    " Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
+    "Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
     "other pages of this kind would give the heads of large score alike, which decide it; near 0, the scores are noise."
 )
 

@@ -13,6 +13,7 @@ from sparsemm.report.search import gains
 from sparsemm.report.sections.material import Material
 from sparsemm.report.studies import claims, compared, shown, tally
 from sparsemm.report.study_charts import charts
+from sparsemm.report.study_figures import panels
 
 SHORT = 12  # lines of a table that is not folded
 SHOWN = 2  # charts of a model and a study that are not folded
@@ -129,10 +130,9 @@ def _overview(name: str, material: Material) -> list[str]:
 def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
     title, best = TEXT[name][0], shown(name, rows)
     said = claims(best)
-    caption = _means(rows)
     drawn = [
-        chart(one, f"{title}, {key}, {panel}. {' '.join(said[:4])}", f"{panel}: {caption}")
-        for panel, one in charts(best).items()
+        chart(one, f"{title}, {key}, {where}. {' '.join(said[:4])}", f"{where}: {_behind(panel.rows)}")
+        for panel, (where, one) in zip(panels(best), charts(best).items(), strict=True)
     ]
     first, rest = said[:6], said[6:]
     parts = [
@@ -146,16 +146,17 @@ def _model(name: str, key: str, note: str, rows: list[Row]) -> list[str]:
     return [details(f"{key} *: charts and numbers" if note else f"{key}: charts and numbers", *parts)]
 
 
-def _means(rows: Sequence[Row]) -> str:
+def _behind(rows: Sequence[Row]) -> str:
+    """How many samples a panel's values are of, and what its intervals are."""
     counts = sorted({int(row["n"]) for row in rows if row["n"]})
     if not counts:
-        return "means."
+        return "no interval."
     least, most = counts[0], counts[-1]
     samples = f"{least if least == most else f'{least} to {most}'} sample{'s' if most > 1 else ''}"
     if most < 2:
-        return f"{samples}: no interval and no verdict."
+        return f"{samples}, no interval and no verdict."
     draws = " (and, for random methods, over draws)" if any(row["seeds"] not in ("", "1") for row in rows) else ""
-    return f"means with 95 % bootstrap intervals over pages{draws}, {samples}."
+    return f"{samples}, 95 % bootstrap intervals over pages{draws}."
 
 
 def _listed(key: str, rows: Sequence[Row]) -> str:

@@ -53,10 +53,21 @@ def test_all_numbers_begin_with_what_names_a_row_then_its_difference_and_verdict
     assert "sparsemm, read, here, B = 12snapkv+0.200[0.200, 0.200]better" in text
 
 
+def test_a_caption_speaks_of_its_own_panel(section):
+    timed = [row | {"condition": "ms a token", "n": "", "ci_low": "", "ci_high": ""} for row in rows("cost", "n")]
+    drawn = [row | {"condition": "random", "seeds": "3"} for row in rows("cost", "n")]
+    text = section({"cost": {"n": [*rows("cost", "n"), *timed, *drawn]}}).text
+    assert "read: 60 samples, 95 % bootstrap intervals over pages." in text
+    assert "read, ms a token: no interval." in text
+    assert (
+        "read, random: 60 samples, 95 % bootstrap intervals over pages (and, for random methods, over draws)." in text
+    )
+
+
 def test_one_sample_is_said_to_have_no_interval(section):
     few = [without_hollow(row | {"n": "1"}) for row in rows("curve", "n")]
     text = section({"curve": {"n": few}}).text
-    assert "1 sample: no interval and no verdict." in text and "better" not in text.split("All numbers")[1]
+    assert "read: 1 sample, no interval and no verdict." in text and "better" not in text.split("All numbers")[1]
 
 
 def test_what_all_models_show_leaves_test_models_out(section):
