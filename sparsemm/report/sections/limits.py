@@ -25,9 +25,11 @@ def parts(material: Material) -> list[str]:
         f"{asked.pooling_kernel} positions for every method.",
     ]
     if rows := [row for result in results for row in result.evaluation]:
+        known = any(row["ci_low"] for row in rows)
+        how = f"95 % bootstrap intervals {resampled(rows)}, {asked.bootstrap} resamples" if known else "No interval"
         notes.append(
-            f"Accuracy: {scope(params, results)}. {apart(params, results)} 95 % bootstrap intervals {resampled(rows)}, "
-            f"{asked.bootstrap} resamples; differences are paired. Metrics: {metrics(results)}."
+            f"Accuracy: {scope(params, results)}. {apart(params, results)} {how}; differences are paired. "
+            f"Metrics: {metrics(results)}."
         )
     if slots := equal_slots(results):
         notes.append(slots)

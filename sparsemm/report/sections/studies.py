@@ -160,11 +160,11 @@ def _behind(rows: Sequence[Row]) -> str:
 
 
 def _listed(key: str, rows: Sequence[Row]) -> str:
-    header = ["setting", "against", "difference", "95 % interval", "verdict", "value", "95 % interval", "n", "spread"]
+    header = ["setting", "difference", "95 % interval", "verdict", "value", "95 % interval", "n", "spread"]
     header += ["slots kept", "bytes", "samples needed"]
     cells = []
     for row in rows:
-        own = [_named(row), row["against"], f"{float(row['diff']):+.3f}" if row["diff"] else ""]
+        own = [_named(row), f"{float(row['diff']):+.3f}" if row["diff"] else ""]
         own += [_interval(row, "diff_ci"), row["verdict"], f"{float(row['value']):.3f}", _interval(row, "ci"), row["n"]]
         own += [row["spread"] if row["seeds"] not in ("", "1") else ""]
         cells.append([*own, row["kept_slots"], row["bytes"], row["needed"]])
@@ -173,9 +173,10 @@ def _listed(key: str, rows: Sequence[Row]) -> str:
 
 
 def _named(row: Row) -> str:
-    """All that tells a row from others: its setting, task, condition, level and budget."""
+    """All that tells a row from others: its setting, task, condition, level, budget, and what it is held against."""
     at = (f"{name} {row[column]}" for name, column in (("level", "level"), ("B =", "budget")) if row[column])
-    return ", ".join(filter(None, (row["setting"], row["task"], row["condition"], *at)))
+    name = ", ".join(filter(None, (row["setting"], row["task"], row["condition"], *at)))
+    return f"{name}, against {row['against']}" if row["against"] else name
 
 
 def _interval(row: Row, prefix: str) -> str:

@@ -49,8 +49,8 @@ def test_a_study_has_a_heading_charts_claims_and_all_numbers(section):
 
 def test_all_numbers_begin_with_what_names_a_row_then_its_difference_and_verdict(section):
     text = section({"curve": {"n": [row | {"condition": "here"} for row in rows("curve", "n")]}}).text
-    assert "settingagainstdifference95 % intervalverdictvalue" in text
-    assert "sparsemm, read, here, B = 12snapkv+0.200[0.200, 0.200]better" in text
+    assert "settingdifference95 % intervalverdictvalue" in text
+    assert "sparsemm, read, here, B = 12, against snapkv+0.200[0.200, 0.200]better" in text
 
 
 def test_a_caption_speaks_of_its_own_panel(section):
