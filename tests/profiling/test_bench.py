@@ -24,6 +24,7 @@ RATIOS = {
     "observe": {"twin_over_observe_8k"},
     "attention": {"sdpa_over_causal_attention_padded", "sdpa_over_causal_attention_8k"},
     "decode": {"decode_bandwidth_share", "full_over_ragged_decode_32k_b256", "full_over_ragged_decode_long"},
+    "skew": {"int8_one_peak_over_rows", "hold_budget_one_over_even", "turn_even_peak_over_rows"},
     "step": {"compression_share_of_prefill_8k", "static_over_sparsemm_step_8k", "copying_over_sparsemm_step_8k"},
     "graph": {"static_graph_over_graph_step_32k_b1", "full_graph_over_graph_step_32k_b16"},
     "memory": {"slack_share", "full_over_kept_bytes", "dynamic_over_sparsemm_peak"},

@@ -22,6 +22,7 @@ from sparsemm.profiling.bench import (
     graph,
     memory,
     observe,
+    skew,
     step,
 )
 from sparsemm.profiling.bench.setting import Found, Setting
@@ -35,6 +36,7 @@ BENCHES: dict[str, Callable[[Setting], Found]] = {
     "observe": observe.run,
     "attention": attention.run,
     "decode": decode.run,
+    "skew": skew.run,
     "step": step.run,
     "graph": graph.run,
     "memory": memory.run,
