@@ -73,7 +73,7 @@ class Eviction:
             output = output.masked_fill(~valid[:, None, :, None], 0.0)
             new = valid[:, 0].repeat_interleave(slab.num_kv_heads)
         owner, _ = slab.owners()
-        self._take_in(weights, slab.starts + (slab.lengths - 1).clamp(min=0), new, owner)
+        self._take_in(weights.detach(), slab.starts + (slab.lengths - 1).clamp(min=0), new, owner)
         self._evict(slab, owner)
         return output
 

@@ -53,13 +53,14 @@ class QuantizedSlab(Slab):
         rows, dim = self.keys.shape
         keys, values = (buffer.new_empty(rows, dim, dtype=self.dtype) for buffer in (self.keys, self.values))
         for part in pieces(rows, dim):
-            keys[part], values[part] = self.read_keys(part), self.read_values(part)
+            keys[part] = self.read_keys(part)
+            values[part] = self.read_values(part)
         return keys, values
 
     def read_keys(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Keys (..., D) of row numbers (...), in the model's dtype."""
-        return (self.keys[rows].float() * self.key_scales[rows][..., None]).to(self.dtype)
+        return self.keys[rows].float().mul_(self.key_scales[rows][..., None]).to(self.dtype)
 
     def read_values(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Values (..., D) of row numbers (...), in the model's dtype."""
-        return (self.values[rows].float() * self.value_scales[rows][..., None]).to(self.dtype)
+        return self.values[rows].float().mul_(self.value_scales[rows][..., None]).to(self.dtype)
