@@ -84,10 +84,13 @@ def test_the_watch_sees_what_it_should():
         int(torch.ones(3).sum())
 
 
+@pytest.mark.parametrize("served", [True, False])
 @pytest.mark.parametrize("storage", ["model", "int8"])
 @pytest.mark.parametrize("method", ["sparsemm", "full"])
-def test_a_step_moves_no_buffer_and_reads_nothing_on_the_host(lab, monkeypatch, method, storage):
-    monkeypatch.setattr(ops, "serves", lambda *_: False)  # the path of a device that the library does not serve
+def test_a_step_moves_no_buffer_and_reads_nothing_on_the_host(lab, monkeypatch, method, storage, served):
+    if not served:  # the path of a device that the library does not serve
+        monkeypatch.setattr(ops, "serves", lambda *_: False)
+        monkeypatch.setattr(ops, "decodes", lambda *_: False)
     cache, tokens = lab.cache(method, max_new_tokens=20, storage=storage), lab.ids()
     lab.run(cache, tokens)
     step = DecodeStep(lab.model, cache, tokens[:, :1], torch.full((2, 1), 30))

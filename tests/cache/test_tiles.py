@@ -147,7 +147,7 @@ def many_heads():
 def test_the_largest_tensor_is_a_small_multiple_of_the_rows(monkeypatch, many_heads, options, new, served):
     """One head keeps 1,000 rows and the others 8: padded to the longest, all of them would be 25 times the rows."""
     if not served:
-        monkeypatch.setattr(ops, "serves", lambda *_: False)
+        monkeypatch.setattr(ops, "decodes", lambda *_: False)
     elif not library.available():
         pytest.skip("no C++ compiler")
     scores = np.full((1, 32), 1e-6)
