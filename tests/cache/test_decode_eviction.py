@@ -10,6 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparsemm.errors import CacheError
 from sparsemm.policies import METHODS
+from tests.cache.reading import NoHostReads
 
 COMPRESSED = [method for method in METHODS if method != "full"]
 
@@ -158,6 +159,14 @@ def test_beams_and_batches_carry_their_bookkeeping(lab):
     got = torch.cat([lab.run(one, tokens[[1, 0], at : at + 1]) for at in range(8)], 1)
     want = torch.cat([lab.run(two, tokens[:, at : at + 1]) for at in range(8)], 1)
     torch.testing.assert_close(got[[1, 0]], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("storage", ["model", "int8"])
+def test_a_step_reads_nothing_on_the_host(lab, storage):
+    cache, tokens = lab.cache("sparsemm", hold_budget=True, storage=storage), lab.ids()
+    lab.run(cache, tokens)
+    with NoHostReads():
+        lab.run(cache, tokens[:, :1])
 
 
 def test_tokens_cannot_be_taken_back(lab):

@@ -9,7 +9,6 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsemm
 from sparsemm.cache import ops
@@ -18,6 +17,7 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CacheError
 from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
+from tests.cache.reading import NoHostReads
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -60,21 +60,6 @@ def test_rows_end_as_in_generate(lab, ends):
         assert torch.equal(greedy(lab.model, inputs, lab.cache(max_new_tokens=30), 25), want)
     finally:
         lab.model.generation_config.eos_token_id = None
-
-
-class NoHostReads(TorchDispatchMode):
-    """Refuses every operation that would wait for a device."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "item", "unique", "is_nonzero", "equal")
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        name = op.overloadpacket.__name__
-        indexed_by_bool = name.startswith("index") and any(
-            t is not None and t.dtype == torch.bool for t in (args[1] if isinstance(args[1], (list, tuple)) else ())
-        )
-        if name in self.WAITS or indexed_by_bool:
-            raise AssertionError(f"{name} reads the device on the host")
-        return op(*args, **(kwargs or {}))
 
 
 def test_the_watch_sees_what_it_should():
