@@ -33,7 +33,7 @@ def test_what_was_made_is_read(tmp_path):
 
 
 def test_one_page_gives_no_claim_whatever_its_file_says(tmp_path):
-    few = [row | {"n": "1"} for row in rows("curve", "m")]
+    few = [row | {"n": "1", "pages": "1"} for row in rows("curve", "m")]
     assert claims(few)  # of a file from before this was so
     write(few, "curve", "m", tmp_path)
     found = read_studies(PARAMS, tmp_path)["curve"]["m"]
