@@ -2,9 +2,8 @@
 
 Pages are what is resampled: several questions about one image stand or fall together. Every bootstrap also holds two
 pages of half a weight, one at each end of what the metric can be (Agresti and Min, 2005, do so for proportions):
-otherwise 96 answers that are all alike would have an interval without width. With it, 95 % intervals of differences of
-exact matches cover the truth in 91 to 100 % of simulated studies of 8 to 96 pages, where the plain bootstrap covers it
-in 8 to 97 % (tests/evaluate/test_statistics.py simulates some).
+otherwise 96 answers that are all alike would have an interval without width (`python tests/evaluate/coverage.py` prints
+how often the truth is inside, with and without them).
 """
 
 from __future__ import annotations

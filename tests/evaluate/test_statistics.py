@@ -7,6 +7,7 @@ import pytest
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.statistics import area, difference, estimate, verdict
+from tests.evaluate.coverage import covered
 
 RNG = np.random.default_rng(7)
 
@@ -53,13 +54,8 @@ def test_fewer_than_six_pages_show_no_difference():
 
 @pytest.mark.parametrize(("n", "better", "worse"), [(8, 0.05, 0.02), (16, 0.03, 0.0), (32, 0.9, 0.0), (96, 0.05, 0.02)])
 def test_intervals_cover_the_truth_where_answers_seldom_differ(n, better, worse):
-    covered = 0
-    for trial in range(200):
-        drawn = np.random.default_rng(trial).random(n)
-        mine, other = (drawn < better).astype(float), ((drawn >= better) & (drawn < better + worse)).astype(float)
-        found = difference(mine, other, 400, 0)
-        covered += found.low <= better - worse <= found.high
-    assert covered >= 0.9 * 200
+    ours, _ = covered(n, better, worse, trials=200)
+    assert ours >= 0.9
 
 
 def test_pages_are_resampled_and_not_questions():

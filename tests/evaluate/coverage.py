@@ -1,0 +1,42 @@
+"""How often 95 % intervals of a paired difference hold the truth: `python tests/evaluate/coverage.py`, a minute.
+
+Exact matches of n pages, of which one method alone has `better` right and the other alone `worse`, drawn many times;
+with the intervals of the evaluation and with those of the plain bootstrap of the differences.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from sparsemm.evaluate.metrics import bootstrap_means, interval
+from sparsemm.evaluate.statistics import difference
+
+PAGES = (8, 16, 32, 96)
+RATES = ((0.01, 0.0), (0.03, 0.0), (0.05, 0.02), (0.1, 0.1), (0.3, 0.05), (0.5, 0.1), (0.9, 0.0))
+TRIALS, RESAMPLES = 400, 600
+
+
+def covered(pages: int, better: float, worse: float, trials: int = TRIALS) -> tuple[float, float]:
+    """Shares of trials whose interval holds `better - worse`: of the evaluation's, and of the plain bootstrap's."""
+    hits = np.zeros(2)
+    for trial in range(trials):
+        drawn = np.random.default_rng(trial).random(pages)
+        mine, other = (drawn < better) * 1.0, ((drawn >= better) & (drawn < better + worse)) * 1.0
+        found = difference(mine, other, RESAMPLES, trial)
+        plain = interval(bootstrap_means(mine - other, RESAMPLES, trial))
+        for i, (low, high) in enumerate([(found.low, found.high), plain]):
+            hits[i] += low - 1e-9 <= better - worse <= high + 1e-9
+    ours, plain_share = hits / trials
+    return float(ours), float(plain_share)
+
+
+if __name__ == "__main__":
+    print("pages  better  worse  evaluation  plain bootstrap")
+    every = []
+    for n, (more, less) in product(PAGES, RATES):
+        every.append(covered(n, more, less))
+        print(f"{n:5}  {more:6}  {less:5}  {every[-1][0]:10.1%}  {every[-1][1]:15.1%}")
+    for name, shares in zip(("evaluation", "plain bootstrap"), zip(*every, strict=True), strict=True):
+        print(f"{name}: {min(shares):.1%} to {max(shares):.1%}")
