@@ -26,15 +26,17 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 	$(BIN)/python -m sparsemm.cache.build
 	touch $@
 
-# A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers.
+# A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers. A crash of
+# compiled code ends the run: another process in its place can leave it waiting for ever.
+PYTEST := -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
 test: setup
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
+	OMP_NUM_THREADS=1 python $(PYTEST) --no-loadscope-reorder --durations 20
 
 # On a CUDA device, or where there is none on a stand-in for it: what is not about a device is left to `test`.
 CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align chase commands evaluate profiling studies \
 	training report/test_stage.py test_families.py test_from_the_hub.py test_models.py
 test-cuda: setup
-	OMP_NUM_THREADS=1 python tests/cuda_stand_in -m pytest --numprocesses 3 --dist loadfile --durations 10 \
+	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 \
 		$(addprefix tests/,$(CUDA_TESTS))
 
 lint: setup

@@ -21,6 +21,8 @@ from sparsemm.errors import CacheError
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 THREADS = Path(__file__).parents[1] / "cuda_stand_in" / "kernels.h"
+# Hidden, as in production: the loader would give what is visible in two libraries to both, the first one's.
+EMULATED = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fvisibility=hidden", "-x", "c++", "-include", str(THREADS)]
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 needs_nvcc = pytest.mark.skipif(
     not (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()), reason="no nvcc: CUDA sources not compiled"
@@ -30,8 +32,7 @@ needs_nvcc = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-x", "c++", "-include", str(THREADS)]
-    flags += os.environ.get("EMULATION_FLAGS", "").split()
+    flags = EMULATED + os.environ.get("EMULATION_FLAGS", "").split()
     assert build.compile_library(build.compiler(), flags, target, "*.cu") == ""
     return library._load(str(target), library.CUDA_ARGUMENTS)
 

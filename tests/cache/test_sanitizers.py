@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sparsemm.cache import build
-from tests.cache.test_cuda import THREADS
+from tests.cache.test_cuda import EMULATED
 
 CHECKS = {"memory": "-fsanitize=address,undefined -fno-sanitize-recover=undefined", "races": "-fsanitize=thread"}
 LIBRARIES = {"memory": ["libasan.so", "libstdc++.so.6"], "races": ["libtsan.so"]}
@@ -95,7 +96,7 @@ __global__ void total(const float* from, float* out, float* parts, int* counter)
     if (!last || threadIdx.x) return;
     for (int n = 0; n < 64 + BEYOND; ++n) *out += parts[n];
 }
-extern "C" void run(const float* from, float* out, float* parts, int* counter) {
+extern "C" __attribute__((visibility("default"))) void run(const float* from, float* out, float* parts, int* counter) {
     sparsemm::launch(total, 2, 64, nullptr, from, out, parts, counter);
 }
 """
@@ -130,25 +131,27 @@ def test_a_kernel_with_a_fault_is_found(check, fault, said, tmp_path):
     given = environment(check, report)
     source.write_text(KERNEL)
     flags = [*given["EMULATION_FLAGS"].split(), *(f"-D{name}={value}" for name, value in (RIGHT | fault).items())]
-    command = [build.compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", *flags, "-include", str(THREADS)]
-    subprocess.run([*command, "-x", "c++", str(source), "-o", str(library)], check=True)
+    subprocess.run([build.compiler(), *EMULATED, *flags, str(source), "-o", str(library)], check=True)
     found = run(["-c", CALL, str(library), *fault], given, report)
     assert said in found if said else not found
 
 
-def test_shared_memory_holds_anything_when_a_block_begins(tmp_path):
-    source, library = tmp_path / "kernel.cu", tmp_path / "kernel.so"
+def test_shared_memory_of_each_library_holds_anything_when_a_block_begins(tmp_path):
+    source, library, another = (tmp_path / name for name in ("kernel.cu", "kernel.so", "another.so"))
     source.write_text("""
         __global__ void copy(float* out, bool write) {
             __shared__ float held;
             if (write) held = 1.0f;
             *out = held;
         }
-        extern "C" void run(float* out, bool write) { sparsemm::launch(copy, 1, 1, nullptr, out, write); }
+        extern "C" __attribute__((visibility("default"))) void run(float* out, bool write) {
+            sparsemm::launch(copy, 1, 1, nullptr, out, write);
+        }
     """)
-    command = [build.compiler(), "-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-include", str(THREADS)]
-    subprocess.run([*command, "-x", "c++", str(source), "-o", str(library)], check=True)
+    subprocess.run([build.compiler(), *EMULATED, str(source), "-o", str(library)], check=True)
+    shutil.copy(library, another)
     out = ctypes.c_float()
-    for write, want in ((True, "1.0"), (False, "nan")):
-        ctypes.CDLL(str(library)).run(ctypes.byref(out), write)
-        assert str(out.value) == want
+    for path in (library, another):
+        for write, want in ((True, "1.0"), (False, "nan")):
+            ctypes.CDLL(str(path)).run(ctypes.byref(out), write)
+            assert str(out.value) == want
