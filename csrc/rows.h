@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#if defined(__F16C__) || defined(__AVX512F__)
+#if defined(__F16C__) || defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -79,6 +79,39 @@ inline Vector load(const Half* from) {
 }
 inline void store(float* to, const Vector& v) { std::memcpy(to, &v, sizeof v); }
 
+// The last numbers of a row, less than kLanes; zeros behind them.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+inline Vector load_last(const float* from, int64_t count) { return _mm512_maskz_loadu_ps((1u << count) - 1u, from); }
+inline Vector load_last(const BFloat* from, int64_t count) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((1u << count) - 1u, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+inline Vector load_last(const Half* from, int64_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((1u << count) - 1u, from));
+}
+inline void store_last(float* to, const Vector& v, int64_t count) {
+    _mm512_mask_storeu_ps(to, (1u << count) - 1u, v);
+}
+#else
+template <class T>
+inline Vector load_last(const T* from, int64_t count) {
+    float held[kLanes] = {};
+    for (int64_t i = 0; i < count; ++i) held[i] = widen(from[i]);
+    return load(held);
+}
+inline void store_last(float* to, const Vector& v, int64_t count) {
+    float held[kLanes];
+    store(held, v);
+    for (int64_t i = 0; i < count; ++i) to[i] = held[i];
+}
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline __m256i first_lanes(int64_t count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vector load_last(const float* from, int64_t count) { return _mm256_maskload_ps(from, first_lanes(count)); }
+#endif
+#endif
+
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SPARSEMM_SHUFFLE 1
@@ -120,24 +153,22 @@ inline void lane_sums(const Vector& a, const Vector& b, const Vector& c, const V
 template <int Q, class T>
 inline void dots(const float* q, const T* const* k, int64_t dim, float* out) {
     Vector sums[Q][4] = {};
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-        const Vector k0 = load(k[0] + d), k1 = load(k[1] + d), k2 = load(k[2] + d), k3 = load(k[3] + d);
+    const auto add = [&](auto part) {  // `part` reads kLanes numbers or what is left
+        const Vector k0 = part(k[0]), k1 = part(k[1]), k2 = part(k[2]), k3 = part(k[3]);
 #pragma GCC unroll 4
         for (int g = 0; g < Q; ++g) {
-            const Vector at = load(q + g * dim + d);
+            const Vector at = part(q + g * dim);
             sums[g][0] += at * k0;
             sums[g][1] += at * k1;
             sums[g][2] += at * k2;
             sums[g][3] += at * k3;
         }
-    }
+    };
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) add([d](const auto* row) { return load(row + d); });
+    if (d < dim) add([d, dim](const auto* row) { return load_last(row + d, dim - d); });
 #pragma GCC unroll 4
     for (int g = 0; g < Q; ++g) lane_sums(sums[g][0], sums[g][1], sums[g][2], sums[g][3], out + g * kTile);
-    if (d == dim) return;
-    for (int g = 0; g < Q; ++g)
-        for (int64_t e = d; e < dim; ++e)
-            for (int j = 0; j < 4; ++j) out[g * kTile + j] += q[g * dim + e] * widen(k[j][e]);
 }
 
 // acc_g += p_g0 v_0 + ... + p_g3 v_3 for Q queries, with p_gj at p[g * kTile + j].
@@ -145,24 +176,25 @@ template <int Q, class T>
 inline void add_rows(const float* p, const T* const* v, int64_t dim, float* acc) {
     float weight[Q][4];  // copied, because a store to acc might change p for all the compiler knows
     for (int g = 0; g < Q; ++g) std::memcpy(weight[g], p + g * kTile, sizeof weight[g]);
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) {
-        const Vector v0 = load(v[0] + d), v1 = load(v[1] + d), v2 = load(v[2] + d), v3 = load(v[3] + d);
+    const auto add = [&](auto part, auto put) {
+        const Vector v0 = part(v[0]), v1 = part(v[1]), v2 = part(v[2]), v3 = part(v[3]);
 #pragma GCC unroll 4
         for (int g = 0; g < Q; ++g) {
             const float* w = weight[g];
-            Vector sum = load(acc + g * dim + d);
+            Vector sum = part(acc + g * dim);
             sum += w[0] * v0;
             sum += w[1] * v1;
             sum += w[2] * v2;
             sum += w[3] * v3;
-            store(acc + g * dim + d, sum);
+            put(acc + g * dim, sum);
         }
-    }
-    if (d == dim) return;
-    for (int g = 0; g < Q; ++g)
-        for (int64_t e = d; e < dim; ++e)
-            for (int j = 0; j < 4; ++j) acc[g * dim + e] += weight[g][j] * widen(v[j][e]);
+    };
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes)
+        add([d](const auto* row) { return load(row + d); }, [d](float* row, const Vector& sum) { store(row + d, sum); });
+    if (d < dim)
+        add([d, dim](const auto* row) { return load_last(row + d, dim - d); },
+            [d, dim](float* row, const Vector& sum) { store_last(row + d, sum, dim - d); });
 }
 
 // A row as floats: where it is, or converted into `room`.

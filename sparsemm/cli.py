@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -74,5 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def command() -> int:
+    """`main` as a process of its own. Torch and transformers make a million objects that stay: looking at them for
+    garbage again and again takes a third of the time to begin and to end."""
+    gc.set_threshold(50_000)
+    try:
+        return main()
+    finally:
+        gc.freeze()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

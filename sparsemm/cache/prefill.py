@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
 
 
+TOKENS_OF_A_ROUND = 16  # between two looks at which rows have ended
+MOST_LEFT = 0.75  # share of the rows at which the others leave: it copies the cache
+
+
 class Recorder(RaggedLayer):
     """One layer that keeps what the others are compressed from: `compress` notes its arguments.
 
@@ -104,9 +108,12 @@ class Prefill:
             method, budget, scores, options: as `sparsemm.compressed_cache`.
 
         Raises:
-            CacheError: if the method observes more rows than were kept, or `prompt_length` is not this prompt's.
+            CacheError: if the method observes more rows than were kept, the prefill was for one cache, or
+                `prompt_length` is not this prompt's.
             BudgetError, ScoreTableError: as `sparsemm.compressed_cache`.
         """
+        if not isinstance(self._cache.ragged[0], Recorder):
+            raise CacheError("this prefill was for one cache", hint="prefill without `cache`")
         if options.get("prompt_length") not in (None, self.length):
             raise CacheError(f"prompt_length {options['prompt_length']} of a prompt of {self.length} tokens")
         cache = compressed_cache(self.model, method, budget, scores, **options)
@@ -124,54 +131,78 @@ class Prefill:
         return cache
 
     def generate(self, cache: CompressedCache, max_new_tokens: int) -> torch.Tensor:
-        """Greedy tokens of `model.generate`, given a cache made by `compress` and not used before.
+        """Greedy tokens of `model.generate`. Rows that have ended leave the batch, so that only the others cost time.
 
         Args:
+            cache: made by `compress`, or the one the prefill was given; not used before. It holds the rows that are
+                left when the last one ends.
             max_new_tokens: the first one, which is the same for every cache, included.
 
         Returns:
             (B, S + T) int64: the prompt and at most `max_new_tokens` tokens, padded behind each row's end.
         """
-        ended = self._ended()
-        if max_new_tokens == 1 or bool(ended.all()):
-            return self.tokens
-        out = self.model.generate(
-            input_ids=self.tokens,
-            **self._inputs,
-            past_key_values=cache,
-            do_sample=False,
-            use_cache=True,
-            max_new_tokens=max_new_tokens - 1,
-            stopping_criteria=StoppingCriteriaList([Ended(ended)]),
-        )
-        if bool(ended.any()):  # criteria are asked after a token: these rows have one too many
-            out[ended, self.length + 1 :] = self._stops()[1]
-        return out
+        ends, pad = self._stops()
+        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        result = self.tokens.new_full((len(rows), self.length + max_new_tokens), pad)
+        tokens, inputs = self.tokens, self._inputs
+        while True:
+            length = tokens.shape[1]
+            result[rows, :length] = tokens
+            going = ~torch.isin(tokens[:, self.length :], tokens.new_tensor(ends)).any(dim=1)
+            left = self.length + max_new_tokens - length
+            if left == 0 or not bool(going.any()):
+                return result[:, :length]
+            if int(going.sum()) <= MOST_LEFT * len(rows):
+                cache.batch_select_indices(going)
+                rows, tokens = rows[going], tokens[going]
+                inputs = {name: given[..., going, :] for name, given in inputs.items()}
+                going = going[going]
+            tokens = self.model.generate(
+                input_ids=tokens,
+                **_longer(inputs, length),
+                past_key_values=cache,
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=min(left, TOKENS_OF_A_ROUND),
+                stopping_criteria=StoppingCriteriaList([Ended(~going)]),
+            )
+            tokens[~going, length:] = pad  # criteria are asked after a token: these rows have one too many
 
     def _stops(self) -> tuple[list[int], int]:
         """Tokens that end a row, and the one that pads behind them."""
         config = self.model.generation_config
         ends = config.eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        return ends, ends[0] if config.pad_token_id is None and ends else config.pad_token_id
-
-    def _ended(self) -> torch.Tensor:
-        last = self.tokens[:, -1]
-        return torch.isin(last, last.new_tensor(self._stops()[0]))
+        return ends, (ends or [0])[0] if config.pad_token_id is None else config.pad_token_id
 
 
-def prefill(model: Any, inputs: Mapping[str, torch.Tensor], window: int | None) -> Prefill:
+def _longer(inputs: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
+    """Positions (..., B, T) that go on by one a token, and a mask (B, T) of real tokens: of `length` columns."""
+    found = {}
+    for name, given in inputs.items():
+        more = torch.arange(1, length - given.shape[-1] + 1, device=given.device)
+        later = (
+            given[..., -1:] + more if name == "position_ids" else given[..., -1:].expand(*given.shape[:-1], len(more))
+        )
+        found[name] = torch.cat([given, later], dim=-1)
+    return found
+
+
+def prefill(
+    model: Any, inputs: Mapping[str, torch.Tensor], window: int | None = None, cache: CompressedCache | None = None
+) -> Prefill:
     """Run a prompt through a model once, with everything kept.
 
     Args:
         model: a generating model of transformers, multimodal or text only.
         inputs: what `model.generate` takes: input_ids (B, S), attention_mask, pixel tensors; padded on the left.
         window: the largest window of the methods to come; None keeps every row, which "h2o" needs.
+        cache: where there is only one method: its cache, compressed as the layers come. Nothing else is kept.
 
     Raises:
         CacheError: if a prompt is padded on the right, or the model has layers the cache cannot serve.
     """
-    cache = build(model, lambda index: Recorder(index, window))
+    cache = build(model, lambda index: Recorder(index, window)) if cache is None else cache
     positions: list[torch.Tensor | None] = []
     # Positions are not the tokens' numbers in every family (M-RoPE): later ones continue from what the model was given.
     hook = model.register_forward_pre_hook(
@@ -189,10 +220,6 @@ def prefill(model: Any, inputs: Mapping[str, torch.Tensor], window: int | None) 
         )
     finally:
         hook.remove()
-    later = {}
-    if positions[0] is not None:
-        later["position_ids"] = torch.cat([positions[0], positions[0][..., -1:] + 1], dim=-1)
-    mask = inputs.get("attention_mask")
-    if mask is not None:
-        later["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-    return Prefill(model, out.sequences, out.logits[0], window, cache, later)
+    later = {"position_ids": positions[0], "attention_mask": inputs.get("attention_mask")}
+    growing = {name: given for name, given in later.items() if given is not None}
+    return Prefill(model, out.sequences, out.logits[0], window, cache, growing)

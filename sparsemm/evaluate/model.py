@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sparsemm.cache.prefill import prefill
 from sparsemm.cache.served import policy_of
 from sparsemm.policies import Policy
 from sparsemm.policies.per_row import drawn_anew
+from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs
 
 
@@ -117,19 +119,19 @@ def answer(
     variants = [variant.ready(model) for variant in variants]
     inputs = build_inputs(processor, images, prompts).to(model.device)
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    length = inputs["input_ids"].shape[1]
     if len(variants) > 1:
         observing = [variant.policy for variant in variants if variant.policy.compresses]
         every = any(policy.every_row for policy in observing)
-        window = None if every else max([policy.window for policy in observing], default=1)
-        start = prefill(model, inputs, window)
-    for variant in variants:
+        start = prefill(model, inputs, None if every else max([policy.window for policy in observing], default=1))
+
+    def said(variant: Variant) -> tuple[list[list[int]], list[int]]:
         if len(variants) > 1:
-            cache = start.compress(variant.policy, pooling_kernel=variant.pooling_kernel)
-            out = start.generate(cache, max_new_tokens)
+            cache, mine = start.compress(variant.policy, pooling_kernel=variant.pooling_kernel), start
         else:
             cache = compressed_cache(model, variant.policy, pooling_kernel=variant.pooling_kernel)
-            options: dict[str, Any] = {"do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True}
-            out = model.generate(**inputs, past_key_values=cache, **options)
-        texts = processor.tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-        yield Answers(list(texts), kept_slots(cache))
+            mine = prefill(model, inputs, cache=cache)
+        kept = kept_slots(cache)
+        return mine.generate(cache, max_new_tokens)[:, mine.length :].tolist(), kept
+
+    for tokens, kept in share([partial(said, variant) for variant in variants], processes(model)):
+        yield Answers(processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), kept)

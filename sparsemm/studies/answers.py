@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from transformers import DynamicCache
 
@@ -18,6 +18,7 @@ from sparsemm.evaluate.model import kept_slots
 from sparsemm.evaluate.tasks.local import asked_about
 from sparsemm.policies import Policy
 from sparsemm.policies.per_row import drawn_anew
+from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs
 
 
@@ -46,13 +47,18 @@ class Batch:
     cut: int | None = None
 
 
-@dataclass(frozen=True)
-class Reply:
-    """New tokens (B, T) int64, slots kept after prefill per row, summed over heads, and bytes of a slot's K and V."""
+class Reply(NamedTuple):
+    """New tokens of each row, slots kept after prefill per row, summed over heads, and bytes of a slot's K and V."""
 
-    tokens: torch.Tensor
+    tokens: list[list[int]]
     kept: list[int] | None = None
     row_bytes: int = 0
+
+
+def replies(model: Any, ways: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
+    """What is said in each way; a small model's ways are shared between processes."""
+    said = share(list(ways.values()), processes(model))
+    return {name: Reply(*one) for name, one in zip(ways, said, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -101,26 +107,23 @@ def plain(model: Any, batch: Batch, max_new_tokens: int) -> Reply:
     out = model.generate(
         **batch.inputs, past_key_values=DynamicCache(), do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
     )
-    return Reply(out[:, batch.inputs["input_ids"].shape[1] :])
+    return Reply(out[:, batch.inputs["input_ids"].shape[1] :].tolist())
 
 
 def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str, Kept]) -> dict[str, Reply]:
     """Greedy answers through compressed caches: from one prefill, or from one each where the cache is cut earlier."""
-    length = batch.inputs["input_ids"].shape[1]
-    found = {}
     if batch.cut is None:
         every_row = any(way.method == "h2o" for way in ways.values())
         start = prefill(model, batch.inputs, None if every_row else max(w.options["window"] for w in ways.values()))
-    for name, way in ways.items():
+
+    def said(way: Kept) -> Reply:
         method = way.for_pages(model, batch.index)
         if batch.cut is None:
-            cache = start.compress(method, way.budget, way.scores, **way.options)
-            out = start.generate(cache, max_new_tokens)
+            cache, mine = start.compress(method, way.budget, way.scores, **way.options), start
         else:
             cache = compressed_cache(model, method, way.budget, way.scores, prompt_length=batch.cut, **way.options)
-            options: dict[str, Any] = {"do_sample": False, "use_cache": True, "max_new_tokens": max_new_tokens}
-            out = model.generate(**batch.inputs, past_key_values=cache, **options)
-        slab = cache.ragged[0].slab
-        assert slab is not None
-        found[name] = Reply(out[:, length:], kept_slots(cache), slab.row_bytes())
-    return found
+            mine = prefill(model, batch.inputs, cache=cache)
+        kept, row_bytes = kept_slots(cache), cache.slot_bytes()
+        return Reply(mine.generate(cache, max_new_tokens)[:, mine.length :].tolist(), kept, row_bytes)
+
+    return replies(model, {name: partial(said, way) for name, way in ways.items()})

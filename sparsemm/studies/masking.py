@@ -20,7 +20,7 @@ from sparsemm.errors import ModelError
 from sparsemm.params.studies import MaskingParams
 from sparsemm.policies.per_row import draw
 from sparsemm.scores import ScoreTable, top_count
-from sparsemm.studies.answers import Batch, Reply, plain
+from sparsemm.studies.answers import Batch, Reply, plain, replies
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.rows import Arm, Outcome, Row, over_seeds
 
@@ -163,9 +163,9 @@ def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Which]) -> di
     asked = bench.questions(task)
 
     def answer(model: Any, batch: Batch) -> dict[str, Reply]:
-        return {
-            name: heads_off(plain, which(batch.index), model, batch, bench.most(asked)) for name, which in off.items()
-        }
+        most = bench.most(asked)
+        ways = {name: partial(heads_off, plain, which(batch.index), model, batch, most) for name, which in off.items()}
+        return replies(model, ways)
 
     return bench.ask(unit, task, asked, answer)
 

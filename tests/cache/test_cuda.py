@@ -6,6 +6,7 @@ Whether they are fast, and what a real GPU makes of them, only a GPU tells: `pyt
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import subprocess
@@ -54,8 +55,8 @@ def device(emulated, monkeypatch) -> Iterator[None]:
 
 
 def rounds(count: int) -> range:
-    """Fewer where every access is looked at (cuda_stand_in/test_sanitizers.py)."""
-    return range(-(-count // int(os.environ.get("EMULATION_ROUNDS_DIVIDED_BY", "1"))))
+    """EMULATION_ROUNDS times as many: fewer where every access is looked at, many for a thorough run."""
+    return range(math.ceil(count * float(os.environ.get("EMULATION_ROUNDS", "1"))))
 
 
 def pick(generator: torch.Generator, *choices):

@@ -64,6 +64,29 @@ def test_rows_that_end_at_different_tokens(lab, monkeypatch):
         assert torch.equal(start.generate(start.compress("snapkv", 9, window=4), 1), want[:, :31])
 
 
+@pytest.mark.parametrize("left", [0.0, 0.75, 1.0])
+@pytest.mark.parametrize("a_round", [1, 3, 16])
+@pytest.mark.parametrize("options", [{}, {"max_new_tokens": 12}, {"hold_budget": True}, {"storage": "int8"}], ids=str)
+def test_rows_that_have_ended_leave_the_batch(lab, monkeypatch, left, a_round, options):
+    inputs = padded(lab)
+    free = lab.generate(inputs["input_ids"], lab.cache(**options))
+    monkeypatch.setattr(lab.model.generation_config, "eos_token_id", [int(free[0, 30]), int(free[1, 33])])
+    monkeypatch.setattr("sparsemm.cache.prefill.MOST_LEFT", left)
+    monkeypatch.setattr("sparsemm.cache.prefill.TOKENS_OF_A_ROUND", a_round)
+    want = lab.generate(inputs["input_ids"], lab.cache(**options))
+    cache = lab.cache(**options)
+    for start in (prefill(lab.model, inputs, 4), prefill(lab.model, inputs, cache=cache)):
+        held = start.compress("snapkv", 9, window=4, **options) if start.rows else cache
+        assert torch.equal(start.generate(held, 12), want)
+        assert (len(held.budgets()[0]) == 3) == (left == 0)
+
+
+def test_a_prefill_for_one_cache_makes_no_other(lab):
+    start = prefill(lab.model, padded(lab), cache=lab.cache())
+    with pytest.raises(CacheError, match="this prefill was for one cache"):
+        start.compress("snapkv", 9, window=4)
+
+
 @pytest.mark.parametrize("name", ["tiny-llava-next-vicuna", "tiny-qwen2-vl"])
 def test_pages_in_every_family(tiny, name):
     """Images of two sizes in one batch; another prompt runs in between, as the families' position state would see."""

@@ -40,7 +40,7 @@ def environment(check: str, report: Path) -> dict[str, str]:
         "TSAN_OPTIONS": options,
         "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={report}",
         "EMULATION_FLAGS": CHECKS[check] + " -g1",
-        "EMULATION_ROUNDS_DIVIDED_BY": "20",
+        "EMULATION_ROUNDS": "0.05",
         "OMP_NUM_THREADS": "1",
     }
 
