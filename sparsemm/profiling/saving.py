@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from sparsemm.budgets import load_budgets
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import DataError
@@ -71,5 +73,6 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=16, help="rows of the batch (16)")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way (3)")
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # with more, a small model shares the methods between processes, but not a single one
     found = measure(load_params(chosen.root / "params.yaml"), chosen.key, chosen.root, chosen.samples, chosen.repeats)
     print(json.dumps(found, indent=2))
