@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 PR_SET_PDEATHSIG = 1  # of Linux: a process ends with the one it came from
-SMALL = 1 << 28  # bytes of weights: two threads answer with such a model a quarter faster than one, two processes twice
+SMALL = 1 << 28  # bytes of weights
 
 
 def processes(model: Any) -> int:
@@ -26,8 +26,8 @@ def processes(model: Any) -> int:
     return 1 if alone else torch.get_num_threads()
 
 
-def share(works: Sequence[Callable[[], Any]], count: int) -> list[Any]:
-    """What the works return, which must be plain JSON: with `count` above 1 from as many forked processes.
+def share(works: Sequence[Callable[[], Any]], count: int) -> Iterator[Any]:
+    """What the works return, in their order; with `count` above 1 plain JSON, from as many forked processes.
 
     Tensors are shared until they are written to. Every process computes with one thread, as torch's own data loaders
     do: the threads of the process it came from are not there. A work that fails in one is done again here, where its
@@ -35,7 +35,9 @@ def share(works: Sequence[Callable[[], Any]], count: int) -> list[Any]:
     """
     count = min(count, len(works))
     if count < 2:
-        return [work() for work in works]
+        for work in works:
+            yield work()
+        return
     with TemporaryDirectory(prefix="sparsemm-") as name:
         folder = Path(name)
         children = []
@@ -49,20 +51,17 @@ def share(works: Sequence[Callable[[], Any]], count: int) -> list[Any]:
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-        paths = [folder / f"{i}.json" for i in range(len(works))]
-        return [
-            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else work()
-            for path, work in zip(paths, works, strict=True)
-        ]
+        for i, work in enumerate(works):
+            path = folder / f"{i}.json"
+            yield json.loads(path.read_text(encoding="utf-8")) if path.is_file() else work()
 
 
 def _fork(works: Sequence[Callable[[], Any]], mine: Sequence[int], folder: Path) -> int:
     """Number of a process that does these works and leaves what they return in the folder."""
+    parent = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # Python 3.12 on: the other threads are missed by nothing here
-        parent, child = os.getpid(), os.fork()
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where there are threads: none is needed
+        child = os.fork()
     return child or _work(works, mine, folder, parent)
 
 

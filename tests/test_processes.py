@@ -23,7 +23,7 @@ def numbered(i: int) -> list[int]:
 @pytest.mark.parametrize("count", [2, 3, 64])
 def test_every_work_is_done_once_in_processes_of_one_thread(count):
     before = torch.get_num_threads()
-    done = share([partial(numbered, i) for i in range(5)], count)
+    done = list(share([partial(numbered, i) for i in range(5)], count))
     assert [i for i, _, _ in done] == list(range(5))
     assert len({process for _, process, _ in done}) == min(count, 5) and os.getpid() not in {p for _, p, _ in done}
     assert {threads for _, _, threads in done} == {1} and torch.get_num_threads() == before
@@ -31,14 +31,20 @@ def test_every_work_is_done_once_in_processes_of_one_thread(count):
 
 @pytest.mark.parametrize(("works", "count"), [(5, 1), (1, 2), (0, 2)])
 def test_one_process_or_one_work_stays_here(works, count):
-    done = share([partial(numbered, i) for i in range(works)], count)
+    done = list(share([partial(numbered, i) for i in range(works)], count))
     assert [(i, process) for i, process, _ in done] == [(i, os.getpid()) for i in range(works)]
+
+
+def test_one_process_gives_each_result_when_it_is_there():
+    began = []
+    shared = share([lambda i=i: began.append(i) or i for i in range(3)], 1)
+    assert next(shared) == 0 and began == [0]
 
 
 def test_tensors_are_read_where_they_are_and_arithmetic_is_the_same():
     weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     works = [lambda i=i: (weights @ weights[i]).tolist() for i in range(4)]
-    assert share(works, 2) == [work() for work in works]
+    assert list(share(works, 2)) == [work() for work in works]
 
 
 def test_an_error_is_raised_here():
@@ -46,7 +52,7 @@ def test_an_error_is_raised_here():
         raise KeyError("which one")
 
     with pytest.raises(KeyError, match="which one"):
-        share([int, wrong, int, int], 2)
+        list(share([int, wrong, int, int], 2))
 
 
 def test_what_a_killed_process_left_is_done_here():
@@ -57,7 +63,7 @@ def test_what_a_killed_process_left_is_done_here():
             os.kill(os.getpid(), signal.SIGKILL)
         return 7
 
-    done = share([partial(numbered, 0), killed, partial(numbered, 2), partial(numbered, 3)], 2)
+    done = list(share([partial(numbered, 0), killed, partial(numbered, 2), partial(numbered, 3)], 2))
     assert done[1] == 7 and done[3][:2] == [3, here] and done[0][1] == done[2][1] != here
 
 
@@ -68,7 +74,7 @@ from sparsemm.processes import share
 def work():
     Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(100)
-share([work, work, work], 2)
+list(share([work, work, work], 2))
 """
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TOKENS_OF_A_ROUND = 16  # between two looks at which rows have ended
 MOST_LEFT = 0.75  # share of the rows at which the others leave: it copies the cache
+COUNTED = ("forced_eos_token_id", "min_new_tokens", "exponential_decay_length_penalty")  # from where generate began
 
 
 class Recorder(RaggedLayer):
@@ -153,7 +154,7 @@ class Prefill:
             if left == 0 or not bool(going.any()):
                 return result[:, :length]
             if int(going.sum()) <= MOST_LEFT * len(rows):
-                cache.batch_select_indices(going)
+                cache.batch_select_indices(going.nonzero().flatten().cpu())  # layers may lie on several devices
                 rows, tokens = rows[going], tokens[going]
                 inputs = {name: given[..., going, :] for name, given in inputs.items()}
                 going = going[going]
@@ -181,10 +182,8 @@ def _longer(inputs: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.
     found = {}
     for name, given in inputs.items():
         more = torch.arange(1, length - given.shape[-1] + 1, device=given.device)
-        later = (
-            given[..., -1:] + more if name == "position_ids" else given[..., -1:].expand(*given.shape[:-1], len(more))
-        )
-        found[name] = torch.cat([given, later], dim=-1)
+        step = more if name == "position_ids" else torch.zeros_like(more)
+        found[name] = torch.cat([given, given[..., -1:] + step], dim=-1)
     return found
 
 
@@ -200,8 +199,13 @@ def prefill(
         cache: where there is only one method: its cache, compressed as the layers come. Nothing else is kept.
 
     Raises:
-        CacheError: if a prompt is padded on the right, or the model has layers the cache cannot serve.
+        CacheError: if a prompt is padded on the right, the model has layers the cache cannot serve, or its generation
+            config counts new tokens, which come in rounds here.
     """
+    for name in COUNTED:
+        if getattr(model.generation_config, name, None) is not None:
+            what = f"{name} counts the tokens of one call of generate"
+            raise CacheError(what, where="model.generation_config", hint=f"set {name} to None")
     cache = build(model, lambda index: Recorder(index, window)) if cache is None else cache
     positions: list[torch.Tensor | None] = []
     # Positions are not the tokens' numbers in every family (M-RoPE): later ones continue from what the model was given.

@@ -57,7 +57,7 @@ class Reply(NamedTuple):
 
 def replies(model: Any, ways: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
     """What is said in each way; a small model's ways are shared between processes."""
-    said = share(list(ways.values()), processes(model))
+    said = share(tuple(ways.values()), processes(model))
     return {name: Reply(*one) for name, one in zip(ways, said, strict=True)}
 
 

@@ -126,6 +126,34 @@ def test_sliding_layers_keep_their_own(lab):
 KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
+def test_rows_leave_sliding_layers_too(lab, monkeypatch):
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(**lab.sizes | {"head_dim": 8, "sliding_window": 6, "layer_types": KINDS})
+    model, ids = Gemma3ForCausalLM(config).eval(), lab.ids(batch=3)
+    with torch.no_grad():
+        free = model.generate(
+            ids, past_key_values=sparsemm.compressed_cache(model, "full"), do_sample=False, max_new_tokens=12
+        )
+        monkeypatch.setattr(model.generation_config, "eos_token_id", [int(free[0, 31]), int(free[1, 34])])
+        monkeypatch.setattr("sparsemm.cache.prefill.TOKENS_OF_A_ROUND", 2)
+        cache = sparsemm.compressed_cache(model, "snapkv", 9, window=4)
+        want = model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=12)
+        start = prefill(model, {"input_ids": ids}, 4)
+        cache = start.compress("snapkv", 9, window=4)
+        assert torch.equal(start.generate(cache, 12), want)
+        assert len(cache.budgets()[0]) < 3 and len(cache.layers[0].keys) < 3
+
+
+def test_settings_that_count_from_a_call_are_refused(lab, monkeypatch):
+    for name in ("forced_eos_token_id", "min_new_tokens"):
+        monkeypatch.setattr(lab.model.generation_config, name, 3, raising=False)
+        with pytest.raises(CacheError, match=rf"{name} counts .*set {name} to None"):
+            prefill(lab.model, padded(lab), 4)
+        monkeypatch.setattr(lab.model.generation_config, name, None)
+
+
 def test_a_ready_policy_stands_for_method_budget_and_scores(lab):
     start = prefill(lab.model, padded(lab), 4)
     policy = get_policy("sparsemm", lab.shape[0], lab.shape[2], 9, 4, scores=lab.scores)
