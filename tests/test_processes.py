@@ -68,9 +68,10 @@ def test_what_a_killed_process_left_is_done_here():
 
 
 STOPPED = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from sparsemm.processes import share
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 def work():
     Path(sys.argv[1], str(os.getpid())).touch()
     time.sleep(100)
