@@ -7,13 +7,13 @@ import importlib.util
 import json
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from safetensors import SafetensorError
-
 from sparsemm import fetch
-from sparsemm.errors import LayoutError, ModelError
+from sparsemm.errors import LayoutError, ModelError, SparseMMError
 from sparsemm.files import sha256_file
 from sparsemm.layouts import family_of
 from sparsemm.params import ModelParams
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NOT_CONTENT = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_attn_implementation_autoset")
+NAMED = 3  # weights that an error message names; of the others it tells the number
+LONGEST = 600  # characters that an error message takes over from transformers
 
 
 def content_revision(folder: str | Path) -> str:
@@ -104,26 +106,163 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
         raise ModelError(what, where=entry.checkpoint, hint="run `sparsemm models add` on it again")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     placed = _placing(entry, None if entry.device_map and device is None else place)
-    try:
+    hint = "is it a complete checkpoint?" if local else "check the path or hub id and the revision"
+    with transformers_errors(entry.checkpoint, hint):
         processor = AutoProcessor.from_pretrained(folder, **options)
-        dtype = getattr(torch, entry.dtype)
-        # No pickles: what transformers would make of pytorch_model.bin is not looked for.
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, **options, **placed
-        )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        hint = "check the path or hub id and the revision" if not local else "is it a complete checkpoint?"
-        raise ModelError(f"cannot be loaded: {error}", where=entry.checkpoint, hint=hint) from error
-    if model.device.type == "meta":
-        hint = "free the memory of the first GPU, or load it in 4bit"
-        raise ModelError("no device has room for its first part", where=entry.checkpoint, hint=hint)
-    processor.tokenizer.padding_side = "left"
+        processor.tokenizer.padding_side = "left"
+        options |= placed | {"dtype": getattr(torch, entry.dtype)}
+        model = whole_model(AutoModelForImageTextToText, folder, entry.checkpoint, **options)
+        if model.device.type == "meta":
+            hint = "free the memory of the first GPU, or load it in 4bit"
+            raise ModelError("no device has room for its first part", where=entry.checkpoint, hint=hint)
+        model = model if placed else model.to(place)
     if entry.load_in == "4bit":
         for module in model.modules():
             # Else a CPU with bf16 instructions computes in bf16 whatever the dtype, and refuses widths such as 96.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
-    return (model if placed else model.to(place)).eval(), processor
+    return model.eval(), processor
+
+
+@contextmanager
+def transformers_errors(where: str, hint: str) -> Iterator[None]:
+    """Turns whatever transformers raises inside, while it reads or builds a model, into a `ModelError`.
+
+    Args:
+        where: the checkpoint.
+        hint: what to do about a file that is not there.
+
+    Raises:
+        ModelError: instead of any exception that is not one of ours.
+    """
+    import torch
+
+    try:
+        yield
+    except SparseMMError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+        if isinstance(error, ImportError):
+            hint = "install the package, or take what needs it out of config.json"
+        elif isinstance(error, torch.OutOfMemoryError | MemoryError):
+            hint = "free memory, or set device_map or load_in of its entry in params.yaml"
+        elif not isinstance(error, OSError):  # which names its file
+            text, hint = f"{type(error).__name__}: {text}", "check config.json and the other files of the checkpoint"
+        raise ModelError(f"cannot be loaded: {text}", where=where, hint=hint) from error
+
+
+def whole_model(kind: Any, folder: str | Path | None, where: str, **options: Any) -> Any:
+    """The model of a checkpoint, all of whose weights come from the checkpoint.
+
+    Transformers fills in random numbers for weights that it does not find. Tied weights and buffers that it leaves
+    out of files itself do not count as missing.
+
+    Args:
+        kind: a model class of transformers, or an auto class.
+        folder: of the checkpoint; None where `options` holds its weights.
+        where: what error messages call it.
+        options: for `from_pretrained`.
+
+    Raises:
+        ModelError: if weights are missing or have other shapes than config.json says.
+    """
+    report = logging.getLogger("transformers.modeling_utils")
+    report.addFilter(_is_no_report)  # of what the error below says
+    try:
+        # No pickles: what transformers would make of pytorch_model.bin is not looked for.
+        model, info = kind.from_pretrained(
+            folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
+        )
+    finally:
+        report.removeFilter(_is_no_report)
+    if info["mismatched_keys"]:
+        name, stored, expected = min(info["mismatched_keys"])
+        what = f"{name} has shape {tuple(stored)}, by config.json it is {tuple(expected)}"
+        more = len(info["mismatched_keys"]) - 1
+        raise ModelError(
+            what + (f", and {more} more are of other shapes" if more else ""),
+            where=where,
+            hint="config.json and the weights belong to different models; take both from one checkpoint",
+        )
+    if info["missing_keys"]:
+        raise _incomplete(set(info["missing_keys"]), set(info["unexpected_keys"]), where)
+    return model
+
+
+def check_weights(folder: str | Path) -> None:
+    """Holds a local checkpoint's weights against its config.json, without reading more than names and shapes.
+
+    Weights that are stored quantised are not looked at: their names are those of the quantisation method.
+
+    Raises:
+        ModelError: if weights are missing, have other shapes than config.json says, or no model can be built.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from sparsemm.compat import define_missing_torchvision_operators
+
+    define_missing_torchvision_operators()
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    where, shapes = str(folder), {}
+    with transformers_errors(where, "is it a complete checkpoint?"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if getattr(config, "quantization_config", None) is not None:
+            return
+        for path in weight_files(Path(folder)):
+            with safe_open(path, framework="pt") as weights:
+                shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+        # One number seen as every number of a tensor: it has the shape, and takes no memory.
+        number = torch.zeros((), dtype=torch.float32, device="cpu")
+        state = {name: number.expand(shape) for name, shape in shapes.items()}
+        kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        # What is missing needs no random numbers here. The module's name tells transformers that it knows the class.
+        same = {"__module__": kind.__module__, "initialize_weights": lambda model: None}
+        empty = type(kind.__name__, (kind,), same)
+        whole_model(empty, None, where, config=config, state_dict=state, dtype=torch.float32)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers reads of a checkpoint folder: those of its index, where there is one.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError, AttributeError: if the index cannot be read.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return sorted(folder.glob("*.safetensors"))
+    return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return not any(words in record.getMessage() for words in ("LOAD REPORT", "checkpoint seem corrupted"))
+
+
+def _incomplete(missing: set[str], unexpected: set[str], where: str) -> ModelError:
+    """The error about missing weights; a prefix under which the file does have them is named."""
+    what = f"{len(missing)} of its weights are missing: {_some(missing)}"
+    prefixes: dict[str, set[str]] = {}
+    for name in unexpected:
+        for at in re.finditer(r"\.", name):
+            if not missing.isdisjoint((name[at.end() :], f"model.{name[at.end() :]}")):
+                prefixes.setdefault(name[: at.end()], set()).add(name)
+                break
+    if not prefixes:
+        return ModelError(what, where=where, hint="save or fetch the checkpoint again, whole")
+    prefix, names = max(prefixes.items(), key=lambda one: (len(one[1]), one[0]))
+    what += f"; it has {len(names)} whose names begin with {prefix!r} instead: {_some(names)}"
+    hint = "merge the adapter with peft's merge_and_unload" if "base_model." in prefix else "take the model out of it"
+    return ModelError(what, where=where, hint=f"a wrapper's names: {hint} before saving")
+
+
+def _some(names: set[str]) -> str:
+    first = sorted(names)[:NAMED]
+    return ", ".join(first) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
@@ -251,10 +390,8 @@ def imported_header(entry: ModelParams) -> dict[str, Any]:
     define_missing_torchvision_operators()
     from transformers import AutoConfig
 
-    try:
+    with transformers_errors(entry.checkpoint, "check its config.json"):
         config = AutoConfig.from_pretrained(entry.checkpoint, revision=entry.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"config cannot be read: {error}", where=entry.checkpoint) from error
     text = config.get_text_config()
     return {
         "model": entry.checkpoint,

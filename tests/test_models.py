@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from sparsemm import compressed_cache
@@ -20,6 +20,7 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import LayoutError, ModelError
 from sparsemm.layouts import families, family_of, get_layout
 from sparsemm.models import (
+    check_weights,
     content_revision,
     default_key,
     fingerprint,
@@ -30,6 +31,7 @@ from sparsemm.models import (
 from sparsemm.params import ModelParams
 from sparsemm.prompts import build_inputs
 from sparsemm.training.architectures import build
+from tests.families import MODELS, made
 from tests.faults import Repo
 from tests.servers import free_port
 
@@ -244,6 +246,150 @@ def test_a_missing_or_damaged_shard_is_told(checkpoint, tmp_path):
     weights[1].unlink()
     with pytest.raises(ModelError, match="complete checkpoint"):
         load_model(entry)
+
+
+def altered(folder, weights=lambda stored: stored, config=lambda stored: stored):
+    """A copy of the trained checkpoint whose weights (name -> tensor) and config.json have gone through functions."""
+    folder.mkdir()
+    for path in FOLDER.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+    save_file(weights(load_file(FOLDER / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config(json.loads((FOLDER / "config.json").read_text()))))
+    return ModelParams(checkpoint=str(folder), family="qwen2_vl")
+
+
+def without(part):
+    return lambda stored: {name: weight for name, weight in stored.items() if part not in name}
+
+
+def under(prefix):
+    return lambda stored: {prefix + name: weight for name, weight in stored.items()}
+
+
+def narrow(stored):
+    name = next(name for name in stored if "q_proj.weight" in name)
+    return stored | {name: stored[name][:5].clone()}
+
+
+INCOMPLETE = {
+    "layer": (without(".layers.1."), "weights are missing: model.language_model.layers.1.input.* and 9 more"),
+    "vision tower": (without("visual."), r"weights are missing: model.visual.blocks.0"),
+    "projector": (without("merger"), r"weights are missing: model.visual.merger"),
+    "one bias": (without("layers.2.self_attn.k_proj.bias"), r"1 of its weights .*layers.2.self_attn.k_proj.bias \("),
+    "wrapper": (under("module."), "weights are missing: .*begin with 'module.' instead: module.visual"),
+    "adapter": (under("base_model.model."), "begin with 'base_model.*merge_and_unload"),
+    "compiled": (under("_orig_mod."), "begin with '_orig_mod.' instead"),
+    "everything": (lambda stored: {}, "weights are missing: "),
+    "shapes": (narrow, r"q_proj.weight has shape \(5, 192\), by config.json it is \(192, 192\) \(config.json and"),
+}
+
+
+@pytest.mark.parametrize("kind", INCOMPLETE)
+def test_incomplete_checkpoints_are_refused_before_anything_runs(tmp_path, capfd, kind):
+    weights, words = INCOMPLETE[kind]
+    entry = altered(tmp_path / "model", weights)
+    with pytest.raises(ModelError, match=f"^{tmp_path}/model: .*{words}"):
+        load_model(entry, "cpu")
+    with pytest.raises(ModelError, match=words):
+        check_weights(entry.checkpoint)
+    assert adding(tmp_path, entry.checkpoint) == 1
+    assert (tmp_path / "params.yaml").read_text() == "models: {}\n"
+    errors = capfd.readouterr().err
+    assert errors.startswith(f"sparsemm: {entry.checkpoint}: ") and errors.count("\n") == 1  # no other report
+
+
+@pytest.mark.skipif("CUDA_STAND_IN" in os.environ, reason="bitsandbytes brings CUDA code of its own")
+@pytest.mark.parametrize("options", [{"device_map": "auto"}, {"load_in": "4bit"}, {"load_in": "8bit"}], ids=str)
+def test_incomplete_checkpoints_are_refused_wherever_their_weights_go(tmp_path, options):
+    entry = altered(tmp_path / "model", without(".layers.1.")).model_copy(update=options)
+    with pytest.raises(ModelError, match="12 of its weights are missing: model.language_model.layers.1.input"):
+        load_model(entry)
+
+
+def test_a_shard_that_lacks_weights_is_told(checkpoint, tmp_path):
+    shards, entry = sharded(checkpoint, tmp_path / "model")
+    lost = [name.removeprefix("model.") for name in sorted(load_file(shards[1]))]
+    save_file({"spare": torch.zeros(1)}, shards[1], {"format": "pt"})
+    for check in (load_model, lambda entry: check_weights(entry.checkpoint)):
+        with pytest.raises(ModelError, match=f"{len(lost)} of its weights are missing: .*{lost[0]}"):
+            check(entry)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_transformers_leaves_out_of_files_is_not_missing(tmp_path, name):
+    """Tied weights, buffers, and names of older versions; weights that nobody needs do no harm."""
+    for part in made(name):
+        part.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    save_file(stored | {"mtp.layers.0.weight": torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    check_weights(tmp_path)
+    load_model(ModelParams(checkpoint=str(tmp_path), family=MODELS[name][0]), "cpu")
+    last = made(name)[0].config.get_text_config().num_hidden_layers - 1
+    save_file(without(f"layers.{last}.")(stored), tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="of its weights are missing"):
+        check_weights(tmp_path)
+
+
+def in_text(**values):
+    return lambda config: config | {"text_config": config["text_config"] | values}
+
+
+NOT_LOADED = {
+    "awq": (lambda config: config | {"quantization_config": {"quant_method": "awq", "bits": 4}}, "gptqmodel.*install"),
+    "gptq": (lambda config: config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "optimum.*install"),
+    "no method": (lambda config: config | {"quantization_config": "nf4"}, "check config.json"),
+    "flash": (
+        lambda config: config | {"_attn_implementation": "flash_attention_2"},
+        "[Ff]lash.*needs it out",
+    ),
+    "attention": (lambda config: config | {"_attn_implementation": "other"}, "other.*check config.json"),
+    "dtype": (lambda config: config | {"dtype": "float7"}, "float7.*check config.json"),
+    "dtype of the text": (in_text(dtype="bfloat61"), "bfloat61.*check config.json"),
+    "sizes": (in_text(hidden_size=64), "has shape.*, by config.json it is"),
+    "no heads": (in_text(num_attention_heads=0), "check config.json"),
+    "activation": (in_text(hidden_act="nope"), "nope.*check config.json"),
+    "a word for a number": (in_text(num_hidden_layers="four"), "num_hidden_layers.*check config.json"),
+    "rope": (in_text(rope_parameters={"rope_type": "other", "rope_theta": 1.0}), "check config.json"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_LOADED)
+def test_whatever_transformers_raises_is_told_with_what_to_do(tmp_path, kind):
+    config, words = NOT_LOADED[kind]
+    entry = altered(tmp_path / "model", config=config)
+    with pytest.raises(ModelError, match=words) as raised:
+        load_model(entry, "cpu")
+    assert raised.value.where == entry.checkpoint and raised.value.hint and len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("processor_config.json", "[]"),
+        ("generation_config.json", "[]"),
+        ("processor_config.json", None),
+        ("tokenizer.json", None),
+    ],
+)
+def test_damaged_files_beside_the_weights_are_told(tmp_path, file, text):
+    entry = altered(tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ModelError, match="cannot be loaded") as raised:
+        load_model(entry, "cpu")
+    assert raised.value.where == entry.checkpoint and raised.value.hint
+
+
+def test_too_little_memory_is_told(monkeypatch):
+    def to(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    with pytest.raises(ModelError, match="out of memory.*load_in"):
+        load_model(TRAINED, "cpu")
 
 
 def test_a_config_of_another_family_is_refused(checkpoint):

@@ -48,7 +48,7 @@ def run_add(given: argparse.Namespace) -> None:
         ModelError: if there is no complete checkpoint, or its config does not say what it is.
         ParamsError: if the key or the params file is not valid.
     """
-    from sparsemm.models import default_key, new_entry
+    from sparsemm.models import check_weights, default_key, new_entry
     from sparsemm.watch.arrival import is_complete
 
     key, checkpoint = given.key or default_key(given.checkpoint), given.checkpoint
@@ -65,9 +65,11 @@ def run_add(given: argparse.Namespace) -> None:
         raise ModelError("no such folder", where=place, hint=hint)
     with contextlib.nullcontext() if Path(place).is_dir() else from_hub(place, given.revision):
         entry = new_entry(place, given.revision, given.dtype, given.note)
-    if Path(place).is_dir() and not is_complete(Path(place)):
-        hint = "every safetensors file that its index names must be there, whole"
-        raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
+    if Path(place).is_dir():
+        if not is_complete(Path(place)):
+            hint = "every safetensors file that its index names must be there, whole"
+            raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
+        check_weights(place)  # those of the hub are checked when they are loaded
     entry = entry.model_copy(update={"checkpoint": checkpoint})
     changed = add_entry(given.params, key, entry)
     print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemm.errors import WatchError
-from sparsemm.models import new_entry
+from sparsemm.models import check_weights, new_entry
 from sparsemm.params import load_params
 from sparsemm.params.entries import add_entry
 from sparsemm.pipeline.integrate import commit
@@ -24,7 +24,7 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
 
     Raises:
         WatchError: if no source is watched for `key`, or it cannot be asked.
-        LayoutError, ModelError: if the checkpoint is of no supported family, or cannot be read.
+        LayoutError, ModelError: if the checkpoint is of no supported family, cannot be read, or lacks weights.
         PipelineError: if params.yaml has uncommitted changes.
     """
     path = root / "params.yaml"
@@ -42,6 +42,8 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
         dtype = old.dtype if old else None
         # A hub id is asked at the revision; a folder is hashed again, so that what is written is what is there.
         entry = new_entry(str(place) if place.is_dir() else arrival.checkpoint, arrival.revision, dtype)
+        if place.is_dir():
+            check_weights(place)
         entry = entry.model_copy(update={"checkpoint": arrival.checkpoint, "note": old.note if old else ""})
         with repository_locked(root, on_line) as lock:
             check_clean(root)

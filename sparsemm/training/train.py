@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
 from sparsemm.files import write_json
+from sparsemm.models import transformers_errors, whole_model
 from sparsemm.training.architectures import base_name, build, build_tokenizer
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker, PageFeed
 from sparsemm.training.card import write_card
@@ -247,7 +248,8 @@ def train(
         torch.set_float32_matmul_precision("high")  # TF32
     model, processor = build(name, seed)
     if initial is not None:
-        model = type(model).from_pretrained(initial, dtype=torch.float32, local_files_only=True)
+        with transformers_errors(str(initial), "name the folder of a trained checkpoint"):
+            model = whole_model(type(model), initial, str(initial), dtype=torch.float32, local_files_only=True)
     if precision == "bf16" and not cuda:
         model.set_attn_implementation(EXACT)
     if sparsity:

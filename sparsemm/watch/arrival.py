@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsemm.files import write_json
-from sparsemm.models import content_revision
+from sparsemm.models import content_revision, weight_files
 
 MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 
@@ -37,12 +37,7 @@ def is_complete(folder: Path, settle_seconds: float = 0.0) -> bool:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            shards = [folder / name for name in names]
-        else:
-            shards = sorted(folder.glob("*.safetensors"))
+        shards = weight_files(folder)
         newest = max(path.stat().st_mtime for path in folder.iterdir())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return False

@@ -1,7 +1,8 @@
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
-from sparsemm.errors import LayoutError, PipelineError, WatchError
+from sparsemm.errors import LayoutError, ModelError, PipelineError, WatchError
 from sparsemm.models import content_revision
 from sparsemm.params import load_params
 from sparsemm.pipeline.adopt import adopt
@@ -53,6 +54,17 @@ def test_an_unsupported_family_changes_nothing(watched):
     (folder / "config.json").write_text('{"model_type": "bert"}')
     before = (watched.root / "params.yaml").read_text()
     with pytest.raises(LayoutError):
+        adopt(watched.root, "one")
+    assert (watched.root / "params.yaml").read_text() == before
+
+
+def test_a_checkpoint_that_lacks_weights_changes_nothing(watched):
+    folder = write_checkpoint(watched.root / "incoming" / "v1")
+    weights = load_file(folder / "model.safetensors")
+    lost = weights.popitem()[0]
+    save_file(weights, folder / "model.safetensors")
+    before = (watched.root / "params.yaml").read_text()
+    with pytest.raises(ModelError, match=f"1 of its weights are missing: {lost}"):
         adopt(watched.root, "one")
     assert (watched.root / "params.yaml").read_text() == before
 
