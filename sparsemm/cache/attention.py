@@ -108,7 +108,7 @@ def prompt_attention(
     length = query.shape[2]
     plain = mask is None and length == key.shape[2] > 1 and getattr(module, "is_causal", True)
     if plain and query.is_cpu and query.dtype == torch.float32:
-        firsts = torch.zeros(len(query), dtype=torch.int64)
+        firsts = torch.zeros(len(query), dtype=torch.int64, device="cpu")
         return ops.causal_attention(query, key, value, firsts, torch.full_like(firsts, length), scaling)
     return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)[0]
 
@@ -175,7 +175,7 @@ def attend(
         stretches = slab.lengths.new_tensor(numbers)
         rows, real = slab.rows_in(stretches, longest)
         keys, values = slab.read_keys(rows)[None], slab.read_values(rows)[None]
-        at = torch.arange(longest, device=rows.device) - (slab.lengths[stretches, None] - new)
+        at = torch.arange(longest, dtype=torch.int64, device=rows.device) - (slab.lengths[stretches, None] - new)
         step = max(1, MOST_LOGITS // (len(stretches) * group * longest))
         for start in range(0, new, step):
             part = slice(start, start + step)

@@ -42,7 +42,7 @@ def _between(starts: torch.Tensor, lengths: torch.Tensor, rows: int) -> tuple[to
     """
     inner = torch.stack([starts, starts + lengths], dim=1).flatten()
     keys = torch.cat([inner.new_zeros(1), inner, inner.new_full((1,), rows)]).int()
-    queries = torch.arange(len(starts) + 1, device=starts.device, dtype=torch.int32).repeat_interleave(2)
+    queries = torch.arange(len(starts) + 1, dtype=torch.int32, device=starts.device).repeat_interleave(2)
     return queries, keys
 
 
@@ -68,7 +68,7 @@ def varlen(
     if "scale" not in parameters:
         rows = rows * (scaling * dim**0.5)
     if "seqused_k" in parameters:
-        queries = torch.arange(0, count + 1, device=query.device, dtype=torch.int32)
+        queries = torch.arange(0, count + 1, dtype=torch.int32, device=query.device)
         ends = torch.cat([starts, starts.new_full((1,), len(keys))]).int()
         options["seqused_k"] = lengths.int()
     else:

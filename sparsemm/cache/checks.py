@@ -1,10 +1,14 @@
-"""What the operations of the cache refuse, whoever computes; every check takes the arguments of its operation."""
+"""Argument validation shared by all backends; the check of an operation takes the operation's arguments.
+
+Every operation checks its arguments before a backend is chosen, and `sparsemm.cache.arguments` checks them again where
+their addresses are handed to compiled code: with a wrong dtype, shape or device it would write outside of a tensor.
+"""
 
 from __future__ import annotations
 
 import torch
 
-from sparsemm.cache.library import FLOATS
+from sparsemm.cache.library import DTYPES, FLOATS, HEAD_DIMS
 from sparsemm.errors import CacheError
 
 # Written out without loops: they run at every step of every layer, with the processor's caches full of weights.
@@ -67,12 +71,29 @@ def append(
     lengths: torch.Tensor,
 ) -> None:
     """Raise CacheError where `ops.append` cannot serve."""
+    append_row(keys, values, new_keys, new_values, starts, lengths)
+    if new_keys.dim() != 2 or new_values.dim() != 2:
+        shapes, want = [tuple(t.shape) for t in (new_keys, new_values)], (len(starts), keys.shape[1])
+        raise CacheError(f"new rows {shapes} are not {want} and contiguous", where="append")
+
+
+def append_row(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """As `append`, for new rows of any shape that ends with D and has as many numbers."""
     op = "append"
     _slab(op, keys, values, new_keys, new_values)
     _stretches(op, keys, starts, lengths)
-    want, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
-    if shapes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
-        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where=op)
+    want = starts.shape[0] * keys.shape[1]
+    sizes = new_keys.numel(), new_values.numel()
+    if sizes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
+        shapes, fits = [tuple(t.shape) for t in (new_keys, new_values)], (len(starts), keys.shape[1])
+        raise CacheError(f"new rows {shapes} are not {fits} and contiguous", where=op)
 
 
 def compact(
@@ -97,6 +118,14 @@ def compact(
         raise CacheError("keep is not bool and contiguous on the device of the keys", where=op)
     if any(t.numel() and t.stride(-1) != 1 for t in (full_keys, full_values)):
         raise CacheError("the last dimension of the full keys and values is not contiguous", where=op)
+
+
+def compiled(op: str, device: str, *tensors: torch.Tensor) -> None:
+    """Raise CacheError where no library for this kind of device serves such keys, values and queries (..., D)."""
+    for t in tensors:
+        if t.dtype not in DTYPES or t.shape[-1] not in HEAD_DIMS or t.device.type != device:
+            what = f"{t.dtype} {tuple(t.shape)} on {t.device} is not for compiled code of {device}"
+            raise CacheError(what, where=op, hint="sparsemm.cache.ops chooses who computes")
 
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> None:

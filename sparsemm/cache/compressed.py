@@ -95,7 +95,9 @@ class CompressedCache(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        self.batch_select_indices(torch.arange(self.ragged[0].batch()).repeat_interleave(repeats))
+        self.batch_select_indices(
+            torch.arange(self.ragged[0].batch(), dtype=torch.int64, device="cpu").repeat_interleave(repeats)
+        )
 
     @property
     def ragged(self) -> list[RaggedLayer]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from sparsemm.cache import arguments, ranges
-from sparsemm.cache.arguments import dense_rows, strides
-from sparsemm.cache.library import DONE, DTYPES, NO_MEMORY, library
+from sparsemm.cache.arguments import dense_rows
+from sparsemm.cache.library import DONE, NO_MEMORY, library
 
 
 def _call(name: str, rows: int, *given: object) -> None:
@@ -30,7 +30,7 @@ def ragged_decode(
 ) -> torch.Tensor:
     """`ops.ragged_decode` of checked tensors."""
     output = torch.empty_like(query)
-    given = arguments.ragged_decode(query, keys, values, starts, lengths, output, scaling)
+    given = arguments.ragged_decode(query, keys, values, starts, lengths, output, scaling, "cpu")
     _call("ragged_decode", keys.shape[0], *given, torch.get_num_threads())
     return output
 
@@ -44,7 +44,7 @@ def append(
     lengths: torch.Tensor,
 ) -> None:
     """`ops.append` of checked tensors; the new rows may have any shape of as many numbers in that order."""
-    _call("append", keys.shape[0], *arguments.append(keys, values, new_keys, new_values, starts, lengths))
+    _call("append", keys.shape[0], *arguments.append(keys, values, new_keys, new_values, starts, lengths, "cpu"))
 
 
 def compact(
@@ -56,15 +56,15 @@ def compact(
     starts: torch.Tensor,
 ) -> None:
     """`ops.compact` of checked tensors."""
-    given = arguments.compact(keys, values, full_keys, full_values, keep, starts)
+    given = arguments.compact(keys, values, full_keys, full_values, keep, starts, "cpu")
     _call("compact", keys.shape[0], *given, torch.get_num_threads())
 
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
     """`ops.observe` of checked tensors."""
     query, keys, valid = dense_rows(query), dense_rows(keys), valid.contiguous()
-    output = torch.empty(keys.shape[:3])
-    given = arguments.observe(query, keys, valid, output, pooling, scaling)
+    output = torch.empty(keys.shape[:3], dtype=torch.float32, device="cpu")
+    given = arguments.observe(query, keys, valid, output, pooling, scaling, "cpu")
     _call("observe", keys.shape[2], *given, torch.get_num_threads())
     return output
 
@@ -80,41 +80,23 @@ def causal_attention(
     """`ops.causal_attention` of checked tensors."""
     query, keys, values = dense_rows(query), dense_rows(keys), dense_rows(values)
     firsts, stops = firsts.contiguous(), stops.contiguous()
-    batch, heads, length, dim = query.shape
-    output = query.new_zeros((batch, length, heads, dim))
-    threads = max(1, min(torch.get_num_threads(), batch * keys.shape[1]))
+    output = torch.zeros(query.transpose(1, 2).shape, dtype=query.dtype, device=query.device)
+    given = arguments.causal_attention(query, keys, values, firsts, stops, output, scaling, "cpu")
+    length, dim = query.shape[2:]
+    threads = max(1, min(torch.get_num_threads(), keys.shape[0] * keys.shape[1]))
     loaded = library()
     assert loaded is not None
-    room = torch.empty(threads * loaded.sparsemm_causal_attention_room(length, dim), dtype=torch.float32, device="cpu")
-    _call(
-        "causal_attention",
-        length,
-        DTYPES[query.dtype],
-        query.data_ptr(),
-        keys.data_ptr(),
-        values.data_ptr(),
-        output.data_ptr(),
-        firsts.data_ptr(),
-        stops.data_ptr(),
-        batch,
-        keys.shape[1],
-        heads // keys.shape[1],
-        length,
-        dim,
-        strides(query),
-        strides(keys),
-        strides(values),
-        scaling,
-        room.data_ptr(),
-        threads,
-    )
+    size = threads * loaded.sparsemm_causal_attention_room(length, dim)
+    room = torch.empty(size, dtype=torch.float32, device="cpu")
+    scratch = arguments.address("causal_attention", "room", room, torch.float32, (size,), query.device)
+    _call("causal_attention", length, *given, scratch, threads)
     return output
 
 
 def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """`ops.argmax_rows` of checked tensors."""
     query, keys, begins, ends = dense_rows(query), dense_rows(keys), begins.contiguous(), ends.contiguous()
-    output = torch.empty(query.shape[:2], dtype=torch.int64)
-    given = arguments.argmax_rows(query, keys, begins, ends, output)
+    output = torch.empty(query.shape[:2], dtype=torch.int64, device="cpu")
+    given = arguments.argmax_rows(query, keys, begins, ends, output, "cpu")
     _call("argmax_rows", keys.shape[1], *given, torch.get_num_threads())
     return output

@@ -23,12 +23,13 @@ FAULTS = {
     3: "compact: what was kept did not fit before the next stretch",
     4: "argmax_rows: a row sees beyond the keys",
 }
+KIND = "cuda"  # of the devices whose memory the kernels can reach
 _COUNTERS: dict[tuple[int, int], torch.Tensor] = {}
 
 
 @lru_cache
 def _fault() -> tuple[torch.Tensor, ctypes.Array[ctypes.c_int64]]:
-    word = torch.zeros(2, dtype=torch.int64, pin_memory=True)
+    word = torch.zeros(2, dtype=torch.int64, pin_memory=True, device="cpu")
     return word, (ctypes.c_int64 * 2).from_address(word.data_ptr())
 
 
@@ -72,7 +73,7 @@ def _counters(device: torch.device, count: int) -> torch.Tensor:
     held = _COUNTERS.get(key)
     if held is None or len(held) < count:
         held = _COUNTERS[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
-    return held
+    return held[:count]
 
 
 def ragged_decode(
@@ -94,10 +95,15 @@ def ragged_decode(
     assert loaded is not None
     with torch.cuda.device(query.device):
         room = loaded.sparsemm_cuda_ragged_decode_room(group, dim)
+    count = stretches * -(-group // 8)
     partial = torch.empty(room, dtype=torch.float32, device=query.device)
-    counters = _counters(query.device, stretches * -(-group // 8))
-    given = arguments.ragged_decode(query, keys, values, starts, lengths, output, scaling)
-    _call("ragged_decode", query.device, *given, partial.data_ptr(), counters.data_ptr())
+    counters = _counters(query.device, count)
+    given = arguments.ragged_decode(query, keys, values, starts, lengths, output, scaling, KIND)
+    scratch = (
+        arguments.address("ragged_decode", "partial", partial, torch.float32, (room,), query.device),
+        arguments.address("ragged_decode", "counters", counters, torch.int32, (count,), query.device),
+    )
+    _call("ragged_decode", query.device, *given, *scratch)
     return output
 
 
@@ -110,7 +116,7 @@ def append(
     lengths: torch.Tensor,
 ) -> None:
     """`ops.append` of checked tensors."""
-    _call("append", keys.device, *arguments.append(keys, values, new_keys, new_values, starts, lengths))
+    _call("append", keys.device, *arguments.append(keys, values, new_keys, new_values, starts, lengths, KIND))
 
 
 def compact(
@@ -122,21 +128,22 @@ def compact(
     starts: torch.Tensor,
 ) -> None:
     """`ops.compact` of checked tensors."""
-    _call("compact", keys.device, *arguments.compact(keys, values, full_keys, full_values, keep, starts))
+    _call("compact", keys.device, *arguments.compact(keys, values, full_keys, full_values, keep, starts, KIND))
 
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
     """`ops.observe` of checked tensors."""
     query, keys, valid = _aligned(query), _aligned(keys), valid.contiguous()
+    output = torch.empty(keys.shape[:3], dtype=torch.float32, device=keys.device)
+    given = arguments.observe(query, keys, valid, output, pooling, scaling, KIND)
     batch, heads, length = keys.shape[:3]
     num_heads, window = query.shape[1:3]
     loaded = cuda_library()
     assert loaded is not None
     room = loaded.sparsemm_cuda_observe_room(batch, heads, num_heads // heads, window, length)
     partial = torch.empty(room, dtype=torch.float32, device=keys.device)
-    output = torch.empty(batch, heads, length, device=keys.device)
-    given = arguments.observe(query, keys, valid, output, pooling, scaling)
-    _call("observe", keys.device, *given, partial.data_ptr())
+    scratch = arguments.address("observe", "partial", partial, torch.float32, (room,), keys.device)
+    _call("observe", keys.device, *given, scratch)
     return output
 
 
@@ -144,5 +151,5 @@ def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, e
     """`ops.argmax_rows` of checked tensors."""
     query, keys, begins, ends = _aligned(query), _aligned(keys), begins.contiguous(), ends.contiguous()
     output = torch.empty(query.shape[:2], dtype=torch.int64, device=keys.device)
-    _call("argmax_rows", keys.device, *arguments.argmax_rows(query, keys, begins, ends, output))
+    _call("argmax_rows", keys.device, *arguments.argmax_rows(query, keys, begins, ends, output, KIND))
     return output

@@ -39,7 +39,7 @@ class Eviction:
             self.limit = limit.clone()
             row = self.starts[stretch] + (keep.cumsum(-1) - 1)[stretch, position]
             rows = int((limit + 1).sum())
-            self.worth = torch.zeros(rows, device=keep.device)
+            self.worth = torch.zeros(rows, dtype=torch.float32, device=keep.device)
             self.order = torch.full((rows,), EMPTY, dtype=torch.int32, device=keep.device)
             self.worth[row] = torch.where(rated.isinf(), 0.0, rated)[stretch, position]
             self.order[row] = order[stretch, position].int()
@@ -54,7 +54,7 @@ class Eviction:
 
     def order_after(self, slab: Slab, count: torch.Tensor) -> torch.Tensor:
         """Numbers (N, longest of the slab) of the tokens once `count` (N,) rows were appended to each stretch."""
-        at = torch.arange(slab.longest, device=count.device)
+        at = torch.arange(slab.longest, dtype=torch.int64, device=count.device)
         extra = at - (slab.lengths - count)[:, None]
         before = self.order[torch.where(extra < 0, self.starts[:, None] + at, 0)]
         after = torch.where(extra < 0, before, self.newest[:, None] + 1 + extra)
@@ -103,7 +103,7 @@ class Eviction:
         inside = self.newest[owner] - self.order < self.policy.window
         worth = self.worth.masked_fill(inside | (self.order == EMPTY), float("inf"))
         least = worth.new_full(self.limit.shape, float("inf")).scatter_reduce(0, owner, worth, "amin")
-        rows = torch.arange(len(worth), device=worth.device)
+        rows = torch.arange(len(worth), dtype=torch.int64, device=worth.device)
         # Not "equal to": a NaN is the least, and equals nothing.
         rows = torch.where(worth > least[owner], len(worth), rows)
         return torch.full_like(self.limit, len(worth)).scatter_reduce(0, owner, rows, "amin")

@@ -115,7 +115,7 @@ def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, 
     offset = getattr(getattr(model, "model", None), "rope_deltas", None)
     step = DecodeStep(model, cache, out[:, -1:], positions if offset is None else positions + offset.to(positions))
     ends = model.generation_config.eos_token_id
-    ends = torch.tensor([] if ends is None else ends, device=out.device).flatten()
+    ends = torch.tensor([] if ends is None else ends, dtype=torch.int64, device=out.device).flatten()
     pad = model.generation_config.pad_token_id
     said = [out[:, -1:]]
     ended = torch.isin(said[0], ends)

@@ -285,4 +285,6 @@ class RaggedLayer(CacheLayerMixin):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
-        self.batch_select_indices(torch.arange(self.batch()).repeat_interleave(repeats))
+        self.batch_select_indices(
+            torch.arange(self.batch(), dtype=torch.int64, device="cpu").repeat_interleave(repeats)
+        )

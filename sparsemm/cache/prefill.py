@@ -143,7 +143,7 @@ class Prefill:
             (B, S + T) int64: the prompt and at most `max_new_tokens` tokens, padded behind each row's end.
         """
         ends, pad = self._stops()
-        rows = torch.arange(len(self.tokens), device=self.tokens.device)
+        rows = torch.arange(len(self.tokens), dtype=torch.int64, device=self.tokens.device)
         result = self.tokens.new_full((len(rows), self.length + max_new_tokens), pad)
         tokens, inputs = self.tokens, self._inputs
         while True:
@@ -181,7 +181,7 @@ def _longer(inputs: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.
     """Positions (..., B, T) that go on by one a token, and a mask (B, T) of real tokens: of `length` columns."""
     found = {}
     for name, given in inputs.items():
-        more = torch.arange(1, length - given.shape[-1] + 1, device=given.device)
+        more = torch.arange(1, length - given.shape[-1] + 1, dtype=torch.int64, device=given.device)
         step = more if name == "position_ids" else torch.zeros_like(more)
         found[name] = torch.cat([given, given[..., -1:] + step], dim=-1)
     return found

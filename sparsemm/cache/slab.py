@@ -22,7 +22,7 @@ def rows_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Row numbers of all stretches, one after the other: (lengths.sum(),) int64."""
     total = int(lengths.sum())
     before = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths, output_size=total)
-    return torch.arange(total, device=starts.device) + before
+    return torch.arange(total, dtype=torch.int64, device=starts.device) + before
 
 
 def pieces(count: int, numbers: int) -> list[slice]:
@@ -155,7 +155,7 @@ class Slab:
             else:  # padding lies behind the real rows, in slack that the next token overwrites
                 self.lengths.view(self.batch, -1).add_(valid)
             return
-        offset = torch.arange(new, device=keys.device).expand(self.batch, new)
+        offset = torch.arange(new, dtype=torch.int64, device=keys.device).expand(self.batch, new)
         count: torch.Tensor | int = new
         if valid is not None:
             # As above: behind the real rows, so that nobody has to ask the device how many there are.
@@ -204,10 +204,10 @@ class Slab:
 
     def owners(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of every row of the buffers its stretch, and which of that stretch's rows it is, slack included: int64."""
-        rows, stretches = len(self.keys), torch.arange(len(self.starts), device=self.starts.device)
+        rows, stretches = len(self.keys), torch.arange(len(self.starts), dtype=torch.int64, device=self.starts.device)
         ends = torch.cat([self.starts[1:], self.starts.new_full((min(len(self.starts), 1),), rows)])
         owner = stretches.repeat_interleave(ends - self.starts, output_size=rows)
-        return owner, torch.arange(rows, device=self.starts.device) - self.starts[owner]
+        return owner, torch.arange(rows, dtype=torch.int64, device=self.starts.device) - self.starts[owner]
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (rows, D) in the model's dtype, slack included: here the buffers themselves."""
@@ -215,7 +215,7 @@ class Slab:
 
     def rows_in(self, stretches: torch.Tensor | slice, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Row numbers (n, longest) int64 of such stretches, padded behind, and which of them are in use, bool."""
-        at = torch.arange(longest, device=self.starts.device)
+        at = torch.arange(longest, dtype=torch.int64, device=self.starts.device)
         first = self.starts[stretches][:, None]
         valid = at < self.lengths[stretches][:, None]
         # Padding is the head's own first row: a NaN of another's would get through a weight of zero.

@@ -32,9 +32,11 @@ class Tiles:
         counts = (lengths + self.size - 1) // self.size
         ends = counts.cumsum(0)
         self.first = ends - counts
-        number = torch.arange(rows // self.size + heads, device=starts.device)
+        number = torch.arange(rows // self.size + heads, dtype=torch.int64, device=starts.device)
         self.owner = torch.searchsorted(ends, number, right=True).clamp(max=heads - 1)
-        at = ((number - self.first[self.owner]) * self.size)[:, None] + torch.arange(self.size, device=starts.device)
+        at = ((number - self.first[self.owner]) * self.size)[:, None] + torch.arange(
+            self.size, device=starts.device, dtype=torch.int64
+        )
         self.real = at < lengths[self.owner][:, None]
         first = starts[self.owner][:, None]
         # What is not in use reads the head's own first row: a NaN of another's would get through a weight of zero.

@@ -58,7 +58,7 @@ def choose(
     order, by_age = order.sort(dim=-1, stable=True)
     rows, real = rows.gather(-1, by_age), order >= 0
     batch, num_kv_heads, longest = rows.shape
-    rated = torch.full(rows.shape, float("-inf"), device=rows.device)
+    rated = torch.full(rows.shape, float("-inf"), dtype=torch.float32, device=rows.device)
     keep = torch.zeros_like(real)
     held = real.sum(-1).cpu().numpy()
     for b in range(batch):  # batch rows differ in how many of their newest rows may observe
@@ -102,7 +102,7 @@ def compress_again(layer: RaggedLayer, query: torch.Tensor, valid: torch.Tensor 
         layer.tokens = (order.amax(dim=(1, 2)) + 1).tolist()
     else:
         rows, real = slab.padded_rows()
-        order = torch.arange(rows.shape[-1], device=rows.device).masked_fill(~real, -1)
+        order = torch.arange(rows.shape[-1], dtype=torch.int64, device=rows.device).masked_fill(~real, -1)
         grown = slab.lengths.view(batch, heads)[:, 0] - layer.slots[:, 0]
         layer.tokens = [before + new for before, new in zip(layer.tokens, grown.tolist(), strict=True)]
     rows, keep, rated, order = choose(

@@ -22,7 +22,7 @@ def ragged_decode(
     longest = int(lengths.max()) if len(lengths) else 0
     if longest == 0:
         return torch.zeros_like(query)
-    at = torch.arange(longest, device=keys.device)
+    at = torch.arange(longest, dtype=torch.int64, device=keys.device)
     valid = at < lengths[:, None]
     rows = torch.where(valid, starts[:, None] + at, starts[:, None].clamp(max=len(keys) - 1))
     group = query.reshape(len(starts), -1, query.shape[-1])
@@ -68,10 +68,10 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
     batch, num_heads, window, dim = query.shape
     num_kv_heads, length = keys.shape[1:3]
     group = num_heads // max(num_kv_heads, 1)
-    result = torch.full((batch, num_kv_heads, length), float("-inf"), device=keys.device)
+    result = torch.full((batch, num_kv_heads, length), float("-inf"), dtype=torch.float32, device=keys.device)
     if length == window:
         return result
-    at = torch.arange(length, device=keys.device)
+    at = torch.arange(length, dtype=torch.int64, device=keys.device)
     causal = at <= at[length - window :, None]
     step = max(1, MOST_LOGITS // max(group * window * length, 1))
     for b in range(batch):
@@ -95,7 +95,7 @@ def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, e
     if 0 in (num_heads, rows, length):
         return found
     wide = torch.float32 if query.device.type == "mps" else torch.float64  # Apple's GPUs know no doubles
-    columns = torch.arange(length, device=query.device)
+    columns = torch.arange(length, dtype=torch.int64, device=query.device)
     transposed = keys.to(wide).transpose(1, 2)
     step = max(1, MOST_LOGITS // (num_heads * length))
     for start in range(0, rows, step):

@@ -30,9 +30,9 @@ class Recorder:
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> None:
-        self.rows = [torch.as_tensor(list(one), dtype=torch.int64) for one in rows]
+        self.rows = [torch.as_tensor(list(one), dtype=torch.int64, device="cpu") for one in rows]
         self.spans = list(spans)
-        self.firsts, self.stops = torch.tensor([*zip(*spans, strict=True)], dtype=torch.int64)
+        self.firsts, self.stops = torch.tensor([*zip(*spans, strict=True)], dtype=torch.int64, device="cpu")
         self.found: dict[int, torch.Tensor] = {}
         self._moved: dict[torch.device, list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]] = {}
 
@@ -65,7 +65,7 @@ def seen_keys(mask: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, tor
         ModelError: if what a row sees has gaps.
     """
     begins, ends = torch.zeros_like(rows), torch.zeros_like(rows)
-    at = torch.arange(mask.shape[1], device=mask.device)
+    at = torch.arange(mask.shape[1], dtype=torch.int64, device=mask.device)
     step = max(1, MOST_SEEN // mask.shape[1])
     for first in range(0, len(rows), step):
         part = slice(first, first + step)

@@ -36,8 +36,8 @@ class H2O(SnapKV):
         batch, num_heads, rows, _ = query.shape
         num_kv_heads, length = key.shape[1], key.shape[2]
         grouped = query.unflatten(1, (num_kv_heads, -1))
-        total = torch.zeros(batch, num_kv_heads, length, device=key.device)
-        at = torch.arange(length, device=key.device)
+        total = torch.zeros(batch, num_kv_heads, length, dtype=torch.float32, device=key.device)
+        at = torch.arange(length, dtype=torch.int64, device=key.device)
         first = length - rows  # position of the first row
         step = max(CHUNK // max(batch * num_heads * length, 1), 1)
         for start in range(0, rows, step):

@@ -43,7 +43,7 @@ def select(observed: torch.Tensor, valid: torch.Tensor, slots: torch.Tensor, win
         (B, Hkv, S) bool.
     """
     length = valid.shape[-1]
-    at = torch.arange(length, device=valid.device)
+    at = torch.arange(length, dtype=torch.int64, device=valid.device)
     inside = valid & (at >= length - window)
     # The window ranks before everything, padding after everything.
     ranked = observed.masked_fill(inside[:, None], float("inf")).masked_fill(~valid[:, None], float("-inf"))

@@ -25,7 +25,7 @@ class Draw:
 
     def whole(self, low: int, high: int) -> int:
         """low ... high."""
-        return int(torch.randint(low, high + 1, (1,), generator=self.host))
+        return int(torch.randint(low, high + 1, (1,), generator=self.host, dtype=torch.int64, device="cpu"))
 
     def pick(self, *choices: Any) -> Any:
         """One of them."""
@@ -33,13 +33,15 @@ class Draw:
 
     def normal(self, *sizes: int) -> torch.Tensor:
         """Normally distributed numbers."""
-        return torch.randn(*sizes, generator=self.generator, device=self.device).to(self.dtype)
+        return torch.randn(*sizes, generator=self.generator, dtype=torch.float32, device=self.device).to(self.dtype)
 
     def slab(self, batch: int, heads: int, least_gap: int) -> tuple[torch.Tensor, ...]:
         """keys, values, starts, lengths, with one head much longer than the others."""
-        lengths = torch.randint(0, self.pick(2, 70, 300, 2000), (batch * heads,), generator=self.host)
+        lengths = torch.randint(
+            0, self.pick(2, 70, 300, 2000), (batch * heads,), generator=self.host, dtype=torch.int64, device="cpu"
+        )
         lengths[self.whole(0, len(lengths) - 1)] *= self.pick(0, 1, 20)
-        gaps = torch.randint(least_gap, 40, lengths.shape, generator=self.host)
+        gaps = torch.randint(least_gap, 40, lengths.shape, generator=self.host, dtype=torch.int64, device="cpu")
         ends = (lengths + gaps).cumsum(0)
         rows = int(ends[-1])
         starts, lengths = (ends - lengths - gaps).to(self.device), lengths.to(self.device)
@@ -86,7 +88,7 @@ def _compact(draw: Draw) -> float:
     batch, heads, length = draw.whole(1, 3), draw.whole(1, 8), draw.pick(1, 31, 1024, 1500, 4096)
     full_keys, full_values = (draw.normal(batch, length, heads, draw.dim).transpose(1, 2) for _ in range(2))
     share = draw.pick(0.0, 0.03, 0.5, 1.0)
-    keep = torch.rand(batch, heads, length, generator=draw.generator, device=draw.device) < share
+    keep = torch.rand(batch, heads, length, generator=draw.generator, dtype=torch.float32, device=draw.device) < share
     room = keep.flatten(0, 1).sum(-1) + 2
     starts = room.cumsum(0) - room
     keys = torch.zeros(int(room.sum()), draw.dim, dtype=draw.dtype, device=draw.device)
@@ -101,7 +103,7 @@ def _observe(draw: Draw) -> float:
     length = window + draw.pick(0, 1, 100, 1000, 3000)
     query = draw.normal(batch, window, heads * group, draw.dim).transpose(1, 2)
     keys = draw.normal(batch, length, heads, draw.dim).transpose(1, 2)
-    valid = torch.arange(length, device=draw.device) >= draw.whole(0, length - 1)
+    valid = torch.arange(length, dtype=torch.int64, device=draw.device) >= draw.whole(0, length - 1)
     valid = valid.expand(batch, -1)
     given = query, keys, valid, draw.pick(1, 5, 7), draw.dim**-0.5
     return _close(ops.observe(*given), twins.observe(*given), 1e-5)
@@ -112,7 +114,8 @@ def _argmax_rows(draw: Draw) -> float:
     query = draw.normal(rows, heads * group, draw.dim).transpose(0, 1)
     keys = draw.normal(heads, length, draw.dim)
     begins, ends = (
-        torch.randint(0, length + 1, (rows,), generator=draw.generator, device=draw.device) for _ in range(2)
+        torch.randint(0, length + 1, (rows,), generator=draw.generator, dtype=torch.int64, device=draw.device)
+        for _ in range(2)
     )
     return _close(ops.argmax_rows(query, keys, begins, ends), twins.argmax_rows(query, keys, begins, ends), 1e-30)
 
@@ -122,7 +125,7 @@ def _causal_attention(draw: Draw) -> float:
     length = draw.pick(1, 40, 300, 700)
     query = draw.normal(batch, length, heads * group, draw.dim).transpose(1, 2)
     keys, values = (draw.normal(batch, length, heads, draw.dim).transpose(1, 2) for _ in range(2))
-    ends = torch.randint(0, length + 1, (2, batch), generator=draw.generator, device=draw.device)
+    ends = torch.randint(0, length + 1, (2, batch), generator=draw.generator, dtype=torch.int64, device=draw.device)
     firsts, stops = ends.amin(dim=0), ends.amax(dim=0)
     scaling = draw.pick(0.05, draw.dim**-0.5, 0.5)
     got = ops.causal_attention(query, keys, values, firsts, stops, scaling)

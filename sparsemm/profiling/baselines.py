@@ -20,10 +20,10 @@ class CopyingAppend:
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, lengths: torch.Tensor) -> None:
         """keys, values (rows, D); lengths (heads,) int64 with as many rows in all."""
         self.keys, self.values, self.lengths = keys, values, lengths
-        count = torch.arange(len(lengths), device=lengths.device)
+        count = torch.arange(len(lengths), dtype=torch.int64, device=lengths.device)
         ends = lengths.cumsum(0)
         # Known beforehand, which flatters it: the public code works them out, or has a kernel do so.
-        self.old = torch.arange(len(keys), device=keys.device) + count.repeat_interleave(lengths)
+        self.old = torch.arange(len(keys), dtype=torch.int64, device=keys.device) + count.repeat_interleave(lengths)
         self.new = ends + count
 
     def __call__(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ class StaticAppend:
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
-        self.at = torch.tensor([keys.shape[2] - 1], device=keys.device)
+        self.at = torch.tensor([keys.shape[2] - 1], dtype=torch.int64, device=keys.device)
 
     def __call__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keys and values (B, Hkv, 1, D)."""
@@ -72,11 +72,13 @@ class CopyingLayer(RaggedLayer):
         """Keys and values (B, Hkv, 1, D) of one token of every row, no padding among them."""
         slab = self.slab
         assert slab is not None and key.shape[2] == 1
-        heads = torch.arange(len(slab.lengths), device=key.device)
+        heads = torch.arange(len(slab.lengths), dtype=torch.int64, device=key.device)
         rows = rows_of(slab.starts, slab.lengths) if slab.slack else None  # the prompt's slab is not tight yet
         total = len(slab.keys) if rows is None else len(rows)
         ends = slab.lengths.cumsum(0)
-        old = torch.arange(total, device=key.device) + heads.repeat_interleave(slab.lengths, output_size=total)
+        old = torch.arange(total, dtype=torch.int64, device=key.device) + heads.repeat_interleave(
+            slab.lengths, output_size=total
+        )
         for name, new in (("keys", key), ("values", value)):
             held = getattr(slab, name)
             grown = held.new_empty(total + len(heads), held.shape[1])

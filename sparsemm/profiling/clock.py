@@ -88,7 +88,8 @@ def _turn(function: Callable[[], Any], device: torch.device, capture: bool) -> t
 def copies(device: torch.device) -> tuple[Callable[[], Any], int]:
     """A function that copies, and the bytes it reads and writes."""
     size = COPIED[device.type]
-    source, target = torch.ones(size // 4, device=device), torch.zeros(size // 4, device=device)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.zeros_like(source)
     return lambda: target.copy_(source), 2 * size
 
 

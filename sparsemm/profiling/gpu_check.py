@@ -57,10 +57,11 @@ def _graph() -> Iterator[dict[str, Any]]:
     device = torch.device("cuda")
     torch.manual_seed(0)
     heads, group, dim = 8, 4, 128
-    starts = torch.arange(heads, device=device) * 700
-    keys, values = (torch.randn(heads * 700, dim, device=device).bfloat16() for _ in range(2))
-    lengths = torch.randint(1, 600, (heads,), device=device)
-    query, new = torch.randn(1, heads * group, dim, device=device).bfloat16(), torch.randn(heads, dim, device=device)
+    starts = torch.arange(heads, dtype=torch.int64, device=device) * 700
+    keys, values = (torch.randn(heads * 700, dim, dtype=torch.float32, device=device).bfloat16() for _ in range(2))
+    lengths = torch.randint(1, 600, (heads,), dtype=torch.int64, device=device)
+    query = torch.randn(1, heads * group, dim, dtype=torch.float32, device=device).bfloat16()
+    new = torch.randn(heads, dim, dtype=torch.float32, device=device)
     new = new.bfloat16()
 
     def step() -> torch.Tensor:

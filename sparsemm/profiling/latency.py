@@ -47,7 +47,7 @@ def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size
         ids = inputs["input_ids"]
         last = processor.tokenizer(" the", add_special_tokens=False).input_ids[-1]
         at = (ids[0] == last).nonzero().max()
-        filler = torch.full((batch_size, missing), last)
+        filler = torch.full((batch_size, missing), last, dtype=torch.int64, device="cpu")
         inputs["input_ids"] = torch.cat([ids[:, :at], filler, ids[:, at:]], dim=1)
         for name in ("attention_mask", *TOKEN_TYPES):
             if name in inputs:

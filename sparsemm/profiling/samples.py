@@ -161,11 +161,15 @@ def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samp
     check_room(shape, longest, sizes.prompts, numbers, device, sizes.mask_bytes(numbers.itemsize))
     model = random_model(SHAPES[shape], numbers, device, longest)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.prompt), generator=generator)
+    ids = torch.randint(
+        1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.prompt), generator=generator, dtype=torch.int64, device="cpu"
+    )
     mask = torch.ones_like(ids)
     for b in range(sizes.prompts):
         mask[b, : b * sizes.prompt // (8 * sizes.prompts)] = 0  # prompts of different length
-    drawn = torch.randint(1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.answer), generator=generator)
+    drawn = torch.randint(
+        1, SHAPES[shape].vocab_size, (sizes.prompts, sizes.answer), generator=generator, dtype=torch.int64, device="cpu"
+    )
     answers = drawn.tolist()
     forced = append_answers({"input_ids": ids, "attention_mask": mask}, answers, 0)
     rows = [[first + t for t in range(sizes.answer)] for first in forced.first_rows]

@@ -78,7 +78,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, longest
 def random_scores(shape: Shape) -> torch.Tensor:
     """(layers, query heads) float64: scores of which few are high, the same at every call."""
     sizes = shape.num_hidden_layers, shape.num_attention_heads
-    return torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64) ** 8
+    return torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64, device="cpu") ** 8
 
 
 def check_room(

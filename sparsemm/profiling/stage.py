@@ -54,7 +54,7 @@ def run_shape(params: Params, name: str, root: Path = Path(".")) -> None:
     model = random_model(shape, torch.bfloat16, device, longest)
 
     def inputs(length: int) -> dict[str, Any]:
-        ids = torch.randint(3, shape.vocab_size, (given.batch_size, length), device=device)
+        ids = torch.randint(3, shape.vocab_size, (given.batch_size, length), dtype=torch.int64, device=device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     folder = root / "artifacts" / "profile" / "shapes"

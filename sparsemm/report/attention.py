@@ -57,7 +57,7 @@ def weights(
     grouped = query[0, :, rows].unflatten(0, (key.shape[1], -1)).float()
     logits = torch.einsum("ngtd,nsd->ngts", grouped, key[0].float()).flatten(0, 1) * scaling
     if mask is None:
-        seen = torch.arange(key.shape[2], device=key.device) <= rows[:, None]
+        seen = torch.arange(key.shape[2], dtype=torch.int64, device=key.device) <= rows[:, None]
     else:
         seen = mask[0, 0, rows]
     return torch.softmax(logits.masked_fill(~seen, float("-inf")), dim=-1)

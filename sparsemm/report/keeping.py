@@ -53,14 +53,14 @@ def kept_positions(layer: Any, query: torch.Tensor, key: torch.Tensor, scaling: 
     """
     heads, length = key.shape[1:3]
     if not isinstance(layer, RaggedLayer):
-        return torch.ones(heads, length, dtype=torch.bool)
+        return torch.ones(heads, length, dtype=torch.bool, device="cpu")
     # fp32 counts to 2^24 without a gap; half precision would not.
     number = torch.arange(length, dtype=torch.float32, device=key.device)[:, None].expand(1, heads, -1, key.shape[-1])
     layer.seen = length
     layer.compress(query.float(), key.float(), number, None, scaling)
     slab = layer.slab
     assert slab is not None
-    keep = torch.zeros(heads, length, dtype=torch.bool)
+    keep = torch.zeros(heads, length, dtype=torch.bool, device="cpu")
     for head, (start, count) in enumerate(zip(slab.starts.tolist(), slab.lengths.tolist(), strict=True)):
         keep[head, slab.values[start : start + count, 0].long().cpu()] = True
     layer.reset()

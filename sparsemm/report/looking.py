@@ -188,7 +188,7 @@ def look_at(
     (image,) = get_layout(entry.family).image_tokens(model.config, forced.inputs, 0, [record.image.size])
     parts = [image, *([image.thumbnail] if image.thumbnail is not None else [])]
     tokens = answer_tokens(record, answer, processor.tokenizer, entry.family, image)[:MOST_TOKENS]
-    rows = torch.arange(len(tokens), device=model.device) + forced.first_rows[0]
+    rows = torch.arange(len(tokens), dtype=torch.int64, device=model.device) + forced.first_rows[0]
     shape = (*table.scores.shape, table.header["num_kv_heads"])
     watch = Watch(shape, rows, parts, length, length + len(answer), empty)
     with watching(model, watch):

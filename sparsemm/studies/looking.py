@@ -81,7 +81,7 @@ def watched_attention(
         rows = watch.rows.to(query.device)
         keys = key[0].float().repeat_interleave(query.shape[1] // key.shape[1], dim=0)
         logits = query[0, :, rows].float() @ keys.transpose(-1, -2) * factor
-        ahead = torch.arange(keys.shape[1], device=query.device) > rows[:, None]
+        ahead = torch.arange(keys.shape[1], dtype=torch.int64, device=query.device) > rows[:, None]
         weights = torch.softmax(logits.masked_fill(ahead, float("-inf")), dim=-1)
         watch.look(int(module.layer_idx), weights)  # type: ignore[arg-type]
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -116,8 +116,8 @@ def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any
         k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in forced.inputs.items()
     }
     (image,) = get_layout(entry.family).image_tokens(model.config, inputs, 0, [record.image.size])
-    rows = forced.first_rows[0] + torch.tensor(aligned.token_index)
-    marks = torch.zeros(2, len(rows), inputs["input_ids"].shape[1])
+    rows = forced.first_rows[0] + torch.tensor(aligned.token_index, dtype=torch.int64, device="cpu")
+    marks = torch.zeros(2, len(rows), inputs["input_ids"].shape[1], dtype=torch.float32, device="cpu")
     marks[1, :, torch.from_numpy(image.positions)] = 1
     for at, index in enumerate(aligned.entry_index):
         marks[0, at, torch.from_numpy(box_positions(image, record.entries[index].box))] = 1

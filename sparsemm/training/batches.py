@@ -98,8 +98,10 @@ def qwen_positions(start: int, rows: int, columns: int, length: int) -> torch.Te
     The same for every page of a batch, so that the model need not work them out page by page on the device.
     """
     visual = rows * columns
-    row, column = torch.arange(visual) // columns, torch.arange(visual) % columns
-    before, after = torch.arange(start), torch.arange(length - start - visual) + start + max(rows, columns)
+    cell = torch.arange(visual, dtype=torch.int64, device="cpu")
+    row, column = cell // columns, cell % columns
+    before = torch.arange(start, dtype=torch.int64, device="cpu")
+    after = torch.arange(length - start - visual, dtype=torch.int64, device="cpu") + start + max(rows, columns)
     grid = start + torch.stack([torch.zeros_like(row), row, column])
     return torch.cat([before.expand(3, -1), grid, after.expand(3, -1)], dim=1)
 
@@ -191,17 +193,21 @@ class BatchMaker:
         if self.qwen:
             visual = rows * columns
             extra["pixel_values"] = qwen_pixels(pages)
-            extra["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]] * size)
+            extra["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]] * size, dtype=torch.int64, device="cpu")
         else:
             visual = (TILE // PATCH) ** 2 + rows * (columns + 1)  # thumbnail, then the grid with a newline per row
             extra["pixel_values"] = llava_pixels(pages)
-            extra["image_sizes"] = torch.tensor([pages.shape[1:]] * size)
+            extra["image_sizes"] = torch.tensor([pages.shape[1:]] * size, dtype=torch.int64, device="cpu")
         rows_of_tokens = [self._tokens(self._turns(record, read, turns), visual) for record in records]
         longest = max(len(row[0]) for row in rows_of_tokens)
         pad = self.tokenizer.pad_token_id
         # Right padding: under a causal mask no answer token sees it, so no attention mask is needed.
         ids, labels, pointers = (
-            torch.tensor([row[part] + [fill] * (longest - len(row[part])) for row in rows_of_tokens])
+            torch.tensor(
+                [row[part] + [fill] * (longest - len(row[part])) for row in rows_of_tokens],
+                dtype=torch.int64,
+                device="cpu",
+            )
             for part, fill in enumerate((pad, IGNORE, IGNORE))
         )
         if self.qwen:

@@ -26,7 +26,9 @@ def save_state(
     for number, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
             for key, value in entry.items():
-                tensors[f"optimizer{number}/{index}/{key}"] = torch.as_tensor(value)
+                tensors[f"optimizer{number}/{index}/{key}"] = torch.as_tensor(
+                    value, dtype=None if torch.is_tensor(value) else torch.float32
+                )
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
 

@@ -293,7 +293,8 @@ def train(
                 else:
                     parts = losses(model, probes, batch, maker.image_id, maker.qwen)
         sum(
-            (weights[key] * value for key, value in parts.items() if key in weights), torch.zeros((), device=device)
+            (weights[key] * value for key, value in parts.items() if key in weights),
+            torch.zeros((), dtype=torch.float32, device=device),
         ).backward()
         torch.nn.utils.clip_grad_norm_([*model.parameters(), *probes.parameters()], 1.0)
         for optimizer, rates in zip(optimizer_list, base, strict=True):

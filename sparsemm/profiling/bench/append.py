@@ -45,7 +45,7 @@ def run(setting: Setting) -> Found:
 def _appends(setting: Setting, keys: torch.Tensor, values: torch.Tensor, new: torch.Tensor) -> clock.Functions:
     heads, length, dim = keys.shape[1:]
     keep = torch.ones(keys.shape[:3], dtype=torch.bool, device=setting.device)
-    lengths = torch.full((heads,), length, device=setting.device)
+    lengths = torch.full((heads,), length, dtype=torch.int64, device=setting.device)
     dynamic = DynamicCache()
     dynamic.update(keys, values, 0)
     (layer,) = dynamic.layers

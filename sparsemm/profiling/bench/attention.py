@@ -21,7 +21,7 @@ def run(setting: Setting) -> Found:
     for case, batch, length in (("padded", 8, short // 4), ("1k", 1, short), ("8k", 1, long)):
         keys, values = setting.layer(batch, length)
         query = setting.normal(batch, length, shape.num_attention_heads, shape.head_dim, seed=3).transpose(1, 2)
-        firsts = torch.arange(batch, device=setting.device) * length // 64
+        firsts = torch.arange(batch, dtype=torch.int64, device=setting.device) * length // 64
         given = query, keys, values, firsts, torch.full_like(firsts, length), shape.head_dim**-0.5
         functions: clock.Functions = {
             "causal_attention": partial(ops.causal_attention, *given),

@@ -111,7 +111,8 @@ def _copying(
     dim: int, held: Stretches, new: torch.Tensor, decode: Callable[..., torch.Tensor], factor: float
 ) -> Callable[[], Any]:
     keys, values, starts, lengths = held
-    rows = torch.cat([torch.arange(int(s), int(s + n)) for s, n in zip(starts, lengths, strict=True)]).to(keys.device)
+    every = torch.arange(len(keys), dtype=torch.int64, device=keys.device)
+    rows = torch.cat([every[int(s) : int(s + n)] for s, n in zip(starts, lengths, strict=True)])
     append, one = CopyingAppend(keys[rows], values[rows], lengths), new.reshape(-1, dim)
     grown = lengths + 1
     begins = grown.cumsum(0) - grown

@@ -88,7 +88,7 @@ def _turns(model: Any, setting: Setting, batch: int, length: int) -> tuple[dict[
     times: dict[str, list[float]] = defaultdict(list)
     held: dict[str, int] = {}
     copy = clock.copies(setting.device)[0]
-    tokens = torch.randint(3, setting.shape.vocab_size, (batch, 1), device=setting.device)
+    tokens = torch.randint(3, setting.shape.vocab_size, (batch, 1), dtype=torch.int64, device=setting.device)
     makers: dict[str, Callable[[], tuple[Any, Step]]] = {
         "graph": lambda: _ours(model, setting, ours(model, setting, length, max_new_tokens=ROOM), tokens, length),
         "full_graph": lambda: _ours(model, setting, _full(model, length), tokens, length),

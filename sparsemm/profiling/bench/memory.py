@@ -22,7 +22,7 @@ def run(setting: Setting) -> Found:
     rows: list[dict[str, Any]] = []
     model = random_model(setting.shape, setting.dtype, setting.device, max(setting.lengths) + 2)
     for length in (setting.lengths[0], *setting.prompts):
-        prompt = torch.randint(setting.shape.vocab_size, (1, length), device=setting.device)
+        prompt = torch.randint(setting.shape.vocab_size, (1, length), dtype=torch.int64, device=setting.device)
         makers = caches(model, setting, length, 1)
         peaks = {
             f"{name}_peak_bytes": peak_bytes(model, partial(_run, model, prompt, make(), tokens=1))

@@ -44,7 +44,7 @@ class Setting:
     def normal(self, *sizes: int, seed: int = 0) -> torch.Tensor:
         """Normally distributed numbers, the same at every call."""
         generator = torch.Generator(self.device).manual_seed(seed)
-        return torch.randn(*sizes, generator=generator, device=self.device).to(self.dtype)
+        return torch.randn(*sizes, generator=generator, dtype=torch.float32, device=self.device).to(self.dtype)
 
     def layer(self, batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Full keys and values (B, Hkv, S, D)."""
@@ -55,9 +55,10 @@ class Setting:
         """(B, Hkv, S) bool: random positions, `budget` on average, up to 16 times as many in some heads."""
         heads = batch * self.shape.num_key_value_heads
         generator = torch.Generator().manual_seed(2)
-        share = torch.exp2(4 * torch.rand(heads, generator=generator))
+        share = torch.exp2(4 * torch.rand(heads, generator=generator, dtype=torch.float32, device="cpu"))
         slots = (share / share.mean() * budget).long().clamp(1, length) if budget < length else None
-        keep = torch.ones(heads, length, dtype=torch.bool)
+        keep = torch.ones(heads, length, dtype=torch.bool, device="cpu")
         if slots is not None:
-            keep = torch.rand(heads, length, generator=generator).argsort(-1).argsort(-1) < slots[:, None]
+            drawn = torch.rand(heads, length, generator=generator, dtype=torch.float32, device="cpu")
+            keep = drawn.argsort(-1).argsort(-1) < slots[:, None]
         return keep.view(batch, -1, length).to(self.device)

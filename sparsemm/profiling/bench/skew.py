@@ -45,8 +45,8 @@ def run(setting: Setting) -> Found:
 def _lengths(setting: Setting) -> dict[str, torch.Tensor]:
     """Rows (1, Hkv) of every head, of one total."""
     heads, budget = setting.shape.num_key_value_heads, setting.budget
-    even = torch.full((1, heads), budget)
-    one = torch.full((1, heads), min(setting.window, budget))
+    even = torch.full((1, heads), budget, dtype=torch.int64, device="cpu")
+    one = torch.full((1, heads), min(setting.window, budget), dtype=torch.int64, device="cpu")
     one[0, heads // 2] += int(even.sum() - one.sum())
     return {"even": even, "one": one}
 
@@ -54,7 +54,7 @@ def _lengths(setting: Setting) -> dict[str, torch.Tensor]:
 def _reads(setting: Setting, lengths: torch.Tensor) -> clock.Functions:
     shape = setting.shape
     keys, values = setting.layer(1, int(lengths.max()))
-    keep = (torch.arange(keys.shape[2]) < lengths[..., None]).to(setting.device)
+    keep = (torch.arange(keys.shape[2], dtype=torch.int64, device="cpu") < lengths[..., None]).to(setting.device)
     slabs = {"model": Slab(keys, values, keep)}
     slabs |= {storage: QuantizedSlab(keys, values, keep, storage=storage) for storage in STORAGES}
     query = setting.normal(1, shape.num_attention_heads, TURN, shape.head_dim, seed=2)

@@ -44,7 +44,7 @@ def run(setting: Setting) -> Found:
 def _turns(model: Any, setting: Setting, length: int) -> tuple[Times, dict[str, int]]:
     """Seconds of prompts, steps, compression and a copy; bytes that each cache holds in the end."""
     device = setting.device
-    prompt = {"input_ids": torch.randint(3, setting.shape.vocab_size, (1, length), device=device)}
+    prompt = {"input_ids": torch.randint(3, setting.shape.vocab_size, (1, length), dtype=torch.int64, device=device)}
     prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
     makers = caches(model, setting, length, STEPS + 2) | options(model, setting, length)
     names, copy = list(makers), clock.copies(device)[0]
