@@ -23,6 +23,14 @@ ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "data" / "checkpoints"
 
 
+def pytest_configure() -> None:
+    """SPARSEMM_TEST_DTYPE names torch's default dtype for a whole run: see tests/cache/test_default_dtype.py."""
+    if name := os.environ.get("SPARSEMM_TEST_DTYPE"):
+        import torch
+
+        torch.set_default_dtype(getattr(torch, name))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; the Makefile keeps pytest-xdist from sorting files by their number of tests."""
     names = [f"tests/{name}" for name in LONG]

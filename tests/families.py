@@ -74,7 +74,7 @@ def llava_next_llama3() -> Made:
             "{{ bos_token }}", header.format("user"), header.format("assistant"), "<|eot_id|>", "<image>\n"
         ),
     )
-    model = hf.LlavaNextForConditionalGeneration(config)
+    model = hf.LlavaNextForConditionalGeneration._from_config(config, dtype=torch.float32)
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>")]
     model.generation_config.eos_token_id = ends
     return model, processor
@@ -113,7 +113,7 @@ def llava_onevision() -> Made:
         vision_aspect_ratio="anyres_max_4",
         chat_template=turn_template(*CHATML, image="<image>\n"),
     )
-    return hf.LlavaOnevisionForConditionalGeneration(config), processor
+    return hf.LlavaOnevisionForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def qwen_ids(tokenizer: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def qwen2_5_vl() -> Made:
     }
     config = hf.Qwen2_5_VLConfig(text_config=sizes, vision_config=vision, **qwen_ids(tokenizer))
     processor = hf.Qwen2_5_VLProcessor(**qwen_parts(tokenizer, 7, hf.Qwen2VLVideoProcessor))
-    return hf.Qwen2_5_VLForConditionalGeneration(config), processor
+    return hf.Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def qwen3_vl() -> Made:
@@ -175,7 +175,7 @@ def qwen3_vl() -> Made:
         text_config=text_sizes(tokenizer, rope_parameters=rope), vision_config=vision, **qwen_ids(tokenizer)
     )
     processor = hf.Qwen3VLProcessor(**qwen_parts(tokenizer, 8, hf.Qwen3VLVideoProcessor))
-    return hf.Qwen3VLForConditionalGeneration(config), processor
+    return hf.Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def small(name: str) -> Made:

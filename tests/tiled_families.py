@@ -79,7 +79,7 @@ def internvl() -> Made:
         image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
     )
-    return hf.InternVLForConditionalGeneration(config), processor
+    return hf.InternVLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def gemma3() -> Made:
@@ -105,7 +105,7 @@ def gemma3() -> Made:
         image_token_index=words.image_token_id,
         tie_word_embeddings=False,  # tied ones say the last token again and again
     )
-    model = hf.Gemma3ForConditionalGeneration(config)
+    model = hf.Gemma3ForConditionalGeneration._from_config(config, dtype=torch.float32)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.3)  # the class has zeros
     return model, processor
 
@@ -129,7 +129,7 @@ def idefics3() -> Made:
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    return hf.Idefics3ForConditionalGeneration(config), processor
+    return hf.Idefics3ForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def smolvlm() -> Made:
@@ -149,7 +149,7 @@ def smolvlm() -> Made:
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
     )
-    return hf.SmolVLMForConditionalGeneration(config), processor
+    return hf.SmolVLMForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def _pixtral(merge: int) -> tuple[Any, Any, Any]:
@@ -178,7 +178,7 @@ def pixtral() -> Made:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
     )
-    return hf.LlavaForConditionalGeneration(config), processor
+    return hf.LlavaForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def mistral3() -> Made:
@@ -191,7 +191,7 @@ def mistral3() -> Made:
         vision_feature_layer=-1,
         spatial_merge_size=2,
     )
-    return hf.Mistral3ForConditionalGeneration(config), processor
+    return hf.Mistral3ForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 # Name of a model -> its family, and what makes it.

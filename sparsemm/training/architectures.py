@@ -187,7 +187,7 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         chat_template=chat_template(name),
         num_additional_image_tokens=1,
     )
-    return LlavaNextForConditionalGeneration(config), processor
+    return LlavaNextForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
@@ -233,7 +233,7 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         tokenizer=tokenizer,
         chat_template=chat_template(name),
     )
-    return Qwen2VLForConditionalGeneration(config), processor
+    return Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def base_name(name: str) -> str:

@@ -44,9 +44,9 @@ class Probes(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.characters = nn.Linear(hidden, 2 * len(CHARACTERS))
-        self.lines = nn.Linear(hidden, len(ANCHORS))
-        self.pointers = nn.Linear(hidden, MOST_VISUAL)
+        self.characters = nn.Linear(hidden, 2 * len(CHARACTERS), dtype=torch.float32)
+        self.lines = nn.Linear(hidden, len(ANCHORS), dtype=torch.float32)
+        self.pointers = nn.Linear(hidden, MOST_VISUAL, dtype=torch.float32)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ SCORES = np.random.default_rng(5).random((SHAPE[0], SHAPE[2])) ** 3
 def _text_model():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
+        return LlamaForCausalLM._from_config(LlamaConfig(**SIZES), dtype=torch.float32).eval()
 
 
 class Lab:

@@ -21,7 +21,12 @@ def ragged(lengths, dim, dtype, gaps, seed):
     ends = (lengths + torch.tensor(gaps)).cumsum(0)
     starts = ends - lengths - torch.tensor(gaps)
     total = int(ends[-1]) if len(ends) else 0
-    return torch.randn(total, dim).to(dtype), torch.randn(total, dim).to(dtype), starts, lengths
+    return (
+        torch.randn(total, dim, dtype=torch.float32).to(dtype),
+        torch.randn(total, dim, dtype=torch.float32).to(dtype),
+        starts,
+        lengths,
+    )
 
 
 DECODE = ["query", "keys", "values", "starts", "lengths", "scaling"]
@@ -35,21 +40,37 @@ CAUSAL = ["query", "keys", "values", "firsts", "stops", "scaling"]
 def arguments(op):
     torch.manual_seed(0)
     if op == "observe":
-        query, keys, valid = torch.randn(2, 4, 2, 8), torch.randn(2, 2, 9, 8), torch.ones(2, 9, dtype=torch.bool)
+        query, keys, valid = (
+            torch.randn(2, 4, 2, 8, dtype=torch.float32),
+            torch.randn(2, 2, 9, 8, dtype=torch.float32),
+            torch.ones(2, 9, dtype=torch.bool),
+        )
         return dict(zip(OBSERVE, [query, keys, valid, 3, 0.5], strict=True))
     if op == "argmax_rows":
         ends = torch.tensor([2, 5, 9])
-        return dict(zip(ARGMAX, [torch.randn(4, 3, 8), torch.randn(2, 9, 8), ends - 2, ends], strict=True))
+        return dict(
+            zip(
+                ARGMAX,
+                [torch.randn(4, 3, 8, dtype=torch.float32), torch.randn(2, 9, 8, dtype=torch.float32), ends - 2, ends],
+                strict=True,
+            )
+        )
     if op == "causal_attention":
-        query, keys, values = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
+        query, keys, values = (
+            torch.randn(2, 4, 9, 8, dtype=torch.float32),
+            torch.randn(2, 2, 9, 8, dtype=torch.float32),
+            torch.randn(2, 2, 9, 8, dtype=torch.float32),
+        )
         firsts, stops = torch.tensor([0, 3]), torch.tensor([9, 8])
         return dict(zip(CAUSAL, [query, keys, values, firsts, stops, 0.5], strict=True))
     keys, values, starts, lengths = ragged([2, 3, 1, 4], 8, torch.float32, [1] * 4, 0)
     if op == "ragged_decode":
-        return dict(zip(DECODE, [torch.randn(2, 4, 8), keys, values, starts, lengths, 1.0], strict=True))
+        return dict(
+            zip(DECODE, [torch.randn(2, 4, 8, dtype=torch.float32), keys, values, starts, lengths, 1.0], strict=True)
+        )
     if op == "append":
-        new = torch.randn(2, 4, 8)
+        new = torch.randn(2, 4, 8, dtype=torch.float32)
         return dict(zip(APPEND, [keys, values, new[0], new[1], starts, lengths], strict=True))
-    full, keep = torch.randn(2, 2, 3, 8), torch.ones(2, 2, 3, dtype=torch.bool)
+    full, keep = torch.randn(2, 2, 3, 8, dtype=torch.float32), torch.ones(2, 2, 3, dtype=torch.bool)
     keep[1] = False
     return dict(zip(COMPACT, [keys, values, full, full, keep, starts], strict=True))

@@ -33,25 +33,29 @@ def slow(query, want, valid, seen):
 def test_attend_equals_the_loop(group, new, free, padded):
     """Causal, and where the new tokens see each other as they like."""
     torch.manual_seed(group * 10 + new)
-    keys, values = torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4)
-    keep = torch.rand(2, 2, 9) < 0.5
+    keys, values = torch.randn(2, 2, 9, 4, dtype=torch.float32), torch.randn(2, 2, 9, 4, dtype=torch.float32)
+    keep = torch.rand(2, 2, 9, dtype=torch.float32) < 0.5
     keep[1, 0] = False  # fewer rows than new tokens
     slab = Slab(keys, values, keep)
     valid = torch.ones(2, new, dtype=torch.bool)
     if padded:
         valid[1, : max(new // 2, 1)] = False
         valid[0, 1:2] = new == 1  # in the middle, too
-    slab.append(torch.randn(2, 2, new, 4), torch.randn(2, 2, new, 4), valid if padded else None)
-    query = torch.randn(2, 2 * group, new, 4)
+    slab.append(
+        torch.randn(2, 2, new, 4, dtype=torch.float32),
+        torch.randn(2, 2, new, 4, dtype=torch.float32),
+        valid if padded else None,
+    )
+    query = torch.randn(2, 2 * group, new, 4, dtype=torch.float32)
     k, v, real = read_padded(slab)
     want = [[(k[b, h][real[b, h]], v[b, h][real[b, h]]) for h in range(2)] for b in range(2)]
     causal = torch.ones(2, new, new, dtype=torch.bool).tril()
-    seen = (causal | (torch.rand(2, new, new) < 0.5)) if free else causal
+    seen = (causal | (torch.rand(2, new, new, dtype=torch.float32) < 0.5)) if free else causal
     got = attend(query, slab, 0.3, valid if padded else None, seen if free else None)
     torch.testing.assert_close(got, slow(query, want, valid, seen))
 
 
 def test_learned_sinks_are_refused():
-    q = torch.randn(1, 2, 3, 4)
+    q = torch.randn(1, 2, 3, 4, dtype=torch.float32)
     with pytest.raises(CacheError, match="sinks"):
-        ragged_attention(torch.nn.Identity(), q, q, q, None, s_aux=torch.zeros(2))
+        ragged_attention(torch.nn.Identity(), q, q, q, None, s_aux=torch.zeros(2, dtype=torch.float32))

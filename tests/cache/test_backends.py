@@ -13,9 +13,9 @@ from sparsemm.errors import CacheError
 
 def slab() -> tuple[torch.Tensor, ...]:
     torch.manual_seed(0)
-    keys, values = torch.randn(30, 8).half(), torch.randn(30, 8).half()
+    keys, values = torch.randn(30, 8, dtype=torch.float32).half(), torch.randn(30, 8, dtype=torch.float32).half()
     starts, lengths = torch.tensor([2, 9, 14, 14]), torch.tensor([5, 3, 0, 12])
-    return torch.randn(2, 6, 8).half(), keys, values, starts, lengths
+    return torch.randn(2, 6, 8, dtype=torch.float32).half(), keys, values, starts, lengths
 
 
 def by_sequences(q: Any, k: Any, v: Any, queries: Any, keys: Any, used: Any, scale: float) -> torch.Tensor:

@@ -39,7 +39,7 @@ def test_the_plainer_flags_compute_the_same(tmp_path, flags):
     for dtype in DTYPES:
         keys, values, starts, lengths = ragged([300, 0, 5], 24, dtype, [0] * 3, 0)
         values[:20] *= 1e-6  # subnormal halves
-        query = torch.randn(1, 6, 24).to(dtype)
+        query = torch.randn(1, 6, 24, dtype=torch.float32).to(dtype)
         out = torch.empty_like(query)
         tensors = [t.data_ptr() for t in (query, keys, values, starts, lengths, out)]
         assert plain(library.DTYPES[dtype], *tensors, 3, 2, 24, len(keys), 0.2, 4) == library.DONE

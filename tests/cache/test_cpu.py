@@ -31,7 +31,7 @@ def slabs(draw, least_gap=0):
 @given(slabs(), st.integers(1, 7), st.floats(0.01, 2), st.sampled_from([1, 2, 5]))
 def test_ragged_decode_equals_its_twin(slab, group, scaling, threads):
     batch, heads, keys, values, starts, lengths = slab
-    query = torch.randn(batch, heads * group, keys.shape[1]).to(keys.dtype)
+    query = torch.randn(batch, heads * group, keys.shape[1], dtype=torch.float32).to(keys.dtype)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -49,7 +49,9 @@ def test_ragged_decode_equals_its_twin(slab, group, scaling, threads):
 @given(slabs(least_gap=1))
 def test_append_equals_its_twin(slab):
     _, _, keys, values, starts, lengths = slab
-    new_keys, new_values = (torch.randn(len(starts), keys.shape[1]).to(keys.dtype) for _ in range(2))
+    new_keys, new_values = (
+        torch.randn(len(starts), keys.shape[1], dtype=torch.float32).to(keys.dtype) for _ in range(2)
+    )
     twin = keys.clone(), values.clone()
     twins.append(*twin, new_keys, new_values, starts, lengths)
     ops.append(keys, values, new_keys, new_values, starts, lengths)
@@ -69,12 +71,12 @@ def test_append_equals_its_twin(slab):
     st.sampled_from([1, 3]),
 )
 def test_compact_equals_its_twin(batch, heads, length, dim, dtype, share, layout, threads):
-    full = [torch.randn(batch, heads, length, dim).to(dtype) for _ in range(2)]
+    full = [torch.randn(batch, heads, length, dim, dtype=torch.float32).to(dtype) for _ in range(2)]
     if layout == "transposed":
         full = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in full]
     elif layout == "sliced":
         full = [torch.cat([t, t], -1)[..., :dim] for t in full]
-    keep = torch.rand(batch, heads, length) < share
+    keep = torch.rand(batch, heads, length, dtype=torch.float32) < share
     room = keep.flatten(0, 1).sum(-1) + torch.randint(0, 3, (batch * heads,))
     starts = room.cumsum(0) - room
     buffers = [torch.zeros(int(room.sum()), dim, dtype=dtype) for _ in range(4)]
@@ -104,13 +106,13 @@ def test_compact_equals_its_twin(batch, heads, length, dim, dtype, share, layout
 )
 def test_observe_equals_its_twin(batch, heads, group, window, before, dim, dtype, pooling, padding, threads):
     length = before + window
-    query = torch.randn(batch, window, heads * group, dim).to(dtype).transpose(1, 2)
-    keys = torch.randn(batch, length, heads, dim).to(dtype).transpose(1, 2)
+    query = torch.randn(batch, window, heads * group, dim, dtype=torch.float32).to(dtype).transpose(1, 2)
+    keys = torch.randn(batch, length, heads, dim, dtype=torch.float32).to(dtype).transpose(1, 2)
     valid = torch.ones(batch, length, dtype=torch.bool)
     if padding == "left":
         valid = torch.arange(length) >= torch.randint(0, length, (batch, 1))
     elif padding == "anywhere":
-        valid = torch.rand(batch, length) < 0.6
+        valid = torch.rand(batch, length, dtype=torch.float32) < 0.6
     before_threads = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -137,8 +139,8 @@ def test_observe_equals_its_twin(batch, heads, group, window, before, dim, dtype
 )
 def test_argmax_rows_equals_its_twin(heads, group, rows, length, dim, dtype, ties, threads, seed):
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(rows, heads * group, dim, generator=generator).to(dtype).transpose(0, 1)
-    keys = torch.randn(heads, length, dim, generator=generator).to(dtype)
+    query = torch.randn(rows, heads * group, dim, generator=generator, dtype=torch.float32).to(dtype).transpose(0, 1)
+    keys = torch.randn(heads, length, dim, generator=generator, dtype=torch.float32).to(dtype)
     if ties:  # small whole numbers: sums are exact in any order, and many are equal
         query, keys = (torch.randint(-1, 2, t.shape, generator=generator).to(dtype) for t in (query, keys))
     begins = torch.randint(0, length + 1, (rows,), generator=generator)
@@ -166,8 +168,14 @@ def test_argmax_rows_equals_its_twin(heads, group, rows, length, dim, dtype, tie
 )
 def test_causal_attention_equals_its_twin(batch, heads, group, length, dim, dtype, threads, seed):
     generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(batch, length, heads * group, dim, generator=generator).to(dtype).transpose(1, 2)
-    keys, values = (torch.randn(batch, heads, length, dim, generator=generator).to(dtype) for _ in range(2))
+    query = (
+        torch.randn(batch, length, heads * group, dim, generator=generator, dtype=torch.float32)
+        .to(dtype)
+        .transpose(1, 2)
+    )
+    keys, values = (
+        torch.randn(batch, heads, length, dim, generator=generator, dtype=torch.float32).to(dtype) for _ in range(2)
+    )
     ends = torch.randint(0, length + 1, (2, batch), generator=generator).sort(dim=0).values
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -184,7 +192,7 @@ def test_causal_attention_equals_its_twin(batch, heads, group, length, dim, dtyp
 @needs_compiler
 def test_the_result_does_not_depend_on_the_number_of_threads():
     keys, values, starts, lengths = ragged([3000, 40, 0, 700], 64, torch.float32, [0] * 4, 1)
-    query = torch.randn(2, 6, 64)
+    query = torch.randn(2, 6, 64, dtype=torch.float32)
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 7):
         torch.set_num_threads(threads)
@@ -216,13 +224,13 @@ def test_halves_are_rounded_as_torch_rounds_them():
 def test_a_slab_decodes_with_the_library_as_with_the_twin(dtype, monkeypatch):
     def steps():
         torch.manual_seed(0)
-        keys = torch.randn(2, 50, 3, 16).to(dtype).transpose(1, 2)
-        slab, outputs = Slab(keys, keys + 1, torch.rand(2, 3, 50) < 0.4, slack=2), []
+        keys = torch.randn(2, 50, 3, 16, dtype=torch.float32).to(dtype).transpose(1, 2)
+        slab, outputs = Slab(keys, keys + 1, torch.rand(2, 3, 50, dtype=torch.float32) < 0.4, slack=2), []
         for step in range(5):
-            new = torch.randn(2, 1, 3, 16).to(dtype).transpose(1, 2)
+            new = torch.randn(2, 1, 3, 16, dtype=torch.float32).to(dtype).transpose(1, 2)
             valid = [None, torch.tensor([[True], [True]]), torch.tensor([[True], [False]])][step % 3]
             slab.append(new, new, valid)
-            outputs.append(attend(torch.randn(2, 6, 1, 16).to(dtype), slab, 0.3, valid))
+            outputs.append(attend(torch.randn(2, 6, 1, 16, dtype=torch.float32).to(dtype), slab, 0.3, valid))
         return slab, torch.stack(outputs)
 
     calls = []
@@ -249,14 +257,16 @@ def drawn(rng, dtype):
     stretches = batch * heads
     lengths, gaps = (rng.choice([0, 1, 2, 63, 64, 130], stretches).tolist(), rng.integers(1, 4, stretches).tolist())
     keys, values, starts, held = ragged(lengths, dim, dtype, gaps, int(rng.integers(1 << 30)))
-    new = torch.randn(2, stretches, dim).to(dtype)
+    new = torch.randn(2, stretches, dim, dtype=torch.float32).to(dtype)
     length, rows = int(rng.integers(1, 140)), int(rng.integers(0, 7))
-    full = torch.randn(2, batch, length, heads, dim).to(dtype).transpose(2, 3)
+    full = torch.randn(2, batch, length, heads, dim, dtype=torch.float32).to(dtype).transpose(2, 3)
     room = torch.cat([starts[1:], starts.new_full((1,), len(keys))]) - starts
-    keep = (torch.rand(batch, heads, length) < rng.random()) & (torch.arange(length) < room.view(batch, heads, 1))
+    keep = (torch.rand(batch, heads, length, dtype=torch.float32) < rng.random()) & (
+        torch.arange(length) < room.view(batch, heads, 1)
+    )
     valid = torch.arange(length) >= torch.randint(0, length, (batch, 1))
     window = int(rng.integers(1, min(length, 9) + 1))
-    query = torch.randn(batch, heads * group, window + rows, dim).to(dtype)
+    query = torch.randn(batch, heads * group, window + rows, dim, dtype=torch.float32).to(dtype)
     begins, ends = torch.randint(0, length + 1, (2, rows))
     scaling = float(rng.choice([0.1, dim**-0.5]))
     return {

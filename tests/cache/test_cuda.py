@@ -72,7 +72,7 @@ def random_slab(generator, dtype, dim, least_gap=0):
     gaps = torch.randint(least_gap, 4, (stretches,), generator=generator)
     starts = (lengths + gaps).cumsum(0) - lengths - gaps
     rows = int((lengths + gaps).sum())
-    keys, values = (torch.randn(rows, dim, generator=generator).to(dtype) for _ in range(2))
+    keys, values = (torch.randn(rows, dim, generator=generator, dtype=torch.float32).to(dtype) for _ in range(2))
     return keys, values, starts, lengths
 
 
@@ -83,7 +83,7 @@ def test_ragged_decode(device, dtype):
     for _ in rounds(12):
         dim, group = pick(generator, 8, 32, 40, 64, 80, 128, 192, 256), pick(generator, 1, 2, 4, 7, 8, 9, 17)
         keys, values, starts, lengths = random_slab(generator, dtype, dim)
-        query = torch.randn(1, len(starts) * group, dim, generator=generator).to(dtype)
+        query = torch.randn(1, len(starts) * group, dim, generator=generator, dtype=torch.float32).to(dtype)
         scaling = pick(generator, 0.05, 1.0)
         got = cuda.ragged_decode(query, keys, values, starts, lengths, scaling)
         want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, scaling)
@@ -94,9 +94,12 @@ def test_ragged_decode(device, dtype):
 @needs_compiler
 def test_a_long_head_is_shared_by_all_blocks_and_gives_the_same(device, emulated):
     torch.manual_seed(0)
-    keys, values = torch.randn(3000, 64).bfloat16(), torch.randn(3000, 64).bfloat16()
+    keys, values = (
+        torch.randn(3000, 64, dtype=torch.float32).bfloat16(),
+        torch.randn(3000, 64, dtype=torch.float32).bfloat16(),
+    )
     starts, lengths = torch.tensor([0, 3]), torch.tensor([3, 2990])
-    query = torch.randn(1, 4, 64).bfloat16()
+    query = torch.randn(1, 4, 64, dtype=torch.float32).bfloat16()
     got = cuda.ragged_decode(query, keys, values, starts, lengths, 0.3)
     alone = cuda.ragged_decode(query[:, 2:].contiguous(), keys, values, starts[1:], lengths[1:], 0.3)
     torch.testing.assert_close(got[:, 2:], alone, rtol=8e-3, atol=1e-3)
@@ -108,8 +111,8 @@ def test_a_long_head_is_shared_by_all_blocks_and_gives_the_same(device, emulated
 @pytest.mark.parametrize("dtype", list(library.DTYPES), ids=str)
 def test_large_logits_infinities_and_nans(device, dtype):
     torch.manual_seed(3)
-    keys, values = torch.randn(600, 8), torch.randn(600, 8).to(dtype)
-    starts, lengths, query = torch.tensor([0]), torch.tensor([600]), torch.ones(1, 1, 8).to(dtype)
+    keys, values = torch.randn(600, 8, dtype=torch.float32), torch.randn(600, 8, dtype=torch.float32).to(dtype)
+    starts, lengths, query = torch.tensor([0]), torch.tensor([600]), torch.ones(1, 1, 8, dtype=torch.float32).to(dtype)
     keys[500] += 300.0  # nothing else counts
     assert torch.equal(cuda.ragged_decode(query, keys.to(dtype), values, starts, lengths, 1.0)[0, 0], values[500])
     keys[:300] = float("-inf")
@@ -127,7 +130,7 @@ def test_append(device, dtype):
     for _ in rounds(30):
         dim = pick(generator, 8, 40, 128)
         keys, values, starts, lengths = random_slab(generator, dtype, dim, least_gap=1)
-        new = torch.randn(2 * len(starts) * dim + 1, generator=generator).to(dtype)
+        new = torch.randn(2 * len(starts) * dim + 1, generator=generator, dtype=torch.float32).to(dtype)
         new = new[pick(generator, 0, 1) :][: 2 * len(starts) * dim].view(2, -1, dim)  # also at an odd address
         twin = keys.clone(), values.clone()
         twins.append(*twin, new[0], new[1], starts, lengths)
@@ -142,8 +145,13 @@ def test_compact(device, dtype):
     for _ in rounds(25):
         batch, heads, dim = pick(generator, 1, 2), pick(generator, 1, 3), pick(generator, 8, 40, 128)
         length = pick(generator, 0, 1, 31, 257, 1024, 1040, 2500)
-        full = [torch.randn(batch, length, heads, dim, generator=generator).to(dtype).transpose(1, 2) for _ in range(2)]
-        keep = torch.rand(batch, heads, length, generator=generator) < pick(generator, 0.0, 0.02, 0.5, 1.0)
+        full = [
+            torch.randn(batch, length, heads, dim, generator=generator, dtype=torch.float32).to(dtype).transpose(1, 2)
+            for _ in range(2)
+        ]
+        keep = torch.rand(batch, heads, length, generator=generator, dtype=torch.float32) < pick(
+            generator, 0.0, 0.02, 0.5, 1.0
+        )
         room = keep.flatten(0, 1).sum(-1) + torch.randint(0, 3, (batch * heads,), generator=generator)
         starts = room.cumsum(0) - room
         buffers = [torch.zeros(int(room.sum()), dim, dtype=dtype) for _ in range(4)]
@@ -160,9 +168,15 @@ def test_observe(device, dtype):
         batch, heads, group = pick(generator, 1, 2), pick(generator, 1, 3), pick(generator, 1, 2, 7)
         window, before = pick(generator, 1, 8, 20, 32), pick(generator, 0, 1, 40, 128, 300)
         dim, length = pick(generator, 8, 40, 64, 128, 256), before + window
-        query = torch.randn(batch, window, heads * group, dim, generator=generator).to(dtype).transpose(1, 2)
-        keys = torch.randn(batch, length, heads, dim, generator=generator).to(dtype).transpose(1, 2)
-        valid = torch.rand(batch, length, generator=generator) < pick(generator, 0.5, 1.1)
+        query = (
+            torch.randn(batch, window, heads * group, dim, generator=generator, dtype=torch.float32)
+            .to(dtype)
+            .transpose(1, 2)
+        )
+        keys = (
+            torch.randn(batch, length, heads, dim, generator=generator, dtype=torch.float32).to(dtype).transpose(1, 2)
+        )
+        valid = torch.rand(batch, length, generator=generator, dtype=torch.float32) < pick(generator, 0.5, 1.1)
         got = cuda.observe(query, keys, valid, pick(generator, 1, 5), 0.2)
         want = twins.observe(query, keys, valid, 1, 0.2)
         assert got.shape == want.shape and torch.equal(got.isneginf(), want.isneginf())
@@ -178,8 +192,10 @@ def test_argmax_rows(device, dtype):
     for _ in rounds(40):
         heads, group, rows = pick(generator, 1, 3), pick(generator, 1, 7), pick(generator, 0, 1, 5, 20)
         dim, length = pick(generator, 8, 40, 256), pick(generator, 1, 2, 130, 301)
-        query = torch.randn(rows, heads * group, dim, generator=generator).to(dtype).transpose(0, 1)
-        keys = torch.randn(heads, length, dim, generator=generator).to(dtype)
+        query = (
+            torch.randn(rows, heads * group, dim, generator=generator, dtype=torch.float32).to(dtype).transpose(0, 1)
+        )
+        keys = torch.randn(heads, length, dim, generator=generator, dtype=torch.float32).to(dtype)
         if pick(generator, True, False):  # ties
             query, keys = (torch.randint(-1, 2, t.shape, generator=generator).to(dtype) for t in (query, keys))
         keys[0, length // 2, 0] = pick(generator, 0.0, float("nan"), float("-inf"), float("inf"))
@@ -190,9 +206,9 @@ def test_argmax_rows(device, dtype):
 
 @needs_compiler
 def test_what_leaves_the_slab_touches_nothing_and_is_raised_by_the_next_call(device):
-    keys, values = torch.randn(20, 8), torch.randn(20, 8)
+    keys, values = torch.randn(20, 8, dtype=torch.float32), torch.randn(20, 8, dtype=torch.float32)
     was = keys.clone()
-    starts, lengths, query = torch.tensor([0, 10]), torch.tensor([4, 5]), torch.randn(1, 2, 8)
+    starts, lengths, query = torch.tensor([0, 10]), torch.tensor([4, 5]), torch.randn(1, 2, 8, dtype=torch.float32)
     for bad_starts, bad_lengths in [([-1, 10], [4, 5]), ([0, 2**62], [4, 5]), ([0, 10], [4, 11]), ([0, 10], [-1, 5])]:
         bad = torch.tensor(bad_starts), torch.tensor(bad_lengths)
         got = cuda.ragged_decode(query, keys, values, *bad, 1.0)
@@ -206,12 +222,14 @@ def test_what_leaves_the_slab_touches_nothing_and_is_raised_by_the_next_call(dev
     with pytest.raises(CacheError, match="append: there was no room"):
         cuda.raise_faults()
     keep = torch.ones(1, 2, 11, dtype=torch.bool)
-    full = torch.randn(1, 2, 11, 8)
+    full = torch.randn(1, 2, 11, 8, dtype=torch.float32)
     cuda.compact(keys, values, full, full, keep, starts)
     assert torch.equal(keys, was)
     with pytest.raises(CacheError, match="compact: what was kept"):
         cuda.raise_faults()
-    found = cuda.argmax_rows(torch.randn(2, 2, 8), full[0], torch.tensor([0, 0]), torch.tensor([11, 12]))
+    found = cuda.argmax_rows(
+        torch.randn(2, 2, 8, dtype=torch.float32), full[0], torch.tensor([0, 0]), torch.tensor([11, 12])
+    )
     assert not found[:, 1].any()
     with pytest.raises(CacheError, match="index 1: argmax_rows"):
         cuda.raise_faults()
@@ -221,9 +239,9 @@ def test_what_leaves_the_slab_touches_nothing_and_is_raised_by_the_next_call(dev
 @needs_compiler
 def test_addresses_that_16_byte_loads_cannot_serve_are_copied(device):
     torch.manual_seed(6)
-    odd = torch.randn(1 + 2 * 30 * 8).bfloat16()[1:]
+    odd = torch.randn(1 + 2 * 30 * 8, dtype=torch.float32).bfloat16()[1:]
     keys, values = odd[: 30 * 8].view(30, 8), odd[30 * 8 :].view(30, 8)
-    starts, lengths, query = torch.tensor([0]), torch.tensor([30]), torch.randn(1, 2, 8).bfloat16()
+    starts, lengths, query = torch.tensor([0]), torch.tensor([30]), torch.randn(1, 2, 8, dtype=torch.float32).bfloat16()
     assert keys.data_ptr() % 16
     got = cuda.ragged_decode(query, keys, values, starts, lengths, 0.3)
     assert torch.equal(got, cuda.ragged_decode(query, keys.clone(), values.clone(), starts, lengths, 0.3))

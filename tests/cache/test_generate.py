@@ -101,7 +101,9 @@ def test_an_assistant_model_proposes_and_the_cache_takes_back(lab):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
-    assistant = LlamaForCausalLM(LlamaConfig(**(lab.sizes | {"num_hidden_layers": 1}))).eval()
+    assistant = LlamaForCausalLM._from_config(
+        LlamaConfig(**(lab.sizes | {"num_hidden_layers": 1})), dtype=torch.float32
+    ).eval()
     tokens = lab.ids(batch=1)
     for method in ("snapkv", "full"):
         want = lab.generate(tokens, lab.cache(method), new=20)

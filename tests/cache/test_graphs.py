@@ -64,9 +64,9 @@ def test_rows_end_as_in_generate(lab, ends):
 
 def test_the_watch_sees_what_it_should():
     with NoHostReads(), pytest.raises(AssertionError):
-        torch.ones(3)[torch.ones(3, dtype=torch.bool)]
+        torch.ones(3, dtype=torch.float32)[torch.ones(3, dtype=torch.bool)]
     with NoHostReads(), pytest.raises(AssertionError):
-        int(torch.ones(3).sum())
+        int(torch.ones(3, dtype=torch.float32).sum())
 
 
 @pytest.mark.parametrize("served", [True, False])

@@ -86,7 +86,7 @@ def slow_slots(method, layer, scores, length, table):
 @pytest.mark.parametrize("layer", [0, 3])
 def test_kept_positions_equal_the_slow_way(lab, method, layer):
     torch.manual_seed(layer)
-    query, key = 2 * torch.randn(2, HQ, S, 8), torch.randn(2, H, S, 8)
+    query, key = 2 * torch.randn(2, HQ, S, 8, dtype=torch.float32), torch.randn(2, H, S, 8, dtype=torch.float32)
     value = torch.arange(S, dtype=torch.float32)[None, None, :, None].expand(2, H, S, 8)  # says where it came from
     pads = [0, 5]
     real = torch.arange(S) >= torch.tensor(pads)[:, None]
@@ -292,7 +292,7 @@ def test_another_attention_chosen_later_is_refused(lab):
 @pytest.mark.parametrize("method", ["snapkv", "full"])
 def test_the_cache_of_another_model_is_refused(lab, method, changed, match):
     cache = lab.cache(method)
-    other = type(lab)(LlamaForCausalLM(LlamaConfig(**lab.sizes | changed)).eval())
+    other = type(lab)(LlamaForCausalLM._from_config(LlamaConfig(**lab.sizes | changed), dtype=torch.float32).eval())
     if changed:
         other.cache("full")
     with pytest.raises(CacheError, match=match):
@@ -332,6 +332,6 @@ def test_under_autocast_it_is_held_and_served_in_its_dtype(lab, options):
 
 
 def test_sliding_windows_are_refused(lab):
-    sliding = MistralForCausalLM(MistralConfig(sliding_window=8, **lab.sizes))
+    sliding = MistralForCausalLM._from_config(MistralConfig(sliding_window=8, **lab.sizes), dtype=torch.float32)
     with pytest.raises(CacheError, match="full-attention"):
         type(lab)(sliding).cache()

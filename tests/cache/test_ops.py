@@ -10,7 +10,7 @@ from tests.cache.operations import DTYPES, arguments, ragged
 
 
 def test_observe_and_argmax_rows_with_nothing_to_do(both):
-    query, keys = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8)
+    query, keys = torch.randn(2, 4, 3, 8, dtype=torch.float32), torch.randn(2, 2, 3, 8, dtype=torch.float32)
     real = torch.ones(2, 3, dtype=torch.bool)
     assert torch.isneginf(ops.observe(query, keys, real, 5, 1.0)).all()  # all window
     assert ops.observe(query[:, :, :0], keys[:, :, :0], real[:, :0], 5, 1.0).shape == (2, 2, 0)
@@ -23,7 +23,7 @@ def test_observe_and_argmax_rows_with_nothing_to_do(both):
 
 
 def test_infinities_and_nans_of_observe_and_argmax_rows(both):
-    query, keys = torch.ones(1, 2, 2, 8), torch.rand(1, 1, 70, 8)
+    query, keys = torch.ones(1, 2, 2, 8, dtype=torch.float32), torch.rand(1, 1, 70, 8, dtype=torch.float32)
     real = torch.ones(1, 70, dtype=torch.bool)
     keys[0, 0, 5] = float("inf")
     keys[0, 0, 7] = float("-inf")
@@ -34,7 +34,11 @@ def test_infinities_and_nans_of_observe_and_argmax_rows(both):
 
 
 def test_causal_attention_with_nothing_to_do(both):
-    query, keys, none = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.zeros(2, dtype=torch.int64)
+    query, keys, none = (
+        torch.randn(2, 4, 3, 8, dtype=torch.float32),
+        torch.randn(2, 2, 3, 8, dtype=torch.float32),
+        torch.zeros(2, dtype=torch.int64),
+    )
     assert not ops.causal_attention(query, keys, keys, none + 2, none + 2, 1.0).any()  # all padding
     assert ops.causal_attention(query[:0], keys[:0], keys[:0], none[:0], none[:0], 1.0).shape == (0, 3, 4, 8)
     empty = keys[:, :, :0]
@@ -42,7 +46,11 @@ def test_causal_attention_with_nothing_to_do(both):
 
 
 def test_causal_attention_of_large_logits_infinities_and_nans(both):
-    query, keys, values = torch.ones(1, 1, 40, 8), torch.rand(1, 1, 40, 8), torch.randn(1, 1, 40, 8)
+    query, keys, values = (
+        torch.ones(1, 1, 40, 8, dtype=torch.float32),
+        torch.rand(1, 1, 40, 8, dtype=torch.float32),
+        torch.randn(1, 1, 40, 8, dtype=torch.float32),
+    )
     whole = torch.tensor([0]), torch.tensor([40])
     keys[0, 0, 20] += 300.0  # nothing else counts
     got = ops.causal_attention(query, keys, values, *whole, 1.0)[0, :, 0]
@@ -54,7 +62,10 @@ def test_causal_attention_of_large_logits_infinities_and_nans(both):
 
 
 def test_gradients_of_causal_attention_flow_through_the_twin(both):
-    query, keys = torch.randn(2, 4, 5, 8, requires_grad=True), torch.randn(2, 2, 5, 8)
+    query, keys = (
+        torch.randn(2, 4, 5, 8, requires_grad=True, dtype=torch.float32),
+        torch.randn(2, 2, 5, 8, dtype=torch.float32),
+    )
     firsts, stops = torch.tensor([0, 2]), torch.tensor([5, 4])
     ops.causal_attention(query, keys, keys, firsts, stops, 1.0).square().sum().backward()
     assert query.grad is not None and query.grad[0, :, 1:].all()
@@ -64,7 +75,7 @@ def test_gradients_of_causal_attention_flow_through_the_twin(both):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_logits_infinities_and_nans_are_what_softmax_makes_of_them(both, dtype):
     keys, values, starts, lengths = ragged([600], 8, torch.float32, [0], 3)
-    query = torch.ones(1, 1, 8)
+    query = torch.ones(1, 1, 8, dtype=torch.float32)
     keys[500] += 300.0  # nothing else counts
     got = ops.ragged_decode(query.to(dtype), keys.to(dtype), values.to(dtype), starts, lengths, 1.0)
     assert torch.equal(got[0, 0], values[500].to(dtype))
@@ -78,14 +89,20 @@ def test_large_logits_infinities_and_nans_are_what_softmax_makes_of_them(both, d
 
 def test_empty_slabs_and_heads_give_zeros(both):
     keys, values, starts, lengths = ragged([0, 3, 0, 0], 16, torch.float32, [0, 0, 0, 0], 0)
-    got = ops.ragged_decode(torch.randn(2, 4, 16), keys, values, starts, lengths, 1.0)
+    got = ops.ragged_decode(torch.randn(2, 4, 16, dtype=torch.float32), keys, values, starts, lengths, 1.0)
     assert got[0, 2:].any() and not got[0, :2].any() and not got[1].any()
     keys, values, starts, lengths = ragged([0, 0], 16, torch.float32, [0, 0], 0)
-    assert not ops.ragged_decode(torch.randn(1, 4, 16), keys, values, starts, lengths, 1.0).any()
+    assert not ops.ragged_decode(torch.randn(1, 4, 16, dtype=torch.float32), keys, values, starts, lengths, 1.0).any()
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert ops.ragged_decode(torch.randn(0, 4, 16), keys, values, nothing, nothing, 1.0).shape == (0, 4, 16)
-    ops.append(keys, values, torch.zeros(0, 16), torch.zeros(0, 16), nothing, nothing)
-    full = torch.zeros(1, 2, 0, 16)
+    assert ops.ragged_decode(torch.randn(0, 4, 16, dtype=torch.float32), keys, values, nothing, nothing, 1.0).shape == (
+        0,
+        4,
+        16,
+    )
+    ops.append(
+        keys, values, torch.zeros(0, 16, dtype=torch.float32), torch.zeros(0, 16, dtype=torch.float32), nothing, nothing
+    )
+    full = torch.zeros(1, 2, 0, 16, dtype=torch.float32)
     ops.compact(keys, values, full, full, torch.zeros(1, 2, 0, dtype=torch.bool), starts)
 
 
@@ -101,7 +118,7 @@ def test_torch_compile_sees_one_graph(both):
         return ops.ragged_decode(query, keys, values, starts, lengths + 1, 0.5) * 2
 
     keys, values, starts, lengths = ragged([2, 3], 8, torch.float32, [1, 1], 0)
-    query, new = torch.randn(1, 4, 8), torch.randn(2, 8)
+    query, new = torch.randn(1, 4, 8, dtype=torch.float32), torch.randn(2, 8, dtype=torch.float32)
     want = step(query, keys.clone(), values.clone(), new, starts, lengths)
     got = torch.compile(step, fullgraph=True, backend="aot_eager")(query, keys, values, new, starts, lengths)
     torch.testing.assert_close(got, want)
@@ -110,7 +127,7 @@ def test_torch_compile_sees_one_graph(both):
 
 def test_gradients_flow_through_the_twin(both):
     keys, values, starts, lengths = ragged([5, 0], 8, torch.float32, [0, 0], 0)
-    query = torch.randn(1, 2, 8, requires_grad=True)
+    query = torch.randn(1, 2, 8, requires_grad=True, dtype=torch.float32)
     ops.ragged_decode(query, keys, values, starts, lengths, 1.0).sum().backward()
     assert query.grad is not None and query.grad[0, 0].any() and not query.grad[0, 1].any()
 

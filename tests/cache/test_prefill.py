@@ -114,7 +114,7 @@ def test_sliding_layers_keep_their_own(lab):
 
     torch.manual_seed(0)
     config = Gemma3TextConfig(**lab.sizes | {"head_dim": 8, "sliding_window": 6, "layer_types": KINDS})
-    model = Gemma3ForCausalLM(config).eval()
+    model = Gemma3ForCausalLM._from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         start = prefill(model, {"input_ids": lab.ids()}, 4)
         for budget in (9, 12, 9):  # a third time: the first did not write into what it was given
@@ -131,7 +131,7 @@ def test_rows_leave_sliding_layers_too(lab, monkeypatch):
 
     torch.manual_seed(0)
     config = Gemma3TextConfig(**lab.sizes | {"head_dim": 8, "sliding_window": 6, "layer_types": KINDS})
-    model, ids = Gemma3ForCausalLM(config).eval(), lab.ids(batch=3)
+    model, ids = Gemma3ForCausalLM._from_config(config, dtype=torch.float32).eval(), lab.ids(batch=3)
     with torch.no_grad():
         free = model.generate(
             ids, past_key_values=sparsemm.compressed_cache(model, "full"), do_sample=False, max_new_tokens=12

@@ -17,7 +17,7 @@ from tests.cache.reading import read_padded
 @pytest.mark.parametrize(("storage", "bound"), [("int8", 0.5 / 127), ("fp8", 2.0**-4)])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
 def test_a_row_comes_back_within_half_a_step(storage, bound, size):
-    rows = torch.randn(50, 16) * size
+    rows = torch.randn(50, 16, dtype=torch.float32) * size
     rows[3] = 0
     numbers, scales = quantize(rows, storage)
     assert numbers.dtype == STORAGES[storage][0] and scales.dtype == torch.float32
@@ -27,15 +27,15 @@ def test_a_row_comes_back_within_half_a_step(storage, bound, size):
 
 def slab_of(storage, seed=0):
     torch.manual_seed(seed)
-    keys, values = torch.randn(3, 2, 9, 16), torch.randn(3, 2, 9, 16)
-    return QuantizedSlab(keys, values, torch.rand(3, 2, 9) < 0.6, storage=storage)
+    keys, values = torch.randn(3, 2, 9, 16, dtype=torch.float32), torch.randn(3, 2, 9, 16, dtype=torch.float32)
+    return QuantizedSlab(keys, values, torch.rand(3, 2, 9, dtype=torch.float32) < 0.6, storage=storage)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_moving_rows_about_does_not_change_them(storage):
     slab = slab_of(storage)
     for _ in range(40):  # grows twice
-        slab.append(torch.randn(3, 2, 1, 16), torch.randn(3, 2, 1, 16))
+        slab.append(torch.randn(3, 2, 1, 16, dtype=torch.float32), torch.randn(3, 2, 1, 16, dtype=torch.float32))
     keys, values, valid = read_padded(slab)
     slab.select_rows(torch.tensor([2, 0, 0]))
     again, values_again, valid_again = read_padded(slab)

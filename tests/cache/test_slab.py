@@ -26,8 +26,8 @@ def same(slab, want):
 
 def random_slab(seed=0, slack=BLOCK):
     torch.manual_seed(seed)
-    keys, values = torch.randn(3, 2, 9, 4), torch.randn(3, 2, 9, 4)
-    keep = torch.rand(3, 2, 9) < 0.5
+    keys, values = torch.randn(3, 2, 9, 4, dtype=torch.float32), torch.randn(3, 2, 9, 4, dtype=torch.float32)
+    keep = torch.rand(3, 2, 9, dtype=torch.float32) < 0.5
     keep[1, 0] = False  # a head of length zero
     want = [[(keys[b, h][keep[b, h]], values[b, h][keep[b, h]]) for h in range(2)] for b in range(3)]
     return Slab(keys, values, keep, slack=slack), want
@@ -42,7 +42,7 @@ def test_selected_rows_are_kept_in_order():
 def test_append_grows_in_blocks_and_loses_nothing(slack):
     slab, want = random_slab(slack=slack)
     for step in range(2 * BLOCK + 5):
-        new_k, new_v = torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4)
+        new_k, new_v = torch.randn(3, 2, 1, 4, dtype=torch.float32), torch.randn(3, 2, 1, 4, dtype=torch.float32)
         slab.append(new_k, new_v)
         want = [
             [(torch.cat([k, new_k[b, h]]), torch.cat([v, new_v[b, h]])) for h, (k, v) in enumerate(row)]
@@ -56,15 +56,15 @@ def test_append_grows_in_blocks_and_loses_nothing(slack):
 def test_append_in_place_does_not_move_the_buffer():
     slab, _ = random_slab()
     where = slab.keys.data_ptr()
-    slab.append(torch.randn(3, 2, BLOCK, 4), torch.randn(3, 2, BLOCK, 4))
+    slab.append(torch.randn(3, 2, BLOCK, 4, dtype=torch.float32), torch.randn(3, 2, BLOCK, 4, dtype=torch.float32))
     assert slab.keys.data_ptr() == where
-    slab.append(torch.randn(3, 2, 1, 4), torch.randn(3, 2, 1, 4))
+    slab.append(torch.randn(3, 2, 1, 4, dtype=torch.float32), torch.randn(3, 2, 1, 4, dtype=torch.float32))
     assert slab.keys.data_ptr() != where
 
 
 def test_append_skips_padding():
     slab, want = random_slab()
-    new = torch.randn(3, 2, 3, 4)
+    new = torch.randn(3, 2, 3, 4, dtype=torch.float32)
     valid = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
     slab.append(new, new, valid)
     want = [
@@ -84,7 +84,11 @@ def test_append_skips_padding():
 def test_padding_never_reaches_a_neighbour(slack):
     slab, want = random_slab(slack=slack)
     for step in range(BLOCK):
-        new_k, new_v, valid = torch.randn(3, 2, 3, 4), torch.randn(3, 2, 3, 4), torch.rand(3, 3) < 0.4
+        new_k, new_v, valid = (
+            torch.randn(3, 2, 3, 4, dtype=torch.float32),
+            torch.randn(3, 2, 3, 4, dtype=torch.float32),
+            torch.rand(3, 3, dtype=torch.float32) < 0.4,
+        )
         slab.append(new_k, new_v, valid)
         want = [
             [
@@ -106,22 +110,22 @@ def test_rows_can_be_reordered_repeated_and_dropped():
 
 def test_newest_rows_can_be_dropped():
     slab, want = random_slab()
-    slab.append(torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4))
+    slab.append(torch.randn(3, 2, 4, 4, dtype=torch.float32), torch.randn(3, 2, 4, 4, dtype=torch.float32))
     slab.drop_newest(4)
     same(slab, want)
 
 
 def test_misshapen_input_is_refused():
-    keys = torch.zeros(1, 2, 3, 4)
+    keys = torch.zeros(1, 2, 3, 4, dtype=torch.float32)
     with pytest.raises(CacheError, match="fit"):
         Slab(keys, keys, torch.ones(1, 2, 4, dtype=torch.bool))
     with pytest.raises(CacheError, match="fit"):
-        Slab(keys, keys, torch.ones(1, 2, 3))
+        Slab(keys, keys, torch.ones(1, 2, 3, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("length", [256, 300, 1000, 4096])
 def test_slack_is_a_small_share_of_long_stretches(length):
-    rows = torch.randn(1, 2, length, 4)
+    rows = torch.randn(1, 2, length, 4, dtype=torch.float32)
     slab = Slab(rows, rows, torch.ones(1, 2, length, dtype=torch.bool))
     for _ in range(400):
         used = int(slab.lengths.sum()) * slab.row_bytes()
@@ -130,7 +134,7 @@ def test_slack_is_a_small_share_of_long_stretches(length):
 
 
 def test_growing_is_rare_in_long_stretches():
-    rows, places = torch.randn(1, 1, 4096, 4), set()
+    rows, places = torch.randn(1, 1, 4096, 4, dtype=torch.float32), set()
     slab = Slab(rows, rows, torch.ones(1, 1, 4096, dtype=torch.bool))
     for _ in range(500):
         slab.append(rows[:, :, :1], rows[:, :, :1])
@@ -140,7 +144,7 @@ def test_growing_is_rare_in_long_stretches():
 
 
 def test_a_fixed_room_stays_in_place_and_ends():
-    keys = torch.randn(2, 2, 9, 4)
+    keys = torch.randn(2, 2, 9, 4, dtype=torch.float32)
     slab = Slab(keys, keys, torch.ones(2, 2, 9, dtype=torch.bool), room=5)
     where = slab.keys.data_ptr(), slab.lengths.data_ptr()
     assert slab.longest == 14
@@ -154,7 +158,7 @@ def test_a_fixed_room_stays_in_place_and_ends():
 
 
 def test_a_room_is_not_handed_out_again():
-    keys = torch.randn(2, 2, 9, 4)
+    keys = torch.randn(2, 2, 9, 4, dtype=torch.float32)
     slab = Slab(keys, keys, torch.ones(2, 2, 9, dtype=torch.bool), room=5)
     slab.append(keys[:, :, :3], keys[:, :, :3])
     slab.select_rows(torch.tensor([1, 1]))

@@ -31,9 +31,9 @@ def _model(name, **sizes):
     torch.manual_seed(0)
     if name == "gemma3":
         config = Gemma3TextConfig(**sizes, sliding_window=7, layer_types=KINDS, head_dim=8, query_pre_attn_scalar=8)
-        return Gemma3ForCausalLM(config).eval()
+        return Gemma3ForCausalLM._from_config(config, dtype=torch.float32).eval()
     config = Qwen2Config(**sizes, use_sliding_window=True, sliding_window=7, max_window_layers=0, layer_types=KINDS)
-    return Qwen2ForCausalLM(config).eval()
+    return Qwen2ForCausalLM._from_config(config, dtype=torch.float32).eval()
 
 
 @pytest.fixture(params=["gemma3", "qwen2"])

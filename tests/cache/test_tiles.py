@@ -24,8 +24,10 @@ def skewed(seed, storage="model", dtype=torch.float32, batch=3):
     lengths = torch.randint(0, 30, (batch, HEADS), generator=generator)
     lengths[0, int(torch.randint(HEADS, (), generator=generator))] = 400
     lengths[1, 2] = 0
-    keys, values = (torch.randn(batch, HEADS, 400, DIM, generator=generator).to(dtype) for _ in range(2))
-    keep = torch.rand(batch, HEADS, 400, generator=generator).argsort(-1) < lengths[..., None]
+    keys, values = (
+        torch.randn(batch, HEADS, 400, DIM, generator=generator, dtype=torch.float32).to(dtype) for _ in range(2)
+    )
+    keep = torch.rand(batch, HEADS, 400, generator=generator, dtype=torch.float32).argsort(-1) < lengths[..., None]
     if storage == "model":
         return Slab(keys, values, keep)
     return QuantizedSlab(keys, values, keep, storage=storage)
@@ -36,7 +38,7 @@ def skewed(seed, storage="model", dtype=torch.float32, batch=3):
 @pytest.mark.parametrize("seed", range(3))
 def test_one_token_agrees_with_the_padded_way(both, storage, group, seed):
     held = skewed(seed, storage)
-    query = torch.randn(3, HEADS * group, 1, DIM, generator=torch.Generator().manual_seed(seed))
+    query = torch.randn(3, HEADS * group, 1, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     want, looked_at = attention(query, held, 0.3)
     torch.testing.assert_close(tiles.decode(query, held, 0.3), want.float(), rtol=1e-4, atol=1e-5)
     got, weights = tiles.watched_decode(query, held, 0.3)
@@ -55,8 +57,11 @@ def test_a_turn_agrees_with_its_tokens_one_by_one(both, monkeypatch, storage, ro
     monkeypatch.setattr("sparsemm.cache.attention.MOST_LOGITS", rows * 100)
     new, group = 5, 2
     held = skewed(7, storage)
-    keys, values = torch.randn(3, HEADS, new, DIM), torch.randn(3, HEADS, new, DIM)
-    query = torch.randn(3, HEADS * group, new, DIM)
+    keys, values = (
+        torch.randn(3, HEADS, new, DIM, dtype=torch.float32),
+        torch.randn(3, HEADS, new, DIM, dtype=torch.float32),
+    )
+    query = torch.randn(3, HEADS * group, new, DIM, dtype=torch.float32)
     want = []
     for t in range(new):
         held.append(keys[:, :, t : t + 1], values[:, :, t : t + 1])
@@ -77,7 +82,7 @@ def test_another_heads_nan_stays_there(both):
     held = skewed(2)
     held.keys[held.starts[0]] = held.values[held.starts[0]] = float("nan")
     held.lengths[0] = held.lengths[0].clamp(min=1)
-    query = torch.randn(3, HEADS, 1, DIM)
+    query = torch.randn(3, HEADS, 1, DIM, dtype=torch.float32)
     for got in (tiles.watched_decode(query, held, 0.3)[0], attend(query.expand(-1, -1, 2, -1), held, 0.3)):
         assert got[0, 0].isnan().all() and not got[0, 1:].isnan().any() and not got[1:].isnan().any()
 
@@ -134,7 +139,7 @@ def many_heads():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(num_attention_heads=32, num_key_value_heads=32, **sizes)
-        return LlamaForCausalLM(config).eval().to(torch.bfloat16)
+        return LlamaForCausalLM._from_config(config, dtype=torch.float32).eval().to(torch.bfloat16)
 
 
 @pytest.mark.parametrize("served", [True, False])

@@ -10,7 +10,7 @@ from sparsemm.cache import twins
 
 @pytest.mark.parametrize("op", ["observe", "argmax_rows"])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, op: str) -> None:
-    query, keys = torch.randn(8, 6, 4), torch.randn(4, 30, 4)
+    query, keys = torch.randn(8, 6, 4, dtype=torch.float32), torch.randn(4, 30, 4, dtype=torch.float32)
 
     def run() -> torch.Tensor:
         if op == "observe":

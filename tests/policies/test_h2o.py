@@ -22,7 +22,7 @@ def whole_matrix(q, k, pad):
 def test_scores_equal_the_column_sums_of_the_attention_matrix(monkeypatch, chunk, pad):
     monkeypatch.setattr(h2o, "CHUNK", chunk)
     torch.manual_seed(pad)
-    q, k = torch.randn(1, 4, 33, 8), torch.randn(1, 2, 33, 8)
+    q, k = torch.randn(1, 4, 33, 8, dtype=torch.float32), torch.randn(1, 2, 33, 8, dtype=torch.float32)
     valid = torch.arange(33)[None] >= pad
     got = get_policy("h2o", 1, 2, 12, 3).rate(q, k, valid, 6, 5, 0.5)[0]
     assert torch.isneginf(got[:, :pad]).all()
@@ -31,7 +31,7 @@ def test_scores_equal_the_column_sums_of_the_attention_matrix(monkeypatch, chunk
 
 def test_half_of_the_budget_is_newest_and_half_is_heavy():
     policy = get_policy("h2o", 1, 2, 12, 3)
-    q, k = torch.randn(1, 4, 40, 8), torch.randn(1, 2, 40, 8)
+    q, k = torch.randn(1, 4, 40, 8, dtype=torch.float32), torch.randn(1, 2, 40, 8, dtype=torch.float32)
     valid = torch.ones(1, 40, dtype=torch.bool)
     assert policy.window == 6
     observed = policy.rate(q, k, valid, policy.window, 5, 0.5)
@@ -54,7 +54,7 @@ def test_no_square_tensor_is_made(monkeypatch):
                 largest = max(largest, out.numel())
             return out
 
-    q, k = torch.randn(1, 2, 2048, 8), torch.randn(1, 1, 2048, 8)
+    q, k = torch.randn(1, 2, 2048, 8, dtype=torch.float32), torch.randn(1, 1, 2048, 8, dtype=torch.float32)
     with Watch():
         get_policy("h2o", 1, 1, 64, 8).rate(q, k, torch.ones(1, 2048, dtype=torch.bool), 32, 5, 0.5)
     assert largest <= 1 << 16

@@ -12,14 +12,16 @@ def slow_scores(q, k, real, window, kernel, scaling):
     """One row of one batch, one query head at a time; `real` is the first position that is not padding."""
     num_heads, length, _ = q.shape
     num_kv_heads = k.shape[0]
-    result = torch.full((num_kv_heads, length), float("-inf"))
+    result = torch.full((num_kv_heads, length), float("-inf"), dtype=torch.float32)
     for kv in range(num_kv_heads):
-        total = torch.zeros(length)
+        total = torch.zeros(length, dtype=torch.float32)
         group = range(kv * num_heads // num_kv_heads, (kv + 1) * num_heads // num_kv_heads)
         for head in group:
-            mean = torch.zeros(length)
+            mean = torch.zeros(length, dtype=torch.float32)
             for row in range(length - window, length):
-                logits = torch.tensor([float(q[head, row] @ k[kv, j]) * scaling for j in range(real, row + 1)])
+                logits = torch.tensor(
+                    [float(q[head, row] @ k[kv, j]) * scaling for j in range(real, row + 1)], dtype=torch.float32
+                )
                 mean[real : row + 1] += torch.softmax(logits, 0) / window
             outside = mean[: length - window]
             for j in range(len(outside)):
@@ -33,7 +35,7 @@ def slow_scores(q, k, real, window, kernel, scaling):
 @pytest.mark.parametrize("pads", [(0, 0), (0, 6)])
 def test_observe_equals_the_slow_way(kernel, pads):
     torch.manual_seed(kernel)
-    q, k = torch.randn(2, 4, 19, 8), torch.randn(2, 2, 19, 8)
+    q, k = torch.randn(2, 4, 19, 8, dtype=torch.float32), torch.randn(2, 2, 19, 8, dtype=torch.float32)
     valid = torch.arange(19) >= torch.tensor(pads)[:, None]
     got = observe(q, k, valid, 4, kernel, 0.3)
     for row in range(2):
@@ -41,7 +43,14 @@ def test_observe_equals_the_slow_way(kernel, pads):
 
 
 def test_observe_of_a_prompt_shorter_than_the_window_is_all_window():
-    got = observe(torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4), torch.ones(1, 3, dtype=torch.bool), 8, 5, 1.0)
+    got = observe(
+        torch.randn(1, 2, 3, 4, dtype=torch.float32),
+        torch.randn(1, 2, 3, 4, dtype=torch.float32),
+        torch.ones(1, 3, dtype=torch.bool),
+        8,
+        5,
+        1.0,
+    )
     assert torch.isneginf(got).all()
 
 

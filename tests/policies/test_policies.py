@@ -20,7 +20,7 @@ def make(method, budget=B, window=W, **options):
 def slots_of(policy, lengths, seed=0):
     torch.manual_seed(seed)
     longest = max(lengths)
-    observed = torch.rand(len(lengths), H, longest)
+    observed = torch.rand(len(lengths), H, longest, dtype=torch.float32)
     at = torch.arange(longest)
     for row, length in enumerate(lengths):
         observed[row, :, (at < longest - length) | (at >= longest - W)] = float("-inf")
@@ -70,7 +70,7 @@ def test_pyramid_overflow_flows_to_later_layers():
 
 
 def test_ada_follows_the_concentration_of_scores():
-    observed = torch.rand(1, H, 50)
+    observed = torch.rand(1, H, 50, dtype=torch.float32)
     observed[0, 1] += 5.0
     observed[..., -W:] = float("-inf")
     got = make("adakv", budget=W + 5).slots(0, [50], observed)[0]
@@ -79,7 +79,7 @@ def test_ada_follows_the_concentration_of_scores():
 
 
 def test_adaptive_moves_half_of_a_layers_split_to_the_prompt():
-    observed = torch.rand(1, H, 50)
+    observed = torch.rand(1, H, 50, dtype=torch.float32)
     observed[0, 0] += 5.0  # the prompt wants the first head, the scores want the last
     observed[..., -W:] = float("-inf")
     static, adaptive = make("sparsemm"), make("sparsemm-adaptive")
@@ -150,7 +150,7 @@ def test_a_policy_of_many_prompts_stays_small():
 
 
 def test_without_adapting_the_split_is_the_static_one():
-    scores, observed = np.arange(1.0, L * H + 1).reshape(L, H), torch.rand(1, H, 50)
+    scores, observed = np.arange(1.0, L * H + 1).reshape(L, H), torch.rand(1, H, 50, dtype=torch.float32)
     static = get_policy("sparsemm", L, H, B, W, scores=scores)
     adaptive = get_policy("sparsemm-adaptive", L, H, B, W, scores=scores, adapt=0.0)
     assert all((adaptive.slots(i, [50], observed) == static.slots(i, [50], observed)).all() for i in range(L))

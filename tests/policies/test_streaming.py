@@ -14,8 +14,8 @@ from sparsemm.policies.observation import select
 def test_a_row_keeps_its_first_four_and_its_newest(budget, pad):
     policy = get_policy("streaming", 1, 2, budget, 3)
     valid = torch.arange(30)[None] >= pad
-    key = torch.randn(1, 2, 30, 4)
-    observed = policy.rate(torch.randn(1, 4, 30, 4), key, valid, 3, 5, 0.5)
+    key = torch.randn(1, 2, 30, 4, dtype=torch.float32)
+    observed = policy.rate(torch.randn(1, 4, 30, 4, dtype=torch.float32), key, valid, 3, 5, 0.5)
     slots = torch.from_numpy(policy.slots(0, [30 - pad], observed))
     sinks = max(min(4, budget - 3), 0)
     want = set(range(pad, pad + sinks)) | set(range(max(30 - (budget - sinks), pad), 30))
