@@ -31,7 +31,7 @@ class Streaming(SnapKV):
         """(B, Hkv, S) fp32: minus the number of tokens after a position; the sinks come first of all."""
         order = valid.cumsum(-1)  # 1 for a row's first token
         score = (order - order[:, -1:]).float()
-        sink = torch.finfo(torch.float32).max / order.clamp(min=1)
+        sink = torch.finfo(torch.float32).max / order.clamp(min=1).float()
         score = torch.where(order <= self.sinks, sink, score)
         score = score.masked_fill(~valid, float("-inf"))
         return score[:, None].expand(-1, key.shape[1], -1)
