@@ -32,8 +32,23 @@ class Pending:
         """Any other attention function takes this for a tensor, and ends here."""
         if name.startswith("__"):
             raise AttributeError(name)
-        hint = "make the cache for this model, and after set_attn_implementation"
-        raise CacheError("the model's attention was changed after this cache was made, or is another's", hint=hint)
+        raise _no_tensor()
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        """As does a model that computes with keys and values before they reach an attention function."""
+        raise _no_tensor()
+
+    def _operator(self, *_: Any) -> Any:
+        raise _no_tensor()
+
+    __getitem__ = __len__ = __iter__ = __neg__ = __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = _operator
+
+
+def _no_tensor() -> CacheError:
+    what = "the model's attention was changed after this cache was made, is another's, or computes with keys itself"
+    hint = "make the cache for this model, and after set_attn_implementation; DiffLlama and its like are not served"
+    return CacheError(what, hint=hint)
 
 
 def ragged_attention(

@@ -82,17 +82,17 @@ class RaggedLayer(CacheLayerMixin):
         """Which of the `new` newest tokens are not padding: (B, new) bool from a causal mask (B, 1, new, tokens).
 
         Raises:
-            CacheError: if the newest token of a prompt or of a longer turn is padding.
+            CacheError: if the newest token of a prompt or of a longer turn is padding, or a row is nothing else.
         """
         newest = mask[:, 0, -1, -new:]
         valid = newest if newest.dtype == torch.bool else newest >= 0
         # A single later token is not checked: that would wait for the device at every step of decoding.
         if (self.slab is None or new > 1) and not bool(valid[:, -1].all()):
-            raise CacheError(
-                "the newest token of a row is padding",
-                where=f"layer {self.index}",
-                hint="pad on the left: processor.tokenizer.padding_side = 'left'",
-            )
+            row = int(valid[:, -1].byte().argmin())
+            what, hint = f"the newest token of row {row} is padding", "pad on the left: tokenizer.padding_side = 'left'"
+            if not bool(valid[row].any()):
+                what, hint = f"row {row} is padding only", "leave the row out, or give it at least one token"
+            raise CacheError(what, where=f"layer {self.index}", hint=hint)
         return valid
 
     def hold(

@@ -7,10 +7,20 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from torch.nn import functional as F
+from transformers import (
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
+from sparsemm import compressed_cache
 from sparsemm.budgets import allocate, allocate_paper
-from sparsemm.cache.attention import NAME
+from sparsemm.cache.attention import NAME, Pending
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.errors import CacheError, ScoreTableError
 from sparsemm.models import fingerprint
@@ -278,6 +288,45 @@ def test_another_attention_chosen_later_is_refused(lab):
     lab.model.set_attn_implementation("eager")
     with pytest.raises(CacheError, match="attention was changed"):
         lab.run(cache, lab.ids())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda pending: torch.chunk(pending, 2, dim=1),
+        lambda pending: torch.cat([pending, pending]),
+        lambda pending: F.scaled_dot_product_attention(pending, pending, pending),
+        lambda pending: torch.ones(2) * pending,
+        lambda pending: pending * torch.ones(2),
+        lambda pending: pending @ pending,
+        lambda pending: pending[:, :, 0],
+        lambda pending: pending.shape,
+        lambda pending: pending.transpose(1, 2),
+        len,
+        list,
+    ],
+)
+def test_keys_that_are_not_there_yet_are_no_tensor(use):
+    with pytest.raises(CacheError, match="computes with keys itself"):
+        use(Pending(None, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))
+
+
+def test_a_model_that_computes_with_values_before_its_attention_is_refused():
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    model = DiffLlamaForCausalLM(DiffLlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)).eval()
+    with pytest.raises(CacheError, match="DiffLlama") as raised:
+        model(torch.ones(1, 12, dtype=torch.int64), past_key_values=compressed_cache(model, "snapkv", 8, window=4))
+    assert raised.value.hint
+
+
+def test_a_row_of_padding_only_is_told_so(lab):
+    mask = torch.ones(2, 20, dtype=torch.int64)
+    mask[1] = 0
+    with pytest.raises(CacheError, match=r"layer 0: row 1 is padding only \(leave the row out"):
+        lab.model(lab.ids()[:, :20], attention_mask=mask, past_key_values=lab.cache())
+    mask[1, :10] = 1
+    with pytest.raises(CacheError, match=r"newest token of row 1 is padding \(pad on the left"):
+        lab.model(lab.ids()[:, :20], attention_mask=mask, past_key_values=lab.cache())
 
 
 @pytest.mark.parametrize(
