@@ -218,7 +218,7 @@ class _Watch(StoppingCriteria):
                 row.add(token)
                 if row.done:
                     row.job.put(self._answer(i))
-        return torch.tensor([row.done for row in self.rows], device=input_ids.device)  # type: ignore[return-value]
+        return torch.tensor([row.done for row in self.rows], dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
     def _answer(self, i: int) -> Answer:
         row = self.rows[i]

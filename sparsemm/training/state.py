@@ -26,9 +26,9 @@ def save_state(
     for number, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
             for key, value in entry.items():
-                tensors[f"optimizer{number}/{index}/{key}"] = torch.as_tensor(
-                    value, dtype=None if torch.is_tensor(value) else torch.float32
-                )
+                if not torch.is_tensor(value):
+                    value = torch.tensor(value, dtype=torch.float32, device="cpu")
+                tensors[f"optimizer{number}/{index}/{key}"] = value
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
+from sparsemm.cache import arguments as at_the_boundary
 from sparsemm.cache import ops
 from sparsemm.errors import CacheError
 from tests.cache.operations import arguments
@@ -107,3 +110,59 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(both, op, damage, m
     with pytest.raises(CacheError, match=match):
         call(**given)
     assert all(torch.equal(given[name], was) for name, was in before.items())
+
+
+def output_of(op, given):
+    query, keys = given.get("query"), given.get("keys")
+    return {
+        "ragged_decode": lambda: torch.empty_like(query),
+        "observe": lambda: torch.empty(keys.shape[:3], dtype=torch.float32),
+        "argmax_rows": lambda: torch.empty(query.shape[:2], dtype=torch.int64),
+        "causal_attention": lambda: torch.empty(query.transpose(1, 2).shape, dtype=torch.float32),
+    }.get(op, lambda: None)()
+
+
+def addressed(op, given, output, device="cpu"):
+    """What compiled code would be called with."""
+    given = dict(given)
+    last = [given.pop(name) for name in ("pooling", "scaling") if name in given]
+    outputs = [] if output is None else [output]
+    return getattr(at_the_boundary, op)(*given.values(), *outputs, *last, device)
+
+
+@pytest.mark.parametrize(
+    ("op", "damage"), [(op, damage) for op, damage, match in BAD if not re.match("(str|row|sam)", match)]
+)
+def test_no_address_of_a_tensor_that_does_not_fit_reaches_compiled_code(op, damage):
+    given = arguments(op)
+    output = output_of(op, given)
+    assert addressed(op, given, output)
+    damage(given)
+    with pytest.raises(CacheError):
+        addressed(op, given, output)
+
+
+@pytest.mark.parametrize("op", ["ragged_decode", "observe", "argmax_rows", "causal_attention"])
+@pytest.mark.parametrize(
+    "damage",
+    [torch.Tensor.bfloat16, torch.Tensor.double, lambda t: t[:1], strided, lambda t: t.to("meta"), torch.Tensor.int],
+)
+def test_results_of_another_dtype_shape_or_device_are_refused(op, damage):
+    given = arguments(op)
+    with pytest.raises(CacheError, match="output is"):
+        addressed(op, given, damage(output_of(op, given)))
+
+
+@pytest.mark.parametrize("op", ["ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention"])
+def test_memory_of_another_device_is_not_handed_over(op):
+    given = arguments(op)
+    with pytest.raises(CacheError, match="not for compiled code of cuda"):
+        addressed(op, given, output_of(op, given), "cuda")
+
+
+def test_scratch_memory_is_checked_too():
+    room = torch.empty(8, dtype=torch.float32)
+    assert at_the_boundary.address("x", "room", room, torch.float32, (8,), room.device) == room.data_ptr()
+    for bad in (room.half(), room[:7], room.to("meta"), torch.empty(16, dtype=torch.float32)[::2]):
+        with pytest.raises(CacheError, match="room is"):
+            at_the_boundary.address("x", "room", bad, torch.float32, (8,), room.device)
