@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def artifacts(root: Path, stage: str, dataset: str | None = None) -> Path:
-    """Folder of a stage's results; those for a data set of `robustness` lie in also/<dataset>."""
-    folder = root / "artifacts" / stage
-    return folder / "also" / dataset if dataset else folder
+def result_path(root: Path, folder: str, key: str, suffix: str, dataset: str | None = None) -> Path:
+    """A model's file in a folder of artifacts/: <key><suffix>, or also/<key>/<dataset><suffix> for one of `robustness`.
+
+    The tables of one model lie side by side, so that DVC sees when one of them changed.
+    """
+    where = root / "artifacts" / folder
+    return where / "also" / key / f"{dataset}{suffix}" if dataset else where / f"{key}{suffix}"
 
 
 def work_folder(root: Path, stage: str, key: str, dataset: str | None = None) -> Path:
@@ -42,22 +44,6 @@ def write_json(path: str | Path, value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def identity(parts: Any) -> str:
-    """Name of work that depends on `parts` (JSON) and on this code: what other settings or another version left half
-    done is not gone on with."""
-    text = json.dumps([parts, _code()], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@cache
-def _code() -> str:
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*package.rglob("*.py"), *package.rglob("csrc/*"), *package.parent.glob("csrc/*")]):
-        digest.update(path.relative_to(package.parent).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def sha256_file(path: str | Path) -> str:

@@ -33,7 +33,7 @@ outputs = {{
     "report": ["report/index.html", "report/figures/accuracy-one.png"],
 }}[command]
 if "--dataset" in sys.argv:  # of `robustness`
-    outputs = [o.replace("/", "/also/" + sys.argv[4] + "/", 1) for o in outputs]
+    outputs = [o.replace("/{{}}", "/also/{{}}/" + sys.argv[4], 1) for o in outputs]
 name = " ".join(part for part in (command, study, key) if part)
 params = yaml.safe_load(pathlib.Path("params.yaml").read_text())
 for output in outputs:
@@ -74,10 +74,10 @@ def without_robustness(text: str) -> str:
     return yaml.safe_dump(value | {"robustness": {}}, sort_keys=False)
 
 
-def few_studies(text: str) -> str:
+def few_studies(text: str, **few: str) -> str:
     """params.yaml with one study of each kind: all of them are made alike, and tests run them all."""
     value = yaml.safe_load(text)
-    few = {"derived": "curve", "measured": "rho"}
+    few = few or {"derived": "curve", "measured": "rho"}
     for group, studies in value["studies"].items():
         value["studies"][group] = {name: one for name, one in studies.items() if name == few.get(group)}
     return yaml.safe_dump(value, sort_keys=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from sparsemm.params.entries import add_entry, remove_entry
 from sparsemm.registry.contents import FURTHER
 from sparsemm.registry.lockfile import read_stages
 from sparsemm.studies.names import GROUPS, STUDIES
-from tests.repository import ROOT, copy_repository
+from tests.repository import ROOT, copy_repository, few_studies
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,25 @@ def test_a_new_model_runs_only_its_stages_and_goes_again(pipeline):
     remove_entry(pipeline.root / "params.yaml", "three")
     ran = pipeline.repro()
     assert set(ran) <= {"report "}
+
+
+def test_a_new_model_makes_nothing_of_another_model_stale(tmp_path, repository_template):
+    """With another data set to chase over, and studies that compare tables, search, and confirm."""
+    pipeline = copy_repository(repository_template, tmp_path)
+    path = pipeline.root / "params.yaml"
+    every = {group: GROUPS[group][0] for group in ("compared", "searched", "confirmed")}
+    text = few_studies((ROOT / "params.yaml").read_text(encoding="utf-8"), **every)
+    path.write_text(yaml.safe_dump(yaml.safe_load(text) | {"models": yaml.safe_load(path.read_text())["models"]}))
+    first = pipeline.repro()
+    assert {f"study {name} {key}" for name in every.values() for key in ("one", "two")} <= first.keys()
+    assert pipeline.dvc("status", "--json").strip() == "{}"
+    add_entry(path, "three", ModelParams(checkpoint="hub/three", revision="1", family="qwen2_vl"))
+    stale = set(json.loads(pipeline.dvc("status", "--json")))
+    assert "report" in stale and all("three" in name for name in stale - {"report"})
+    _, output = pipeline.try_dvc("repro", "--dry", "--keep-going")  # goes no further than the first file not made
+    assert [line for line in output.splitlines() if line.startswith("> ")] == ["> sparsemm align three"]
+    ran = pipeline.repro()
+    assert ran == Counter(one.replace("one", "three") for one in first if "one" in one) + Counter(["report "])
 
 
 def test_a_new_revision_runs_only_that_models_stages(pipeline):
@@ -108,7 +128,6 @@ def test_a_study_that_is_dropped_has_no_stage_and_makes_nothing_stale(pipeline):
         made = {tuple(name.partition("@")[2].split("-")) for name in names}
         wanted = {(study, key) for study in STUDIES for key in params["models"]} if whole else set()
         assert {one for one in made if one[0] in STUDIES and len(one) == 2} == wanted
-        assert ("tables@sources" in names) == ("choose@search" in names) == whole
     path.write_text(before)
 
 

@@ -63,7 +63,7 @@ def test_objects_and_text_are_chased_and_compared(tiny: Any, tmp_path: Path, cap
         align.run(params, "m", tmp_path, also)
         chase.run(params, "m", tmp_path, also)
     scores = tmp_path / "artifacts" / "scores"
-    paths = [scores / "m.safetensors", scores / "also" / "objects" / "m.safetensors"]
+    paths = [scores / "m.safetensors", scores / "also" / "m" / "objects.safetensors"]
     tables = [ScoreTable.load(path) for path in paths]
     assert [table.header["dataset"] for table in tables] == list(SETS)
     assert [table.header["prompt"] for table in tables] == [params.chase.prompt, PROMPT]
@@ -91,4 +91,4 @@ def test_what_a_model_does_not_name_is_told(tiny: Any, tmp_path: Path) -> None:
     download.run(params, "objects", tmp_path)
     with pytest.raises(AlignError, match="dataset objects"):
         align.run(params, "m", tmp_path, "objects")
-    assert not (tmp_path / "artifacts" / "align" / "also" / "objects" / "m.parquet").exists()
+    assert not (tmp_path / "artifacts" / "align" / "also" / "m" / "objects.parquet").exists()

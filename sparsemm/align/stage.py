@@ -10,8 +10,9 @@ from typing import Any
 
 from sparsemm.align.words import Alignment, align_answer
 from sparsemm.datasets.records import Record, read_records
+from sparsemm.dependencies import identity
 from sparsemm.errors import AlignError, DataError
-from sparsemm.files import artifacts, atomic_path, identity, sha256_file, work_folder, write_json
+from sparsemm.files import atomic_path, result_path, sha256_file, work_folder, write_json
 from sparsemm.params import ModelParams, Params
 from sparsemm.params.stages import ChaseParams
 from sparsemm.progress import progress
@@ -81,7 +82,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     Stopped and run again, it goes on after the last whole shard.
 
     Args:
-        dataset: of `robustness`, whose files are in artifacts/align/also/<dataset>; None for `chase.dataset`.
+        dataset: of `robustness`, whose files are in artifacts/align/also/<key>; None for `chase.dataset`.
 
     Raises:
         AlignError: if the model cannot take more than `chase.max_bad` of the records, or not one token of any answer
@@ -95,7 +96,6 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
 
     params = params.over(dataset)
     given, entry = params.chase, params.model(key)
-    folder = artifacts(root, "align", dataset)
     source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
     records = read_records(source)
     shards = [records[i : i + given.shard_size] for i in range(0, len(records), given.shard_size)]
@@ -125,7 +125,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     lists, text = pa.list_(pa.int64()), pa.string()
     columns = {"sample_id": text, "answer_ids": lists, "token_index": lists, "entry_index": lists, "refused": text}
     table = pa.table({name: [getattr(a, name) for a in done] for name in columns}, schema=pa.schema(columns))
-    with atomic_path(folder / f"{key}.parquet") as temporary:
+    with atomic_path(result_path(root, "align", key, ".parquet", dataset)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     metrics = {
         "samples": len(done),
@@ -137,7 +137,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
         "words_found": sum(a.words_found for a in done),
         "share_found": round(sum(a.words_found for a in done) / max(words, 1), 6),
     }
-    write_json(folder / f"{key}.json", metrics)
+    write_json(result_path(root, "align", key, ".json", dataset), metrics)
     shutil.rmtree(work.parent, ignore_errors=True)
     for reason in refused:
         print(f"{key}: left out {reason}")
@@ -145,4 +145,4 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
 
 def _identity(entry: ModelParams, params: Params, source: Path) -> str:
     parts = [entry.model_dump(exclude={"note"}), params.chase.model_dump(), sha256_file(source)]
-    return identity(parts)
+    return identity(parts, __name__)

@@ -6,7 +6,7 @@ import csv
 import math
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sparsemm.chase.settle import settled_after
 from sparsemm.chase.shards import Shard, joined
 from sparsemm.chase.work import Work
 from sparsemm.errors import ScoreTableError
-from sparsemm.files import artifacts, atomic_path, write_json
+from sparsemm.files import atomic_path, result_path, write_json
 from sparsemm.params import Params
 from sparsemm.progress import progress
 from sparsemm.scores import SHARES, ScoreTable
@@ -67,7 +67,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     only as many shards count as settle the scores, whoever computed them.
 
     Args:
-        dataset: of `robustness`, whose files are in artifacts/scores/also/<dataset>; None for `chase.dataset`, whose
+        dataset: of `robustness`, whose files are in artifacts/scores/also/<key>; None for `chase.dataset`, whose
             files are in artifacts/scores.
 
     Raises:
@@ -90,11 +90,11 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
         deque(computed(), maxlen=0)
     else:
         settled_after(computed(), stop)
-    _write(artifacts(root, "scores", dataset), key, shards, work)
+    _write(key, shards, work, lambda suffix: result_path(root, "scores", key, suffix, dataset))
     shutil.rmtree(work.work, ignore_errors=True)
 
 
-def _write(folder: Path, key: str, shards: list[Shard], work: Work) -> None:
+def _write(key: str, shards: list[Shard], work: Work, path: Callable[[str], Path]) -> None:
     scored = sum(len(shard.tokens) for shard in shards)
     if scored == 0:
         raise ScoreTableError(
@@ -106,7 +106,7 @@ def _write(folder: Path, key: str, shards: list[Shard], work: Work) -> None:
     counted = {"samples": len(whole.counts), "samples_available": len(work.records), "tokens": scored}
     table = ScoreTable.from_samples(whole.weighted, whole.hits.sum(axis=0), {**work.header, **counted})
     table.normalised()  # refuses a table without a single hit before anything is written
-    table.save(folder / f"{key}.safetensors")
-    write_json(folder / f"{key}.json", metrics(table, whole.counts) | {"samples_available": len(work.records)})
-    write_curve(folder / f"{key}.csv", table)
-    write_covariates(folder / f"{key}.covariates.csv", whole, work.records, table.scores)
+    table.save(path(".safetensors"))
+    write_json(path(".json"), metrics(table, whole.counts) | {"samples_available": len(work.records)})
+    write_curve(path(".csv"), table)
+    write_covariates(path(".covariates.csv"), whole, work.records, table.scores)

@@ -14,7 +14,8 @@ from sparsemm.chase.hits import MOST_PADDING, append_answers, inside, look
 from sparsemm.chase.settle import settled_after
 from sparsemm.chase.shards import Shard, joined, load_shard, nothing_aligned, one_sample, save_shard
 from sparsemm.datasets.records import Record, read_records
-from sparsemm.files import artifacts, identity, sha256_file, work_folder
+from sparsemm.dependencies import identity
+from sparsemm.files import result_path, sha256_file, work_folder
 from sparsemm.layouts import Layout, box_positions, get_layout
 from sparsemm.models import content_revision, fingerprint, load_model, sliding_layers
 from sparsemm.params import Params
@@ -71,7 +72,7 @@ class Work:
         """
         given, entry = params.over(dataset).chase, params.model(key)
         source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
-        aligned = artifacts(root, "align", dataset) / f"{key}.parquet"
+        aligned = result_path(root, "align", key, ".parquet", dataset)
         self.params = given
         self.records = read_records(source)
         self.answers = read_answers(aligned, self.records)
@@ -103,7 +104,7 @@ class Work:
         # When to stop does not change what a shard holds.
         parts = self.header | {"params": given.model_dump(mode="json", exclude={"stop"})}
         self.work = work_folder(root, "chase", key, dataset)
-        self.folder = self.work / identity(parts)
+        self.folder = self.work / identity(parts, __name__)
         self.count = -(-len(self.records) // given.shard_size)
 
     def shard(self, number: int) -> Shard:

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml: `sparsemm download|align|chase|allocate|evaluate|profile|study|choose|tables|report`."""
+"""The stages of dvc.yaml: `sparsemm download|align|chase|allocate|evaluate|profile|study|report`."""
 
 from __future__ import annotations
 
@@ -64,22 +64,6 @@ def add(commands: Commands) -> None:
     study.add_argument("name", help="a study under studies in params.yaml")
     study.add_argument("key", help="model key")
     study.set_defaults(run=run_study)
-    choose = commands.add_parser(
-        "choose",
-        help="the best allocation of all searches",
-        description="Choose one allocation for all models: artifacts/studies/search -> artifacts/studies/choice.json. "
-        + DVC,
-        epilog="example: sparsemm choose",
-    )
-    choose.set_defaults(run=run_choose)
-    tables = commands.add_parser(
-        "tables",
-        help="list the score tables of other data sets",
-        description="List what the study `sources` compares: artifacts/scores -> artifacts/studies/tables/KEY.json. "
-        + DVC,
-        epilog="example: sparsemm tables",
-    )
-    tables.set_defaults(run=run_tables)
     report = commands.add_parser(
         "report",
         help="write the HTML report and its figures",
@@ -140,20 +124,6 @@ def run_study(given: argparse.Namespace) -> None:
     from sparsemm.studies.stage import run
 
     run(load_params(given.params), given.name, given.key, given.root)
-
-
-def run_choose(given: argparse.Namespace) -> None:
-    """The choose stage."""
-    from sparsemm.studies.choice import run
-
-    run(load_params(given.params), given.root)
-
-
-def run_tables(given: argparse.Namespace) -> None:
-    """The tables stage."""
-    from sparsemm.studies.tables import run
-
-    run(load_params(given.params), given.root)
 
 
 def run_report(given: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsemm.budgets import load_budgets
 from sparsemm.datasets.records import read_records
+from sparsemm.dependencies import identity
 from sparsemm.errors import DataError
 from sparsemm.evaluate.model import Variant, answer, slot_bytes
 from sparsemm.evaluate.questions import batches
@@ -16,7 +17,7 @@ from sparsemm.evaluate.store import Name, Store
 from sparsemm.evaluate.tasks import LOCAL, Task, load_published
 from sparsemm.evaluate.tasks.local import documents, load_local
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
-from sparsemm.files import identity, sha256_file
+from sparsemm.files import sha256_file
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.progress import progress
@@ -90,7 +91,7 @@ def _identity(params: Params, key: str, settings: dict[str, Any], paths: list[Pa
     if missing:
         raise DataError("there is no such file", where=missing[0], hint="run the download stage first")
     digests = [sha256_file(path) for path in paths]
-    return identity([params.model(key).model_dump(), params.chase.prompt, given, settings, digests])
+    return identity([params.model(key).model_dump(), params.chase.prompt, given, settings, digests], __name__)
 
 
 def _tasks(params: Params, files: Files, root: Path, folder: Path) -> list[Task]:

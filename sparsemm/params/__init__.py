@@ -65,7 +65,7 @@ class Params(Strict):
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
         reason = self.studies.problem(
-            self.allocate.window, self.datasets[self.evaluate.dataset].samples, evaluated.source == "synthetic"
+            self.allocate.window, evaluated.samples, evaluated.source == "synthetic", bool(self.robustness)
         )
         if reason is not None:
             raise ValueError(f"studies.{reason}")

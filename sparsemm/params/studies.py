@@ -99,8 +99,9 @@ class SearchParams(BudgetedParams):
 
 
 class ConfirmParams(SearchParams):
-    """What the search chose, on the pages it never asked about."""
+    """A candidate of the search, on the pages it never asked about."""
 
+    candidate: str = Field(description="which one; the report says which is best by the searches of all models")
     methods: Methods = Field(("snapkv", "adakv", "full"), description="asked beside it and sparsemm")
 
 
@@ -148,15 +149,15 @@ class WatchedStudies(Group):
 
 
 class SearchedStudies(Group):
-    """Studies that choose."""
+    """Studies of many candidates."""
 
     search: SearchParams | None = Field(None, description="allocations at equal slots, on the first pages")
 
 
 class ConfirmedStudies(Group):
-    """Studies of what was chosen."""
+    """Studies of one candidate of the search."""
 
-    confirm: ConfirmParams | None = Field(None, description="the best of the search, on the held-out pages")
+    confirm: ConfirmParams | None = Field(None, description="a candidate of the search, on the held-out pages")
 
 
 class StudiesParams(Strict):
@@ -173,14 +174,17 @@ class StudiesParams(Strict):
         """Every study that is made, by name."""
         return {name: given for _, group in self for name, given in group if given is not None}
 
-    def problem(self, window: int, samples: int, synthetic: bool) -> str | None:
+    def problem(self, window: int, samples: int, synthetic: bool, robustness: bool) -> str | None:
         """What does not fit the other parts of params.yaml, or None.
 
         Args:
             window: allocate.window.
             samples: of the evaluation data set.
             synthetic: whether its pages can be asked about.
+            robustness: whether there are further data sets to chase over.
         """
+        if self.compared.sources is not None and not robustness:
+            return "compared.sources: no table to compare with: name a data set under robustness, or leave it out"
         for name, given in self.made().items():
             budgets = getattr(given, "budgets", (getattr(given, "budget", window),))
             if min(budgets) < window:

@@ -14,19 +14,8 @@ from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line
 
-# Of no model alone: made where all results come together. `confirm` asks about what was chosen over all models, and
-# `sources` about the tables that `chase-also` made.
-SHARED = (
-    "download",
-    "align-also",
-    "chase-also",
-    "profile-shape",
-    "tables",
-    "sources",
-    "choose",
-    "confirm",
-    "report",
-)
+# Made where all results come together: of no model alone, or, like `sources`, from what such stages make.
+SHARED = ("download", "align-also", "chase-also", "profile-shape", "sources", "report")
 
 
 def stages(root: Path) -> tuple[str, ...]:
@@ -63,7 +52,7 @@ class Plan:
 
     Attributes:
         models: model key -> its stale stages; what depends on them is stale too, but not named.
-        shared: stale stages that hold up no model (download@..., chase-also@..., choose@..., confirm@..., report).
+        shared: stale stages that hold up no model (download@..., chase-also@..., sources@..., report).
     """
 
     models: dict[str, tuple[str, ...]]

@@ -24,11 +24,11 @@ FILES = (
     "align/{key}.json",
 )
 FURTHER = (  # of a data set of `robustness`
-    "scores/also/{dataset}/{key}.safetensors",
-    "scores/also/{dataset}/{key}.json",
-    "scores/also/{dataset}/{key}.csv",
-    "scores/also/{dataset}/{key}.covariates.csv",
-    "align/also/{dataset}/{key}.json",
+    "scores/also/{key}/{dataset}.safetensors",
+    "scores/also/{key}/{dataset}.json",
+    "scores/also/{key}/{dataset}.csv",
+    "scores/also/{key}/{dataset}.covariates.csv",
+    "align/also/{key}/{dataset}.json",
 )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sparsemm.chase.covariates import Rates
 from sparsemm.errors import DataError
-from sparsemm.files import artifacts
+from sparsemm.files import result_path
 from sparsemm.params import Params
 from sparsemm.report.covariates import read_covariates
 from sparsemm.report.picture import WIDTH, Figure, png
@@ -31,13 +31,13 @@ def read_agreement(params: Params, result: Results, root: Path) -> Agreement:
         DataError: if a covariates or metrics file is not what its stage writes.
         ScoreTableError: if a table is damaged, or of another model.
     """
-    paths = {name: artifacts(root, "scores", name) / f"{result.key}.safetensors" for name in params.robustness}
+    paths = {name: result_path(root, "scores", result.key, ".safetensors", name) for name in params.robustness}
     tables = {name: ScoreTable.load(path) for name, path in paths.items() if path.is_file()}
     for one in tables.values():
         one.check_model(result.table.header["fingerprint"])
-    words = {name: _words_read(artifacts(root, "align", name) / f"{result.key}.json") for name in tables}
+    words = {name: _words_read(result_path(root, "align", result.key, ".json", name)) for name in tables}
     places = {params.chase.dataset: None} | {name: name for name in params.robustness}
-    files = {name: artifacts(root, "scores", also) / f"{result.key}.covariates.csv" for name, also in places.items()}
+    files = {name: result_path(root, "scores", result.key, ".covariates.csv", also) for name, also in places.items()}
     rates = {name: rows for name, path in files.items() if (rows := read_covariates(path))}
     return Agreement(tables, words, rates)
 

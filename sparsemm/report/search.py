@@ -6,15 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from sparsemm.errors import DataError
 from sparsemm.report.results import Row
+from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
-from sparsemm.studies.names import CHOICE, OVERALL, PAPER
+from sparsemm.studies.names import OVERALL, PAPER
 
 BEST = 6
-
-
-def asked(rows: Sequence[Row]) -> list[Row]:
-    """Rows of answers, without those of a choice."""
-    return [row for row in rows if row["task"] != CHOICE]
 
 
 def leading(rows: Sequence[Row]) -> list[Row]:
@@ -25,34 +21,68 @@ def leading(rows: Sequence[Row]) -> list[Row]:
     return sorted(mine, key=lambda row: (row["task"] != OVERALL, row["condition"] != AREA))
 
 
-def gains(made: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> list[str]:
-    """What was chosen, what it gained on the held-out pages of every model and each task, and whether that holds.
-
-    A gain holds where the interval of the paired difference of the overall area is above zero. Tasks for which the
-    choice is shown worse are said beside it: a mean hides them.
+def mean_areas(searches: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> dict[str, float]:
+    """Candidates that keep as many slots as the paper's -> area of their search, mean over tasks and models.
 
     Args:
-        made: per model, the rows of `confirm`.
+        searches: per model, the rows of `search`.
         notes: per model, its declaration if it is a test model; such a one decides nothing.
 
     Raises:
-        DataError: if the rows of the models come from different choices.
+        DataError: if a search is not over today's candidates.
     """
-    choices = {
-        tuple((r["condition"], r["setting"], r["value"]) for r in rows if r["task"] == CHOICE): 0
-        for rows in made.values()
-    }
-    if len(choices) != 1 or not next(iter(choices)):
-        raise DataError(
-            "models with different choices, or none", where="artifacts/studies/confirm", hint="run it again"
+    tables = []
+    for key, rows in searches.items():
+        if notes[key]:
+            continue
+        areas = {r["setting"]: float(r["value"]) for r in rows if (r["task"], r["condition"]) == (OVERALL, AREA)}
+        if set(areas) != set(CANDIDATES):
+            where = f"artifacts/studies/search/{key}.csv"
+            raise DataError("not a search over today's candidates", where=where, hint="run its stage again")
+        tables.append(areas)
+    exact = [name for name, one in CANDIDATES.items() if one.mode == "exact"]
+    return {name: sum(areas[name] for areas in tables) / len(tables) for name in exact if tables}
+
+
+def best_of(areas: Mapping[str, float], candidate: str) -> list[str]:
+    """Which candidate is the best by the searches, and whether the held-out pages were asked about it."""
+    if not areas:
+        return []
+    best = max(areas, key=lambda name: areas[name])  # of equal ones the first
+    beside = "" if best == PAPER else f"; {PAPER} {areas[PAPER]:.3f}"
+    said = [f"Best by the searches, mean over tasks and models: {best} (area {areas[best]:.3f}{beside})."]
+    if candidate != best and candidate in areas:
+        said.append(
+            f"The held-out pages were asked about {candidate} (area {areas[candidate]:.3f}) instead: "
+            "`studies.confirmed.confirm.candidate` in params.yaml says which."
         )
-    (where, chosen, value), *others = next(iter(choices))
-    if not others:
-        return [f"Chosen, {where}: {chosen} (mean area {float(value):.3f}): no candidate did better than the paper's."]
-    said = [f"Chosen, {where}: {chosen} (mean area {float(value):.3f}; {PAPER} {float(others[0][2]):.3f})."]
+    return said
+
+
+def gains(candidate: str, confirmed: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> list[str]:
+    """What a candidate gained on the held-out pages of every model and each task, and whether that holds.
+
+    A gain holds where the interval of the paired difference of the overall area is above zero. Tasks for which the
+    candidate is shown worse are said beside it: a mean hides them.
+
+    Args:
+        candidate: which one `confirm` asked about.
+        confirmed: per model, the rows of `confirm`.
+        notes: per model, its declaration if it is a test model; such a one decides nothing.
+
+    Raises:
+        DataError: if the rows of a model are of another candidate.
+    """
+    for key, rows in confirmed.items():
+        if candidate not in {row["setting"] for row in rows}:
+            where = f"artifacts/studies/confirm/{key}.csv"
+            raise DataError(f"not of {candidate!r}", where=where, hint="run its stage again")
+    if candidate == PAPER:
+        return ["The candidate is the paper's own allocation: there is nothing to gain."]
+    said: list[str] = []
     held, worse = {}, []
-    for key, rows in made.items():
-        mine = [row for row in rows if (row["condition"], row["setting"]) == (AREA, chosen) and row["verdict"]]
+    for key, rows in confirmed.items():
+        mine = [row for row in rows if (row["condition"], row["setting"]) == (AREA, candidate) and row["verdict"]]
         for row in mine:
             if row["task"] != OVERALL:
                 continue
@@ -61,18 +91,18 @@ def gains(made: Mapping[str, Sequence[Row]], notes: Mapping[str, str]) -> list[s
             each = [one for one in mine if one["task"] != OVERALL and one["against"] == row["against"]]
             by_task = "; ".join(f"{one['task']}: {_said(one)}" for one in each)
             said.append(
-                f"{key}{' *' if notes[key] else ''}, {row['n']} held-out samples: {chosen} against {row['against']}, "
-                f"mean over tasks: {_said(row)}{'; ' + by_task if by_task else ''}."
+                f"{key}{' *' if notes[key] else ''}, {row['n']} held-out samples: {candidate} against "
+                f"{row['against']}, mean over tasks: {_said(row)}{'; ' + by_task if by_task else ''}."
             )
             if row["against"] == PAPER and not notes[key]:
                 worse += [f"{key}, {one['task']}" for one in each if one["verdict"] == "worse"]
     if worse:
-        said.append(f"For single tasks {chosen} is shown worse than {PAPER}: {'; '.join(worse)}.")
+        said.append(f"For single tasks {candidate} is shown worse than {PAPER}: {'; '.join(worse)}.")
     missing = sum(not note for note in notes.values()) - len(held)
     if held and all(held.values()) and not missing:
         return [
             *said,
-            f"The gain over {PAPER}, as a mean over tasks, holds on all {len(held)} models: {chosen} may become the "
+            f"The gain over {PAPER}, as a mean over tasks, holds on all {len(held)} models: {candidate} may become the "
             "default.",
         ]
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 from sparsemm.params import Params
 from sparsemm.report.findings import VERDICTS
 from sparsemm.report.results import Row, without_hollow
-from sparsemm.report.search import asked, leading
+from sparsemm.report.search import leading
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.names import PAPER
 from sparsemm.studies.rows import read_rows
@@ -40,7 +40,7 @@ def shown(name: str, rows: Sequence[Row]) -> list[Row]:
     """
     if name == "curve":
         return [row for row in rows if row["condition"] == AREA] or list(rows)
-    return leading(rows) if name == "search" else asked(rows)
+    return leading(rows) if name == "search" else list(rows)
 
 
 def area_differences(studies: Studies, keys: Sequence[str]) -> dict[str, list[Row]]:

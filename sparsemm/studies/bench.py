@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from sparsemm.datasets.records import Record, read_records
+from sparsemm.dependencies import identity
 from sparsemm.errors import DataError
 from sparsemm.evaluate.tasks import METRICS
 from sparsemm.evaluate.tasks.functions import SCORERS
-from sparsemm.files import identity, sha256_file, write_json
+from sparsemm.files import sha256_file, write_json
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.progress import progress
@@ -52,7 +53,7 @@ class Bench:
         self.scores = ScoreTable.load(table)
         known = [params.model(key), self.given, params.evaluate, params.allocate]
         parts = [one.model_dump() for one in known] + [params.chase.prompt, sha256_file(pages), sha256_file(table)]
-        self.work = artifacts / "work" / "studies" / study / key / identity(parts)
+        self.work = artifacts / "work" / "studies" / study / key / identity(parts, f"sparsemm.studies.{study}")
 
     def _table(self, key: str) -> Path:
         return self.root / "artifacts" / "scores" / f"{key}.safetensors"

@@ -1,41 +1,39 @@
-"""What the search chose, on the pages it never asked about: against the paper's allocation and other methods."""
+"""One candidate of the search, on the pages it never asked about: against the paper's allocation and other methods."""
 
 from __future__ import annotations
 
+from sparsemm.errors import ParamsError
 from sparsemm.params.studies import ConfirmParams
 from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.choice import Choice, read_choice
-from sparsemm.studies.curve import AREA
-from sparsemm.studies.names import CHOICE, PAPER
-from sparsemm.studies.rows import COLUMNS, Row
+from sparsemm.studies.candidates import CANDIDATES
+from sparsemm.studies.names import PAPER
+from sparsemm.studies.rows import Row
 from sparsemm.studies.search import Way, candidate, measure, split
 
 
-def _choice(bench: Bench, made: Choice, name: str) -> Row:
-    row: Row = dict.fromkeys(COLUMNS, "") | {"model": bench.key, "study": bench.study, "task": CHOICE}
-    row |= {"condition": f"searched on {', '.join(made.models)}", "setting": name, "metric": AREA}
-    return row | {"value": round(made.areas[name], 6)}
-
-
 def run(bench: Bench, given: ConfirmParams) -> list[Row]:
-    """Rows of the choice, then one per task, setting and budget and per area; what was chosen is held against all.
+    """One row per task, setting and budget and per area; the candidate is held against all others.
 
     Raises:
-        DataError: if there is no choice, or it is not over today's candidates.
+        ParamsError: if there is no such candidate, or it does not keep as many slots as the paper's allocation.
     """
-    made = read_choice(bench.root)
-    chosen = made.chosen
-    ours = dict.fromkeys((chosen, PAPER))
+    chosen = given.candidate
+    if chosen not in CANDIDATES or CANDIDATES[chosen].mode != "exact":
+        known = ", ".join(name for name, one in CANDIDATES.items() if one.mode == "exact")
+        where = "params.yaml: studies.confirmed.confirm.candidate"
+        raise ParamsError(f"{chosen!r} cannot be confirmed", where=where, hint=f"one of: {known}")
     ways: dict[Way, Kept] = {
-        (name, budget): candidate(bench, name, budget) for name in ours for budget in given.budgets
+        (name, budget): candidate(bench, name, budget)
+        for name in dict.fromkeys((chosen, PAPER))
+        for budget in given.budgets
     }
     for method in given.methods:
         budgets: tuple[int | None, ...] = (None,) if method == "full" else given.budgets
         ways |= {(method, budget): bench.kept(method, budget) for budget in budgets}
     outcomes = measure(bench, given, f"-{chosen}", split(given)[1], ways)
     others = [PAPER, *given.methods]
-    rows = bench.rows(
+    return bench.rows(
         outcomes,
         lambda arm: (
             [arm._replace(setting=o, budget=None if o == "full" else arm.budget) for o in others]
@@ -43,4 +41,3 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
             else []
         ),
     )
-    return [_choice(bench, made, name) for name in ours] + rows

@@ -17,4 +17,3 @@ STUDIES = tuple(name for names in GROUPS.values() for name in names)
 # What the rows of `search` and `confirm` are called, for who reads them.
 PAPER = "sparsemm"  # the allocation that the others are held against
 OVERALL = "all tasks"
-CHOICE = "choice"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from sparsemm.errors import ScoreTableError
 from sparsemm.evaluate.metrics import interval
+from sparsemm.files import result_path
 from sparsemm.params.studies import BudgetedParams
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, over_seeds
-from sparsemm.studies.tables import read_tables
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
 SEEDS = 3
@@ -47,9 +48,13 @@ def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tu
 
 
 def run(bench: Bench, given: BudgetedParams) -> list[Row]:
-    """Rows of agreement (task "scores"), then of accuracy with the budgets of every table, against those of its own."""
+    """Rows of agreement (task "scores"), then of accuracy with the budgets of every table, against those of its own.
+
+    Raises:
+        ScoreTableError: if a table of `robustness` is missing, damaged or of another model.
+    """
     own = bench.scores
-    others = read_tables(bench.root, bench.key, own)
+    others = {dataset: _table(bench, dataset) for dataset in sorted(bench.params.robustness)}
     tables = {EVEN: half(own, 0), ODD: half(own, 1)} | others
     seed = bench.params.evaluate.seed
     rows = _agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
@@ -65,6 +70,16 @@ def run(bench: Bench, given: BudgetedParams) -> list[Row]:
             outcomes |= {Arm(task, "", name, None, budget): said[name] for name in (OWN, *tables)}
             outcomes[Arm(task, "", RANDOM, None, budget)] = over_seeds(said[f"{RANDOM}-{i}"] for i in range(SEEDS))
     return rows + bench.rows(outcomes, lambda arm: [arm._replace(setting=OWN)])
+
+
+def _table(bench: Bench, dataset: str) -> ScoreTable:
+    path = result_path(bench.root, "scores", bench.key, ".safetensors", dataset)
+    if not path.is_file():
+        hint = f"run `sparsemm chase {bench.key} --dataset {dataset}`"
+        raise ScoreTableError("no score table", where=str(path), hint=hint)
+    table = ScoreTable.load(path)
+    table.check_model(bench.scores.header["fingerprint"])
+    return table
 
 
 def _agreement_rows(bench: Bench, name: str, one: ScoreTable, other: ScoreTable, seed: int) -> list[Row]:

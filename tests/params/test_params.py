@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,17 @@ def test_choices_agree_with_the_code():
     evaluate = properties["EvaluateParams"]["properties"]
     assert tuple(evaluate["methods"]["items"]["enum"]) == METHODS
     assert tuple(evaluate["tasks"]["items"]["enum"]) == tuple(METRICS)
+
+
+def test_a_default_that_changes_is_noticed():
+    """DVC tracks what params.yaml says: where it says nothing, a new default would leave old results in place."""
+    defaults = {
+        name: values
+        for name, one in schema()["$defs"].items()
+        if (values := {field: value["default"] for field, value in one["properties"].items() if "default" in value})
+    }
+    known = json.loads(Path(__file__).with_name("defaults.json").read_text(encoding="utf-8"))
+    assert defaults == known, "write the old value into params.yaml or run the stages that read it, then defaults.json"
 
 
 def test_unknown_model_names_the_known_ones():

@@ -10,6 +10,8 @@ from sparsemm.params import parse_params
 from sparsemm.studies.names import GROUPS, STUDIES
 from tests.repository import ROOT
 
+CONFIRM = {"candidate": "margin", "samples": 4, "budgets": [24]}
+
 
 def given(**studies):
     value = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -35,9 +37,9 @@ def given(**studies):
         ({"curve": {"precision": 0.0}}, "precision"),
         ({"length": {"groups": 1}}, "groups"),
         ({"search": {"samples": 4, "held_out": 4, "budgets": [24]}}, "nothing is left"),
-        ({"confirm": {"samples": 4, "held_out": 2, "budgets": [24]}}, "not those of search"),
+        ({"confirm": CONFIRM | {"held_out": 2}}, "not those of search"),
         (
-            {n: {"samples": 4, "held_out": h, "budgets": [24]} for n, h in (("search", 1), ("confirm", 2))},
+            {"search": {"samples": 4, "held_out": 1, "budgets": [24]}, "confirm": CONFIRM | {"held_out": 2}},
             "not those of search",
         ),
         ({"later": {"samples": 4, "methods": ["magic"], "budgets": [24]}}, "methods"),
@@ -46,6 +48,13 @@ def given(**studies):
 def test_what_makes_no_sense_is_refused(studies, said):
     with pytest.raises(ParamsError, match=said):
         parse_params(yaml.safe_dump(given(**studies)))
+
+
+def test_tables_are_compared_with_those_of_another_data_set():
+    value = given(sources={"samples": 4, "budgets": [24]})
+    assert parse_params(yaml.safe_dump(value)).robustness
+    with pytest.raises(ParamsError, match=r"studies\.compared\.sources: .*name a data set under robustness"):
+        parse_params(yaml.safe_dump(value | {"robustness": {}}))
 
 
 def test_questions_need_pages_that_can_be_asked_about():

@@ -106,7 +106,7 @@ class Workspace:
 
     def also(self, key, dataset):
         """Write what the stages over a further data set write, and their entries in dvc.lock."""
-        scores, align = (f"{stage}/also/{dataset}/{key}" for stage in ("scores", "align"))
+        scores, align = (f"{stage}/also/{key}/{dataset}" for stage in ("scores", "align"))
         files = [f"{scores}{end}" for end in (".safetensors", ".json", ".csv", ".covariates.csv")]
         used = [f"models.{key}", f"robustness.{dataset}", "chase"]
         for name in (*files, f"{align}.parquet", f"{align}.json"):

@@ -53,7 +53,7 @@ def test_without_them_a_version_is_whole(workspace, version):
 
 
 def test_those_of_a_data_set_that_is_gone_stay_behind(made, version):
-    made.raw["robustness"] = {}
+    made.raw["robustness"] = made.raw["studies"]["compared"] = {}
     (made.root / "params.yaml").write_text(yaml.safe_dump(made.raw))
     assert further(made, version) == set()
 

@@ -27,7 +27,7 @@ def params():
 
 
 def save(root, one, name="large"):
-    one.save(root / "artifacts" / "scores" / "also" / name / "m.safetensors")
+    one.save(root / "artifacts" / "scores" / "also" / "m" / f"{name}.safetensors")
 
 
 def test_tables_that_are_there_are_read(params, result, tmp_path):
@@ -45,7 +45,7 @@ def test_another_models_table_is_refused(params, result, tmp_path):
 def test_words_read_are_those_of_that_data_set(params, result, tmp_path):
     save(tmp_path, result.table)
     assert agreement.read_agreement(params, result, tmp_path).words == {"large": None}
-    path = tmp_path / "artifacts" / "align" / "also" / "large" / "m.json"
+    path = tmp_path / "artifacts" / "align" / "also" / "m" / "large.json"
     path.parent.mkdir(parents=True)
     path.write_text('{"share_found": 0.625}')
     assert agreement.read_agreement(params, result, tmp_path).words == {"large": 0.625}
@@ -57,8 +57,8 @@ def test_words_read_are_those_of_that_data_set(params, result, tmp_path):
 
 def test_hit_rates_of_every_data_set_are_read(params, result, tmp_path):
     row = Rates("script", "latin", 4, 12, 0.75, 0.5, 0.875, 0.25)
-    for folder in ("", "also/large"):
-        path = tmp_path / "artifacts" / "scores" / folder / "m.covariates.csv"
+    for name in ("m", "also/m/large"):
+        path = tmp_path / "artifacts" / "scores" / f"{name}.covariates.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(",".join(map(str, one)) for one in (Rates._fields, row)) + "\n")
     found = agreement.read_agreement(params, result, tmp_path).rates

@@ -51,7 +51,7 @@ def test_pages_make_the_explorer_and_a_figure(crafted, tmp_path, monkeypatch):
 
 def test_studies_other_data_sets_and_shapes_are_in_the_page_and_drawn(crafted, tmp_path, no_gpu):
     crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
-    crafted.table(0.3).save(tmp_path / "artifacts/scores/also/e/m.safetensors")
+    crafted.table(0.3).save(tmp_path / "artifacts/scores/also/m/e.safetensors")
     write(rows(), "curve", "m", tmp_path)
     path = tmp_path / "artifacts/profile/shapes/vicuna-7b.csv"
     path.parent.mkdir(parents=True)

@@ -12,11 +12,10 @@ import yaml
 
 from sparsemm.datasets.records import write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
-from sparsemm.files import write_json
+from sparsemm.files import result_path
 from sparsemm.models import fingerprint, load_model
 from sparsemm.params import parse_params
 from sparsemm.scores import ScoreTable
-from sparsemm.studies import tables
 
 ROOT = Path(__file__).parents[2]
 KEY = "tiny-qwen2-vl"
@@ -45,7 +44,7 @@ STUDIES = {
         "search": FEW | {"held_out": 1, "budgets": [8, 12]},
     },
     "confirmed": {
-        "confirm": FEW | {"held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
+        "confirm": FEW | {"candidate": "rho 0.4", "held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
     },
 }
 
@@ -93,9 +92,10 @@ def begin(root):
     config = model.config.get_text_config()
     shape = config.num_hidden_layers, config.num_attention_heads
     header = {"model": KEY, "revision": None, "fingerprint": fingerprint(model.config)}
-    per_sample = np.random.default_rng(0).random((6, *shape)) ** 4
-    header |= {"num_kv_heads": config.num_key_value_heads, "dataset": "calibration"}
-    table = ScoreTable.from_samples(per_sample, np.zeros(shape, np.int64), header)
-    table.save(root / "artifacts" / "scores" / f"{KEY}.safetensors")
-    write_json(root / tables.FOLDER / f"{KEY}.json", {})  # no data set under `robustness` was chased over
+    header |= {"num_kv_heads": config.num_key_value_heads}
+    for seed, dataset in enumerate((None, *params.robustness)):
+        per_sample = np.random.default_rng(seed).random((6, *shape)) ** 4
+        header["dataset"] = dataset or "calibration"
+        table = ScoreTable.from_samples(per_sample, np.zeros(shape, np.int64), header)
+        table.save(result_path(root, "scores", KEY, ".safetensors", dataset))
     return params, root

@@ -21,7 +21,7 @@ ARMS = {
     "later": 4 * 3,
     "holding": 2 * 2,
     "storage": 3,
-    "sources": 2 + 4,
+    "sources": 2 * 2 + 5,
     "looking": 2 * 3,
 }
 

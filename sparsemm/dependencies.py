@@ -1,0 +1,144 @@
+"""Which files of this repository a result depends on: what dvc.yaml declares, and what half-done work is known by.
+
+The imports of a module are followed, also those inside functions; what cannot change a result is left out, with the
+reason beside it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Modules and packages that no result depends on.
+LEFT_OUT = {
+    "sparsemm.commands": "how a stage is called",
+    "sparsemm.compat": "lets torchvision be imported beside another build of torch",
+    "sparsemm.dependencies": "which files are looked at",
+    "sparsemm.errors": "what an error looks like",
+    "sparsemm.fetch": "where bytes come from; a revision or hash says which they are",
+    "sparsemm.files": "how files are written and named",
+    "sparsemm.params": "values are tracked one by one, as params; tests/params/defaults.json watches the defaults",
+    "sparsemm.pipeline": "where and when stages run",
+    "sparsemm.processes": "how work is shared, not what is computed",
+    "sparsemm.progress": "what is shown meanwhile",
+}
+
+# Imports that are not followed: the importing module, and what of its imports no result depends on.
+NOT_FOLLOWED = {
+    (
+        "sparsemm.models",
+        "sparsemm.cache.served",
+    ): "whether a cache could serve the model, which changes no answer",
+    ("sparsemm.scores", "sparsemm.models"): "the fingerprint that a table is checked against",
+    ("sparsemm.studies.rows", "sparsemm.policies"): "the names of the methods",
+    (
+        "sparsemm.studies.stage",
+        "sparsemm.studies.bench",
+    ): "derived studies do not use it, the others import it",
+}
+
+# What is imported or read by a name that is put together at run time, by patterns from the root of the repository.
+ALSO = {
+    "sparsemm.cache.build": ("csrc/*", "sparsemm/csrc/*"),
+    "sparsemm.datasets.synthetic": ("sparsemm/datasets/fonts/*",),
+    "sparsemm.evaluate.tasks.local": ("sparsemm/evaluate/tasks/*.yaml", "sparsemm/evaluate/tasks/functions.py"),
+    "sparsemm.layouts": ("sparsemm/layouts/*.py",),
+    "sparsemm.published": ("sparsemm/published/*.csv",),
+    "sparsemm.report.efficiency": ("sparsemm/report/*.csv",),
+    "sparsemm.report.page": ("sparsemm/report/*.css", "sparsemm/report/*.js"),
+}
+
+
+@cache
+def dependencies(*modules: str) -> tuple[str, ...]:
+    """Files that the results of these modules depend on, sorted, from the root of the repository, by "/".
+
+    Raises:
+        ModuleNotFoundError: if there is no such module.
+    """
+    pending, seen, files = list(modules), set[str](), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in seen or _is_under(name, LEFT_OUT):
+            continue
+        seen.add(name)
+        path = _path(name)
+        if path is None:
+            raise ModuleNotFoundError(f"no module {name!r}")
+        also = [found for pattern in ALSO.get(name, ()) for found in ROOT.glob(pattern) if found.is_file()]
+        files.update(found.relative_to(ROOT).as_posix() for found in (path, *also))
+        pending += [_module(found) for found in also if found.suffix == ".py"]
+        pending += [other for other in imports(name) if (name, other) not in NOT_FOLLOWED]
+    return tuple(sorted(files))
+
+
+def imports(name: str) -> Iterator[str]:
+    """Modules of this package that a module takes something from, wherever in its file; types alone do not count.
+
+    Of `from package import module` it is the module; a package counts where something of its own is taken.
+    """
+    path = _path(name)
+    pending: list[ast.AST] = [ast.parse(path.read_bytes())] if path else []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            pending += node.orelse
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names if _path(one.name))
+        elif isinstance(node, ast.ImportFrom) and _path(node.module or ""):
+            inner = [f"{node.module}.{one.name}" for one in node.names]
+            yield from (one if _path(one) else str(node.module) for one in inner)
+
+
+def identity(parts: Any, *modules: str) -> str:
+    """Name of half-done work: of `parts` (JSON), and of what the code that these modules depend on does.
+
+    Partial results of other settings or code are never resumed. Comments, docstrings and layout of Python do not count.
+    """
+    text = json.dumps([parts, _code(*modules)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _code(*modules: str) -> str:
+    digest = hashlib.sha256()
+    for name in dependencies(*modules):
+        content = (ROOT / name).read_bytes()
+        digest.update(f"{name}\n".encode() + (_statements(content) if name.endswith(".py") else content))
+    return digest.hexdigest()
+
+
+def _statements(source: bytes) -> bytes:
+    """What Python code does: its syntax tree, without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+    return ast.dump(tree).encode()
+
+
+def _is_under(name: str, packages: Any) -> bool:
+    return any(name == one or name.startswith(f"{one}.") for one in packages)
+
+
+def _path(name: str) -> Path | None:
+    """The file of a module of this package, or None."""
+    if not _is_under(name, ("sparsemm",)):
+        return None
+    stem = ROOT.joinpath(*name.split("."))
+    return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)
+
+
+def _module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
