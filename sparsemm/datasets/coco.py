@@ -12,23 +12,21 @@ from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[TableRow, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Generator[TableRow | DataError, None, None]:
     """The rows of a split (default val) from `start` on.
 
     Raises:
-        DataError: if the files do not have the published columns, or do not name the categories.
+        DataError: if there is no file of the split.
         FetchError: if they cannot be had.
     """
-    for row in table_rows(place, split or "val", ("image", "objects"), start):
-        _categories(row)
-        yield row
+    yield from table_rows(place, split or "val", ("image", "objects"), start)
 
 
 def record(row: TableRow, source: str, licence: str) -> Record:
     """One photograph with its objects in published order; boxes are (x0, y0, x1, y1) in pixels.
 
     Raises:
-        DataError: if image, categories or boxes do not fit.
+        DataError: if image, categories or boxes do not fit, or the file does not name the categories.
     """
     image = decode(image_bytes(row), row.where)
     names, objects = _categories(row), row.values["objects"]

@@ -7,12 +7,10 @@ One JSON line an image: file_name, and annotations = [[{"text", "polygon": four 
 from __future__ import annotations
 
 import json
-import tarfile
-import zipfile
-import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from sparsemm.datasets.faults import readable
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
 from sparsemm.datasets.members import Members, lines
 from sparsemm.datasets.records import Entry, Record
@@ -29,27 +27,30 @@ class Photo:
     text: bytes
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[Photo, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Generator[Photo | DataError, None, None]:
     """The lines of <split>.jsonl (default train) from `start` on; only train and val are published with text.
 
     Raises:
-        DataError: if there is no such file, or an archive is damaged.
+        DataError: if there is no such file.
         FetchError: if a file cannot be had.
     """
     with Members(place) as members:
         name = members.find(f"{split or 'train'}.jsonl")
-        if name is None:
+        damage = list(members.damage())
+        yield from damage
+        if name is None and not damage:
             hint = "expected it there, or in ctw-annotations.tar.gz"
             raise DataError(f"no {split or 'train'}.jsonl", where=place.address, hint=hint)
+        if name is None:
+            return
         where, count = f"{place.address}: {name}", 0
-        try:
-            with members.open(name) as handle:
-                for number, text in lines(handle, where):
-                    if count >= start:
-                        yield Photo(members, f"{where}, line {number}", text)
-                    count += 1
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError) as error:
-            raise DataError(f"cannot be read: {error}", where=where) from error
+        with readable(where), members.open(name) as handle:
+            for number, text in lines(handle, where):
+                yield from members.damage()
+                if count >= start:
+                    yield text if isinstance(text, DataError) else Photo(members, f"{where}, line {number}", text)
+                count += 1
+        yield from members.damage()
 
 
 def record(row: Photo, source: str, licence: str) -> Record:

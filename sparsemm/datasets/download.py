@@ -15,6 +15,8 @@ from unicodedata import normalize
 
 from sparsemm import fetch
 from sparsemm.datasets import coco, ctw, folder, mlt2019, pdf, synthdog
+from sparsemm.datasets.faults import readable
+from sparsemm.datasets.images import is_of_one_colour
 from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
@@ -45,12 +47,16 @@ class Tally:
     Attributes:
         kept: rows that became records.
         empty: reasons of rows that have nothing to read (a page without a text layer, an image without words).
-        bad: reasons of rows that do not fit the schema.
+        bad: reasons of rows that do not fit the schema, and of files that cannot be read.
+        suspicious: kept records whose picture is of one colour, as of an image that was decoded wrongly.
+        partial: kept records that lack some of the text that is seen, and why.
     """
 
     kept: int = 0
     empty: list[str] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
+    suspicious: list[str] = field(default_factory=list)
+    partial: list[str] = field(default_factory=list)
 
 
 def records(given: SyntheticParams) -> Iterator[Record]:
@@ -83,6 +89,9 @@ def open_place(given: Outside, root: Path, work: Path) -> Place:
 def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
     """Up to `samples` records of a place, bad and empty rows left out and counted in `tally`.
 
+    Whatever a file or row raises costs that file or row. Only a source that cannot be reached, or a full disk, ends
+    the run at once.
+
     Raises:
         DataError: if the files are not what the format says, more than `max_bad` of the rows are bad, or no record
             is left.
@@ -102,12 +111,12 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
         read, record = FORMATS[given.format]
         rows, wanted = read(place, given.split, first), None if stop is None else stop - first
     seen: set[str] = set()
-    with closing(rows):
+    with closing(rows), readable(place.address):
         for row in islice(rows, wanted):
             try:
-                made = _composed(record(row, f"{place.address}@{place.revision}", licence)).validate()
-                if not made.entries:
-                    raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
+                if isinstance(row, DataError):  # a file, or the rest of one
+                    raise row
+                made = _read(record, row, f"{place.address}@{place.revision}", licence)
                 if made.id in seen:
                     raise DataError("two records share this id", where=f"record {made.id!r}")
             except EmptyRecord as error:
@@ -119,6 +128,9 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
             else:
                 seen.add(made.id)
                 tally.kept += 1
+                tally.partial += made.remarks
+                if is_of_one_colour(made.image):
+                    tally.suspicious.append(f"record {made.id!r}: the picture is of one colour")
                 yield made
                 if tally.kept == given.samples:  # before the next row is asked for
                     break
@@ -127,7 +139,23 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
         raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g} of all, allows")
     if not tally.kept:
         reason = f", {len(tally.empty)} have nothing to read" if tally.empty else ""
+        if tally.bad:
+            reason += f", {len(tally.bad)} are bad: {'; '.join(tally.bad[:3])}"
         raise DataError(f"no row became a record{reason}", where=place.address)
+
+
+def _read(record: Callable[..., Record], row: Any, source: str, licence: str) -> Record:
+    """One row as a valid record with something to read.
+
+    Raises:
+        DataError: if it is none, whatever the reader or a library below it raised.
+        FetchError: if the source cannot be reached, or the disk is full.
+    """
+    with readable(getattr(row, "where", source)):
+        made = _composed(record(row, source, licence)).validate()
+    if not made.entries:
+        raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
+    return made
 
 
 def _composed(made: Record) -> Record:
@@ -172,9 +200,14 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
                 raise
     _finish(work, path)
     print(f"{key}: {tally.kept} records of {place.address}, revision {place.revision}")
-    for name, reasons in (("with nothing to read", tally.empty), ("bad", tally.bad)):
+    for name, reasons in (
+        ("left out {} with nothing to read", tally.empty),
+        ("left out {} bad", tally.bad),
+        ("{} suspicious", tally.suspicious),
+        ("{} without all that is seen", tally.partial),
+    ):
         if reasons:
-            print(f"{key}: left out {len(reasons)} {name}, the first: {reasons[0]}")
+            print(f"{key}: {name.format(len(reasons))}, the first: {reasons[0]}")
 
 
 def _finish(work: Path, path: Path) -> None:
@@ -185,4 +218,5 @@ def _finish(work: Path, path: Path) -> None:
 
 
 def _about(place: Place, tally: Tally) -> dict[str, Any]:
-    return {"address": place.address, "revision": place.revision, "empty": tally.empty, "bad": tally.bad}
+    reasons = {name: value for name, value in vars(tally).items() if name != "kept"}
+    return {"address": place.address, "revision": place.revision} | reasons

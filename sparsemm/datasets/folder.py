@@ -28,7 +28,7 @@ class Line:
     text: bytes
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[Line, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Generator[Line | DataError, None, None]:
     """The lines of <split>.jsonl (default: of every .jsonl file, by name) from `start` on; blank ones do not count.
 
     Raises:
@@ -45,7 +45,7 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Line, None, N
         with place.files[name].open() as handle:
             for number, text in lines(handle, f"{place.address}/{name}"):
                 if count >= start:
-                    yield Line(place, name, number, text)
+                    yield text if isinstance(text, DataError) else Line(place, name, number, text)
                 count += 1
 
 

@@ -7,8 +7,12 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
+from sparsemm.datasets.faults import readable
 from sparsemm.datasets.pillow import whole_images
 from sparsemm.datasets.records import Entry
 from sparsemm.errors import DataError
@@ -16,42 +20,94 @@ from sparsemm.errors import DataError
 Box = tuple[float, float, float, float]
 
 
+# Formats whose integers of more than 8 bits are levels of grey up to 2^16, and how Pillow undoes a TIFF's orientation.
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
+UPRIGHT_TO_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
 def decode(data: bytes, where: str) -> Image.Image:
     """The image as RGB, what is transparent on white; pixels as stored, so that boxes fit (no EXIF rotation).
+
+    An alpha channel that is zero everywhere is ignored if there is a picture below it: programs that know no alpha
+    leave it so.
 
     Raises:
         DataError: if it is truncated, no image, so large (above 89 million pixels) that it looks like an attack, of a
             depth that has no known white, or a program (EPS).
     """
     try:
-        with warnings.catch_warnings(), whole_images():
+        with readable(where, "the image cannot be read"), warnings.catch_warnings(), whole_images():
+            warnings.simplefilter("ignore")  # of damaged metadata, and of Pillow's plans
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data))
             if image.format == "EPS":
                 raise ValueError("EPS is a program, and would be run")
+            turned = image.getexif().get(Base.Orientation, 1) if image.format == "TIFF" else 1
             image.load()
-        image = _of_eight_bits(image)
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise DataError(f"the image is too large: {error}", where=where) from error
-    except UnidentifiedImageError as error:  # whose text has an address in memory; reasons are kept, and must repeat
-        raise DataError("the image cannot be read: no known format", where=where) from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        raise DataError(f"the image cannot be read: {error}", where=where) from error
+            image = _on_white(_of_eight_bits(image))
+            return image.transpose(UPRIGHT_TO_STORED[turned]) if turned in UPRIGHT_TO_STORED else image
+    except DataError as error:
+        # Pillow's own texts have an address in memory, or no word of an attack.
+        if isinstance(error.__cause__, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            raise DataError(f"the image is too large: {error.__cause__}", where=where) from error.__cause__
+        if isinstance(error.__cause__, UnidentifiedImageError):
+            raise DataError("the image cannot be read: no known format", where=where) from error.__cause__
+        raise
 
 
 def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as grey of 8, where Pillow's own conversion makes white of all but the darkest 256 shades.
+    """The image in a mode of 8 bits a channel, scaled by the file's own bits.
+
+    Pillow's own conversion makes white of all but the darkest 256 shades of grey, or takes 12 bits for 16.
 
     Raises:
         ValueError: if the pixels may have any value.
     """
-    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+    transparent = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)  # as the pixels of a PNG of 16 bits
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        return ImageChops.invert(image)  # Pillow takes every one for Adobe's, where 255 is no ink
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    bits, inverted = 16 if image.format in SIXTEEN_BITS else 0, False
+    if isinstance(image, TiffImageFile):
+        tags = image.tag_v2
+        if tags.get(SAMPLEFORMAT, (1,))[0] == 1 and image.mode != "I":
+            bits, inverted = tags.get(BITSPERSAMPLE, (0,))[0], tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+    if image.mode == "F" or not 8 < bits <= 16:
         raise ValueError(f"pixels of mode {image.mode} have no known white")
-    return image.convert("I").point(lambda value: value / 256).convert("L") if image.mode[0] == "I" else image
+    pixels = np.asarray(image).astype(np.int64)
+    levels = Image.fromarray((pixels >> (bits - 8)).clip(0, 255).astype(np.uint8))
+    if inverted:
+        levels = ImageChops.invert(levels)
+    if isinstance(transparent, int):
+        levels.putalpha(Image.fromarray(np.where(pixels == transparent, 0, 255).astype(np.uint8)))
+    return levels
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image as RGB, blended with white by its alpha."""
+    if image.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    opaque = image.convert("RGB")
+    if image.getchannel("A").getextrema() == (0, 0) and not is_of_one_colour(opaque):
+        return opaque
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def is_of_one_colour(image: Image.Image) -> bool:
+    """Whether all pixels of an RGB image are alike."""
+    return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
 
 
 def bounds(points: Sequence[Sequence[float]], where: str) -> Box:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Self
 
+from sparsemm.datasets.faults import readable
 from sparsemm.errors import DataError
 from sparsemm.fetch import File, Place
 
@@ -18,29 +18,38 @@ LARGEST = 2**28  # bytes of an image or label file that is read as one piece
 _Opener = Callable[[], IO[bytes]]
 
 
-def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes]]:
+def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes | DataError]]:
     """(number from 1, text) of the lines of a file that are not blank.
 
-    Raises:
-        DataError: if one is larger than any description of an image should be.
+    A DataError stands for a line that is larger than any description of an image should be, and, as the last one, for
+    the rest of a file that cannot be read to its end.
     """
-    for number, text in enumerate(iter(lambda: handle.readline(LARGEST + 1), b""), 1):
-        if len(text) > LARGEST:
-            raise DataError(f"line {number} is larger than {LARGEST} bytes", where=where)
-        if text.strip():
-            yield number, text
+    number = 0
+    try:
+        with readable(where):
+            while text := handle.readline(LARGEST + 1):
+                number += 1
+                if len(text) > LARGEST:
+                    while text and not text.endswith(b"\n"):
+                        text = handle.readline(LARGEST)
+                    yield number, DataError(f"line {number} is larger than {LARGEST} bytes", where=where)
+                elif text.strip():
+                    yield number, text
+    except DataError as error:
+        yield number + 1, error
 
 
 class Members:
     """What a place holds, archives looked into one after the other, and no further than needed.
 
     Of a remote archive only the table of contents and the wanted members are fetched; a compressed tar is read up to
-    the wanted member.
+    the wanted member. An archive that is damaged ends where the damage begins: see `damage`.
     """
 
     def __init__(self, place: Place) -> None:
         self._place = place
         self._known: dict[str, tuple[str, _Opener]] = {}
+        self._damage: list[DataError] = []
         self._rest = self._scan()
         self._open = ExitStack()
 
@@ -59,26 +68,32 @@ class Members:
             else:
                 yield PurePosixPath(name).name, f"{self._place.address}/{name}", file.open
         for file in archives:
-            yield from self._archive(file)
+            try:
+                with readable(f"{self._place.address}/{file.name}", "not a readable archive"):
+                    yield from self._archive(file)
+            except DataError as error:
+                self._damage.append(error)
+
+    def damage(self) -> Iterator[DataError]:
+        """The archives that proved damaged since the last call."""
+        while self._damage:
+            yield self._damage.pop(0)
 
     def _archive(self, file: File) -> Iterator[tuple[str, str, _Opener]]:
         where = f"{self._place.address}/{file.name}"
-        try:
-            handle = self._open.enter_context(file.open())
-            if file.name.lower().endswith(".zip"):
-                folder = self._open.enter_context(zipfile.ZipFile(handle))
-                for one in folder.infolist():
-                    if not one.is_dir():
-                        name = PurePosixPath(one.filename).name
-                        yield name, f"{where}/{one.filename}", partial(folder.open, one)
-            else:
-                packed = self._open.enter_context(tarfile.open(fileobj=handle, mode="r:*"))
-                for member in packed:
-                    if member.isfile():
-                        name = PurePosixPath(member.name).name
-                        yield name, f"{where}/{member.name}", partial(_extract, packed, member)
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError) as error:
-            raise DataError(f"not a readable archive: {error}", where=where) from error
+        handle = self._open.enter_context(file.open())
+        if file.name.lower().endswith(".zip"):
+            folder = self._open.enter_context(zipfile.ZipFile(handle))
+            for one in folder.infolist():
+                if not one.is_dir():
+                    name = PurePosixPath(one.filename).name
+                    yield name, f"{where}/{one.filename}", partial(folder.open, one)
+        else:
+            packed = self._open.enter_context(tarfile.open(fileobj=handle, mode="r:*"))
+            for member in packed:
+                if member.isfile():
+                    name = PurePosixPath(member.name).name
+                    yield name, f"{where}/{member.name}", partial(_extract, packed, member)
 
     def names(self) -> list[str]:
         """Every name; all archives' tables of contents are read."""
@@ -109,11 +124,8 @@ class Members:
             DataError: if its archive is damaged there, or it is larger than any image should be.
         """
         where, opener = self._known[name]
-        try:
-            with opener() as handle:
-                data = handle.read(LARGEST + 1)
-        except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError) as error:
-            raise DataError(f"cannot be read: {error}", where=where) from error
+        with readable(where), opener() as handle:
+            data = handle.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise DataError(f"larger than {LARGEST} bytes", where=where)
         return data

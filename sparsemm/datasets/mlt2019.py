@@ -31,17 +31,19 @@ class Labels:
     where: str
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[Labels, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Generator[Labels | DataError, None, None]:
     """The label files from `start` on, by name; a split is the start of their names (tr for training).
 
     Raises:
-        DataError: if there is none, or an archive is damaged.
+        DataError: if there is none.
         FetchError: if a file cannot be had.
     """
     with Members(place) as members:
         stems = sorted((name.removeprefix("gt_"), name) for name in members.names() if name.endswith(".txt"))
         chosen = [name for stem, name in stems if "_img_" in stem and stem.startswith(split or "")]
-        if not chosen:
+        damage = list(members.damage())
+        yield from damage
+        if not chosen and not damage:
             hint = "expected tr_img_00001.txt, ..., or an archive of them"
             raise DataError("no label file", where=place.address, hint=hint)
         for name in chosen[start:]:

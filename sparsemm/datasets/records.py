@@ -36,13 +36,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """An RGB image with its entries in reading order, where it came from and under which licence."""
+    """An RGB image with its entries in reading order, where it came from and under which licence.
+
+    `remarks` say what is seen on the image and is not among the entries. They are listed when the record is made, and
+    not stored with it.
+    """
 
     id: str
     image: Image.Image
     entries: tuple[Entry, ...]
     source: str
     licence: str
+    remarks: tuple[str, ...] = ()
 
     def validate(self) -> Record:
         """Return self.

@@ -13,11 +13,11 @@ from sparsemm.fetch import Place
 FIELD = "2_coord"  # [{"chunk": text, "coord": [[xmin, ymin], [xmax, ymax]] in pixels}]
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[TableRow, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Generator[TableRow | DataError, None, None]:
     """The rows of a split (default train) from `start` on.
 
     Raises:
-        DataError: if the files do not have the published columns.
+        DataError: if there is no file of the split.
         FetchError: if they cannot be had.
     """
     yield from table_rows(place, split or "train", ("image", FIELD), start)

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
+from sparsemm.datasets.faults import readable
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
@@ -24,20 +25,21 @@ class TableRow:
 
 def table_rows(
     place: Place, split: str | None, columns: tuple[str, ...], start: int
-) -> Generator[TableRow, None, None]:
+) -> Generator[TableRow | DataError, None, None]:
     """The rows from `start` on; only these columns, of row groups as they are needed, are fetched.
+
+    A DataError stands for a file without these columns, or for what cannot be read of one: all of it, or the rest.
 
     Args:
         place: with parquet files, named as the hub names them (data/train-00000-of-00040-<hash>.parquet).
         split: start of their names, or a folder of them; None takes all.
-        columns: that every file must have.
+        columns: that a file must have.
         start: rows of the split to leave out.
 
     Raises:
-        DataError: if there is no such file, one is not parquet, or a column is missing.
+        DataError: if there is no such file.
         FetchError: if a file cannot be had.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     names = [name for name in place.files if name.endswith(".parquet")]
@@ -49,7 +51,7 @@ def table_rows(
     for name in chosen:
         where = f"{place.address}/{name}"
         try:
-            with place.files[name].open() as handle:
+            with readable(where, "not readable as parquet"), place.files[name].open() as handle:
                 # One row group after the other, and of large ones page by page.
                 file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**16)
                 missing = [column for column in columns if column not in file.schema_arrow.names]
@@ -71,8 +73,8 @@ def table_rows(
                         if number >= start:
                             yield TableRow(number, values, features, f"{where}, row {number}")
                         number += 1
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"not readable as parquet: {error}", where=where) from error
+        except DataError as error:
+            yield error
 
 
 def _split_of(name: str) -> str:
