@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from sparsemm.cache.attention import NAME
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS, NEED_SCORES, Policy, get_policy
+from sparsemm.policies import Policy, get_policy, policy_class
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -94,9 +94,10 @@ def policy_of(
             found = (method.num_layers, method.num_kv_heads)
             raise BudgetError(f"the policy is for {found} layers and KV heads, the model has {shape}")
         return method
-    if method in METHODS and method not in NEED_SCORES:
+    kind = policy_class(method)
+    if not kind.needs_scores:
         scores = None
-    if method == "full" and budget is None:
+    if not kind.compresses and budget is None:
         budget = 0
     if budget is None:
         raise BudgetError(f"{method} needs a budget")

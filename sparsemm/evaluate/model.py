@@ -13,7 +13,7 @@ from PIL import Image
 from sparsemm.cache.compressed import CompressedCache, compressed_cache
 from sparsemm.cache.prefill import prefill
 from sparsemm.cache.served import policy_of
-from sparsemm.policies import Policy
+from sparsemm.policies import Policy, policy_class
 from sparsemm.policies.per_row import drawn_anew
 from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs
@@ -53,7 +53,7 @@ class Variant:
         Raises:
             BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
         """
-        if self.method != "random":
+        if isinstance(self.method, Policy) or not policy_class(self.method).drawn:
             return self.ready(model)
         return replace(self, method=drawn_anew(lambda seed: self._policy(model, seed), self.seed, pages))
 

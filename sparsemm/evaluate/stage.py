@@ -20,6 +20,7 @@ from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
 from sparsemm.files import sha256_file
 from sparsemm.models import load_model
 from sparsemm.params import Params
+from sparsemm.policies import budgets_of, policy_class
 from sparsemm.progress import progress
 from sparsemm.scores import ScoreTable
 
@@ -49,9 +50,7 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
     work = _identity(params, key, plan.settings, [score_path, *_inputs(params, files, root)])
     store = Store(root / "artifacts" / "work" / "evaluate" / key / work)
     tasks = _tasks(params, files, root, store.folder)
-    names: list[Name] = [
-        (method, budget) for method in given.methods for budget in ([None] if method == "full" else plan.budgets)
-    ]
+    names: list[Name] = [(method, budget) for method in given.methods for budget in budgets_of(method, plan.budgets)]
     draws = {name: _draws(name, given.random_seeds) for name in names}
     shards = {task.name: batches(task.questions, given.batch_size) for task in tasks}
     _answer(params, key, tasks, [draw for name in names for draw in draws[name]], shards, scores, plan.settings, store)
@@ -71,7 +70,7 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
 def _draws(name: Name, seeds: int) -> list[Name]:
     """A method's names in the store: random has one per draw of every page's scores, random, random.1 and so on."""
     method, budget = name
-    return [name, *((f"{method}.{i}", budget) for i in range(1, seeds) if method == "random")]
+    return [name, *((f"{method}.{i}", budget) for i in range(1, seeds) if policy_class(method).drawn)]
 
 
 def _dataset(params: Params, root: Path) -> Path:
@@ -137,7 +136,7 @@ def _answer(
     for name in names:
         method, _, draw = name[0].partition(".")
         variant = Variant(method, name[1], scores, seed=given.seed + int(draw or 0), **options)
-        variants[name] = variant if method == "random" else variant.ready(model)
+        variants[name] = variant if policy_class(method).drawn else variant.ready(model)
     for task, shard, open_names in progress(jobs, len(jobs), f"evaluate {key}"):
         asked = [task.questions[at] for at in shards[task.name][shard]]
         images, prompts = [one.images() for one in asked], [one.prompt for one in asked]

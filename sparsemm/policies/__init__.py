@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +15,42 @@ from sparsemm.policies.full import Full
 from sparsemm.policies.h2o import H2O
 from sparsemm.policies.policy import Policy
 from sparsemm.policies.pyramidkv import PyramidKV
-from sparsemm.policies.random_heads import random_scores
+from sparsemm.policies.random_heads import RandomHeads, random_scores
 from sparsemm.policies.snapkv import SnapKV
 from sparsemm.policies.sparsemm import SparseMM
 from sparsemm.policies.sparsemm_adaptive import SparseMMAdaptive
 from sparsemm.policies.streaming import Streaming
 
-__all__ = ["METHODS", "NEED_SCORES", "Policy", "get_policy"]
+__all__ = ["CLASSES", "METHODS", "Policy", "budgets_of", "get_policy", "policy_class"]
 
-METHODS = ("full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive")
-NEED_SCORES = ("sparsemm", "sparsemm-adaptive")
-PLAIN = {"snapkv": SnapKV, "pyramidkv": PyramidKV, "adakv": AdaKV, "streaming": Streaming}  # nothing but the shape
+CLASSES: dict[str, type[Policy]] = {
+    "full": Full,
+    "sparsemm": SparseMM,
+    "snapkv": SnapKV,
+    "pyramidkv": PyramidKV,
+    "adakv": AdaKV,
+    "random": RandomHeads,
+    "streaming": Streaming,
+    "h2o": H2O,
+    "sparsemm-adaptive": SparseMMAdaptive,
+}
+METHODS = tuple(CLASSES)
+
+
+def policy_class(method: str) -> type[Policy]:
+    """The class of a method, which says what is particular about it: ask it instead of comparing names.
+
+    Raises:
+        BudgetError: if the method is unknown.
+    """
+    if method not in CLASSES:
+        raise BudgetError(f"method {method!r} is unknown", hint=f"use one of {', '.join(CLASSES)}")
+    return CLASSES[method]
+
+
+def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
+    """The budgets to run a method with: all of them, or None alone for one that evicts nothing."""
+    return list(budgets) if policy_class(method).compresses else [None]
 
 
 def get_policy(
@@ -55,10 +82,9 @@ def get_policy(
     Raises:
         BudgetError: if the method is unknown, a parameter is impossible, or scores are missing or misshapen.
     """
-    if method not in METHODS:
-        raise BudgetError(f"method {method!r} is unknown", hint=f"use one of {', '.join(METHODS)}")
-    if method == "full":
-        return Full(num_layers, num_kv_heads, budget, max(window, 1))
+    kind: Any = policy_class(method)
+    if not kind.compresses:
+        return kind(num_layers, num_kv_heads, budget, max(window, 1))
     if not isinstance(budget, Integral) or not isinstance(window, Integral):
         raise BudgetError(f"budget {budget!r} with window {window!r}", hint="use whole numbers of slots")
     if not 1 <= window <= budget:
@@ -71,20 +97,18 @@ def get_policy(
     if not isinstance(seed, Integral):
         raise BudgetError(f"seed is {seed!r}", hint="use a whole number")
     shape = (num_layers, num_kv_heads, budget, window)
-    if method in PLAIN:
-        return PLAIN[method](*shape)
-    if method == "h2o":
-        return H2O(num_layers, num_kv_heads, budget, max(window, budget // 2))
-    if method == "random":
+    if issubclass(kind, H2O):
+        return kind(num_layers, num_kv_heads, budget, max(window, budget // 2))
+    if not issubclass(kind, SparseMM):
+        return kind(*shape)
+    if kind.drawn:
         scores = random_scores(num_layers, num_kv_heads, seed)
     if scores is None:
         raise BudgetError(f"{method} needs head scores", hint="pass scores=ScoreTable.load(...)")
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape != (num_layers, num_kv_heads):
         raise BudgetError(f"scores have shape {scores.shape}, the model has {(num_layers, num_kv_heads)} KV heads")
-    if method == "sparsemm-adaptive":
-        policy: SparseMM = SparseMMAdaptive(*shape, scores=scores, rho=rho, adapt=adapt)
-    else:
-        policy = SparseMM(*shape, scores=scores, rho=rho, mode=mode)
+    own = {"adapt": adapt} if issubclass(kind, SparseMMAdaptive) else {"mode": mode}
+    policy = kind(*shape, scores=scores, rho=rho, **own)
     policy.matrix(budget + 1)  # impossible scores or rho are refused now, not in the middle of a prefill
     return policy

@@ -23,6 +23,16 @@ class PerRow(Policy):
 
     rows: tuple[Policy, ...] = field(default=(), repr=False)
 
+    @property
+    def compresses(self) -> bool:  # type: ignore[override]
+        """As the rows' policies."""
+        return self.rows[0].compresses
+
+    @property
+    def every_row(self) -> bool:  # type: ignore[override]
+        """As the rows' policies."""
+        return self.rows[0].every_row
+
     def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64.
 
@@ -34,6 +44,22 @@ class PerRow(Policy):
         return np.concatenate(
             [one.slots(layer, [length], None) for one, length in zip(self.rows, lengths, strict=True)]
         )
+
+    def rate(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        valid: torch.Tensor,
+        window: int,
+        pooling_kernel: int,
+        scaling: float,
+    ) -> torch.Tensor:
+        """(B, Hkv, S) fp32, as the rows' policies."""
+        return self.rows[0].rate(query, key, valid, window, pooling_kernel, scaling)
+
+    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
+        """(rows,) fp32, as the rows' policies."""
+        return self.rows[0].watch(worth, weights, age, since)
 
 
 def draw(seed: int, number: int) -> int:

@@ -23,6 +23,8 @@ class Policy(ABC):
         window: w, newest tokens every head keeps.
         compresses: whether anything is ever evicted.
         every_row: whether `rate` wants every row of the prompt, not the last `window`.
+        needs_scores: whether it is made of head scores.
+        drawn: whether its head scores are drawn at random, which evaluation does anew for every page.
     """
 
     num_layers: int
@@ -31,6 +33,8 @@ class Policy(ABC):
     window: int
     compresses: ClassVar[bool] = True
     every_row: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
+    drawn: ClassVar[bool] = False
 
     @abstractmethod
     def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:

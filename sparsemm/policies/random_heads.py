@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 
 from sparsemm.budgets import Scores
 from sparsemm.errors import BudgetError
+from sparsemm.policies.sparsemm import SparseMM
+
+
+@dataclass(frozen=True)
+class RandomHeads(SparseMM):
+    """As `SparseMM`, with `random_scores`."""
+
+    needs_scores: ClassVar[bool] = False
+    drawn: ClassVar[bool] = True
 
 
 def random_scores(num_layers: int, num_heads: int, seed: int) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class SparseMM(Policy):
         mode: "exact" (exact totals, overflow flows on) or "paper" (the public code's arithmetic).
     """
 
+    needs_scores: ClassVar[bool] = True
     scores: Scores = field(default_factory=lambda: np.zeros((0, 0)))
     rho: float = 0.1
     mode: str = "exact"

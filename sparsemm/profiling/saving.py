@@ -18,6 +18,7 @@ from sparsemm.evaluate.model import Variant, answer
 from sparsemm.evaluate.tasks.local import documents
 from sparsemm.models import load_model
 from sparsemm.params import Params, load_params
+from sparsemm.policies import budgets_of
 from sparsemm.profiling.clock import machine
 from sparsemm.scores import ScoreTable
 
@@ -41,7 +42,7 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     variants = [
         Variant(method, budget, scores, **options).ready(model)
         for method in given.methods
-        for budget in ([None] if method == "full" else plan.budgets)
+        for budget in budgets_of(method, plan.budgets)
     ]
     seconds: dict[str, list[float]] = {"shared": [], "separate": []}
     work: dict[str, list[float]] = {"shared": [], "separate": []}  # of the processor: what others do does not count

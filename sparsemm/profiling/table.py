@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from sparsemm.files import atomic_path, write_json
+from sparsemm.policies import policy_class
 from sparsemm.profiling.measure import BASELINE, Case, Measured
 
 COLUMNS = (
@@ -58,7 +59,7 @@ def _row(found: Measured, length: int, method: str) -> dict[str, Any]:
     return {
         "model": found.key,
         "method": method,
-        "budget": "" if method in (BASELINE, "full") else found.budget,
+        "budget": found.budget if method != BASELINE and policy_class(method).compresses else "",
         "prompt_length": length,
         "batch_size": found.batch_size,
         "prefill_ms": round(1e3 * median(t.prefill for t in case.timings), 4),

@@ -8,6 +8,7 @@ import torch
 
 from sparsemm.cache import CompressedCache, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.policies import policy_class
 from sparsemm.scores import ScoreTable
 
 Choice = tuple[str, int]  # method, budget
@@ -32,7 +33,7 @@ def caches(
             model, method, budget, table, **settings, pooling_kernel=pooling_kernel, seed=seed
         )
         for method in methods
-        if method != "full"
+        if policy_class(method).compresses
         for budget in budgets
     }
 

@@ -16,10 +16,12 @@ from sparsemm.cache.served import policy_of
 from sparsemm.datasets.records import Record
 from sparsemm.evaluate.model import kept_slots
 from sparsemm.evaluate.tasks.local import asked_about
-from sparsemm.policies import Policy
+from sparsemm.policies import Policy, policy_class
 from sparsemm.policies.per_row import drawn_anew
 from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs
+
+POLICY_OPTIONS = ("window", "rho", "mode", "seed", "adapt")  # of `compressed_cache`, those a policy is made of
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,19 @@ class Kept:
     scores: Any
     options: Mapping[str, Any]
 
-    def for_pages(self, model: Any, pages: list[int]) -> str | Policy:
-        """The method; of random heads a policy that draws them anew for every page."""
-        if self.method != "random":
-            return self.method
-        given = {name: self.options[name] for name in ("window", "rho", "mode")}
-        return drawn_anew(
-            lambda seed: policy_of(model, "random", self.budget, seed=seed, **given), self.options["seed"], pages
-        )
+    def for_pages(self, model: Any, pages: list[int]) -> Policy:
+        """The policy of the method; random heads are drawn anew for every page.
+
+        Raises:
+            BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
+        """
+        given = {name: self.options[name] for name in POLICY_OPTIONS if name in self.options}
+        seed = given.pop("seed")
+
+        def drawn(seed: int) -> Policy:
+            return policy_of(model, self.method, self.budget, self.scores, seed=seed, **given)
+
+        return drawn_anew(drawn, seed, pages) if policy_class(self.method).drawn else drawn(seed)
 
 
 def questions(task: str, records: list[Record], read_prompt: str, seed: int) -> list[Question]:
@@ -112,18 +119,19 @@ def plain(model: Any, batch: Batch, max_new_tokens: int) -> Reply:
 
 def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str, Kept]) -> dict[str, Reply]:
     """Greedy answers through compressed caches: from one prefill, or from one each where the cache is cut earlier."""
+    policies = {name: way.for_pages(model, batch.index) for name, way in ways.items()}
     if batch.cut is None:
-        every_row = any(way.method == "h2o" for way in ways.values())
-        start = prefill(model, batch.inputs, None if every_row else max(w.options["window"] for w in ways.values()))
+        observing = [policy for policy in policies.values() if policy.compresses]
+        every_row = any(policy.every_row for policy in observing)
+        start = prefill(model, batch.inputs, None if every_row else max((p.window for p in observing), default=1))
 
-    def said(way: Kept) -> Reply:
-        method = way.for_pages(model, batch.index)
+    def said(way: Kept, policy: Policy) -> Reply:
         if batch.cut is None:
-            cache, mine = start.compress(method, way.budget, way.scores, **way.options), start
+            cache, mine = start.compress(policy, **way.options), start
         else:
-            cache = compressed_cache(model, method, way.budget, way.scores, prompt_length=batch.cut, **way.options)
+            cache = compressed_cache(model, policy, prompt_length=batch.cut, **way.options)
             mine = prefill(model, batch.inputs, cache=cache)
         kept, row_bytes = kept_slots(cache), cache.slot_bytes()
         return Reply(mine.generate(cache, max_new_tokens)[:, mine.length :].tolist(), kept, row_bytes)
 
-    return replies(model, {name: partial(said, way) for name, way in ways.items()})
+    return replies(model, {name: partial(said, way, policies[name]) for name, way in ways.items()})

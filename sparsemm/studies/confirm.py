@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparsemm.errors import ParamsError
 from sparsemm.params.studies import ConfirmParams
+from sparsemm.policies import budgets_of, policy_class
 from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.candidates import CANDIDATES
@@ -29,14 +30,13 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
         for budget in given.budgets
     }
     for method in given.methods:
-        budgets: tuple[int | None, ...] = (None,) if method == "full" else given.budgets
-        ways |= {(method, budget): bench.kept(method, budget) for budget in budgets}
+        ways |= {(method, budget): bench.kept(method, budget) for budget in budgets_of(method, given.budgets)}
     outcomes = measure(bench, given, f"-{chosen}", split(given)[1], ways)
     others = [PAPER, *given.methods]
     return bench.rows(
         outcomes,
         lambda arm: (
-            [arm._replace(setting=o, budget=None if o == "full" else arm.budget) for o in others]
+            [arm._replace(setting=o, budget=arm.budget if policy_class(o).compresses else None) for o in others]
             if arm.setting == chosen
             else []
         ),

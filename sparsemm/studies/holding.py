@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sparsemm.params.studies import MethodsParams
+from sparsemm.policies import policy_class
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
@@ -15,7 +16,7 @@ def run(bench: Bench, given: MethodsParams) -> list[Row]:
     Slots and bytes are those after prefill; with `hold_budget` they are the most there ever is.
     """
     outcomes: dict[Arm, Outcome] = {}
-    methods = [method for method in given.methods if method != "full"]
+    methods = [method for method in given.methods if policy_class(method).compresses]
     for task in given.tasks:
         ways = {
             f"{method} {budget} {condition}": bench.kept(method, budget, hold_budget=condition == HELD)

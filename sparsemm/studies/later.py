@@ -9,6 +9,7 @@ from sparsemm.datasets import synthetic
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
 from sparsemm.params.studies import LaterParams
+from sparsemm.policies import budgets_of
 from sparsemm.prompts import encode
 from sparsemm.studies.answers import Batch, Question, Reply, compressed
 from sparsemm.studies.bench import Bench
@@ -74,7 +75,7 @@ def run(bench: Bench, given: LaterParams) -> list[Row]:
     asked = bench.questions("qa")
     ways = {}
     for method in given.methods:
-        for budget in given.budgets if method != "full" else (None,):
+        for budget in budgets_of(method, given.budgets):
             ways[f"{method} {budget or ''}"] = bench.kept(method, budget)
 
     def answer(model: Any, batch: Batch) -> dict[str, Reply]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sparsemm.evaluate.model import slot_bytes
 from sparsemm.params.studies import StorageParams
+from sparsemm.policies import policy_class
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.rows import Arm, Outcome, Row
 
@@ -29,7 +30,7 @@ def run(bench: Bench, given: StorageParams) -> list[Row]:
             for method in given.methods:
                 ways[f"{method} {own}"] = bench.kept(method, budget)
                 ways[f"{method} {same}"] = bench.kept(method, budget, storage=given.storage)
-                if method != "full":
+                if policy_class(method).compresses:
                     wide = slots_at_equal_bytes(bench.model, budget)
                     ways[f"{method} {more}"] = bench.kept(method, wide, storage=given.storage)
             for name, outcome in bench.keep(f"{task}-{budget}", task, ways).items():

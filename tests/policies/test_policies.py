@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from sparsemm.errors import BudgetError
-from sparsemm.policies import METHODS, NEED_SCORES, get_policy
+from sparsemm.policies import METHODS, get_policy, policy_class
 
 L, H, B, W = 4, 3, 10, 3
 
 
 def make(method, budget=B, window=W, **options):
-    scores = np.arange(L * H, dtype=float).reshape(L, H) if method in NEED_SCORES else None
+    scores = np.arange(L * H, dtype=float).reshape(L, H) if policy_class(method).needs_scores else None
     return get_policy(method, L, H, budget, window, scores=scores, **options)
 
 

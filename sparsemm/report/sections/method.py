@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsemm.policies import policy_class
 from sparsemm.report.documents import apart, evaluated, resampled
 from sparsemm.report.page import details, paragraph, terms
 from sparsemm.report.sections.material import Material
@@ -61,5 +62,5 @@ def _terms(material: Material) -> list[tuple[str, str]]:
     for method in dict.fromkeys([*asked.methods, *(row["method"] for row in rows)]):
         if method in METHODS:
             times = f", drawn {asked.random_seeds} times." if asked.random_seeds > 1 else ", drawn once."
-            found.append((method, METHODS[method] + (times if method == "random" else "")))
+            found.append((method, METHODS[method] + (times if policy_class(method).drawn else "")))
     return found + [(word, text.format(resampled(rows))) for word, text in VERDICTS if rows]
