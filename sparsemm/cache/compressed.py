@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from copy import deepcopy
 from numbers import Integral
@@ -16,6 +17,7 @@ from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
 from sparsemm.cache.served import layers_of, policy_of, set_attention
 from sparsemm.cache.slab import Slab
+from sparsemm.cache.summary import Summary, summarize
 from sparsemm.errors import BudgetError, CacheError
 from sparsemm.policies import Policy
 
@@ -30,6 +32,8 @@ class CompressedCache(Cache):
 
     def __init__(self, layers: list[Any], rope: RopeDeltas | None = None) -> None:
         super().__init__(layers=layers)
+        self._warned = False  # at most one line of the log for a cache
+        self._candidates = False  # whether assisted decoding feeds candidate tokens
         self.rope = rope
 
     def update(
@@ -44,6 +48,7 @@ class CompressedCache(Cache):
             what = f"the model has more layers than this cache, which has {len(self.layers)}"
             raise CacheError(what, hint="make the cache for this model")
         if layer_idx == 0:
+            self._warn_once(key_states.shape[2])
             first, last = self.layers[0].get_seq_length(), self.layers[-1].get_seq_length()
             if first != last:
                 what = f"the first layer has seen {first} tokens and the last {last}: a forward broke off"
@@ -51,6 +56,33 @@ class CompressedCache(Cache):
             if self.rope is not None:
                 self.rope.take(key_states.shape[2])
         return super().update(key_states, value_states, layer_idx, *args, **kw)
+
+    def _warn_once(self, new: int) -> None:
+        """One line of the log where a method that compresses has kept everything of more tokens than its budget.
+
+        Asked before each forward of `new` tokens, from what the host knows. The first one after the prompt looks at
+        the prompt; a turn looks at the conversation, if the prompt was short and nothing is compressed again.
+        """
+        first = self.ragged[0]
+        later = first.seen - first.barrier
+        if self._warned or first.slab is None or not first.policy.compresses or (later > 0 and new == 1):
+            return
+        budget, log = first.policy.budget, logging.getLogger(__name__)
+        evicted = [sum(rows) for rows in zip(*(layer.evicted for layer in self.ragged), strict=False)]
+        whole = [tokens for tokens, lost in zip(first.tokens, evicted, strict=False) if lost == 0 and tokens > budget]
+        if whole:
+            self._warned = True
+            what = "sparsemm: %s kept all of %d of %d prompts (up to %d tokens), though its budget is %d"
+            log.warning(what, type(first.policy).__name__, len(whole), len(evicted), max(whole), budget)
+        elif not first.recompress and not self._candidates and new > 1 and not any(evicted):
+            longest = max(first.tokens) + later + new
+            if longest > budget:
+                self._warned = True
+                what = (
+                    "sparsemm: nothing is compressed: the prompt had %d tokens, no more than the budget %d, and %d "
+                    "later ones are kept; recompress=True compresses again, prompt_length=n waits for all chunks"
+                )
+                log.warning(what, max(first.tokens), budget, later + new)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, evicted ones and padding included."""
@@ -155,6 +187,15 @@ class CompressedCache(Cache):
         held += sum(layer.eviction.allocated_bytes() for layer in self.ragged if layer.eviction is not None)
         return held + sum(layer.keys.nbytes + layer.values.nbytes for layer in self._sliding())
 
+    def summary(self) -> Summary:
+        """What was kept, of what, in rows and real bytes, per layer; printed it is a line per layer.
+
+        Raises:
+            CacheError: before the first prompt.
+        """
+        self._slabs()
+        return summarize(self.layers)
+
     def slack_share(self) -> float:
         """Share of `slab_bytes` that holds no token."""
         return 1.0 - self.kept_bytes() / self.slab_bytes()
@@ -180,6 +221,7 @@ class CompressedCache(Cache):
         if first.slab is None and first.policy.compresses and first.prompt_length is None:
             hint = "pass prompt_length=inputs['input_ids'].shape[1] to compressed_cache"
             raise CacheError("assisted decoding puts candidate tokens behind the prompt", hint=hint)
+        self._candidates = True
         super().activate_past_recording()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers.cache_utils import CacheLayerMixin
@@ -55,6 +56,7 @@ class RaggedLayer(CacheLayerMixin):
         self.slab: Slab | None = None
         self.slots: torch.Tensor | None = None  # (B, Hkv) int64, what was kept when it was last compressed
         self.tokens: list[int] = []  # real tokens of each batch row at that time
+        self.evicted: list[int] = []  # rows each batch row had lost by then, over all KV heads
         self.held: Held | None = None
         self.eviction: Eviction | None = None
         self.whole: torch.Tensor | None = None  # (B, 1) bool, which rows had no padding in later turns
@@ -136,15 +138,17 @@ class RaggedLayer(CacheLayerMixin):
             what = f"the model has {num_kv_heads} KV heads, the cache was made for {self.policy.num_kv_heads}"
             raise CacheError(what, where=f"layer {self.index}", hint="make the cache for this model")
         valid = key.new_ones(batch, length, dtype=torch.bool) if mask is None else self.real_tokens(mask, length)
-        self.tokens = valid.sum(-1).tolist()
+        self.tokens, self.evicted = valid.sum(-1).tolist(), [0] * batch
         rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
         # "paper" cuts a prompt of B tokens already.
         if self.policy.compresses and (self.hold_budget or max(self.tokens) >= self.policy.budget):
             if not self.policy.every_row and query.shape[2] < length:
                 query = F.pad(query, (0, 0, length - query.shape[2], 0))
             rated = self.policy.rate(query, key, valid, self.policy.window, self.pooling_kernel, scaling)
-            slots = torch.from_numpy(self.policy.slots(self.index, self.tokens, rated)).to(key.device)
-            keep = select(rated, valid, slots, self.policy.window)
+            slots = self.policy.slots(self.index, self.tokens, rated)
+            missing = np.maximum(np.array(self.tokens, dtype=np.int64)[:, None] - slots, 0)
+            self.evicted = missing.sum(-1).tolist()  # known on the host: nothing waits for the device
+            keep = select(rated, valid, torch.from_numpy(slots).to(key.device), self.policy.window)
         limit = None
         if self.hold_budget and rated is not None:
             order = (valid.cumsum(-1) - 1)[:, None].expand_as(keep)
@@ -195,6 +199,14 @@ class RaggedLayer(CacheLayerMixin):
             whole = valid if valid.shape[1] == 1 else valid.all(-1, keepdim=True)
             self.whole = whole if self.whole is None else self.whole & whole
         return self.slab
+
+    def tokens_seen(self) -> list[int]:
+        """Real tokens of each batch row so far, evicted ones included; reads the device."""
+        assert self.slab is not None and self.slots is not None
+        if self.eviction is not None:
+            return (self.eviction.newest.view(self.slab.batch, -1)[:, 0] + 1).tolist()
+        grown = (self.slab.lengths.view(self.slab.batch, -1) - self.slots)[:, 0].tolist()
+        return [before + new for before, new in zip(self.tokens, grown, strict=True)]
 
     def advance(self, count: int) -> None:
         """Count tokens on the host only.
@@ -277,6 +289,7 @@ class RaggedLayer(CacheLayerMixin):
             self.slab.select_rows(indices, capacity)
             self.slots = self.slots[indices]
             self.tokens = [self.tokens[i] for i in rows]
+            self.evicted = [self.evicted[i] for i in rows]
             self.whole = None if self.whole is None else self.whole[indices]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

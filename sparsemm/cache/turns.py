@@ -111,3 +111,5 @@ def compress_again(layer: RaggedLayer, query: torch.Tensor, valid: torch.Tensor 
     capacity = layer.watch(keep, rated, order) + 1 if layer.hold_budget else None
     slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)
     layer.settle(layer.seen)
+    kept = layer.slots.sum(-1).tolist()
+    layer.evicted = [heads * seen - held for seen, held in zip(layer.tokens, kept, strict=True)]

@@ -25,10 +25,10 @@ def save_state(
             tensors[f"{name}/{key}"] = value.detach()
     for number, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
-            for key, value in entry.items():
-                if not torch.is_tensor(value):
-                    value = torch.tensor(value, dtype=torch.float32, device="cpu")
-                tensors[f"optimizer{number}/{index}/{key}"] = value
+            for key, held in entry.items():
+                if not torch.is_tensor(held):
+                    held = torch.tensor(held, dtype=torch.float32, device="cpu")
+                tensors[f"optimizer{number}/{index}/{key}"] = held
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
 
