@@ -1,9 +1,8 @@
 # demo: everything from a fresh clone to the report. The others: what they say. Running one twice does no work twice.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
 FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
 .PHONY: demo smoke test test-cuda lint audit setup
@@ -19,11 +18,12 @@ smoke: setup
 setup: $(VENV)/.stamp
 
 $(VENV)/.stamp: requirements.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv
-	uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) -r requirements.txt
-	uv pip install --python $(BIN)/python --no-deps --editable .
-	$(BIN)/python -m sparsemm.cache.build
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	command -v uv >/dev/null || $(VENV)/bin/python -m pip install --quiet uv
+	uv pip install --python $(VENV)/bin/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) \
+		-r requirements.txt
+	uv pip install --python $(VENV)/bin/python --no-deps --editable .
+	$(VENV)/bin/python -m sparsemm.cache.build
 	touch $@
 
 # A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers. A crash of

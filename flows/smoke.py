@@ -37,10 +37,14 @@ def main() -> None:
         prog="python -m flows.smoke", description=__doc__, epilog="example: python -m flows.smoke"
     ).parse_args()
     folder = copy_of_head(Path("."), FOLDER)
+    from sparsemm.registry.client import default_store, sqlite_uri
+
     # An ephemeral server, and nothing of the user's: this must stand before Prefect is imported.
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI"):
         os.environ.pop(name, None)
     os.environ["PREFECT_HOME"] = str(folder.parent / "smoke-prefect")
+    database = sqlite_uri(folder.parent / "smoke-prefect" / "prefect.db")
+    os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = database.replace("sqlite:", "sqlite+aiosqlite:", 1)
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
     from prefect import flow
@@ -64,9 +68,8 @@ def main() -> None:
         client.upsert_global_concurrency_limit_by_name(GPU_SLOTS, 1)
     name = smoke()
     # Another process, with nothing but the registry's address.
-    store = folder / "artifacts" / "registry" / "mlflow.db"
     command = [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/{name}"]
-    subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}, check=True)
+    subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": default_store(folder)}, check=True)
     assert (folder / "artifacts" / "report" / "index.html").stat().st_size > 0
     print(f"smoke: {name} was found by another process")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 
 @contextmanager
@@ -44,6 +45,22 @@ def write_json(path: str | Path, value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def plain_name(name: str) -> str:
+    """A file's name as it is compared, shown and stored: Unicode NFC; bytes that are no UTF-8 as Python writes them."""
+    return normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
+
+
+def as_on_disk(path: Path) -> Path:
+    """The path as the disk spells it, where a name there differs in its Unicode normal form only; else the path."""
+    if path.exists() or path.parent == path:
+        return path
+    folder, wanted = as_on_disk(path.parent), plain_name(path.name)
+    try:
+        return next((one for one in folder.iterdir() if plain_name(one.name) == wanted), folder / path.name)
+    except OSError:
+        return path
 
 
 def sha256_file(path: str | Path) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sparsemm import fetch
 from sparsemm.errors import LayoutError, ModelError, SparseMMError
-from sparsemm.files import sha256_file
+from sparsemm.files import plain_name, sha256_file
 from sparsemm.layouts import family_of
 from sparsemm.params import ModelParams
 
@@ -29,7 +29,7 @@ LONGEST = 600  # characters that an error message takes over from transformers
 def content_revision(folder: str | Path) -> str:
     """16 hex digits over names and bytes of a local checkpoint's files (its card and hidden files left out)."""
     files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name[0] != "." and p.name != "card.json")
-    lines = "".join(f"{path.name} {sha256_file(path)}\n" for path in files)
+    lines = "".join(f"{plain_name(path.name)} {sha256_file(path)}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
@@ -353,6 +353,11 @@ def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = 
         ModelError: if config.json cannot be read or states a dtype that is not served, or `revision` is not what a
             local folder holds.
     """
+    try:
+        checkpoint.encode()
+    except UnicodeEncodeError as error:
+        what, where = "params.yaml cannot hold a name that is no UTF-8", plain_name(checkpoint)
+        raise ModelError(what, where=where, hint="rename the folder") from error
     path = _config_path(checkpoint, revision)
     config = _parsed(path, checkpoint)
     family = _family(config, checkpoint)

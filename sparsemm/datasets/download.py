@@ -22,6 +22,7 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
 from sparsemm.fetch import Place
 from sparsemm.fetch.blocks import room
+from sparsemm.files import plain_name
 from sparsemm.params import Params
 from sparsemm.params.datasets import FolderParams, HubParams, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress
@@ -109,7 +110,10 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
         rows, record, wanted = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi), None
     else:
         read, record = FORMATS[given.format]
-        rows, wanted = read(place, given.split, first), None if stop is None else stop - first
+        rows, wanted = (
+            read(place, given.split and plain_name(given.split), first),
+            None if stop is None else stop - first,
+        )
     seen: set[str] = set()
     with closing(rows), readable(place.address):
         for row in islice(rows, wanted):

@@ -16,6 +16,7 @@ from sparsemm.datasets.members import LARGEST, lines
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
+from sparsemm.files import plain_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def record(row: Line, source: str, licence: str) -> Record:
         raise DataError(f"not an object with image and entries: {error!r}", where=where) from error
     if not known:
         raise DataError("not an object with image and entries, and perhaps id", where=where)
-    name = posixpath.normpath(posixpath.join(posixpath.dirname(row.name), path))
+    name = plain_name(posixpath.normpath(posixpath.join(posixpath.dirname(row.name), path)))
     if name not in row.place.files:  # so no name leads out of the place
         raise DataError(f"no file {path!r}", where=where, hint="paths count from the folder of the JSONL file")
     if row.place.files[name].size > LARGEST:

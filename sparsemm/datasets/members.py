@@ -13,6 +13,7 @@ from typing import IO, Self
 from sparsemm.datasets.faults import readable
 from sparsemm.errors import DataError
 from sparsemm.fetch import File, Place
+from sparsemm.files import plain_name
 
 LARGEST = 2**28  # bytes of an image or label file that is read as one piece
 _Opener = Callable[[], IO[bytes]]
@@ -86,14 +87,14 @@ class Members:
             folder = self._open.enter_context(zipfile.ZipFile(handle))
             for one in folder.infolist():
                 if not one.is_dir():
-                    name = PurePosixPath(one.filename).name
-                    yield name, f"{where}/{one.filename}", partial(folder.open, one)
+                    inner = plain_name(one.filename)
+                    yield PurePosixPath(inner).name, f"{where}/{inner}", partial(folder.open, one)
         else:
             packed = self._open.enter_context(tarfile.open(fileobj=handle, mode="r:*"))
             for member in packed:
                 if member.isfile():
-                    name = PurePosixPath(member.name).name
-                    yield name, f"{where}/{member.name}", partial(_extract, packed, member)
+                    inner = plain_name(member.name)
+                    yield PurePosixPath(inner).name, f"{where}/{inner}", partial(_extract, packed, member)
 
     def names(self) -> list[str]:
         """Every name; all archives' tables of contents are read."""
@@ -108,10 +109,11 @@ class Members:
 
     def find(self, *wanted: str) -> str | None:
         """The first of the wanted names that is there."""
-        for name in wanted:
+        names = [plain_name(name) for name in wanted]
+        for name in names:
             if name in self._known:
                 return name
-        return next((name for name in self._more() if name in wanted), None)
+        return next((name for name in self._more() if name in names), None)
 
     def open(self, name: str) -> IO[bytes]:
         """A file that `find` or `names` has found."""

@@ -15,7 +15,7 @@ from sparsemm.errors import FetchError
 from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, room, save_remote
 from sparsemm.fetch.patience import patiently
-from sparsemm.fetch.place import File, Place
+from sparsemm.fetch.place import File, Place, by_name
 from sparsemm.files import sha256_file
 
 CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
@@ -36,11 +36,11 @@ def hub(repo: str, work: Path, revision: str | None = None) -> Place:
         FetchError: if the hub cannot be reached, or the repository is gated, private or missing, or lacks the revision.
     """
     commit, licence, remotes = _listing(repo, revision, "dataset")
-    files = {
-        name: File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
+    files = (
+        File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
         for name, remote in remotes.items()
-    }
-    return Place(f"hub:{repo}", commit, licence, files)
+    )
+    return Place(f"hub:{repo}", commit, licence, by_name(files, f"hub:{repo}"))
 
 
 def checkpoint(repo: str, revision: str | None = None) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sparsemm.errors import FetchError
-from sparsemm.fetch.place import File, Place
-from sparsemm.files import atomic_path, sha256_file
+from sparsemm.fetch.place import File, Place, by_name
+from sparsemm.files import as_on_disk, atomic_path, sha256_file
 
 
 def local(path: str, root: Path, revision: str | None = None) -> Place:
@@ -24,15 +24,15 @@ def local(path: str, root: Path, revision: str | None = None) -> Place:
     Raises:
         FetchError: if there is no such path, it cannot be read, or it holds another revision.
     """
-    base = root / path
+    base = as_on_disk(root / path)
     if not base.exists():
         raise FetchError("no such file or folder", where=path, hint="the path counts from the repository's root")
     try:
         found = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
         names = {p.name if p == base else p.relative_to(base).as_posix(): p for p in found}
         names = {name: p for name, p in names.items() if not any(part[0] == "." for part in name.split("/"))}
-        text = "".join(f"{name} {sha256_file(p)}\n" for name, p in sorted(names.items()))
-        files = {name: _file(name, p) for name, p in sorted(names.items())}
+        files = by_name((_file(name, p) for name, p in names.items()), path)
+        text = "".join(f"{name} {sha256_file(file.path)}\n" for name, file in files.items() if file.path)
     except OSError as error:
         raise FetchError(f"cannot be read: {error}", where=path) from error
     held = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -43,7 +43,7 @@ def local(path: str, root: Path, revision: str | None = None) -> Place:
 
 
 def _file(name: str, path: Path) -> File:
-    return File(name, path.stat().st_size, partial(_open, path), partial(_save, path))
+    return File(name, path.stat().st_size, partial(_open, path), partial(_save, path), path)
 
 
 def _open(path: Path) -> BinaryIO:

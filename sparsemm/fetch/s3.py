@@ -11,7 +11,7 @@ from sparsemm.errors import CorruptFetch, FetchError
 from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, save_remote
 from sparsemm.fetch.patience import patiently
-from sparsemm.fetch.place import File, Place
+from sparsemm.fetch.place import File, Place, by_name
 
 
 def s3(location: str, work: Path, revision: str | None = None) -> Place:
@@ -47,7 +47,7 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
     if revision not in (None, held):
         what = f"holds revision {held}, params.yaml names {revision}"
         raise FetchError(what, where=location, hint="correct it if the change is wanted")
-    files = {}
+    files = []
     for one in objects:
         name = one["Key"].removeprefix(prefix)
         remote = Remote(
@@ -57,8 +57,8 @@ def s3(location: str, work: Path, revision: str | None = None) -> Place:
             partial(_read, client, bucket, one["Key"], one["ETag"]),
             partial(_verify, client, bucket, one["Key"], one["ETag"]),
         )
-        files[name] = File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
-    return Place(location.rstrip("/"), held, None, files)
+        files.append(File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work)))
+    return Place(location.rstrip("/"), held, None, by_name(files, location))
 
 
 def split(location: str) -> tuple[str, str]:

@@ -83,7 +83,8 @@ def _local_settings(root: Path, folder: Path) -> None:
         copied = folder / ".dvc" / "config.local"
         copied.write_text(local.read_text(encoding="utf-8"), encoding="utf-8")
         copied.chmod(0o600)
-    run(["dvc", "cache", "dir", "--local", str(cache_folder(root))], cwd=folder)
+    # A relative path, because DVC cannot write a setting that is not ASCII, and folders above may be called anything.
+    run(["dvc", "cache", "dir", "--local", os.path.relpath(cache_folder(root), folder.resolve())], cwd=folder)
 
 
 def _link_checkpoints(root: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from sparsemm.errors import RegistryError, RegistryUnreachable
 from sparsemm.params import Params
@@ -44,7 +44,12 @@ def model_name(key: str) -> str:
 
 def default_store(root: Path) -> str:
     """SQLite under artifacts/registry, which needs no server."""
-    return f"sqlite:///{(root / STORE / 'mlflow.db').resolve()}"
+    return sqlite_uri((root / STORE / "mlflow.db").resolve())
+
+
+def sqlite_uri(file: Path) -> str:
+    """The address of a SQLite file. SQLAlchemy takes what follows a ? for options, so SQLite decodes such a path."""
+    return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
 
 def registry_uri(given: str | None, params: Params | None = None, root: Path = Path(".")) -> str:
@@ -65,7 +70,10 @@ def registry_uri(given: str | None, params: Params | None = None, root: Path = P
     if parts.scheme == "sqlite" and sqlite_file(uri):
         return uri
     if parts.scheme not in ("http", "https") or not host:
-        hint = "http(s)://host:port or sqlite:///file; for other databases start `sparsemm registry serve --store`"
+        hint = (
+            "http(s)://host:port or sqlite:///file (sqlite:///file:/a%3Fb?uri=true if its path holds a ?); for other "
+            "databases start `sparsemm registry serve --store`"
+        )
         raise RegistryError(f"a tracking URI of kind {parts.scheme or 'path'!r} is not used directly", hint=hint)
     if secret:
         hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
@@ -74,8 +82,10 @@ def registry_uri(given: str | None, params: Params | None = None, root: Path = P
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of a sqlite address; None for a server's."""
-    return Path(uri.removeprefix("sqlite:///")) if re.match(r"sqlite:///[^:?]", uri) else None
+    """The database file of an address as `sqlite_uri` makes it; None for others, such as a server's."""
+    if match := re.fullmatch(r"sqlite:///file:([^?]+)\?uri=true", uri):
+        return Path(unquote(match[1]))
+    return Path(uri.removeprefix("sqlite:///")) if re.fullmatch(r"sqlite:///(?!file:)[^:?][^?]*", uri) else None
 
 
 def connect(uri: str, create: bool = False) -> MlflowClient:

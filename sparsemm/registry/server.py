@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import atomic_path
-from sparsemm.registry.client import STORE
+from sparsemm.registry.client import STORE, sqlite_uri
 
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 SECRET_KEY = "MLFLOW_FLASK_SERVER_SECRET_KEY"
@@ -45,8 +45,8 @@ def command(
     environment = {**os.environ, **SETTINGS}
     if store is not None and "@" in store.partition("://")[2]:
         raise RegistryError("--store holds credentials", hint=f"give it in {BACKEND}; other users can see arguments")
-    environment[BACKEND] = store or os.environ.get(BACKEND) or f"sqlite:///{folder / 'mlflow.db'}"
-    files = artifacts or str(folder / "files")
+    environment[BACKEND] = store or os.environ.get(BACKEND) or sqlite_uri(folder / "mlflow.db")
+    files = artifacts or (folder / "files").as_uri()
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--artifacts-destination", files]
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,11 @@ def command(
         raise RegistryError(f"--auth wants {PASSWORD} in the environment")
     # No password in this file: MLflow reads it from the environment.
     config = folder / "auth.ini"
+    users = sqlite_uri(folder / "auth.db").replace("%", "%%")  # in such a file % begins an interpolation
     with atomic_path(config) as temporary:
         temporary.write_text(
             "[mlflow]\ndefault_permission = READ\nadmin_username = admin\n"
-            f"database_uri = sqlite:///{folder / 'auth.db'}\n"
+            f"database_uri = {users}\n"
             # A password is hashed at most once a minute: at every request it costs more than the request.
             "auth_cache_ttl_seconds = 60\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",

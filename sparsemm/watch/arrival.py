@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsemm.files import write_json
+from sparsemm.files import plain_name, write_json
 from sparsemm.models import content_revision, weight_files
 
 MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
@@ -63,7 +63,7 @@ def _whole(path: Path) -> bool:
 def stamp(folder: Path) -> str:
     """Cheap identity of a folder's files, from their names, sizes and times: changes when it may hold new content."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    lines = "".join(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
+    lines = "".join(f"{plain_name(path.name)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
@@ -76,7 +76,7 @@ def found(folder: Path, key: str, root: Path) -> Arrival:
         OSError: if the folder cannot be read.
     """
     memo = root / "artifacts" / "work" / "watch" / f"{key}.json"
-    seen = {"folder": str(folder), "stamp": stamp(folder)}
+    seen = {"folder": plain_name(str(folder)), "stamp": stamp(folder)}
     try:
         known = json.loads(memo.read_text(encoding="utf-8"))
         if {name: known[name] for name in seen} == seen:

@@ -8,7 +8,7 @@ import pytest
 
 from sparsemm.errors import RegistryError, RegistryUnreachable
 from sparsemm.params.registry import GateParams
-from sparsemm.registry.client import connect, default_store, model_name, registry_uri
+from sparsemm.registry.client import connect, default_store, model_name, registry_uri, sqlite_file, sqlite_uri
 
 
 def test_argument_then_params_then_environment_then_sqlite(workspace, monkeypatch):
@@ -33,6 +33,8 @@ def test_argument_then_params_then_environment_then_sqlite(workspace, monkeypatc
         "postgresql://user:canary@host/db",
         "sqlite://",
         "sqlite:///:memory:",
+        "sqlite:///what?/canary.db",
+        "sqlite:///file:canary.db?mode=ro&uri=true",
         "file:///tmp/canary",
         "/tmp/canary",
         "http://",
@@ -43,6 +45,20 @@ def test_addresses_that_are_not_used_are_refused_without_repeating_their_secret(
     with pytest.raises(RegistryError) as caught:
         registry_uri(uri)
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["what?", "a blank", "#1", "100%25%", "'q\"", "[a]*", "ü😀", "file:x"])
+def test_the_registry_is_in_its_folder_whatever_that_is_called(tmp_path, name):
+    root = tmp_path / name
+    uri = default_store(root)
+    assert sqlite_file(uri) == root / "artifacts" / "registry" / "mlflow.db" and registry_uri(uri) == uri
+    assert sqlite_file(sqlite_uri(tmp_path / "plain.db")) == tmp_path / "plain.db"
+    if "?" in name:  # the others differ in nothing that MLflow could take for something else
+        client = connect(uri, create=True)
+        client.create_registered_model("visual-heads.m")
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        again = connect(registry_uri(None, None, root))
+        assert again.get_registered_model("visual-heads.m").name == "visual-heads.m"
 
 
 def test_nobody_there_and_silence_are_told_soon(monkeypatch):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import configparser
 import socket
 import subprocess
 import urllib.error
+import urllib.parse
 import urllib.request
+from pathlib import Path
+from urllib.request import url2pathname
 
 import pytest
 
 from sparsemm.errors import RegistryError
-from sparsemm.registry.client import connect
+from sparsemm.registry.client import connect, sqlite_file
 from sparsemm.registry.publish import publish
 from sparsemm.registry.server import SETTINGS, command
 
@@ -23,6 +27,22 @@ def test_settings_are_safe_whatever_the_environment_says(tmp_path, monkeypatch):
     assert environment.items() >= SETTINGS.items() and environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/artifacts/registry/server/mlflow.db"
     assert "MLFLOW_TRACKING_URI" not in environment
+
+
+def test_paths_are_written_as_those_who_read_them_want_them(tmp_path, monkeypatch):
+    """SQLAlchemy ends a path at a ?, the reader of auth.ini replaces what follows a %, files are where a URI says."""
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "canary-password")
+    root = tmp_path / "what? 100%s #1"
+    words, environment = command(root, 5000, None, None, True)
+    folder = root / "artifacts" / "registry" / "server"
+    assert sqlite_file(environment["MLFLOW_BACKEND_STORE_URI"]) == folder / "mlflow.db"
+    assert (
+        Path(url2pathname(urllib.parse.urlsplit(words[words.index("--artifacts-destination") + 1]).path))
+        == folder / "files"
+    )
+    config = configparser.ConfigParser()
+    config.read(environment["MLFLOW_AUTH_CONFIG_PATH"], encoding="utf-8")
+    assert sqlite_file(config["mlflow"]["database_uri"]) == folder / "auth.db"
 
 
 def test_secrets_are_in_the_environment_only(tmp_path, monkeypatch):

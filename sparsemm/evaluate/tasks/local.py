@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def load_local(task: str, docs: list[dict[str, Any]], folder: Path, max_new_toke
     config = {
         "include": str(Path(__file__).resolve().parent / f"{task}.yaml"),
         "task": f"sparsemm_{task}",
-        "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(folder / "datasets")},
+        "dataset_kwargs": {"data_files": {"test": escape(str(data))}, "cache_dir": str(folder / "datasets")},
     }
     loaded = load(config, task, folder / "tasks", len(docs), max_new_tokens)
     return replace(loaded, ids=[doc["id"] for doc in docs])

@@ -8,6 +8,7 @@ import io
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def task_config(task: str, name: str, files: Sequence[Path] | None, cache: Path 
         raise DataError("lmms-eval is not installed", where=task, hint="pip install lmms-eval")
     config: dict[str, Any] = {"include": str(Path(package.origin).parent / "tasks" / given.file), "task": name}
     if files is not None:
-        options: dict[str, Any] = {"data_files": {given.split: [str(path.resolve()) for path in files]}}
+        options: dict[str, Any] = {"data_files": {given.split: [escape(str(path.resolve())) for path in files]}}
         if cache is not None:
             options["cache_dir"] = str(cache.resolve())
         config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": options}
@@ -100,7 +101,7 @@ def task_files(task: str, source: str, root: Path) -> list[Path] | None:
     if not names:
         raise DataError(f"no {task}/*.parquet", where=place.address, hint="one folder per task, named like the task")
     if not source.startswith("s3://"):
-        return [root / source / name for name in names]
+        return [path for name in names if (path := place.files[name].path)]
     targets = [incoming / place.revision / name for name in names]
     for name, target in zip(names, targets, strict=True):
         if not target.is_file():
