@@ -53,8 +53,8 @@ def fingerprint(config: PretrainedConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def sliding_layers(config: PretrainedConfig) -> dict[str, Any]:
-    """What a score table's header says of a model that has sliding-window layers beside full ones, else nothing.
+def mixed_layers(config: PretrainedConfig) -> dict[str, Any]:
+    """What a score table's header says of a model with sliding-window or linear-attention layers beside full ones.
 
     Raises:
         CacheError: if it has layers of yet another kind, or no layer with full attention.
@@ -62,9 +62,11 @@ def sliding_layers(config: PretrainedConfig) -> dict[str, Any]:
     from sparsemm.cache.served import layers_of
 
     text = config.get_text_config()
-    full = layers_of(text, str(config.model_type))[1]
-    sliding = [i for i in range(text.num_hidden_layers) if i not in full]
-    return {"sliding_layers": sliding, "sliding_window": getattr(text, "sliding_window", None)} if sliding else {}
+    layers = layers_of(text, str(config.model_type))[0]
+    sliding = [i for i, layer in enumerate(layers) if getattr(layer, "is_sliding", False)]
+    linear = [i for i, layer in enumerate(layers) if not hasattr(layer, "is_sliding")]
+    header = {"sliding_layers": sliding, "sliding_window": getattr(text, "sliding_window", None)} if sliding else {}
+    return header | ({"linear_layers": linear} if linear else {})
 
 
 def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]:
@@ -405,5 +407,5 @@ def imported_header(entry: ModelParams) -> dict[str, Any]:
         "num_layers": text.num_hidden_layers,
         "num_heads": text.num_attention_heads,
         "num_kv_heads": text.num_key_value_heads,
-        **sliding_layers(config),
+        **mixed_layers(config),
     }

@@ -21,6 +21,7 @@ from sparsemm.files import atomic_path, write_json
 Scores = NDArray[np.float64]
 FORMAT = 1
 REQUIRED = ("model", "revision", "fingerprint", "num_kv_heads")  # without these a table fits no model
+MIXED = ("sliding_layers", "linear_layers")  # header keys of layers whose caches are not compressed
 SHARES = (0.01, 0.02, 0.05, 0.10)
 
 
@@ -33,8 +34,9 @@ class ScoreTable:
         hits: (L, Hq) int64, answer tokens whose argmax lay on their own word; zeros where unknown (imported).
         per_sample: (N, L, Hq) float64, weighted hits of every sample: the sum of 1 / |R_t| over its hits.
         header: plain JSON values; `REQUIRED` keys, and dataset, samples, tokens, prompt, mode, params where known;
-            sliding_layers of a model that has some. A head of such a layer sees only the newest tokens, so its score
-            counts hits on words that were near enough, and no budget is split by it.
+            sliding_layers and linear_layers of a model that has some. No budget is split by them. A head of a sliding
+            layer sees only the newest tokens, so its score counts hits on words that were near enough; a linear layer
+            has no attention heads, so its scores are zero.
     """
 
     scores: Scores
@@ -76,14 +78,25 @@ class ScoreTable:
         kv = self.header["num_kv_heads"]
         if type(kv) is not int or kv < 1 or shape[1] % kv:
             raise ScoreTableError(f"{shape[1]} query heads cannot share {kv!r} KV heads", where=where)
-        sliding = self.header.get("sliding_layers", [])
-        if type(sliding) is not list or not all(type(i) is int for i in sliding) or not self.full_layers():
-            raise ScoreTableError(f"sliding_layers {sliding!r} leave no layer of {shape[0]}", where=where)
+        for kind in MIXED:
+            layers = self.header.get(kind, [])
+            if type(layers) is not list or not all(type(i) is int for i in layers):
+                raise ScoreTableError(f"{kind} {layers!r} is not a list of layers", where=where)
+        if not self.full_layers():
+            named = ", ".join(f"{kind} {self.header[kind]}" for kind in MIXED if kind in self.header)
+            raise ScoreTableError(f"{named} leave no layer of {shape[0]}", where=where)
+        if self.scores[self.layers_without_heads()].any():
+            raise ScoreTableError("a layer with linear attention has scores", where=where)
         return self
 
     def full_layers(self) -> list[int]:
         """Layers with full attention, rising: those whose caches are compressed."""
-        return [i for i in range(len(self.scores)) if i not in self.header.get("sliding_layers", [])]
+        others = {i for kind in MIXED for i in self.header.get(kind, [])}
+        return [i for i in range(len(self.scores)) if i not in others]
+
+    def layers_without_heads(self) -> list[int]:
+        """Layers with linear attention, rising: they attend to no single token, and cannot look at one."""
+        return sorted(i for i in self.header.get("linear_layers", []) if 0 <= i < len(self.scores))
 
     def save(self, path: str | Path) -> None:
         """Write safetensors with a JSON header, atomically; byte-identical for equal tables."""
@@ -312,7 +325,9 @@ def show(table: ScoreTable) -> str:
     kv = table.header["num_kv_heads"]
     lines = [f"{key}: {table.header[key]}" for key in sorted(table.header) if key != "params"]
     lines.append(f"heads: {layers} layers x {heads} query heads, {kv} KV heads each")
-    if len(table.full_layers()) < layers:
+    if table.header.get("linear_layers"):
+        lines.append("linear-attention layers have no heads that look at a token; their scores are zero")
+    if table.header.get("sliding_layers"):
         window = table.header.get("sliding_window")
         lines.append(f"heads of the sliding layers see {window} tokens; a word further back cannot be a hit of theirs")
     lines.append(f"split-half correlation: {table.split_half():.4f}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tokenizers import pre_tokenizers
 
 from sparsemm.training.architectures import QWEN_SPECIAL, build, character_tokenizer, turn_template
 from tests import tiled_families
@@ -178,6 +179,40 @@ def qwen3_vl() -> Made:
     return hf.Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
+def byte_tokenizer() -> Any:
+    """Qwen3.5's own tokenizer, which transformers takes whatever a checkpoint names, over single bytes."""
+    special = ["<|endoftext|>", "<|im_end|>", *QWEN_SPECIAL]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = hf.Qwen3_5Tokenizer(vocab=vocabulary, merges=[], eos_token="<|im_end|>", padding_side="left")
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    return tokenizer
+
+
+def qwen3_5(layer_types: list[str], experts: bool = False) -> Made:
+    """Qwen3.5: linear attention but for some layers, whose heads are gated and turn half of their dimensions."""
+    tokenizer = byte_tokenizer()
+    rope = {"rope_type": "default", "rope_theta": 1e7, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+    linear = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8}
+    sizes = text_sizes(tokenizer, rope_parameters=rope | {"partial_rotary_factor": 0.5}) | linear
+    sizes |= {"num_hidden_layers": len(layer_types), "layer_types": layer_types, "linear_value_head_dim": 8}
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 8,
+        "num_position_embeddings": 64,
+        "out_hidden_size": HEADS * HEAD_DIM,
+    }
+    if experts:
+        sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        sizes |= {"shared_expert_intermediate_size": 32}
+    config = hf.Qwen3_5MoeConfig if experts else hf.Qwen3_5Config
+    model = hf.Qwen3_5MoeForConditionalGeneration if experts else hf.Qwen3_5ForConditionalGeneration
+    processor = hf.Qwen3VLProcessor(**qwen_parts(tokenizer, 8, hf.Qwen3VLVideoProcessor))
+    return model(config(text_config=sizes, vision_config=vision, **qwen_ids(tokenizer))), processor
+
+
 def small(name: str) -> Made:
     """A small architecture, untrained, its layers as loud as those above: answers vary, and look at something."""
     model, processor = build(name)
@@ -196,6 +231,8 @@ MODELS: dict[str, tuple[str, Callable[[], Made]]] = {
     "qwen2-vl": ("qwen2_vl", lambda: small("tiny-qwen2-vl")),
     "qwen2.5-vl": ("qwen2_5_vl", qwen2_5_vl),
     "qwen3-vl": ("qwen3_vl", qwen3_vl),
+    "qwen3.5": ("qwen3_5", lambda: qwen3_5(["linear_attention", "full_attention"] * 2)),
+    "qwen3.5-moe": ("qwen3_5", lambda: qwen3_5(["full_attention", *["linear_attention"] * 2], experts=True)),
     **tiled_families.MODELS,
 }
 

@@ -58,9 +58,18 @@ def prompt(processor: Any) -> Any:
     return build_inputs(processor, [[noise[0]], [noise[1]], []], ["Read the page.", "What is sun?", "What is name?"])
 
 
-def sliding_layers(text: Any) -> list[int]:
-    kinds = getattr(text, "layer_types", None) or []
-    return [i for i, kind in enumerate(kinds) if kind == "sliding_attention"]
+def layers_with(text: Any, kind: str) -> list[int]:
+    return [i for i, one in enumerate(getattr(text, "layer_types", None) or []) if one == f"{kind}_attention"]
+
+
+def state_bytes(text: Any, batch: int) -> int:
+    """Bytes in fp32 of what the linear layers keep: a matrix a head, and the rows under a convolution."""
+    layers = len(layers_with(text, "linear"))
+    if not layers:
+        return 0
+    keys, values = text.linear_num_key_heads * text.linear_key_head_dim, text.linear_num_value_heads
+    values *= text.linear_value_head_dim
+    return layers * batch * 4 * ((2 * keys + values) * text.linear_conv_kernel_dim + values * text.linear_key_head_dim)
 
 
 def generate(model: Any, inputs: Any, cache: Any) -> torch.Tensor:
@@ -85,7 +94,9 @@ def test_end_to_end(checkpoint, tmp_path):
     table.check_model(model.config)
     assert table.scores.shape == (text.num_hidden_layers, text.num_attention_heads)
     assert table.header["family"] == entry.family and (table.hits.sum(1) > 0).any()
-    full_layers = [i for i in range(text.num_hidden_layers) if i not in sliding_layers(text)]
+    sliding_layers, linear_layers = layers_with(text, "sliding"), layers_with(text, "linear")
+    full_layers = [i for i in range(text.num_hidden_layers) if i not in {*sliding_layers, *linear_layers}]
+    assert table.layers_without_heads() == linear_layers and not table.hits[linear_layers].any()
     heads = len(full_layers) * text.num_key_value_heads
     budgets = json.loads((tmp_path / "artifacts" / "budgets" / "m.json").read_text())
     assert budgets["layers"] == table.full_layers() == full_layers
@@ -102,11 +113,11 @@ def test_end_to_end(checkpoint, tmp_path):
     generate(model, inputs, small)
     rows = len(lengths) * heads * (BUDGET + 5)  # the last new token is never put back in
     # A window of w holds w - 1 tokens of the past, padding included.
-    sliding = len(sliding_layers(text)) * text.num_key_value_heads
+    sliding = len(sliding_layers) * text.num_key_value_heads
     rows += len(lengths) * sliding * ((text.sliding_window - 1) if sliding else 0)
     assert small.kept_slots().tolist() == [rows // len(lengths)] * len(lengths)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    assert small.kept_bytes() == rows * 2 * head_dim * 4
+    assert small.kept_bytes() == rows * 2 * head_dim * 4 + state_bytes(text, len(lengths))
     assert torch.stack(small.budgets()).sum(dim=(0, 2)).tolist() == [heads * BUDGET] * len(lengths)
 
 
@@ -151,8 +162,9 @@ def test_steps_that_can_be_graphs_say_the_same(name, monkeypatch):
         cache = sparsemm.compressed_cache(model, "snapkv", BUDGET, window=WINDOW)
         want = model.generate(**inputs, past_key_values=cache, max_new_tokens=6)
     cache = sparsemm.compressed_cache(model, "snapkv", BUDGET, window=WINDOW, max_new_tokens=6)
-    if sliding_layers(model.config.get_text_config()):
-        with pytest.raises(CacheError, match="sliding layers"):
+    text = model.config.get_text_config()
+    if layers_with(text, "sliding") or layers_with(text, "linear"):
+        with pytest.raises(CacheError, match="layers beside full ones"):
             greedy(model, inputs, cache, 6)
     else:
         assert torch.equal(greedy(model, inputs, cache, 6), want)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
 from sparsemm.cache.served import layers_of, policy_of, set_attention
 from sparsemm.cache.slab import Slab
-from sparsemm.cache.summary import Summary, summarize
+from sparsemm.cache.summary import Summary, other_bytes, summarize
 from sparsemm.errors import BudgetError, CacheError
 from sparsemm.policies import Policy
 
@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 class CompressedCache(Cache):
     """`past_key_values` of `model.generate`, compressed layer by layer during prefill."""
 
-    layers: list[Any]  # of RaggedLayer, and of transformers' own where attention slides; a list is invariant
+    layers: list[Any]  # of RaggedLayer, and of transformers' own where attention is not full; a list is invariant
 
     def __init__(self, layers: list[Any], rope: RopeDeltas | None = None) -> None:
         super().__init__(layers=layers)
         self._warned = False  # at most one line of the log for a cache
         self._candidates = False  # whether assisted decoding feeds candidate tokens
         self.rope = rope
+        self.forwards = [0] * len(layers)  # begun in every linear-attention layer
+        self.first = next(index for index, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kw: Any
@@ -47,12 +49,10 @@ class CompressedCache(Cache):
         if layer_idx >= len(self.layers):
             what = f"the model has more layers than this cache, which has {len(self.layers)}"
             raise CacheError(what, hint="make the cache for this model")
-        if layer_idx == 0:
+        if layer_idx == self.first:
             self._warn_once(key_states.shape[2])
-            first, last = self.layers[0].get_seq_length(), self.layers[-1].get_seq_length()
-            if first != last:
-                what = f"the first layer has seen {first} tokens and the last {last}: a forward broke off"
-                raise CacheError(what, hint="make a new cache, for this model, or call reset()")
+            if layer_idx == 0:
+                self._check_whole()
             if self.rope is not None:
                 self.rope.take(key_states.shape[2])
         return super().update(key_states, value_states, layer_idx, *args, **kw)
@@ -84,6 +84,28 @@ class CompressedCache(Cache):
                 )
                 log.warning(what, max(first.tokens), budget, later + new)
 
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """As in transformers; every forward of a linear-attention layer begins with it.
+
+        Raises:
+            CacheError: if an earlier forward did not reach the last layer.
+        """
+        if state_idx == 0:
+            if layer_idx == 0:
+                self._check_whole()
+            self.forwards[layer_idx] += 1
+        return super().get_conv_state(layer_idx, state_idx)
+
+    def _check_whole(self) -> None:
+        """Raises CacheError unless all layers have seen the same tokens."""
+        seen = [layer.get_seq_length() for layer in self.layers if isinstance(layer, CacheLayerMixin)]
+        begun = {self.forwards[at] for at, layer in enumerate(self.layers) if not isinstance(layer, CacheLayerMixin)}
+        if seen[0] != seen[-1] or len(begun) > 1:
+            what = f"the first layer has seen {seen[0]} tokens and the last {seen[-1]}: a forward broke off"
+            if seen[0] == seen[-1]:
+                what = "some linear-attention layers have seen tokens that others have not: a forward broke off"
+            raise CacheError(what, hint="make a new cache, for this model, or call reset()")
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, evicted ones and padding included."""
         if self.rope is not None:
@@ -93,6 +115,7 @@ class CompressedCache(Cache):
     def reset(self) -> None:
         """Forget everything; the next prompt is compressed anew."""
         super().reset()
+        self.forwards = [0] * len(self.layers)
         if self.rope is not None:
             self.rope.reset()
 
@@ -114,7 +137,11 @@ class CompressedCache(Cache):
             CacheError: if there is no such row, or none would be left.
         """
         batch = self.ragged[0].batch()
-        super().batch_select_indices(indices)
+        for layer in (*self.ragged, *self._others()):  # what is wrong with the indices is told by ours
+            if isinstance(layer, CacheLayerMixin):
+                layer.batch_select_indices(indices)  # type: ignore[attr-defined]
+            else:
+                layer.reorder_cache(indices.nonzero().flatten() if indices.dtype == torch.bool else indices)
         if self.rope is not None:
             self.rope.select_rows(indices, batch)
 
@@ -136,7 +163,7 @@ class CompressedCache(Cache):
         """The layers that are compressed, those with full attention."""
         return [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
 
-    def _sliding(self) -> list[Any]:
+    def _others(self) -> list[Any]:
         return [layer for layer in self.layers if not isinstance(layer, RaggedLayer)]
 
     def _slabs(self) -> list[Slab]:
@@ -161,12 +188,15 @@ class CompressedCache(Cache):
     def kept_slots(self) -> torch.Tensor:
         """Rows held now, over all layers and KV heads: (B,) int64 on the CPU, later tokens and sliding layers included.
 
+        The states of linear-attention layers are no rows.
+
         Raises:
             CacheError: before the first prompt.
         """
         # Layers may lie on different devices.
         kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1).cpu() for slab in self._slabs()]).sum(0)
-        return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in self._sliding())
+        sliding = [layer for layer in self._others() if isinstance(layer, CacheLayerMixin)]
+        return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in sliding)
 
     def slot_bytes(self) -> int:
         """Bytes of one row of one KV head of a full-attention layer: key and value, and their scales in 8 bits.
@@ -177,15 +207,15 @@ class CompressedCache(Cache):
         return self._slabs()[0].row_bytes()
 
     def kept_bytes(self) -> int:
-        """Bytes of the keys and values held now, with their scales if storage is in 8 bits."""
+        """Bytes of the keys and values held now, with their scales if storage is in 8 bits, and of linear states."""
         kept = sum(int(slab.lengths.sum()) * slab.row_bytes() for slab in self._slabs())
-        return kept + sum(layer.keys.nbytes + layer.values.nbytes for layer in self._sliding())
+        return kept + sum(map(other_bytes, self._others()))
 
     def slab_bytes(self) -> int:
         """Bytes allocated: `kept_bytes`, the slack, and what `hold_budget` notes about the rows."""
         held = sum(slab.allocated_bytes() for slab in self._slabs())
         held += sum(layer.eviction.allocated_bytes() for layer in self.ragged if layer.eviction is not None)
-        return held + sum(layer.keys.nbytes + layer.values.nbytes for layer in self._sliding())
+        return held + sum(map(other_bytes, self._others()))
 
     def summary(self) -> Summary:
         """What was kept, of what, in rows and real bytes, per layer; printed it is a line per layer.
@@ -208,6 +238,26 @@ class CompressedCache(Cache):
         """
         for layer in self.ragged:
             layer.advance(count)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes the newest tokens back, -`tokens_to_remove` of them.
+
+        Raises:
+            CacheError: if a layer cannot give them back; nothing is changed then.
+        """
+        for index, layer in enumerate(self.layers):
+            recording = getattr(layer, "record_past", False)
+            where, hint = f"layer {index}", "copy.deepcopy keeps a cache as it is now"
+            if isinstance(layer, RaggedLayer) or tokens_to_remove == 0 or recording and layer.is_croppable:
+                continue
+            if not isinstance(layer, CacheLayerMixin):
+                what = "cannot remove tokens: the state of a linear-attention layer is of all tokens together"
+                raise CacheError(what, where=where, hint=hint)
+            if layer.is_sliding and layer.get_seq_length() >= layer.sliding_window:
+                raise CacheError("cannot remove tokens: those before its window are gone", where=where, hint=hint)
+        for layer in (*self.ragged, *self._others()):
+            if tokens_to_remove or getattr(layer, "record_past", False):
+                layer.crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
         """Called by assisted decoding, which crops candidate tokens.
@@ -261,7 +311,8 @@ def compressed_cache(
 
     The prompt is compressed once, layer by layer, right after its prefill; later tokens are all kept unless
     `recompress` or `hold_budget` says otherwise. The model's text attention is set to a function that serves this
-    cache and is sdpa for every other one. Layers with sliding-window attention keep transformers' own cache.
+    cache and is sdpa for every other one. Layers with sliding-window or linear attention keep
+    transformers' own cache.
 
     Args:
         model: a generating model of transformers, multimodal or text only.

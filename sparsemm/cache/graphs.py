@@ -37,12 +37,12 @@ class DecodeStep:
         positions: (B, 1) int64 its position, M-RoPE's offset included.
 
     Raises:
-        CacheError: if the cache can grow, or has sliding layers.
+        CacheError: if the cache can grow, or has layers that are not compressed.
     """
 
     def __init__(self, model: Any, cache: CompressedCache, tokens: torch.Tensor, positions: torch.Tensor) -> None:
         if len(cache.ragged) != len(cache.layers):
-            raise CacheError("sliding layers change size at every step", hint="use model.generate")
+            raise CacheError("it has sliding or linear-attention layers beside full ones", hint="use model.generate")
         if any(layer.max_new_tokens is None or layer.slab is None for layer in cache.ragged):
             raise CacheError("the cache can grow", hint="make it with max_new_tokens, and run a prompt first")
         self.model, self.cache = model, cache

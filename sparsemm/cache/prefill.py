@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +127,9 @@ class Prefill:
             if isinstance(mine, Recorder):
                 mine.replay(other)
             else:
-                cache.layers[i] = copy(mine)  # sliding layers replace their tensors, they do not write into them
+                cache.layers[i] = deepcopy(mine)  # linear layers write into their states
         cache.rope = copy(self._cache.rope)
+        cache.forwards = list(self._cache.forwards)
         return cache
 
     def generate(self, cache: CompressedCache, max_new_tokens: int) -> torch.Tensor:

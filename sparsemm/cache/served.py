@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from sparsemm.cache.attention import NAME
 from sparsemm.errors import BudgetError, CacheError
@@ -15,19 +15,21 @@ from sparsemm.policies import Policy, get_policy, policy_class
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
 
+SERVED = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)  # the first is compressed
+
 
 def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
     """What transformers would make of a model's layers, and which of them are plain full attention.
 
     Raises:
-        CacheError: if a layer is neither full nor sliding attention, or none is full.
+        CacheError: if a layer is neither full, sliding nor linear attention, or none is full.
     """
     own = DynamicCache(config=config).layers
     full = [i for i, layer in enumerate(own) if type(layer) is DynamicLayer]
-    others = {type(layer).__name__ for layer in own if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)}
+    others = {type(layer).__name__ for layer in own if type(layer) not in SERVED}
     if others or not full or len(own) != config.num_hidden_layers:
         found = ", ".join(sorted(others)) or f"{len(full)} full of {config.num_hidden_layers}"
-        hint = f"full-attention and sliding-window layers are served; found {found}"
+        hint = f"full-attention, sliding-window and linear-attention layers are served; found {found}"
         raise CacheError("the model has no full-attention layer to compress, or other layers", where=where, hint=hint)
     return own, full
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from transformers.cache_utils import CacheLayerMixin
 
 from sparsemm.cache.layer import RaggedLayer
 
@@ -93,10 +93,17 @@ def summarize(layers: list[Any]) -> Summary:
     )
 
 
+def other_bytes(layer: Any) -> int:
+    """Bytes of a layer of transformers' own: its keys and values, or the states of its linear attention."""
+    tensors = [layer.keys, layer.values] if isinstance(layer, CacheLayerMixin) else []
+    for states in ("conv_states", "recurrent_states"):
+        tensors += getattr(layer, states, {}).values()
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def _layer(index: int, layer: Any) -> LayerSummary:
     if not isinstance(layer, RaggedLayer):
-        # Keys and values, or the states of linear attention; counters are vectors.
-        size = sum(t.nbytes for t in vars(layer).values() if isinstance(t, torch.Tensor) and t.dim() > 1)
+        size = other_bytes(layer)
         return LayerSummary(index, False, (), (), size, size, size)
     slab = layer.slab
     assert slab is not None

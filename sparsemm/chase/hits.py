@@ -16,6 +16,7 @@ from sparsemm.errors import AlignError
 Positions = NDArray[np.int64]
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # Qwen-VL's, Gemma 3's: 1 at image tokens, 0 at text and pads
 MOST_PADDING = 0.05  # of a batch's positions: a forward pass works on padding as on tokens
+NOWHERE = -1  # where a layer without attention heads looks
 MOST_LOGITS = 1 << 25  # logits of the language-model head that exist together
 
 
@@ -73,7 +74,8 @@ class Looked:
     """What the rows of one sample look at and predict.
 
     Attributes:
-        indices: (L, Hq, T) int64 on the CPU, key position in the padded row that each head attends to most.
+        indices: (L, Hq, T) int64 on the CPU, key position in the padded row that each head attends to most; NOWHERE
+            in layers with linear attention.
         predicted: (T,) int64 on the CPU, the model's own greedy next token at each row.
     """
 
@@ -116,8 +118,11 @@ def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence
     finally:
         if hasattr(base, "rope_deltas"):
             base.rope_deltas = deltas  # a generation under way keeps its own
-    # The layers of a model may lie on several devices.
-    found = torch.stack([recorder.found[i].cpu() for i in sorted(recorder.found)])
+    # The layers of a model may lie on several devices; those with linear attention look at no token.
+    some = next(iter(recorder.found.values()))
+    nothing = torch.full_like(some, NOWHERE, device="cpu")
+    layers = range(model.config.get_text_config().num_hidden_layers)
+    found = torch.stack([recorder.found[i].cpu() if i in recorder.found else nothing for i in layers])
     indices = found.split([len(one) for one in rows], dim=2)
     said = [_greedy(model.get_output_embeddings(), hidden[b, list(one)]) for b, one in enumerate(rows)]
     return [Looked(*one) for one in zip(indices, said, strict=True)]
@@ -168,7 +173,7 @@ def inside(indices: torch.Tensor | Positions, targets: Sequence[Positions]) -> N
     """Which heads look at the box of which answer token, (L, Hq, T) bool.
 
     Args:
-        indices: (L, Hq, T) int64 argmax positions.
+        indices: (L, Hq, T) int64 argmax positions; NOWHERE hits nothing.
         targets: R_t of each of the T answer tokens, positions on the same axis, no repeats, not empty.
 
     Raises:
@@ -185,4 +190,4 @@ def inside(indices: torch.Tensor | Positions, targets: Sequence[Positions]) -> N
     # One search for all tokens: token t's positions are moved to a stretch of numbers of their own.
     stretch = max(int(found.max(initial=0)), *(int(target.max()) for target in targets)) + 1
     wanted = np.concatenate([target + t * stretch for t, target in enumerate(targets)])
-    return np.isin(found + np.arange(len(targets)) * stretch, wanted)
+    return np.isin(found + np.arange(len(targets)) * stretch, wanted) & (found != NOWHERE)

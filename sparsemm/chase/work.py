@@ -17,7 +17,7 @@ from sparsemm.datasets.records import Record, read_records
 from sparsemm.dependencies import identity
 from sparsemm.files import result_path, sha256_file, work_folder
 from sparsemm.layouts import Layout, box_positions, get_layout
-from sparsemm.models import content_revision, fingerprint, load_model, sliding_layers
+from sparsemm.models import content_revision, fingerprint, load_model, mixed_layers
 from sparsemm.params import Params
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
@@ -99,7 +99,7 @@ class Work:
             "prompt": given.prompt,
             "mode": given.answer,
             "params": given.model_dump(mode="json"),
-            **sliding_layers(self.model.config),
+            **mixed_layers(self.model.config),
         }
         # When to stop does not change what a shard holds.
         parts = self.header | {"params": given.model_dump(mode="json", exclude={"stop"})}

@@ -19,6 +19,7 @@ FAMILIES = (
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
+    "qwen3_5",
     "internvl",
     "gemma3",
     "idefics3",

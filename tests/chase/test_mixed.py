@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sparsemm.chase.hits import append_answers, look
-from sparsemm.models import sliding_layers
+from sparsemm.models import mixed_layers
 from sparsemm.prompts import build_inputs
 from tests.families import made
 
@@ -49,5 +49,5 @@ def test_every_head_looks_where_eager_attention_says():
 def test_the_header_names_the_sliding_layers(tiny):
     model, _ = made("gemma3")
     assert model.config.text_config.layer_types == KINDS
-    assert sliding_layers(model.config) == {"sliding_layers": [0, 2], "sliding_window": 24}
-    assert sliding_layers(made("internvl")[0].config) == {}
+    assert mixed_layers(model.config) == {"sliding_layers": [0, 2], "sliding_window": 24}
+    assert mixed_layers(made("internvl")[0].config) == {}
