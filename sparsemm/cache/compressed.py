@@ -282,6 +282,9 @@ def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
         CacheError: if the model has layers this cache cannot serve, or its attention cannot be chosen.
     """
     config = model.config.get_text_config()
+    if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
+        hint = "models are served that take transformers' DynamicCache"
+        raise CacheError("the model has a kind of cache of its own", where=type(model).__name__, hint=hint)
     layers, full = layers_of(config, type(model).__name__)
     set_attention(model, config)
     for i, at in enumerate(full):

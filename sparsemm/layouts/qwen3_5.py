@@ -1,4 +1,4 @@
-"""Qwen3.5: Qwen3-VL's geometry, dense or with experts; most of its layers have linear attention and are no concern here."""
+"""Qwen3.5, dense or with experts: Qwen3-VL's geometry. That most layers have linear attention moves no token."""
 
 from __future__ import annotations
 
