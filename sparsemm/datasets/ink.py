@@ -39,7 +39,7 @@ class Ink:
         self._texts = {address(text.raw): text.raw for text in texts}
         self.paper = self._drawn()
         self.image = Image.fromarray(self.paper)
-        self._whole = self.paper.astype(np.int16)
+        self._whole = _channels(self.paper)
         self._ink: dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
     def find(self, boxes: dict[int, list[Box]]) -> None:
@@ -52,39 +52,44 @@ class Ink:
         self.paper = self._drawn()
         layers: list[tuple[NDArray[np.bool_], list[int]]] = []
         for text, ones in boxes.items():
-            places = [pixels(box, self._whole.shape) for box in ones]
+            places = [pixels(box, self.paper.shape) for box in ones]
             free = (layer for layer in layers if _is_free(layer[0], places))
             if (layer := next(free, None)) is None:
                 if len(layers) == LAYERS:
                     continue
-                layer = np.zeros(self._whole.shape[:2], bool), []
+                layer = np.zeros(self.paper.shape[:2], bool), []
                 layers.append(layer)
             layer[1].append(text)
             for place in places:
                 layer[0][place] = True
-        paper = self.paper.astype(np.int16)
+        paper = _channels(self.paper)
         for _, texts in layers:
             if len(layers) == 1 and len(texts) == len(self._texts):
                 alone = self._whole
             else:
                 self._activate(texts, True)
-                alone = self._drawn().astype(np.int16)
+                alone = _channels(self._drawn())
                 self._activate(texts, False)
-            change = (alone - paper).astype(np.int32)
-            contrast = np.abs(change).max(-1)
+            change, whole = alone - paper, self._whole - paper
+            contrast = np.abs(change).max(0)
             # What lies above may make it darker, as a second copy does, but must not undo the change by more than half.
-            left = 2 * (change * (self._whole - paper)).sum(-1) >= (change * change).sum(-1)
+            left = 2 * (change * whole).sum(0) >= (change * change).sum(0)
             kept = np.where(left, contrast, 0)
             self._ink |= dict.fromkeys(texts, (contrast, kept))
 
     def of(self, text: int, box: Box) -> NDArray[np.bool_]:
         """The ink of a text object in a box: a mask of its pixels."""
-        place = pixels(box, self._whole.shape)
+        place = pixels(box, self.paper.shape)
         if text not in self._ink:
-            return np.zeros(self._whole[place].shape[:2], bool)
+            return np.zeros(self.paper[place].shape[:2], bool)
         contrast, kept = (one[place] for one in self._ink[text])
         ink: NDArray[np.bool_] = (kept >= FAINT) & bool(2 * kept.sum() >= contrast.sum())
         return ink
+
+    def contrast(self, text: int, box: Box) -> NDArray[np.int32]:
+        """How much each pixel of a box differs from the page without text where the text object is drawn alone."""
+        place = pixels(box, self.paper.shape)
+        return self._ink[text][0][place] if text in self._ink else np.zeros((0, 0), np.int32)
 
     def _drawn(self) -> NDArray[np.uint8]:
         picture = self._page.render(scale=self._scale, may_draw_forms=False, draw_annots=False)
@@ -96,6 +101,11 @@ class Ink:
         for text in texts:
             if text in self._texts:
                 pdfium.FPDFPageObj_SetIsActive(self._texts[text], active)
+
+
+def _channels(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """(3, height, width): numpy is slow on a last axis of three."""
+    return np.ascontiguousarray(picture.transpose(2, 0, 1), np.int32)
 
 
 def _is_free(taken: NDArray[np.bool_], places: Iterable[tuple[slice, slice]]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sparsemm.datasets.faults import readable
+from sparsemm.datasets.glyphs import recognized
 from sparsemm.datasets.images import Box
 from sparsemm.datasets.ink import Ink, address, pixels
 from sparsemm.datasets.records import Entry, Record
@@ -50,6 +51,7 @@ class Character:
         ends: whether a word ends before it and it is part of none: a blank.
         hyphen: whether it is the hyphen that ends a line.
         mode: how it is painted, in PDFium's numbers.
+        font: the address of its font, if that maps it to no character and `text` is no more than its code; else 0.
     """
 
     text: str
@@ -60,6 +62,7 @@ class Character:
     ends: bool = False
     hyphen: bool = False
     mode: int = 0
+    font: int = 0
 
 
 def rows(place: Place, first: int, stop: int | None) -> Generator[Page | DataError, None, None]:
@@ -168,6 +171,7 @@ def _words(page: Any, ink: Ink) -> tuple[list[Entry], int, int]:
         if one.ink:
             boxes.setdefault(one.text_object, []).append(one.ink)
     ink.find(boxes)
+    _recognize(characters, ink)
     pictures = _pictures(page, ink.image.size) if any(one.mode == INVISIBLE for one in characters) else []
     words: list[Entry] = []
     untold = unseen = 0
@@ -230,7 +234,21 @@ def _character(page: Any, layer: Any, index: int, size: tuple[int, int], high: s
         is_told and (hyphen or category not in ("Co", "Cn") and character != "\ufffd"),
         hyphen=hyphen,
         mode=pdfium.FPDFTextObj_GetTextRenderMode(text_object) if text_object else 0,
+        font=0 if is_told or not text_object else address(pdfium.FPDFTextObj_GetFont(text_object)),
     ), ""
+
+
+def _recognize(characters: list[Character], ink: Ink) -> None:
+    """Tell the characters whose code is what they look like, as in fonts that were made before Unicode."""
+    fonts: dict[int, dict[str, Any]] = {}
+    for one in characters:
+        if one.font and one.ink and one.text.isspace():  # a blank, unless something is drawn there
+            one.ends = not ink.of(one.text_object, one.ink).any()
+        if one.font and one.ink and len(one.text) == 1:
+            fonts.setdefault(one.font, {}).setdefault(one.text, ink.contrast(one.text_object, one.ink))
+    right = {font: recognized(glyphs) for font, glyphs in fonts.items()}
+    for one in characters:
+        one.is_told = one.is_told or one.text in right.get(one.font, ())
 
 
 def _split(characters: Iterable[Character]) -> Iterator[list[Character]]:
