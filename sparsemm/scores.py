@@ -98,6 +98,10 @@ class ScoreTable:
         """Layers with linear attention, rising: they attend to no single token, and cannot look at one."""
         return sorted(i for i in self.header.get("linear_layers", []) if 0 <= i < len(self.scores))
 
+    def layers_with_heads(self) -> list[int]:
+        """The other layers, rising."""
+        return [i for i in range(len(self.scores)) if i not in self.layers_without_heads()]
+
     def save(self, path: str | Path) -> None:
         """Write safetensors with a JSON header, atomically; byte-identical for equal tables."""
         self.validate(str(path))

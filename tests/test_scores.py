@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 
 from sparsemm.errors import ScoreTableError
 from sparsemm.scores import ScoreTable, diff, export_published, import_published, show, top_count
+from sparsemm.studies.looking import groups
+from sparsemm.studies.masking import _at_random
 
 HEADER: dict[str, Any] = {"model": "m", "revision": "r", "fingerprint": "f", "num_kv_heads": 2}
 
@@ -241,6 +243,24 @@ def test_show_and_diff_say_what_the_table_holds() -> None:
     assert f"rank correlation: {one.rank_correlation(other):.4f}" in text
     assert "overlap of the top 5%: " in text
     assert "overlap of the top 5%: 100.0%" in diff(one, one)
+
+
+def test_linear_layers_have_no_heads_and_no_scores() -> None:
+    with pytest.raises(ScoreTableError, match="a layer with linear attention has scores"):
+        table(linear_layers=[1])
+    whole = table()
+    per_sample = whole.per_sample.copy()
+    per_sample[:, 1] = 0
+    mixed = ScoreTable.from_samples(per_sample, whole.hits, whole.header | {"linear_layers": [1]})
+    assert mixed.full_layers() == mixed.layers_with_heads() == [0, 2] and mixed.layers_without_heads() == [1]
+    assert "their scores are zero" in show(mixed) and "sliding" not in show(mixed)
+    with pytest.raises(ScoreTableError, match=r"linear_layers \[0\] leave no layer of 3"):
+        ScoreTable.from_samples(per_sample, whole.hits, whole.header | {"linear_layers": [0], "sliding_layers": [1, 2]})
+    # Studies of heads rank and draw those that exist.
+    flat = np.concatenate(list(groups(mixed, 0.25).values()))
+    assert flat.max() < 2 * 4 and len(set(flat)) == len(flat) == 6
+    off = _at_random(np.ones((3, 4), bool), "output", 0, False, mixed.layers_with_heads(), [0, 1])
+    assert off.heads.shape == (2, 3, 4) and off.heads[:, [0, 2]].all() and not off.heads[:, 1].any()
 
 
 def test_sliding_layers_are_named() -> None:

@@ -143,9 +143,10 @@ def _page(bench: Bench, record: Record) -> dict[str, Any]:
 
 
 def groups(table: ScoreTable, share: float) -> dict[str, NDArray[np.int64]]:
-    """Flat indices of the best heads, as many around the median rank, and as many of the last."""
-    count = top_count(table.scores.size, share)
-    order = np.argsort(-table.scores.ravel(), kind="stable")
+    """Flat indices, among the layers that have heads, of the best ones, as many around the median, and of the last."""
+    scores = table.scores[table.layers_with_heads()]
+    count = top_count(scores.size, share)
+    order = np.argsort(-scores.ravel(), kind="stable")
     middle = (len(order) - count) // 2
     return {BEST: order[:count], MIDDLE: order[middle : middle + count], LAST: order[len(order) - count :]}
 

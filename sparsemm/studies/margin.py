@@ -36,7 +36,9 @@ def margin_table(bench: Bench) -> ScoreTable:
         DataError: if the calibration pages are missing.
     """
     found = bench.once("margins", lambda: _measured(bench))["pages"]
-    per_sample = np.array(found, dtype=np.float64).reshape(-1, *bench.scores.scores.shape)
+    layers = bench.scores.layers_with_heads()
+    per_sample = np.zeros((len(found), *bench.scores.scores.shape), dtype=np.float64)
+    per_sample[:, layers] = np.array(found, dtype=np.float64).reshape(-1, len(layers), per_sample.shape[2])
     return ScoreTable.from_samples(per_sample, np.zeros_like(bench.scores.hits), bench.scores.header)
 
 

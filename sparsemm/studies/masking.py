@@ -139,11 +139,12 @@ def run(bench: Bench, given: MaskingParams) -> list[Row]:
     for task in given.tasks:
         outcomes[Arm(task, "", NONE, 0.0)] = _without(bench, f"{task}-none", task, {NONE: lambda _: None})[NONE]
         for zero in given.zero:
+            layers = bench.scores.layers_with_heads()
             for fraction in given.fractions:
                 top = chosen(bench.scores, fraction)
                 off: dict[str, Which] = {TOP: partial(_the_same, top, zero)}
                 for kind, seed in product((RANDOM, LAYERS), range(given.seeds)):
-                    off[f"{kind}-{seed}"] = partial(_at_random, top, zero, seed, kind == LAYERS)
+                    off[f"{kind}-{seed}"] = partial(_at_random, top, zero, seed, kind == LAYERS, layers)
                 said = _without(bench, f"{task}-{zero}-{fraction}", task, off)
                 for kind in (TOP, RANDOM, LAYERS):
                     mine = [outcome for way, outcome in said.items() if way.partition("-")[0] == kind]
@@ -155,8 +156,10 @@ def _the_same(heads: Heads, zero: Zero, pages: list[int]) -> Off:
     return Off(heads, zero)
 
 
-def _at_random(like: Heads, zero: Zero, seed: int, same_layers: bool, pages: list[int]) -> Off:
-    return Off(drawn_anew(like, seed, same_layers, pages), zero)
+def _at_random(like: Heads, zero: Zero, seed: int, same_layers: bool, layers: list[int], pages: list[int]) -> Off:
+    heads = np.zeros((len(pages), *like.shape), dtype=bool)
+    heads[:, layers] = drawn_anew(like[layers], seed, same_layers, pages)
+    return Off(heads, zero)
 
 
 def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Which]) -> dict[str, Outcome]:
