@@ -1,16 +1,18 @@
-"""The attention function transformers calls: full attention on a prompt, ragged attention afterwards."""
+"""The attention function transformers calls: the model's own on a prompt, ragged attention afterwards."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from torch.utils._pytree import tree_leaves
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from sparsemm.cache import ops, tiles
+from sparsemm.cache import detour, ops, tiles
+from sparsemm.cache.masks import Mask, newest_rows
 from sparsemm.cache.slab import Slab, alike
 from sparsemm.cache.turns import compress_again
 from sparsemm.cache.twins import MOST_LOGITS
@@ -19,36 +21,51 @@ from sparsemm.errors import CacheError
 if TYPE_CHECKING:
     from sparsemm.cache.layer import RaggedLayer
 
-NAME = "sparsemm_ragged"
+UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")  # what changes the weights
 
 
 class Pending:
-    """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function."""
+    """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function.
+
+    Attributes:
+        config: whose attention calls are led to `ragged_attention`, while they are.
+    """
 
     def __init__(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
         self.layer, self.key, self.value = layer, key, value
+        self.config: Any = None
+
+    def await_attention(self, config: Any) -> None:
+        """Have the attention call that follows under this config take them."""
+        self.config = config
+        detour.begin(config, ragged_attention)
+
+    def take(self) -> tuple[RaggedLayer, torch.Tensor, torch.Tensor]:
+        """Layer, keys and values; the config is as it was."""
+        if self.config is not None:
+            detour.end(self.config)
+        return self.layer, self.key, self.value
+
+    def _refusal(self) -> CacheError:
+        self.take()
+        what = "this cache is another's, or the model computes with keys itself"
+        return CacheError(what, hint="make the cache for this model; DiffLlama and its like are not served")
 
     def __getattr__(self, name: str) -> Any:
-        """Any other attention function takes this for a tensor, and ends here."""
+        """Whatever takes this for a tensor ends here."""
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _no_tensor()
+        raise self._refusal()
 
     @classmethod
-    def __torch_function__(cls, *_: Any) -> Any:
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """As does a model that computes with keys and values before they reach an attention function."""
-        raise _no_tensor()
+        raise next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls))._refusal()
 
     def _operator(self, *_: Any) -> Any:
-        raise _no_tensor()
+        raise self._refusal()
 
     __getitem__ = __len__ = __iter__ = __neg__ = __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = _operator
-
-
-def _no_tensor() -> CacheError:
-    what = "the model's attention was changed after this cache was made, is another's, or computes with keys itself"
-    hint = "make the cache for this model, and after set_attn_implementation; DiffLlama and its like are not served"
-    return CacheError(what, hint=hint)
 
 
 def ragged_attention(
@@ -56,76 +73,107 @@ def ragged_attention(
     query: torch.Tensor,
     key: Any,
     value: Any,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Mask,
     scaling: float | None = None,
+    *,
+    implementation: str,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of one layer, under autocast in its dtype, as sdpa has it.
 
-    With plain tensors (no cache, or one of transformers' own) it is sdpa. With a `RaggedLayer` the prompt gets full
-    sdpa attention and is compressed as soon as it is whole; later tokens attend to what is kept and causally to
-    themselves.
+    With plain tensors (another thread's, without a cache or with one of transformers' own) it is the model's own. With
+    a `RaggedLayer` the prompt gets the model's own attention and is compressed as soon as it is whole; later tokens
+    attend to what is kept and causally to themselves.
 
     Args:
         query: (B, Hq, T, D) post-RoPE.
         key, value: (B, Hkv, S, D), or `Pending`.
-        attention_mask: (B, 1, T, tokens seen + T) bool, or None without padding.
+        attention_mask: what the model's own implementation takes, of T and tokens seen + T tokens.
         scaling: factor of the logits; None means 1 / sqrt(D).
+        implementation: the model's own, as transformers calls it.
 
     Returns:
-        (B, T, Hq, D), None.
+        (B, T, Hq, D), and the weights where the model's own attention returns them, else None.
 
     Raises:
-        CacheError: if a prompt is padded on the right, a later batch is not the prompt's, or the model has learned
-            sinks, which neither sdpa nor the ragged attention knows.
+        CacheError: if a prompt is padded on the right, a later batch is not the prompt's, or the attention has what
+            the ragged attention does not compute.
     """
-    if options.get("s_aux") is not None:
-        raise CacheError("attention with learned sinks is not supported", where=type(module).__name__)
+    own = detour.own_attention(module, implementation)
     if not isinstance(key, Pending):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    layer, key, value = key.layer, key.key, key.value
-    device = query.device.type
-    if torch.is_autocast_enabled(device):  # sdpa would cast all three; what rates positions stays in fp32
-        query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
-        with torch.autocast(device, enabled=False):
-            pending = Pending(layer, key, value)
-            return ragged_attention(module, query, pending, pending, attention_mask, scaling=scaling, **options)
+        return own(module, query, key, value, attention_mask, scaling=scaling, **options)  # type: ignore[no-any-return]
+    layer, key, value = key.take()
+    if unsupported := [name for name in UNSUPPORTED if options.get(name) is not None]:
+        raise CacheError(f"attention with {', '.join(unsupported)} is not supported", where=type(module).__name__)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if layer.slab is not None:
-        return later(layer, query, key, value, attention_mask, factor), None
-    queries, key, value = layer.hold(query, key, value)
-    output = prompt_attention(module, query, key, value, attention_mask, factor, options)
-    over = layer.after_prompt()
-    if over >= 0:
-        end, rows = key.shape[2] - over, queries.shape[2] - over
-        mask = None if attention_mask is None else attention_mask[:, :, : query.shape[2] - over, :end]
-        layer.compress(queries[:, :, :rows], key[:, :, :end], value[:, :, :end], mask, factor)
-    if over > 0:  # candidate tokens behind the prompt see what later tokens will see
-        tail = (query[:, :, -over:], key[:, :, end:], value[:, :, end:])
-        output = torch.cat([output[:, :-over], later(layer, *tail, attention_mask, factor)], dim=1)
-    return output, None
+    work = partial(attend_and_keep, own, layer, module, mask=attention_mask, scaling=factor, options=options)
+    device = query.device.type
+    if not torch.is_autocast_enabled(device):
+        return work(query, key, value)
+    # sdpa would cast all three; what rates positions stays in fp32.
+    query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
+    with torch.autocast(device, enabled=False):
+        return work(query, key, value)
 
 
-def prompt_attention(
+def attend_and_keep(
+    own: Callable[..., Any],
+    layer: RaggedLayer,
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: Mask,
     scaling: float,
     options: dict[str, Any],
-) -> torch.Tensor:
-    """Full attention of a prompt or a piece of one, (B, T, Hq, D).
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of new tokens, which the layer then holds, compresses or appends.
 
-    sdpa; on a CPU, in fp32 and without padding our own, which is faster. (In 16 bits the two round so differently that
-    a token may be another one than with transformers' cache.)
+    Args:
+        own: the model's own attention function.
+        query: (B, Hq, T, D).
+        key, value: (B, Hkv, T, D).
+        mask, scaling, options: of that function.
+
+    Returns:
+        as `ragged_attention`.
+    """
+    if layer.slab is not None:
+        return later(layer, query, key, value, mask, scaling), None
+    queries, key, value = layer.hold(query, key, value)
+    output, weights = prompt_attention(own, module, query, key, value, mask, scaling, options)
+    over = layer.after_prompt()
+    if over >= 0:
+        end, rows = key.shape[2] - over, queries.shape[2] - over
+        real = None if mask is None else newest_rows(mask, 1)[:, None, :, :end].expand(len(query), -1, -1, -1)
+        layer.compress(queries[:, :, :rows], key[:, :, :end], value[:, :, :end], real, scaling)
+    if over > 0:  # candidate tokens behind the prompt see what later tokens will see
+        tail = (query[:, :, -over:], key[:, :, end:], value[:, :, end:])
+        output = torch.cat([output[:, :-over], later(layer, *tail, mask, scaling)], dim=1)
+    return output, weights
+
+
+def prompt_attention(
+    own: Callable[..., Any],
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Mask,
+    scaling: float,
+    options: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The model's own attention of a prompt or a piece of one: (B, T, Hq, D), and its weights if it returns them.
+
+    In place of sdpa on a CPU, in fp32 and without padding, it is our own sdpa, which is faster. (In 16 bits the two
+    round so differently that a token may be another one than with transformers' cache.)
     """
     length = query.shape[2]
     plain = mask is None and length == key.shape[2] > 1 and getattr(module, "is_causal", True)
-    if plain and query.is_cpu and query.dtype == torch.float32:
+    if own is sdpa_attention_forward and plain and query.is_cpu and query.dtype == torch.float32:
         firsts = torch.zeros(len(query), dtype=torch.int64, device="cpu")
-        return ops.causal_attention(query, key, value, firsts, torch.full_like(firsts, length), scaling)
-    return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **options)[0]
+        return ops.causal_attention(query, key, value, firsts, torch.full_like(firsts, length), scaling), None
+    return own(module, query, key, value, mask, scaling=scaling, **options)  # type: ignore[no-any-return]
 
 
 def later(
@@ -133,7 +181,7 @@ def later(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: Mask,
     scaling: float,
 ) -> torch.Tensor:
     """Attention of tokens after the prompt, which are kept or, if the layer says so, compressed: (B, T, Hq, D)."""
@@ -141,8 +189,7 @@ def later(
     valid = None if mask is None else layer.real_tokens(mask, new)
     seen = None  # causal
     if mask is not None and new > 1:  # the tokens of an image may see each other
-        seen = mask[:, 0, -new:, -new:]
-        seen = seen if seen.dtype == torch.bool else seen >= 0
+        seen = newest_rows(mask, new)[:, :, -new:].expand(len(query), -1, -1)
     slab = layer.append(key, value, valid)
     if layer.eviction is not None and new == 1:
         return layer.eviction.attend(query, slab, scaling, valid).transpose(1, 2)
@@ -214,7 +261,3 @@ def among_new(at: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """
     numbers = at.clamp(min=0, max=seen.shape[-1] - 1)[:, None].expand(-1, seen.shape[1], -1)
     return seen.gather(-1, numbers) | (at < 0)[:, None]
-
-
-AttentionInterface.register(NAME, ragged_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

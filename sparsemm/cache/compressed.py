@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 from numbers import Integral
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from sparsemm.cache.attention import Pending
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
-from sparsemm.cache.served import layers_of, policy_of, set_attention
+from sparsemm.cache.served import check_attention, layers_of, policy_of, tuned_prefix
 from sparsemm.cache.slab import Slab
 from sparsemm.cache.summary import Summary, other_bytes, summarize
 from sparsemm.errors import BudgetError, CacheError
@@ -30,10 +32,11 @@ class CompressedCache(Cache):
 
     layers: list[Any]  # of RaggedLayer, and of transformers' own where attention is not full; a list is invariant
 
-    def __init__(self, layers: list[Any], rope: RopeDeltas | None = None) -> None:
+    def __init__(self, layers: list[Any], config: Any, rope: RopeDeltas | None = None) -> None:
         super().__init__(layers=layers)
         self._warned = False  # at most one line of the log for a cache
         self._candidates = False  # whether assisted decoding feeds candidate tokens
+        self.config = weakref.ref(config)  # a copy of the cache serves the same model
         self.rope = rope
         self.forwards = [0] * len(layers)  # begun in every linear-attention layer
         self.first = next(index for index, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin))
@@ -55,7 +58,10 @@ class CompressedCache(Cache):
                 self._check_whole()
             if self.rope is not None:
                 self.rope.take(key_states.shape[2])
-        return super().update(key_states, value_states, layer_idx, *args, **kw)
+        key, value = super().update(key_states, value_states, layer_idx, *args, **kw)
+        if isinstance(key, Pending):
+            key.await_attention(self.config())
+        return key, value
 
     def _warn_once(self, new: int) -> None:
         """One line of the log where a method that compresses has kept everything of more tokens than its budget.
@@ -111,6 +117,15 @@ class CompressedCache(Cache):
         if self.rope is not None:
             self.rope.put_back()
         return int(super().get_seq_length(layer_idx))
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Tokens seen, as a mask asks for them: behind all positions, whose offsets stay as they are."""
+        return int(super().get_seq_length(layer_idx))
+
+    @property
+    def max_cache_len(self) -> int:
+        """Asked for by PEFT's prefix tuning alone; raises CacheError."""
+        raise tuned_prefix("past_key_values")
 
     def reset(self) -> None:
         """Forget everything; the next prompt is compressed anew."""
@@ -276,20 +291,20 @@ class CompressedCache(Cache):
 
 
 def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
-    """A cache whose full-attention layers are `make(index)`; the model's text attention is set to serve it.
+    """A cache whose full-attention layers are `make(index)`. Nothing of the model is changed.
 
     Raises:
-        CacheError: if the model has layers this cache cannot serve, or its attention cannot be chosen.
+        CacheError: if the model has layers or an attention that this cache cannot serve.
     """
     config = model.config.get_text_config()
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
         hint = "models are served that take transformers' DynamicCache"
         raise CacheError("the model has a kind of cache of its own", where=type(model).__name__, hint=hint)
     layers, full = layers_of(config, type(model).__name__)
-    set_attention(model, config)
+    check_attention(model, config)
     for i, at in enumerate(full):
         layers[at] = make(i)
-    return CompressedCache(layers, RopeDeltas(model))
+    return CompressedCache(layers, config, RopeDeltas(model))
 
 
 def compressed_cache(
@@ -313,8 +328,8 @@ def compressed_cache(
     """A fresh cache for one `model.generate(**inputs, past_key_values=cache)`, and for its further turns.
 
     The prompt is compressed once, layer by layer, right after its prefill; later tokens are all kept unless
-    `recompress` or `hold_budget` says otherwise. The model's text attention is set to a function that serves this
-    cache and is sdpa for every other one. Layers with sliding-window or linear attention keep
+    `recompress` or `hold_budget` says otherwise. The model stays as it is: its own attention serves the prompt, and
+    every call without this cache. Layers with sliding-window or linear attention keep
     transformers' own cache.
 
     Args:

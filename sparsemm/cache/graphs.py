@@ -112,7 +112,7 @@ def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, 
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     positions = mask.sum(-1, keepdim=True)
-    offset = getattr(getattr(model, "model", None), "rope_deltas", None)
+    offset = None if cache.rope is None else cache.rope.deltas
     step = DecodeStep(model, cache, out[:, -1:], positions if offset is None else positions + offset.to(positions))
     ends = model.generation_config.eos_token_id
     ends = torch.tensor([] if ends is None else ends, dtype=torch.int64, device=out.device).flatten()

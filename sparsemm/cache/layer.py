@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.cache_utils import CacheLayerMixin
 
 from sparsemm.cache.attention import Pending
 from sparsemm.cache.decode_eviction import Eviction
 from sparsemm.cache.held import Held
+from sparsemm.cache.masks import newest_rows
 from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
@@ -80,14 +82,13 @@ class RaggedLayer(CacheLayerMixin):
         pending = Pending(self, key_states, value_states)
         return pending, pending
 
-    def real_tokens(self, mask: torch.Tensor, new: int) -> torch.Tensor:
-        """Which of the `new` newest tokens are not padding: (B, new) bool from a causal mask (B, 1, new, tokens).
+    def real_tokens(self, mask: torch.Tensor | BlockMask, new: int) -> torch.Tensor:
+        """Which of the `new` newest tokens are not padding: (B, new) bool from a mask that `newest_rows` takes.
 
         Raises:
             CacheError: if the newest token of a prompt or of a longer turn is padding, or a row is nothing else.
         """
-        newest = mask[:, 0, -1, -new:]
-        valid = newest if newest.dtype == torch.bool else newest >= 0
+        valid = newest_rows(mask, 1)[:, 0, -new:]
         # A single later token is not checked: that would wait for the device at every step of decoding.
         if (self.slab is None or new > 1) and not bool(valid[:, -1].all()):
             row = int(valid[:, -1].byte().argmin())

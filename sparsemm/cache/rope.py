@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakTensorKeyDictionary
-
-_KEPT = WeakTensorKeyDictionary()  # offsets that belong to a cache; a model's others are those of a prompt to come
 
 
 class RopeDeltas:
     """The `rope_deltas` (B, 1) of one cache's tokens; nothing for models without them.
 
-    Transformers writes them to the model at a prompt and reads them there at a later turn, when another prompt may
-    have replaced them. So the cache takes them at its own tokens and puts them back when it is asked for its length,
-    which comes before they are read.
+    Transformers reads them from the model right after it asked the cache for its length, whatever other call has
+    written them there. So the cache puts its own there whenever it is asked. What comes of a turn is known from the
+    positions its forward is given, or, if that works them out itself, from what it writes to the model.
     """
+
+    handle: Any = None  # of the hook that waits for the forward after such a question
 
     def __init__(self, model: Any) -> None:
         owner = next((module for module in model.modules() if "rope_deltas" in vars(module)), None)
@@ -26,31 +26,79 @@ class RopeDeltas:
 
     def reset(self) -> None:
         """Forget them, as before the first prompt."""
+        self.release()
         self.deltas: torch.Tensor | None = None
         self.known = False
-
-    def take(self, new: int) -> None:
-        """Keep what the model wrote for this cache's next `new` tokens; a single later token changes nothing."""
-        if self.owner is None or (self.known and new == 1):
-            return
-        written = getattr(self.owner(), "rope_deltas", None)
-        if written is not None and written not in _KEPT:
-            self.deltas = written
-            _KEPT[written] = True
-        self.known = True
+        self.asked = self.noted = False
 
     def put_back(self) -> None:
-        """Give them to the model, unless it has just written others."""
-        owner = None if self.owner is None or not self.known else self.owner()
-        if owner is None or owner.rope_deltas is self.deltas:
+        """Give them to the model, which is about to read or replace them, and wait for its forward."""
+        owner = None if self.owner is None else self.owner()
+        if owner is None:
             return
-        if owner.rope_deltas is None or owner.rope_deltas in _KEPT:
+        owner.rope_deltas = self.deltas
+        self.asked = True
+        if self.handle is None:
+            self.handle = owner.register_forward_pre_hook(Listener(self), with_kwargs=True)
+
+    def note(self, seen: int, positions: torch.Tensor, mask: Any) -> None:
+        """Learn them from the positions of the tokens to come.
+
+        Args:
+            seen: tokens before them.
+            positions: (B, T), or (axes, B, T) with the three of M-RoPE last; a text token has the same on these three.
+            mask: (B, seen + T), zero for padding; of another shape if there is none.
+        """
+        self.noted = True
+        if self.known and positions.shape[-1] == 1:
+            return
+        next_ones = positions.view(-1, *positions.shape[-2:])[-3:].amax(dim=(0, 2)) + 1
+        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+            self.deltas = (next_ones - mask.sum(-1).to(next_ones.device))[:, None]
+        else:
+            self.deltas = (next_ones - seen - positions.shape[-1])[:, None]
+
+    def take(self, new: int) -> None:
+        """Keep what the model wrote for this cache's next `new` tokens, unless their positions were known."""
+        owner = None if self.owner is None else self.owner()
+        if owner is None:
+            return
+        if self.noted:
             owner.rope_deltas = self.deltas
-            if self.deltas is not None:
-                _KEPT[self.deltas] = True
+        elif self.asked and (new > 1 or not self.known):
+            self.deltas = owner.rope_deltas
+        self.release()
+        self.known, self.asked, self.noted = True, False, False
+
+    def release(self) -> None:
+        """Leave no hook on the model."""
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
+    def __del__(self) -> None:
+        self.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"handle": None}  # a copy waits for forwards of its own
 
     def select_rows(self, index: torch.Tensor, batch: int) -> None:
         """Keep those of the batch rows `index` (N,) of `batch`, in that order."""
         if self.deltas is not None and len(self.deltas) == batch:
             self.deltas = self.deltas[index.to(self.deltas.device)]
-            _KEPT[self.deltas] = True
+
+
+class Listener:
+    """Tells a cache's `RopeDeltas` the positions of its next forward; a stored copy of the model has none."""
+
+    def __init__(self, rope: RopeDeltas) -> None:
+        self.rope = weakref.ref(rope)
+
+    def __call__(self, module: torch.nn.Module, args: Any, options: dict[str, Any]) -> None:
+        rope, cache = self.rope(), options.get("past_key_values")
+        positions = options.get("position_ids")
+        if rope is not None and positions is not None and getattr(cache, "rope", None) is rope:
+            rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))
+
+    def __reduce__(self) -> Any:
+        return getattr, (nullcontext(), "__exit__")  # called as a hook, it does nothing

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from sparsemm.cache.attention import NAME
+from sparsemm.cache.features import cached_call, unsupported
 from sparsemm.errors import BudgetError, CacheError
 from sparsemm.policies import Policy, get_policy, policy_class
 
@@ -34,19 +34,32 @@ def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
     return own, full
 
 
-def set_attention(model: Any, config: Any) -> None:
-    """Have the text part, whose config this is, attend by `ragged_attention`.
+def tuned_prefix(where: str) -> CacheError:
+    """The error of PEFT's prefix tuning, which generates with a cache of its own, the prefix, instead of this one."""
+    what = "PEFT's prefix tuning puts a cache of its own in place of this one"
+    return CacheError(what, where=where, hint="generate without it, or tune with LoRA")
+
+
+def check_attention(model: Any, config: Any) -> None:
+    """Check that `ragged_attention` can stand in for the attention of the text part, whose config this is.
 
     Raises:
-        CacheError: if the model does not let its attention be chosen.
+        CacheError: if the attention has what that does not compute, or is not looked up under a name.
     """
-    if config._attn_implementation == NAME:
-        return
-    # Only the text part: a bare name would reach the vision tower too.
-    part = next((key for key in model.config.sub_configs if getattr(model.config, key) is config), None)
-    model.set_attn_implementation(NAME if part is None else {part: NAME})
-    if config._attn_implementation != NAME:
-        raise CacheError("the model does not let its attention be chosen", where=type(model).__name__)
+    where = type(model).__name__
+    tuned = getattr(model, "active_peft_config", None)
+    if tuned is not None and tuned.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
+        raise tuned_prefix(where)
+    calls = [(module, cached_call(type(module).forward)) for module in model.modules()]
+    attentions = [(module, call) for module, call in calls if call is not None]
+    features = {name for module, call in attentions for name in unsupported(module, call)}
+    if features or model.config.is_encoder_decoder:
+        what = f"attention with {', '.join(sorted(features))}" if features else "a decoder with an encoder"
+        raise CacheError(f"{what} is not supported", where=where, hint="use one of transformers' caches")
+    by_name = all(call.looked_up and module.config is config for module, call in attentions)
+    if not attentions or not by_name:
+        what = "the model does not let its attention be chosen"
+        raise CacheError(what, where=where, hint="its layers must look it up in transformers' AttentionInterface")
 
 
 def kv_scores(scores: ScoreTable | np.ndarray | torch.Tensor, num_heads: int, num_kv_heads: int) -> np.ndarray:
@@ -89,8 +102,9 @@ def policy_of(
         CacheError: if the model has layers the cache cannot serve.
     """
     config = model.config.get_text_config()
+    check_attention(model, config)
     _, full = layers_of(config, type(model).__name__)
-    shape = (len(full), config.num_key_value_heads)
+    shape = (len(full), getattr(config, "num_key_value_heads", config.num_attention_heads))
     if isinstance(method, Policy):
         if (method.num_layers, method.num_kv_heads) != shape:
             found = (method.num_layers, method.num_kv_heads)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.cache.attention import attend, ragged_attention
+from sparsemm.cache.attention import attend
 from sparsemm.cache.slab import Slab
-from sparsemm.errors import CacheError
 from tests.cache.reading import read_padded
 
 
@@ -53,9 +52,3 @@ def test_attend_equals_the_loop(group, new, free, padded):
     seen = (causal | (torch.rand(2, new, new, dtype=torch.float32) < 0.5)) if free else causal
     got = attend(query, slab, 0.3, valid if padded else None, seen if free else None)
     torch.testing.assert_close(got, slow(query, want, valid, seen))
-
-
-def test_learned_sinks_are_refused():
-    q = torch.randn(1, 2, 3, 4, dtype=torch.float32)
-    with pytest.raises(CacheError, match="sinks"):
-        ragged_attention(torch.nn.Identity(), q, q, q, None, s_aux=torch.zeros(2, dtype=torch.float32))

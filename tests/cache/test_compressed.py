@@ -12,7 +12,6 @@ import torch
 from transformers import DynamicCache
 
 import sparsemm
-from sparsemm.cache.attention import NAME
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import BudgetError, CacheError
 from sparsemm.policies import METHODS
@@ -188,15 +187,6 @@ def test_a_second_turn_keeps_every_new_token(tiny):
     assert cache.get_seq_length() == ids.shape[1] + 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_vision_tower_keeps_its_attention(tiny, name):
-    model, _ = tiny(name)
-    model.set_attn_implementation("sdpa")
-    cache_for(model, "full", 1)
-    assert model.config.text_config._attn_implementation == NAME
-    assert model.config.vision_config._attn_implementation == "sdpa"
-
-
 def test_beams_follow_transformers(tiny):
     model, processor = tiny(NAMES[2])
     inputs = inputs_for(processor, (0, 1))
@@ -219,15 +209,6 @@ def test_two_caches_on_one_model_do_not_disturb_each_other(tiny):
     for n in range(2):
         got = torch.cat(said[n], dim=1)
         assert torch.equal(got[:, : alone[n].shape[1]], alone[n][:, : got.shape[1]])
-
-
-def test_other_caches_and_no_cache_run_as_sdpa(tiny):
-    model, processor = tiny(NAMES[1])
-    inputs = inputs_for(processor, (0, 1))
-    want = own(model, inputs)
-    cache_for(model, "full", 1)
-    assert model.config.get_text_config()._attn_implementation == NAME
-    assert torch.equal(answer(model, inputs, DynamicCache()), want)
 
 
 @pytest.mark.parametrize("method", METHODS)

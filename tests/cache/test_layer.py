@@ -14,13 +14,14 @@ from transformers import (
     DynamicCache,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     MistralConfig,
     MistralForCausalLM,
 )
 
 from sparsemm import compressed_cache
 from sparsemm.budgets import allocate, allocate_paper
-from sparsemm.cache.attention import NAME, Pending
+from sparsemm.cache.attention import Pending
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.errors import CacheError, ScoreTableError
 from sparsemm.models import fingerprint
@@ -265,7 +266,6 @@ def test_half_precision_is_held_in_half_precision(lab):
 
 def test_a_text_model_is_served_too(lab):
     cache = lab.cache()
-    assert lab.model.config._attn_implementation == NAME
     lab.run(cache, lab.ids())
     assert cache.kept_slots().tolist() == [L * H * B] * 2
 
@@ -283,11 +283,20 @@ def test_a_score_table_serves_its_own_model_only(lab):
         lab.cache("sparsemm", scores=table)
 
 
-def test_another_attention_chosen_later_is_refused(lab):
+@pytest.mark.parametrize("changed", [{}, {"num_hidden_layers": L + 1}, {"num_key_value_heads": 1}])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_the_cache_of_another_model_is_refused(lab, implementation, changed):
     cache = lab.cache()
-    lab.model.set_attn_implementation("eager")
-    with pytest.raises(CacheError, match="attention was changed"):
-        lab.run(cache, lab.ids())
+    other = type(lab)(LlamaForCausalLM._from_config(LlamaConfig(**lab.sizes | changed), dtype=torch.float32).eval())
+    other.model.set_attn_implementation(implementation)
+    other.cache()
+    for model in (other, lab, other):
+        if model is other:
+            with pytest.raises(CacheError, match="another's"):
+                model.run(cache, lab.ids())
+        else:
+            cache.reset()
+            assert torch.equal(model.run(cache, lab.ids()), model.run(lab.cache(), lab.ids()))
 
 
 @pytest.mark.parametrize(
@@ -332,21 +341,19 @@ def test_a_row_of_padding_only_is_told_so(lab):
 @pytest.mark.parametrize(
     ("changed", "match"),
     [
-        ({}, "another's"),
         ({"num_hidden_layers": L + 1}, "more layers"),
         ({"num_hidden_layers": L - 1}, "broke off"),
         ({"num_key_value_heads": 1}, "KV heads"),
     ],
 )
-@pytest.mark.parametrize("method", ["snapkv", "full"])
-def test_the_cache_of_another_model_is_refused(lab, method, changed, match):
-    cache = lab.cache(method)
-    other = type(lab)(LlamaForCausalLM._from_config(LlamaConfig(**lab.sizes | changed), dtype=torch.float32).eval())
-    if changed:
-        other.cache("full")
+def test_a_model_that_has_changed_is_refused(lab, changed, match):
+    model = LlamaForCausalLM._from_config(LlamaConfig(**lab.sizes), dtype=torch.float32).eval()
+    cache = type(lab)(model).cache()
+    model.config.update(changed)
+    model.model = LlamaModel._from_config(model.config, dtype=torch.float32).eval()
     with pytest.raises(CacheError, match=match):
         for _ in range(2):
-            other.run(cache, lab.ids())
+            lab.run.__func__(type(lab)(model), cache, lab.ids())
 
 
 def test_a_cache_whose_forward_broke_off_is_refused_until_it_is_reset(lab):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+import weakref
 
 import pytest
 import torch
@@ -10,9 +12,9 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 import sparsemm
-from sparsemm.cache import rope
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.prompts import build_inputs
+from tests.families import made
 
 
 @pytest.fixture
@@ -120,9 +122,148 @@ def test_nothing_is_kept_alive(qwen):
     model, processor = qwen
     cache = cache_of(model)
     step(model, cache, prompt(processor, 1))
-    step(model, cache_of(model), prompt(processor, 1))  # the model holds these
-    gc.collect()
-    before = len(rope._KEPT)
+    assert cache.get_seq_length() and model.model._forward_pre_hooks  # it waits for a forward
+    held = weakref.ref(cache.rope)
     del cache
     gc.collect()
-    assert len(rope._KEPT) == before - 1
+    assert held() is None and not model.model._forward_pre_hooks
+
+
+def between_a_plain_generate(model, processor, cache):
+    model.generate(**prompt(processor, 3), do_sample=False, max_new_tokens=2)
+
+
+def between_another_cache(model, processor, cache):
+    model.generate(**prompt(processor, 3), past_key_values=cache_of(model), do_sample=False, max_new_tokens=2)
+
+
+def between_another_batch_size(model, processor, cache):
+    images = [[draw_record("evaluation", 1, i, PageStyle(1, 6)).image for i in range(n)] for n in (3, 1, 2)]
+    model.generate(**build_inputs(processor, images, ["Read the page."] * 3), do_sample=False, max_new_tokens=2)
+
+
+def between_text_only(model, processor, cache):
+    model.generate(input_ids=torch.tensor([[5, 6, 7]]), do_sample=False, max_new_tokens=2)
+
+
+def between_plain_forwards(model, processor, cache):
+    step(model, DynamicCache(), prompt(processor, 3))
+
+
+def between_another_thread(model, processor, cache):
+    thread = threading.Thread(target=between_a_plain_generate, args=(model, processor, cache))
+    thread.start()
+    thread.join()
+
+
+def between_an_exception_of_another(model, processor, cache):
+    def fail(*_):
+        raise MemoryError
+
+    hook = model.model.language_model.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        between_a_plain_generate(model, processor, cache)
+    hook.remove()
+
+
+def between_an_exception_of_its_own(model, processor, cache):
+    """A turn with new images fails before its first layer; then there is another request."""
+
+    def fail(*_):
+        raise MemoryError
+
+    hook = model.model.visual.register_forward_pre_hook(fail)
+    ids = torch.cat([torch.full((1, cache.get_seq_length()), 9), prompt(processor, 2)["input_ids"]], dim=1)
+    new = prompt(processor, 2)
+    types = pad(new["mm_token_type_ids"], (ids.shape[1] - new["input_ids"].shape[1], 0))
+    options = {"image_grid_thw": new["image_grid_thw"], "mm_token_type_ids": types}
+    with pytest.raises(MemoryError):
+        model.generate(input_ids=ids, pixel_values=new["pixel_values"], past_key_values=cache, **options)
+    hook.remove()
+    between_a_plain_generate(model, processor, cache)
+
+
+def between_questions(model, processor, cache):
+    """Whoever asks a cache for its length is no turn of it."""
+    assert cache.get_seq_length()
+    between_a_plain_generate(model, processor, cache)
+
+
+BETWEEN = {name.removeprefix("between_"): one for name, one in list(globals().items()) if name.startswith("between_")}
+FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+
+
+@pytest.mark.parametrize("way", ["generate", "forward"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_runs_between_turns_changes_nothing(family, way):
+    model, processor = made(family)
+    first = prompt(processor, 1)
+
+    @torch.no_grad()
+    def answers(*interruptions):
+        cache, logits = cache_of(model), []
+        ids = first["input_ids"]
+        for turn in range(3):
+            inputs = first if turn == 0 else {"input_ids": ids}
+            if way == "generate":
+                out = model.generate(
+                    **inputs, past_key_values=cache, do_sample=False, max_new_tokens=3, min_new_tokens=3,
+                    output_logits=True, return_dict_in_generate=True,
+                )  # fmt: skip
+                logits += out.logits
+                ids = pad(out.sequences, (0, 3), value=11)
+            else:
+                logits.append(step(model, cache, inputs))
+                logits.append(step(model, cache, token(9)))
+                ids = torch.tensor([[12, 15, 16]])
+            for one in interruptions:
+                one(model, processor, cache)
+        return torch.stack(logits)
+
+    want = answers()
+    for name, between in BETWEEN.items():
+        assert torch.equal(answers(between), want), name
+    assert not torch.allclose(want[-3 if way == "generate" else -2], want[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_of_text_has_no_offsets_of_others(family):
+    model, processor = made(family)
+    text = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    model.model.rope_deltas = None
+    want = [*conversation(model, cache_of(model), text)]
+    cache = cache_of(model)
+    assert cache.get_seq_length() == 0
+    between_a_plain_generate(model, processor, cache)
+    assert all(map(torch.equal, conversation(model, cache, text), want))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_of_a_later_turn_count(family):
+    """A turn whose positions are given, as new images need; the turn after it goes on from them."""
+    model, processor = made(family)
+    first, second = prompt(processor, 1), prompt(processor, 2)
+    cache, new = cache_of(model), {"do_sample": False, "max_new_tokens": 2, "min_new_tokens": 2}
+    out = model.generate(**first, past_key_values=cache, **new)
+    between_a_plain_generate(model, processor, cache)
+    ids = torch.cat([out, second["input_ids"]], dim=1)
+    types = pad(first["mm_token_type_ids"], (0, out.shape[1] - first["input_ids"].shape[1]))
+    types = torch.cat([types, second["mm_token_type_ids"]], dim=1)
+    grid = torch.cat([first["image_grid_thw"], second["image_grid_thw"]])
+    positions, _ = model.model.get_rope_index(ids, image_grid_thw=grid, mm_token_type_ids=types)
+    images = {"pixel_values": second["pixel_values"], "image_grid_thw": second["image_grid_thw"]}
+    images["mm_token_type_ids"] = types
+    out = model.generate(input_ids=ids, position_ids=positions, past_key_values=cache, **images, **new)
+    between_a_plain_generate(model, processor, cache)
+    given = []
+    hook = model.register_forward_pre_hook(lambda _, __, options: given.append(options), with_kwargs=True)
+    ids = pad(out, (0, 3), value=11)
+    model.generate(input_ids=ids, past_key_values=cache, **new)
+    hook.remove()
+    positions, _ = model.model.get_rope_index(
+        ids, image_grid_thw=grid, mm_token_type_ids=pad(types, (0, ids.shape[1] - types.shape[1]))
+    )
+    want = positions[:, :, -4:]  # the last token of the answer was not fed yet
+    assert torch.equal(given[0]["position_ids"].expand_as(want), want)

@@ -55,6 +55,7 @@ def right_tokens(lab, out, mask, new):
     whole = (torch.ones(rows.shape[1], rows.shape[1], dtype=torch.bool).tril() & rows[:, None].bool())[:, None]
     positions = (rows.cumsum(-1) - 1).clamp(min=0)
     logits = lab.model(input_ids=out, attention_mask=whole, position_ids=positions, use_cache=False).logits
+    lab.model.set_attn_implementation("sdpa")
     start = out.shape[1] - new
     said = logits[:, start - 1 : -1].gather(-1, out[:, start:, None])[..., 0]
     return bool((said >= logits[:, start - 1 : -1].amax(-1) - 1e-3).all())
@@ -84,7 +85,6 @@ def one_round(lab, draw):
     assert cache.kept_bytes() == sum(wanted) * 2 * 8 * 4 <= cache.slab_bytes(), where
     assert right_tokens(lab, out, mask, new), where
     if method == "full" or budget >= longest:
-        lab.model.set_attn_implementation("sdpa")
         own = lab.generate(tokens, DynamicCache(), new, min_new_tokens=new, attention_mask=mask)
         assert torch.equal(out, own), where
     return batch, longest, method
