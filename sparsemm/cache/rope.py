@@ -95,10 +95,10 @@ class Listener:
         self.rope = weakref.ref(rope)
 
     def __call__(self, module: torch.nn.Module, args: Any, options: dict[str, Any]) -> None:
-        rope, cache = self.rope(), options.get("past_key_values")
-        positions = options.get("position_ids")
-        if rope is not None and positions is not None and getattr(cache, "rope", None) is rope:
-            rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))
+        rope, cache, positions = self.rope(), options.get("past_key_values"), options.get("position_ids")
+        if rope is None or cache is None or positions is None or getattr(cache, "rope", None) is not rope:
+            return
+        rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))
 
     def __reduce__(self) -> Any:
         return getattr, (nullcontext(), "__exit__")  # called as a hook, it does nothing
