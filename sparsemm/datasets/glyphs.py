@@ -20,7 +20,7 @@ FAR = 0.3  # and the same once the font is trusted
 FEWEST, MOST = 3, 0.6  # letters of a font that are needed, and the share of them that must be near, to trust it
 
 
-def recognized(glyphs: Mapping[str, NDArray[np.int32]]) -> set[str]:
+def recognized(glyphs: Mapping[str, NDArray[np.uint8]]) -> set[str]:
     """The characters of a font that look like what they are said to be; none if too few of the font's letters do.
 
     A code that stands for another letter is among the nearest tenth by chance one time in ten, so that a font whose
@@ -60,10 +60,10 @@ def _drawn(character: str, name: str) -> tuple[NDArray[np.float64], float]:
     path = Path(__file__).parent / "fonts" / f"{name}.ttf"
     font = ImageFont.truetype(str(path), 48, layout_engine=ImageFont.Layout.BASIC)
     mask = font.getmask(character)
-    return _fitted(np.asarray(mask, np.int32).reshape(mask.size[::-1]))
+    return _fitted(np.asarray(mask, np.uint8).reshape(mask.size[::-1]))
 
 
-def _fitted(glyph: NDArray[np.int32]) -> tuple[NDArray[np.float64], float]:
+def _fitted(glyph: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float]:
     """The ink of a glyph stretched to a square, of mean 0 and variance 1, and the logarithm of its width by height."""
     ink = glyph > glyph.max(initial=0) / 4
     if not ink.any():

@@ -40,7 +40,7 @@ class Ink:
         self.paper = self._drawn()
         self.image = Image.fromarray(self.paper)
         self._whole = _channels(self.paper)
-        self._ink: dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
+        self._ink: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
     def find(self, boxes: dict[int, list[Box]]) -> None:
         """Look for the ink of text objects. What is read of the page's text has to be read before.
@@ -71,10 +71,12 @@ class Ink:
                 alone = _channels(self._drawn())
                 self._activate(texts, False)
             change, whole = alone - paper, self._whole - paper
-            contrast = np.abs(change).max(0)
+            contrast = np.abs(change).max(0).astype(np.uint8)
             # What lies above may make it darker, as a second copy does, but must not undo the change by more than half.
-            left = 2 * (change * whole).sum(0) >= (change * change).sum(0)
-            kept = np.where(left, contrast, 0)
+            left = np.zeros(contrast.shape, np.int32)
+            for one, other in zip(change, whole, strict=True):
+                left += one.astype(np.int32) * (2 * other - one)
+            kept = np.where(left >= 0, contrast, np.uint8(0))
             self._ink |= dict.fromkeys(texts, (contrast, kept))
 
     def of(self, text: int, box: Box) -> NDArray[np.bool_]:
@@ -83,13 +85,13 @@ class Ink:
         if text not in self._ink:
             return np.zeros(self.paper[place].shape[:2], bool)
         contrast, kept = (one[place] for one in self._ink[text])
-        ink: NDArray[np.bool_] = (kept >= FAINT) & bool(2 * kept.sum() >= contrast.sum())
+        ink: NDArray[np.bool_] = (kept >= FAINT) & bool(2 * int(kept.sum()) >= int(contrast.sum()))
         return ink
 
-    def contrast(self, text: int, box: Box) -> NDArray[np.int32]:
+    def contrast(self, text: int, box: Box) -> NDArray[np.uint8]:
         """How much each pixel of a box differs from the page without text where the text object is drawn alone."""
         place = pixels(box, self.paper.shape)
-        return self._ink[text][0][place] if text in self._ink else np.zeros((0, 0), np.int32)
+        return self._ink[text][0][place] if text in self._ink else np.zeros((0, 0), np.uint8)
 
     def _drawn(self) -> NDArray[np.uint8]:
         picture = self._page.render(scale=self._scale, may_draw_forms=False, draw_annots=False)
@@ -103,9 +105,9 @@ class Ink:
                 pdfium.FPDFPageObj_SetIsActive(self._texts[text], active)
 
 
-def _channels(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
+def _channels(picture: NDArray[np.uint8]) -> NDArray[np.int16]:
     """(3, height, width): numpy is slow on a last axis of three."""
-    return np.ascontiguousarray(picture.transpose(2, 0, 1), np.int32)
+    return np.ascontiguousarray(picture.transpose(2, 0, 1), np.int16)
 
 
 def _is_free(taken: NDArray[np.bool_], places: Iterable[tuple[slice, slice]]) -> bool:
