@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml: `sparsemm download|align|chase|allocate|evaluate|profile|study|report`."""
+"""The stages of dvc.yaml, each a command: `sparsemm download`, `sparsemm align` and so on to `sparsemm report`."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ def add(commands: Commands) -> None:
     )
     download.add_argument("key", help="data set key")
     download.set_defaults(run=run_download)
+    assemble = commands.add_parser(
+        "assemble",
+        help="put a checkpoint together from a packaged language model and what was trained on it",
+        description="Assemble a checkpoint of params.yaml in artifacts/checkpoints/KEY; `dvc repro` does when stale.",
+        epilog="example: sparsemm assemble smollm2-llava-next",
+    )
+    assemble.add_argument("key", help="key under assembled in params.yaml")
+    assemble.set_defaults(run=run_assemble)
     for name, (_, text, reads, writes) in MODEL_STAGES.items():
         stage = commands.add_parser(
             name,
@@ -78,6 +86,13 @@ def run_download(given: argparse.Namespace) -> None:
     from sparsemm.datasets.download import run
 
     run(load_params(given.params), given.key, given.root)
+
+
+def run_assemble(given: argparse.Namespace) -> None:
+    """The assemble stage."""
+    from sparsemm.assemble.stage import run
+
+    print(run(load_params(given.params), given.key, given.root))
 
 
 def run_stage(given: argparse.Namespace) -> None:

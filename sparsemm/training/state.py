@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,10 @@ from sparsemm.files import atomic_path
 
 
 def save_state(
-    path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer], meta: dict[str, Any]
+    path: Path, parameters: Mapping[str, nn.Parameter], optimizers: list[torch.optim.Optimizer], meta: dict[str, Any]
 ) -> None:
-    """Write parameters, optimizer states and `meta` (JSON values); atomic."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, module in modules.items():
-        for key, value in module.named_parameters():
-            tensors[f"{name}/{key}"] = value.detach()
+    """Write named parameters, optimizer states and `meta` (JSON values); atomic."""
+    tensors = {name: value.detach() for name, value in parameters.items()}
     for number, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
             for key, held in entry.items():
@@ -33,8 +31,10 @@ def save_state(
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
 
 
-def load_state(path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
-    """Read what `save_state` wrote into modules and optimizers; returns `meta`.
+def load_state(
+    path: Path, parameters: Mapping[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Read what `save_state` wrote into parameters and optimizers; returns `meta`.
 
     Raises:
         ModelError: if the file belongs to another model.
@@ -42,11 +42,10 @@ def load_state(path: Path, modules: dict[str, nn.Module], optimizers: list[torch
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     with safe_open(path, "pt") as file, torch.no_grad():
         keys = set(file.keys())
-        for name, module in modules.items():
-            for key, value in module.named_parameters():
-                if f"{name}/{key}" not in keys:
-                    raise ModelError(f"no {name}/{key}", where=str(path), hint="delete the file to start again")
-                value.copy_(file.get_tensor(f"{name}/{key}"))
+        for name, value in parameters.items():
+            if name not in keys:
+                raise ModelError(f"no {name}", where=str(path), hint="delete the file to start again")
+            value.copy_(file.get_tensor(name))
         for full in keys:
             group, _, rest = full.partition("/")
             if group.startswith("optimizer"):

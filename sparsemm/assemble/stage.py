@@ -1,0 +1,104 @@
+"""The assemble stage: base and updates -> an ordinary checkpoint folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sparsemm.assemble.base import Base
+from sparsemm.assemble.updates import BASE, FROM_BASE, SCALE, UPDATES, load_tensors, read_pin
+from sparsemm.errors import ModelError, ParamsError
+from sparsemm.params import Params
+
+TEXT = "model.language_model."
+# How the published LLaVA-NeXT checkpoints name their parts; transformers and vLLM both read them so.
+_PUBLISHED = {
+    TEXT: "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.image_newline": "image_newline",
+}
+
+
+def run(params: Params, key: str, root: Path = Path(".")) -> Path:
+    """Assemble a checkpoint of `assembled` in params.yaml into artifacts/checkpoints/KEY, and return the folder.
+
+    Raises:
+        ModelError: if the base is not installed, or base and updates cannot be read or do not fit.
+        ParamsError: if there is no such key.
+    """
+    if key not in params.assembled:
+        known = ", ".join(params.assembled) or "none yet"
+        raise ParamsError(f"no checkpoint {key!r}", where="params.yaml: assembled", hint=f"known: {known}")
+    output = root / "artifacts" / "checkpoints" / key
+    assemble(root / params.assembled[key].updates, output)
+    return output
+
+
+def assemble(updates: Path, output: Path) -> None:
+    """Write the checkpoint that a folder of updates and its base make: fp16 weights, to be run in fp32.
+
+    The same inputs give the same bytes: products are computed in fp64, then rounded. `output` is replaced as a whole.
+
+    Raises:
+        ModelError: if the base is not installed, or base and updates cannot be read or do not fit.
+    """
+    pin, tensors = read_pin(updates), load_tensors(updates)
+    base = Base(pin.locate())
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        base.tokenizer().save_pretrained(partial)
+        for path in updates.iterdir():
+            if path.is_file() and path.name not in (UPDATES, BASE, *FROM_BASE):
+                shutil.copyfile(path, partial / path.name)
+        weights = merged(base.weights(), tensors, str(updates))
+        save_file(weights, partial / "model.safetensors", {"format": "pt"})
+        shutil.rmtree(output, ignore_errors=True)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def merged(base: dict[str, torch.Tensor], updates: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """All weights of the checkpoint, fp16, by their published names.
+
+    Args:
+        base: fp32 weights of the language model, by their names in LlamaModel.
+        updates: what was trained, by its name in the LLaVA-NeXT model; `X.up` and `X.down` belong to `X.weight`.
+        where: for messages.
+
+    Raises:
+        ModelError: if an update has no weight of its shape in the base, or a weight does not fit into fp16.
+    """
+    whole = {TEXT + name: value for name, value in base.items()}
+    pairs = {name.removesuffix(".up"): value for name, value in updates.items() if name.endswith(".up")}
+    for name, value in updates.items():
+        layer = name.removesuffix(".down")
+        if name.endswith(".up"):
+            continue
+        if layer == name:
+            whole[name] = value
+            continue
+        weight, up = whole.get(f"{layer}.weight"), pairs.pop(layer, None)
+        if weight is None or up is None or up.shape[1] != value.shape[0]:
+            raise ModelError(f"the update of {layer} has no counterpart", where=where)
+        product = up.to(torch.float64) @ value.to(torch.float64)
+        if product.shape != weight.shape:
+            sizes = f"{tuple(product.shape)}, not {tuple(weight.shape)}"
+            raise ModelError(f"the update of {layer} has the shape {sizes}", where=where)
+        whole[f"{layer}.weight"] = weight.to(torch.float64) + SCALE * product
+    if pairs:
+        raise ModelError(f"the update of {min(pairs)} has no counterpart", where=where)
+    result = {}
+    for name, value in whole.items():
+        half = value.to(torch.float16).contiguous()
+        if not half.isfinite().all():
+            raise ModelError(f"{name} does not fit into fp16", where=where)
+        start = next(start for start in _PUBLISHED if name.startswith(start))
+        result[_PUBLISHED[start] + name.removeprefix(start)] = half
+    return dict(sorted(result.items()))

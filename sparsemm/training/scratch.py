@@ -1,0 +1,249 @@
+"""Training from scratch: every weight, with read-outs beside the answers that make a small model learn sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsemm.datasets.synthetic import ANCHORS, PageStyle
+from sparsemm.models import transformers_errors, whole_model
+from sparsemm.training.architectures import build
+from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
+from sparsemm.training.prose import prose_loss
+from sparsemm.training.recipe import save
+
+LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
+POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
+VISION_STEPS = 400  # steps on pages in which the vision tower alone learns its letters
+MOST_VISUAL = 72  # high-resolution visual tokens of the largest page
+WEIGHTS = {"answer": 1.0, "characters": 0.3, "lines": 0.3, "pointers": 0.3}
+
+
+class Probes(nn.Module):
+    """Linear read-outs that speed learning up and are thrown away afterwards.
+
+    `characters`: visual features (B, N, hidden) -> two characters a token. `lines`: hidden states of the visual
+    tokens after layer `LINE_LAYER` -> the anchor of the line the token lies on. `pointers`: hidden states of the
+    rows that predict answer tokens, after layer `POINTER_LAYER` -> the visual token to look at.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.characters = nn.Linear(hidden, 2 * len(CHARACTERS), dtype=torch.float32)
+        self.lines = nn.Linear(hidden, len(ANCHORS), dtype=torch.float32)
+        self.pointers = nn.Linear(hidden, MOST_VISUAL, dtype=torch.float32)
+
+
+@contextmanager
+def captured(model: Any) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect visual features and the probed layers' hidden states of the forwards inside the block."""
+    seen: dict[str, torch.Tensor] = {}
+    inner = model.model
+    vision = inner.multi_modal_projector if hasattr(inner, "multi_modal_projector") else inner.visual.merger
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [
+        vision.register_forward_hook(keep("features")),
+        inner.language_model.layers[LINE_LAYER - 1].register_forward_hook(keep("lines")),
+        inner.language_model.layers[POINTER_LAYER - 1].register_forward_hook(keep("pointers")),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _grid_features(features: torch.Tensor, batch: Batch, qwen: bool) -> torch.Tensor:
+    """Visual features of the high-resolution grid in raster order: (B, N, hidden)."""
+    size, count = batch.lines.shape
+    if qwen:
+        return features.view(size, count, -1)
+    tiles = features.view(size, -1, 6, 6, features.shape[-1])[:, 1:]  # without the thumbnail
+    return tiles.permute(0, 2, 1, 3, 4).reshape(size, count, -1)  # pages are one tile high
+
+
+def _grid_hidden(hidden: torch.Tensor, batch: Batch, image_id: int, qwen: bool) -> torch.Tensor:
+    """Hidden states of the high-resolution grid's tokens in raster order, newlines left out: (B, N, hidden)."""
+    size, count = batch.lines.shape
+    visual = hidden[batch.inputs["input_ids"] == image_id].view(size, -1, hidden.shape[-1])
+    if qwen:
+        return visual
+    return visual[:, 36:].reshape(size, 6, count // 6 + 1, -1)[:, :, :-1].reshape(size, count, -1)
+
+
+def _character_loss(probes: Probes, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Cross-entropy of the character read-out; written and blank halves of tokens weigh the same."""
+    logits = probes.characters(features.float()).unflatten(-1, (2, -1)).flatten(0, 2)
+    targets = batch.characters.flatten()
+    each = F.cross_entropy(logits, targets, reduction="none")
+    written = targets != 0
+    return 0.7 * each[written].mean() + 0.3 * each[~written].mean()
+
+
+def vision_losses(model: Any, probes: Probes, batch: Batch, qwen: bool) -> dict[str, torch.Tensor]:
+    """The character loss alone, through the vision tower and its projector, without the language model."""
+    inner, pixels = model.model, batch.inputs["pixel_values"]
+    if qwen:
+        with captured(model) as seen:
+            inner.visual(pixels, grid_thw=batch.inputs["image_grid_thw"])
+        features = seen["features"]
+    else:
+        states = inner.vision_tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states
+        features = inner.multi_modal_projector(states[model.config.vision_feature_layer][:, 1:])
+    return {"characters": _character_loss(probes, _grid_features(features, batch, qwen), batch)}
+
+
+def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) -> dict[str, torch.Tensor]:
+    """Cross-entropies of the answers and of both probes, and the answers' token accuracy (scalars)."""
+    with captured(model) as seen:
+        output = model(**batch.inputs, use_cache=False, output_attentions=model_penalised(model))
+    logits = output.logits[:, :-1]
+    targets = batch.labels[:, 1:]
+    chosen = targets != IGNORE
+    picked, wanted = logits[chosen].float(), targets[chosen]
+    characters = _character_loss(probes, _grid_features(seen["features"], batch, qwen), batch)
+    pointed = batch.pointers[:, 1:] != IGNORE
+    pointers = probes.pointers(seen["pointers"][:, :-1][pointed].float())
+    lines = probes.lines(_grid_hidden(seen["lines"], batch, image_id, qwen).float())
+    visual = batch.inputs["input_ids"] == image_id
+    penalty = (
+        {"visual_mass": visual_mass(output.attentions, visual, batch.labels != IGNORE)} if output.attentions else {}
+    )
+    return penalty | {
+        "answer": F.cross_entropy(picked, wanted),
+        "characters": characters,
+        "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
+        "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
+        "accuracy": (picked.argmax(-1) == wanted).float().mean().detach(),
+    }
+
+
+def model_penalised(model: Any) -> bool:
+    """Whether the text model returns its attention, which only its eager implementation does."""
+    return bool(model.config.get_text_config()._attn_implementation == "eager")
+
+
+def visual_mass(attentions: tuple[torch.Tensor, ...], visual: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """Mean over layers and heads of the square root of the attention that answer rows put on visual tokens.
+
+    The square root makes one head that looks cheaper than many that glance, so that looking concentrates in few.
+
+    Args:
+        attentions: per layer (B, Hq, S, S).
+        visual: (B, S) bool, visual tokens.
+        answer: (B, S) bool, answer tokens; the rows before them predict them.
+
+    Returns:
+        scalar in 0..1.
+    """
+    rows = torch.nn.functional.pad(answer[:, 1:], (0, 1)).to(attentions[0].dtype)
+    mass = torch.stack([(a * visual[:, None, None]).sum(-1) for a in attentions])  # (L, B, Hq, S)
+    mean = (mass * rows[:, None]).sum(dim=(1, 3)) / rows.sum()
+    return (mean + 1e-6).sqrt().mean()
+
+
+# The curriculum: page styles used in turn, and the running accuracies (reading, answering) that end the stage.
+STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
+    ((PageStyle(1, 6, (1, 2)),), 0.93, 0.0),
+    ((PageStyle(1, 6, (2, 4)),), 0.93, 0.0),
+    ((PageStyle(1, 6, (3, 6)),), 0.93, 0.85),
+    ((PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))), 2.0, 2.0),
+)
+
+
+def page_plan(alone: int, number: int, stage: int) -> tuple[PageStyle, bool]:
+    """Style of page batch `number` in a stage, and whether it is read (else asked about).
+
+    The first `alone` batches are for the vision tower alone, which learns its letters from full pages.
+    """
+    styles = STAGES[-2 if number < alone else stage][0]
+    return styles[number // 2 % len(styles)], number % 5 < 3 if stage < 2 else number % 2 == 0
+
+
+def rate_at(progress: float, step: int) -> float:
+    """Multiplier of the learning rate: 40 steps of warm-up, constant, linear to zero over the last 35 %."""
+    return min((step + 1) / 40, 1.0, (1.0 - progress) / 0.35)
+
+
+def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms, convolutions and probes."""
+    inside = [
+        p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n or ".blocks." in n and p.ndim == 2
+    ]
+    known = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in known] + list(probes.parameters())
+    return [
+        torch.optim.Muon(inside, lr=0.02, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+class Scratch:
+    """The recipe of the small checkpoints.
+
+    Args:
+        name, seed: of the architecture to build.
+        device: to train on.
+        initial: a trained checkpoint to go on from, without the vision tower's own steps.
+        sparsity: weight of `visual_mass` in the loss; the probes are left out then.
+    """
+
+    stages = STAGES
+    prose_from = 0
+
+    def __init__(self, name: str, seed: int, device: str, initial: Path | None = None, sparsity: float = 0.0) -> None:
+        self.model, self.processor = build(name, seed)
+        if initial is not None:
+            kind = type(self.model)
+            with transformers_errors(str(initial), "name the folder of a trained checkpoint"):
+                self.model = whole_model(kind, initial, str(initial), dtype=torch.float32, local_files_only=True)
+        if sparsity:
+            self.model.set_attn_implementation({"text_config": "eager"})
+        self.weights = {"answer": 1.0, "visual_mass": sparsity} if sparsity else WEIGHTS
+        self.model.to(device).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.probes = Probes(self.model.config.text_config.hidden_size).to(device)
+        self.alone = 0 if initial else VISION_STEPS
+        self.optimizers = optimizers(self.model, self.probes)
+        maker = BatchMaker(self.processor, seed)
+        self.image_id, self.qwen = maker.image_id, maker.qwen
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name."""
+        modules = {"model": self.model, "probes": self.probes}
+        return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.named_parameters()}
+
+    def plan(self, number: int, stage: int) -> tuple[PageStyle, bool]:
+        """Style of page batch `number` in a stage, and whether it is read (else asked about)."""
+        return page_plan(self.alone, number, stage)
+
+    def losses(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
+        """Losses of page batch `number`, and figures to print."""
+        if number < self.alone:
+            return vision_losses(self.model, self.probes, batch, self.qwen)
+        return losses(self.model, self.probes, batch, self.image_id, self.qwen)
+
+    def prose_loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """Loss of (B, S) windows of prose."""
+        return prose_loss(self.model, windows)
+
+    def rate_at(self, progress: float, step: int) -> float:
+        """Multiplier of the learning rates."""
+        return rate_at(progress, step)
+
+    def save(self, output: Path) -> None:
+        """Write the checkpoint."""
+        save(self.model, self.processor, output)

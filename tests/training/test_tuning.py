@@ -1,0 +1,170 @@
+"""Tuning a pretrained language model: what is frozen when, going on, and what is written."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from sparsemm.assemble.updates import UPDATES
+from sparsemm.datasets.synthetic import PageStyle
+from sparsemm.errors import ModelError
+from sparsemm.training import card, train, tuning
+from sparsemm.training.batches import IGNORE, BatchMaker
+from sparsemm.training.prose import read_prose
+from sparsemm.training.train import main
+from sparsemm.training.tuning import STAGES, Tuning
+from tests import tiny_base
+
+NAME = "smollm2-llava-next"
+TOWER = Path(__file__).parents[2] / tuning.TOWER
+FEW = {"rank": 2, "tower": TOWER, "alignment_steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path_factory, monkeypatch):
+    """A tiny language model in the place of the real one."""
+    site = tmp_path_factory.mktemp("base") / "site"
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setitem(tuning.BASES, NAME, tiny_base.install(site))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prose")
+    for number in range(60):
+        rng = random.Random(number)
+        text = " ".join(rng.choice(("the", "page", "of", "some", "prose", "is", "read")) for _ in range(200))
+        (folder / f"{number}.txt").write_text(text + ".\n")
+    return folder
+
+
+def run(output: Path, **options: Any) -> dict[str, torch.Tensor]:
+    """Train; the updates that were written."""
+    train.train(NAME, output, batch_size=2, **FEW | options)
+    return load_file(output / UPDATES)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], part: str = "") -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one if part in key)
+
+
+def test_alignment_leaves_the_language_model_alone_and_then_low_rank_updates_move_it(tmp_path):
+    start = {name: value.bfloat16() for name, value in Tuning(NAME, 0, "cpu", **FEW).parameters().items()}
+    aligned, tuned = run(tmp_path / "aligned", steps=2), run(tmp_path / "tuned", steps=4)
+    assert same(start, aligned, "language_model") and not same(start, aligned, "projector")
+    assert not same(start, aligned, "vision_tower.encoder.layers.0")
+    ups = {name for name in tuned if name.endswith(".up")}
+    assert len(ups) == 7 * tiny_base.SIZES["num_hidden_layers"]
+    assert all(tuned[name].any() for name in ups) and not any(aligned[name].any() for name in ups)
+
+
+def test_only_what_is_written_is_trained():
+    recipe = Tuning(NAME, 0, "cpu", **FEW)
+    before = {name: value.clone() for name, value in recipe.model.state_dict().items()}
+    maker = BatchMaker(recipe.processor, 0)
+    recipe.losses(maker.make(2, PageStyle(1, 6, (3, 6)), True).to("cpu"), 9)["answer"].backward()
+    recipe.optimizers[0].step()
+    moved = {name for name, value in recipe.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved <= recipe.parameters().keys()
+    assert {name.split(".")[1] for name in moved} == {
+        "vision_tower",
+        "multi_modal_projector",
+        "image_newline",
+        "language_model",
+    }
+
+
+def test_the_loss_is_that_of_all_logits_at_the_answers():
+    recipe = Tuning(NAME, 0, "cpu", **FEW)
+    batch = BatchMaker(recipe.processor, 0).make(2, PageStyle(2, 6, (6, 12)), False).to("cpu")
+    loss = recipe.losses(batch, 0)["answer"]
+    logits = recipe.model(**batch.inputs, use_cache=False).logits[:, :-1]
+    want = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE)
+    assert torch.allclose(loss, want, atol=1e-5)
+
+
+def test_answers_are_whole_and_end_their_turn():
+    processor = Tuning(NAME, 0, "cpu", **FEW).processor
+    batch = BatchMaker(processor, 0).make(1, PageStyle(1, 6, (3, 6)), False, turns=2)
+    text = processor.tokenizer.decode(batch.inputs["input_ids"][0]).replace("<image>", "")
+    assert text.startswith("<|im_start|>user\n\nWhat ") and text.count("<|im_end|>\n<|im_start|>assistant\n") == 2
+    answers = processor.tokenizer.decode(batch.labels[0][batch.labels[0] != IGNORE])
+    assert answers.count("<|im_end|>") == 2 and answers.endswith("<|im_end|>")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+    assert processor.apply_chat_template(turns, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_path, monkeypatch, capsys):
+    prose = read_prose([folder], Tuning(NAME, 0, "cpu", **FEW).processor.tokenizer)
+    options = {"steps": 6, "prose": prose, "prose_share": 0.4, "save_every": 3, "precision": "bf16"}
+    whole = run(tmp_path / "whole", **options)
+    rate_at = Tuning.rate_at
+
+    def stop(self, progress, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return rate_at(self, progress, step)
+
+    monkeypatch.setattr(Tuning, "rate_at", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", **options)
+    assert not (tmp_path / "stopped").exists()
+    monkeypatch.setattr(Tuning, "rate_at", rate_at)
+    capsys.readouterr()
+    stopped = run(tmp_path / "stopped", **options)
+    assert "going on at step 3" in capsys.readouterr().out
+    assert same(whole, stopped)
+    assert not same(whole, run(tmp_path / "pages", **options | {"prose": None}))
+
+
+def test_it_goes_on_from_updates_and_tells_what_it_can_do(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(card, "held_out", partial(card.held_out, pages=1))
+    first, second = tmp_path / NAME, tmp_path / f"{NAME}-more"
+    arguments = ["--batch-size", "2", "--device", "cpu", "--prose", str(folder), "--tower", str(TOWER), "--rank", "2"]
+    main([NAME, "--output", str(first), "--steps", "3", "--alignment-steps", "1", *arguments])
+    assert "characters of prose" in capsys.readouterr().out
+    main([second.name, "--output", str(second), "--start", str(first), "--steps", "1", *arguments])
+    told = json.loads((second / "card.json").read_text())
+    assert told["training"]["after"]["steps"] == 3 and told["training"]["prose_share"] == 0.1
+    assert told["base"]["package"] == "tiny-base" and told["base"]["sha256"]
+    assert "low rank" in told["base"]["changes"]
+    before, after = (told["prose"][f"held_out_nats_per_character{end}"] for end in ("_before", ""))
+    assert 0.0 < before < 10.0 and 0.0 < after < 10.0 and before != after
+    start, went_on = load_file(first / UPDATES), load_file(second / UPDATES)
+    moved = max((went_on[name].float() - start[name].float()).abs().max() for name in start)
+    assert 0.0 < moved < 0.01  # one step of the warm-up, from there
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    run(tmp_path / "two", steps=1)
+    with pytest.raises(ModelError, match="do not fit the model"):
+        Tuning(NAME, 0, "cpu", initial=tmp_path / "two", rank=3)
+    with pytest.raises(ModelError, match=r"holds no vision tower of this size.*--tower"):
+        Tuning(NAME, 0, "cpu", tower=TOWER.with_name("tiny-qwen2-vl"))
+    with pytest.raises(ModelError, match="no base is known for 'tiny-qwen2-vl'"):
+        Tuning("tiny-qwen2-vl", 0, "cpu")
+
+
+def test_the_plan_ends_with_questions_and_two_columns():
+    recipe = Tuning(NAME, 0, "cpu", **FEW)
+    assert recipe.plan(1, 0) == (STAGES[0][0][0], True)
+    both = {recipe.plan(number, len(STAGES) - 1) for number in range(6)}
+    assert both == {(style, read) for style in STAGES[-1][0] for read in (True, False)}
+
+
+def test_the_rate_warms_up_once_for_each_phase():
+    recipe = Tuning(NAME, 0, "cpu", rank=2, tower=TOWER, alignment_steps=30)
+    rates = [recipe.rate_at(step / 200, step) for step in range(200)]
+    assert rates[0] == rates[30] == 1 / tuning.WARM_UP and rates[29] == rates[60] == 1.0
+    assert rates[-1] == pytest.approx(1 / 200 / tuning.DECAY)
