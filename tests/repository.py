@@ -24,6 +24,7 @@ with open(told / "calls.txt", "a") as log:
 print("stage", command, key, flush=True)
 outputs = {{
     "download": ["datasets/{{}}.parquet"],
+    "assemble": ["checkpoints/{{}}/config.json"],
     "align": ["align/{{}}.parquet", "align/{{}}.json"],
     "chase": ["scores/{{}}.safetensors", "scores/{{}}.json", "scores/{{}}.csv", "scores/{{}}.covariates.csv"],
     "allocate": ["budgets/{{}}.json"],
@@ -72,6 +73,11 @@ def without_robustness(text: str) -> str:
     for name in value["robustness"]:
         del value["datasets"][name]
     return yaml.safe_dump(value | {"robustness": {}}, sort_keys=False)
+
+
+def without_assembled(text: str) -> str:
+    """params.yaml without checkpoints to put together; a test that wants one declares it."""
+    return yaml.safe_dump(yaml.safe_load(text) | {"assembled": {}}, sort_keys=False)
 
 
 def few_studies(text: str, **few: str) -> str:
@@ -178,7 +184,7 @@ def make_template(folder: Path) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
-    given = few_studies(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    given = few_studies(without_assembled(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8"))))
     (root / "params.yaml").write_text(given, encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()

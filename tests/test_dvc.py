@@ -15,6 +15,7 @@ import yaml
 
 from sparsemm.params import ModelParams, load_params
 from sparsemm.params.entries import add_entry, remove_entry
+from sparsemm.pipeline.plan import plan, targets
 from sparsemm.registry.contents import FURTHER
 from sparsemm.registry.lockfile import read_stages
 from sparsemm.studies.names import GROUPS, STUDIES
@@ -70,6 +71,32 @@ def test_a_new_model_makes_nothing_of_another_model_stale(tmp_path, repository_t
     assert commands == ["> sparsemm align three", "> sparsemm align three --dataset small-type"]
     ran = pipeline.repro()
     assert ran == Counter(one.replace("one", "three") for one in first if "one" in one) + Counter(["report "])
+
+
+def test_a_checkpoint_that_is_assembled_is_so_before_it_is_loaded(pipeline):
+    path = pipeline.root / "params.yaml"
+    before = path.read_text()
+    updates = pipeline.root / "updates"
+    updates.mkdir()
+    (updates / "updates.safetensors").write_text("1")
+    params = yaml.safe_load(before)
+    params["assembled"] = {"four": {"updates": "updates"}}
+    checkpoint = {"checkpoint": "artifacts/checkpoints/four", "revision": "1", "family": "llava_next"}
+    # First in the file and in the alphabet too, or the order might be that of the names.
+    params["models"] = {"a-one": checkpoint | {"checkpoint": "hub/a"}, "four": checkpoint} | params["models"]
+    path.write_text(yaml.safe_dump(params, sort_keys=False))
+    pipeline.called()
+    pipeline.dvc("repro")
+    calls = (pipeline.told / "calls.txt").read_text().splitlines()
+    assert Counter(calls) == full(("a-one", "four")) + Counter(["assemble four"])
+    assert calls.index("assemble four") < calls.index("align four")
+    assert targets(pipeline.root, "four", "chase") == ["assemble@four", "align@four", "chase@four"]
+    assert targets(pipeline.root, "one", "chase") == ["align@one", "chase@one"]
+    (updates / "updates.safetensors").write_text("2")
+    assert plan(pipeline.root).shared == ("assemble@four",)
+    assert pipeline.repro() == Counter(["assemble four"])  # the models' revision says whether theirs are stale
+    path.write_text(before)
+    assert set(pipeline.repro()) <= {"report "}
 
 
 def test_a_new_revision_runs_only_that_models_stages(pipeline):
