@@ -43,7 +43,7 @@ TRAINED = ModelParams(checkpoint=str(FOLDER), family="qwen2_vl")
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from sparsemm.training.recipe import save
+    from sparsemm.training.scratch import save
 
     folder = tmp_path_factory.mktemp("models") / "tiny-qwen2-vl"
     save(*build("tiny-qwen2-vl", 4), folder)

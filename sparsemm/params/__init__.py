@@ -25,8 +25,8 @@ class Params(Strict):
     """The whole of params.yaml."""
 
     models: dict[str, ModelParams]
-    assembled: dict[str, AssembledParams] = Field({}, description="checkpoints put together in artifacts/checkpoints")
     datasets: dict[str, DatasetParams]
+    assembled: dict[str, AssembledParams] = Field({}, description="checkpoints put together in artifacts/checkpoints")
     chase: ChaseParams
     robustness: dict[str, RobustnessParams] = Field({}, description="further data sets to chase over, by key")
     allocate: AllocateParams

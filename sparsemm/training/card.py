@@ -134,7 +134,7 @@ def _card(
     folder: Path, model: Any, processor: Any, run: dict[str, Any], note: str, prose: Prose | None
 ) -> dict[str, Any]:
     text, vision = model.config.get_text_config(), model.config.vision_config
-    card = {
+    card: dict[str, Any] = {
         "name": folder.name,
         "note": note,
         "declared_test_model": bool(note),

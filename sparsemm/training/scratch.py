@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsemm.datasets.synthetic import ANCHORS, PageStyle
+from sparsemm.files import write_json
 from sparsemm.models import transformers_errors, whole_model
 from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
 from sparsemm.training.prose import prose_loss
-from sparsemm.training.recipe import save
 
 LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
 POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
@@ -190,8 +191,28 @@ def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
     ]
 
 
+def save(model: Any, processor: Any, output: Path) -> None:
+    """Write model and processor so that the Auto classes load them: weights in fp16, to be run in fp32."""
+    output.mkdir(parents=True, exist_ok=True)
+    model.to("cpu").half().save_pretrained(output)
+    processor.save_pretrained(output)
+    model.float()
+    # save_pretrained writes down the dtype of the weights; transformers takes it for the dtype to run in.
+    config = (output / "config.json").read_text(encoding="utf-8")
+    write_json(output / "config.json", json.loads(config.replace('"float16"', '"float32"')))
+
+
 class Scratch:
-    """The recipe of the small checkpoints.
+    """The recipe of the small checkpoints: a model, what of it is trained, on which pages, and by which losses.
+
+    `Tuning` is the other recipe; the training loop asks both for the same.
+
+    Attributes:
+        model, processor: what is trained; the model is on its device, in training mode.
+        optimizers: over what is trained.
+        weights: of the losses, by name; other figures are only printed.
+        stages: of the curriculum: page styles used in turn, and the accuracies (reading, answering) that end it.
+        prose_from: the first step that may be on prose.
 
     Args:
         name, seed: of the architecture to build.

@@ -21,7 +21,6 @@ from sparsemm.training.batches import BatchMaker, PageFeed
 from sparsemm.training.card import write_card
 from sparsemm.training.precision import EXACT, PRECISIONS, autocast
 from sparsemm.training.prose import FOLDERS, Prose, read_prose
-from sparsemm.training.recipe import Recipe
 from sparsemm.training.scratch import Scratch
 from sparsemm.training.state import load_state, save_state
 from sparsemm.training.tuning import ALIGNMENT_STEPS, LITTLE_PROSE, RANK, TOWER, Tuning, base_of
@@ -78,7 +77,7 @@ def train(
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.set_float32_matmul_precision("high")  # TF32
-    recipe: Recipe = (
+    recipe = (
         Tuning(name, seed, device, precision, initial, **tuned)
         if base_of(name)
         else Scratch(name, seed, device, initial, sparsity)

@@ -80,7 +80,7 @@ class LowRank(nn.Module):
         return self.linear(x) + F.linear(F.linear(x, self.down), self.up) * SCALE
 
 
-def add_low_rank(text: nn.Module, rank: int) -> None:
+def add_low_rank(text: Any, rank: int) -> None:
     """Replace every linear layer of a decoder's layers by a `LowRank` one."""
     for layer in text.layers:
         for part in (layer.self_attn, layer.mlp):
@@ -148,7 +148,7 @@ def answer_losses(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 class Tuning:
-    """The recipe of a pretrained language model that learns to see.
+    """The recipe of a pretrained language model that learns to see; `Scratch` says what a recipe has.
 
     Args:
         name, seed: of the checkpoint; the seed is that of the projector and of the low-rank updates.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from sparsemm.assemble import stage
@@ -22,8 +23,8 @@ from sparsemm.training.tuning import Tuning
 from tests import tiny_base
 
 NAME = "smollm2-llava-next"
-TOWER = Path(__file__).parents[2] / tuning.TOWER
 ROOT = Path(__file__).parents[2]
+TOWER = ROOT / tuning.TOWER
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,13 @@ def tuned(tmp_path_factory):
                     value.copy_((0.1 * torch.randn(value.shape, dtype=torch.float32, device="cpu")).bfloat16())
         recipe.save(folder / NAME)
         yield recipe, folder / NAME
+
+
+def write_params(folder: Path, assembled: dict[str, Any], models: dict[str, Any] | None = None) -> None:
+    """Write the repository's params.yaml with other checkpoints to assemble, and with further models."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params |= {"assembled": assembled, "models": params["models"] | (models or {})}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def test_it_computes_what_was_trained(tuned, tmp_path):
@@ -90,8 +98,7 @@ def test_its_weights_are_rounded_once_from_fp64(tuned, tmp_path):
 
 def test_the_command_makes_a_checkpoint_that_models_add_takes(tuned, tmp_path, monkeypatch, capsys):
     _, folder = tuned
-    text = (ROOT / "params.yaml").read_text().replace(f"data/checkpoints/{NAME}", str(folder))
-    (tmp_path / "params.yaml").write_text(text)
+    write_params(tmp_path, {NAME: {"updates": str(folder)}})
     monkeypatch.chdir(tmp_path)
     assert main(["assemble", NAME]) == 0
     assert main(["models", "add", f"artifacts/checkpoints/{NAME}"]) == 0
@@ -101,9 +108,8 @@ def test_the_command_makes_a_checkpoint_that_models_add_takes(tuned, tmp_path, m
 
 
 def test_a_model_that_was_not_assembled_yet_says_how(tuned, tmp_path, monkeypatch, capsys):
-    entry = f"  {NAME}:\n    checkpoint: artifacts/checkpoints/{NAME}\n    family: llava_next\n"
-    text = (ROOT / "params.yaml").read_text().replace("models:\n", "models:\n" + entry, 1)
-    (tmp_path / "params.yaml").write_text(text)
+    entry = {"checkpoint": f"artifacts/checkpoints/{NAME}", "family": "llava_next"}
+    write_params(tmp_path, {NAME: {"updates": str(tuned[1])}}, {NAME: entry})
     monkeypatch.chdir(tmp_path)
     assert main(["align", NAME]) == 1
     assert f"`sparsemm assemble {NAME}` makes it" in capsys.readouterr().err

@@ -17,7 +17,7 @@ OWN = Path(__file__).parents[2] / "params.yaml"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    from sparsemm.training.recipe import save
+    from sparsemm.training.scratch import save
 
     folder = tmp_path_factory.mktemp("models") / "tiny-qwen2-vl"
     save(*build("tiny-qwen2-vl", 4), folder)

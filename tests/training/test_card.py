@@ -14,7 +14,7 @@ from sparsemm.models import content_revision
 from sparsemm.training import card
 from sparsemm.training.architectures import build
 from sparsemm.training.card import held_out, main, row, wilson
-from sparsemm.training.recipe import save
+from sparsemm.training.scratch import save
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT / "data" / "checkpoints"
