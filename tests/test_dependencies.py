@@ -21,6 +21,7 @@ STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages
 CHASE = ("sparsemm.chase.stage", "sparsemm.chase.workers")
 MODULES = {  # stage of dvc.yaml -> the modules that its command runs
     "download": ("sparsemm.datasets.download",),
+    "assemble": ("sparsemm.assemble.stage",),
     "align": ("sparsemm.align.stage",),
     "align-also": ("sparsemm.align.stage",),
     "chase": CHASE,
