@@ -23,7 +23,7 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 	uv pip install --python $(VENV)/bin/python --no-deps --compile-bytecode $(addprefix --find-links ,$(FIND_LINKS)) \
 		-r requirements.txt
 	uv pip install --python $(VENV)/bin/python --no-deps --editable .
-	$(VENV)/bin/python -m sparsemm.cache.build
+	$(VENV)/bin/python -m sparsemm.ops.build
 	touch $@
 
 # A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers. A crash of

@@ -6,6 +6,7 @@ import os
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,27 @@ def _load(name: str) -> tuple[Any, Any]:
 def tiny() -> Callable[[str], tuple[Any, Any]]:
     """`tiny(name) -> (model in fp32, processor)`, loaded once per session."""
     return _load
+
+
+@pytest.fixture
+def fresh_library(monkeypatch):
+    """The compiled library is looked for anew, in the test and after it."""
+    monkeypatch.delenv("SPARSEMM_KERNELS", raising=False)
+    from sparsemm.ops import library
+
+    library.library.cache_clear()
+    yield
+    library.library.cache_clear()
+
+
+@pytest.fixture(params=["library", "twin"])
+def both(request, fresh_library, monkeypatch):
+    """The test runs once with the library and once without."""
+    if request.param == "twin":
+        monkeypatch.setenv("SPARSEMM_KERNELS", "off")
+    elif not import_module("sparsemm.ops.library").available():
+        pytest.skip("no C++ compiler")
+    return request.param
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,18 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sparsemm.cache import detour, ops, tiles
+from sparsemm.cache import detour, tiles
 from sparsemm.cache.masks import Mask, newest_rows
 from sparsemm.cache.slab import Slab, alike
 from sparsemm.cache.turns import compress_again
-from sparsemm.cache.twins import MOST_LOGITS
 from sparsemm.errors import CacheError
+from sparsemm.ops.causal_attention import causal_attention
 
 if TYPE_CHECKING:
     from sparsemm.cache.layer import RaggedLayer
 
 UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")  # what changes the weights
+MOST_LOGITS = 1 << 24  # logits held at once
 
 
 class Pending:
@@ -172,7 +173,7 @@ def prompt_attention(
     plain = mask is None and length == key.shape[2] > 1 and getattr(module, "is_causal", True)
     if own is sdpa_attention_forward and plain and query.is_cpu and query.dtype == torch.float32:
         firsts = torch.zeros(len(query), dtype=torch.int64, device="cpu")
-        return ops.causal_attention(query, key, value, firsts, torch.full_like(firsts, length), scaling), None
+        return causal_attention(query, key, value, firsts, torch.full_like(firsts, length), scaling), None
     return own(module, query, key, value, mask, scaling=scaling, **options)  # type: ignore[no-any-return]
 
 

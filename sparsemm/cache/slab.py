@@ -6,8 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from sparsemm.cache import ops
 from sparsemm.errors import CacheError
+from sparsemm.ops.append import append_row
+from sparsemm.ops.compact import compact
 
 BLOCK, SHARE = 16, 32  # rows a stretch grows by: at least BLOCK, or 1 / SHARE of the layer's mean length
 PIECES, PIECE = 8, 1 << 18  # pieces at most, and numbers of a piece at least: see `pieces`
@@ -123,7 +124,7 @@ class Slab:
     def _fill(self, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> None:
         if keys.stride(-1) != 1 or values.stride(-1) != 1:
             keys, values = keys.contiguous(), values.contiguous()
-        ops.compact(self.keys, self.values, keys, values, keep.contiguous(), self.starts)
+        compact(self.keys, self.values, keys, values, keep.contiguous(), self.starts)
 
     def _write(self, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys[rows], self.values[rows] = keys, values
@@ -149,7 +150,7 @@ class Slab:
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
         if new == 1 and self.keys.dtype == keys.dtype:
-            ops.append_row(self.keys, self.values, keys, values, self.starts, self.lengths)
+            append_row(self.keys, self.values, keys, values, self.starts, self.lengths)
             if valid is None:
                 self.lengths += 1
             else:  # padding lies behind the real rows, in slack that the next token overwrites

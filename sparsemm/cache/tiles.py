@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from sparsemm.cache import ops
 from sparsemm.cache.slab import Slab, pieces
+from sparsemm.ops.ragged_decode import decodes, ragged_decode
 
 TILE = 64  # rows of a tile, at most
 
@@ -102,9 +102,9 @@ def _decode(query: torch.Tensor, slab: Slab, scaling: float, watched: bool) -> t
     batch, num_heads, _, dim = query.shape
     keys, values = slab.read()
     one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
-    served = ops.decodes(one, keys, values)
+    served = decodes(one, keys, values)
     if served:
-        output = ops.ragged_decode(one, keys, values, slab.starts, slab.lengths, scaling)[:, :, None]
+        output = ragged_decode(one, keys, values, slab.starts, slab.lengths, scaling)[:, :, None]
         if not watched:
             return output, None
     tiles = Tiles(slab.starts, slab.lengths, len(keys))

@@ -12,8 +12,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
-from sparsemm.cache import ops, twins
 from sparsemm.errors import ModelError
+from sparsemm.ops.argmax_rows import argmax_rows
+from sparsemm.ops.causal_attention import attend_spans, causal_attention
 
 NAME = "sparsemm_chase"
 MOST_SEEN = 1 << 22  # entries of a mask that are looked at together
@@ -88,7 +89,7 @@ def _record(recorder: Recorder, query: torch.Tensor, key: torch.Tensor, mask: to
         if mask is not None:
             # Batch dimension 1 is a mask that all rows share.
             begins, ends = seen_keys(mask[min(b, len(mask) - 1), 0], rows)
-        found.append(ops.argmax_rows(query[b][:, rows], key[b], begins, ends))
+        found.append(argmax_rows(query[b][:, rows], key[b], begins, ends))
     return torch.cat(found, dim=1)
 
 
@@ -124,8 +125,8 @@ def chase_attention(
     if attention_mask is None:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         if query.is_cpu:
-            return ops.causal_attention(query, key, value, recorder.firsts, recorder.stops, factor), None
-        return twins.attend_spans(query, key, value, recorder.spans, factor), None
+            return causal_attention(query, key, value, recorder.firsts, recorder.stops, factor), None
+        return attend_spans(query, key, value, recorder.spans, factor), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 

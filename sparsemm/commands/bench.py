@@ -75,7 +75,7 @@ def run_bench(given: argparse.Namespace) -> None:
 
 
 def _keep(rows: list[dict[str, Any]], device: str | None) -> str:
-    from sparsemm.cache import fastest
+    from sparsemm.ops import fastest
     from sparsemm.profiling import clock
 
     return str(fastest.keep(clock.device_of(device), rows))

@@ -7,10 +7,10 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sparsemm.cache.build import build, build_cuda, compiler, cuda_compiler, library_folder
 from sparsemm.compat import define_missing_torchvision_operators
 from sparsemm.doctor.finding import Finding
 from sparsemm.errors import CacheError
+from sparsemm.ops.build import build, build_cuda, compiler, cuda_compiler, library_folder
 
 SCARCE = 20 * 2**30  # bytes; a 7B checkpoint in half precision is 15 GB
 
@@ -57,7 +57,7 @@ def decode_backends() -> list[Finding]:
     """Whether the decode backends were timed on every kind of CUDA device."""
     import torch
 
-    from sparsemm.cache import fastest
+    from sparsemm.ops import fastest
 
     hint = "`sparsemm bench backends --keep`, with the --shape and --dtype served, makes the fastest the default"
     found = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sparsemm.ops.observe import observe as observe_rows
+
 
 def observe(
     query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int, pooling_kernel: int, scaling: float
@@ -24,10 +26,8 @@ def observe(
     Returns:
         (B, Hkv, S) fp32; -inf on padding and inside the window.
     """
-    from sparsemm.cache import ops  # here: sparsemm.cache imports this module
-
     rows = min(window, query.shape[2])
-    return ops.observe(query[:, :, query.shape[2] - rows :], key, valid, pooling_kernel, scaling)
+    return observe_rows(query[:, :, query.shape[2] - rows :], key, valid, pooling_kernel, scaling)
 
 
 def select(observed: torch.Tensor, valid: torch.Tensor, slots: torch.Tensor, window: int) -> torch.Tensor:

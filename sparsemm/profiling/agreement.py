@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from sparsemm.cache import backends, library, ops, twins
+from sparsemm.ops import append, argmax_rows, causal_attention, compact, library, observe, ragged_decode
 
-OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -71,7 +70,7 @@ def _decode(draw: Draw, call: Callable[..., torch.Tensor]) -> float:
         rows = query.view(len(starts), 1, group, draw.dim)[s].double()
         first, count = int(starts[s]), lengths[s : s + 1]
         own = slice(first, first + int(count))
-        want[s] = twins.ragged_decode(rows, keys[own].double(), values[own].double(), count * 0, count, scaling)[0]
+        want[s] = ragged_decode.reference(rows, keys[own].double(), values[own].double(), count * 0, count, scaling)[0]
     return _close(got.view(want.shape), want, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
 
 
@@ -79,8 +78,8 @@ def _append(draw: Draw) -> float:
     keys, values, starts, lengths = draw.slab(draw.whole(1, 4), draw.whole(1, 64), 1)
     new_keys, new_values = draw.normal(len(starts), draw.dim), draw.normal(len(starts), draw.dim)
     twin = keys.clone(), values.clone()
-    twins.append(*twin, new_keys, new_values, starts, lengths)
-    ops.append(keys, values, new_keys, new_values, starts, lengths)
+    append.reference(*twin, new_keys, new_values, starts, lengths)
+    append.append(keys, values, new_keys, new_values, starts, lengths)
     return max(_close(keys, twin[0], 1e-30), _close(values, twin[1], 1e-30))
 
 
@@ -93,8 +92,8 @@ def _compact(draw: Draw) -> float:
     starts = room.cumsum(0) - room
     keys = torch.zeros(int(room.sum()), draw.dim, dtype=draw.dtype, device=draw.device)
     values, twin = keys.clone(), (keys.clone(), keys.clone())
-    ops.compact(keys, values, full_keys, full_values, keep, starts)
-    twins.compact(*twin, full_keys, full_values, keep, starts)
+    compact.compact(keys, values, full_keys, full_values, keep, starts)
+    compact.reference(*twin, full_keys, full_values, keep, starts)
     return max(_close(keys, twin[0], 1e-30), _close(values, twin[1], 1e-30))
 
 
@@ -106,7 +105,7 @@ def _observe(draw: Draw) -> float:
     valid = torch.arange(length, dtype=torch.int64, device=draw.device) >= draw.whole(0, length - 1)
     valid = valid.expand(batch, -1)
     given = query, keys, valid, draw.pick(1, 5, 7), draw.dim**-0.5
-    return _close(ops.observe(*given), twins.observe(*given), 1e-5)
+    return _close(observe.observe(*given), observe.reference(*given), 1e-5)
 
 
 def _argmax_rows(draw: Draw) -> float:
@@ -117,7 +116,9 @@ def _argmax_rows(draw: Draw) -> float:
         torch.randint(0, length + 1, (rows,), generator=draw.generator, dtype=torch.int64, device=draw.device)
         for _ in range(2)
     )
-    return _close(ops.argmax_rows(query, keys, begins, ends), twins.argmax_rows(query, keys, begins, ends), 1e-30)
+    return _close(
+        argmax_rows.argmax_rows(query, keys, begins, ends), argmax_rows.reference(query, keys, begins, ends), 1e-30
+    )
 
 
 def _causal_attention(draw: Draw) -> float:
@@ -128,8 +129,8 @@ def _causal_attention(draw: Draw) -> float:
     ends = torch.randint(0, length + 1, (2, batch), generator=draw.generator, dtype=torch.int64, device=draw.device)
     firsts, stops = ends.amin(dim=0), ends.amax(dim=0)
     scaling = draw.pick(0.05, draw.dim**-0.5, 0.5)
-    got = ops.causal_attention(query, keys, values, firsts, stops, scaling)
-    want = twins.causal_attention(query.double(), keys.double(), values.double(), firsts, stops, scaling)
+    got = causal_attention.causal_attention(query, keys, values, firsts, stops, scaling)
+    want = causal_attention.reference(query.double(), keys.double(), values.double(), firsts, stops, scaling)
     return _close(got, want, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
 
 
@@ -139,14 +140,14 @@ def check(op: str, device: torch.device, seconds: float, rounds: int) -> dict[st
     worst is the largest difference in units of the tolerance; a failure names its seed, dtype and head dimension.
     """
     checks: dict[str, Callable[[Draw], float]] = {
-        "ragged_decode": lambda draw: _decode(draw, ops.ragged_decode),
+        "ragged_decode": lambda draw: _decode(draw, ragged_decode.ragged_decode),
         "append": _append,
         "compact": _compact,
         "observe": _observe,
         "argmax_rows": _argmax_rows,
         "causal_attention": _causal_attention,
     }
-    for name, call in backends.BACKENDS[device.type].items():
+    for name, call in ragged_decode.BACKENDS[device.type].items():
         checks[f"decode/{name}"] = lambda draw, call=call: _decode(draw, call)  # type: ignore[misc]
     failures, worst, done, began = [], 0.0, 0, time.monotonic()
     while done < rounds and time.monotonic() - began < seconds:

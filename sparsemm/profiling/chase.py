@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessor
 
-from sparsemm.cache import library
 from sparsemm.chase.hits import look, score_sample
 from sparsemm.errors import SparseMMError
+from sparsemm.ops import library
 from sparsemm.profiling import arithmetic, clock
 from sparsemm.profiling.peak import peak_bytes
 from sparsemm.profiling.samples import Samples, Sizes, of_checkpoint, of_shape

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import transformers
 
-from sparsemm.cache.fastest import processor
-from sparsemm.cache.library import available, cuda_available
 from sparsemm.errors import SparseMMError
+from sparsemm.ops.fastest import processor
+from sparsemm.ops.library import available, cuda_available
 
 TURN = 2e-3  # seconds of one turn of a fast function: it is repeated so often
 COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes of the copy that measures bandwidth: more than any cache holds

@@ -20,13 +20,16 @@ from typing import Any
 
 import torch
 
-from sparsemm.cache import backends, cuda, ops
-from sparsemm.cache.build import build_cuda
 from sparsemm.errors import CacheError
 from sparsemm.files import write_json
+from sparsemm.ops import OPERATIONS
+from sparsemm.ops.append import append
+from sparsemm.ops.build import build_cuda
+from sparsemm.ops.library import raise_faults
+from sparsemm.ops.ragged_decode import ragged_decode, reference, usable
 from sparsemm.params import load_params
 from sparsemm.profiling import bench, chase, clock
-from sparsemm.profiling.agreement import OPERATIONS, check
+from sparsemm.profiling.agreement import check
 from sparsemm.profiling.stage import run_shape
 
 LIMIT = 570  # seconds of everything
@@ -47,7 +50,7 @@ def _build() -> Iterator[dict[str, Any]]:
 def _agreement() -> Iterator[dict[str, Any]]:
     device = torch.device("cuda")
     half = torch.zeros(1, 1, 8, dtype=torch.float16, device=device)
-    others = [f"decode/{name}" for name in backends.usable(half, half[0], half[0]) if name in ("varlen", "flash")]
+    others = [f"decode/{name}" for name in usable(half, half[0], half[0]) if name in ("varlen", "flash")]
     for op in (*OPERATIONS, *others):
         yield check(op, device, seconds=15, rounds=400 if op in OPERATIONS else 60)
 
@@ -65,9 +68,9 @@ def _graph() -> Iterator[dict[str, Any]]:
     new = new.bfloat16()
 
     def step() -> torch.Tensor:
-        ops.append(keys, values, new, new, starts, lengths)
+        append(keys, values, new, new, starts, lengths)
         lengths.add_(1)
-        return ops.ragged_decode(query, keys, values, starts, lengths, 0.1)
+        return ragged_decode(query, keys, values, starts, lengths, 0.1)
 
     step()
     torch.cuda.synchronize()
@@ -79,15 +82,15 @@ def _graph() -> Iterator[dict[str, Any]]:
         new.normal_()
         query.normal_()
         graph.replay()
-        want = backends.BACKENDS["cuda"]["twin"](query, keys, values, starts, lengths, 0.1)
+        want = reference(query, keys, values, starts, lengths, 0.1)
         worst = max(worst, float((output.float() - want.float()).abs().max()))
     torch.cuda.synchronize()
     yield {"replays": 50, "worst_difference": worst, "right": worst < 0.05}
     lengths.fill_(700)
-    ops.append(keys, values, new, new, starts, lengths)
+    append(keys, values, new, new, starts, lengths)
     torch.cuda.synchronize()
     try:
-        cuda.raise_faults()
+        raise_faults()
         yield {"fault": "an append without room was not reported"}
     except CacheError as error:
         yield {"fault_reported": str(error)}

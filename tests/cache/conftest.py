@@ -1,4 +1,4 @@
-"""A text model of random weights whose attention differs between positions, ways to run it, and library or twin."""
+"""A text model of random weights whose attention differs between positions, and ways to run it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsemm
-from sparsemm.cache import library
 
 SHAPE = (4, 6, 3)  # layers, query heads, KV heads
 SIZES = dict(
@@ -65,22 +64,3 @@ class Lab:
 def lab():
     _text_model().set_attn_implementation("sdpa")
     return Lab(_text_model())
-
-
-@pytest.fixture
-def fresh_library(monkeypatch):
-    """The compiled library is looked for anew, in the test and after it."""
-    monkeypatch.delenv("SPARSEMM_KERNELS", raising=False)
-    library.library.cache_clear()
-    yield
-    library.library.cache_clear()
-
-
-@pytest.fixture(params=["library", "twin"])
-def both(request, fresh_library, monkeypatch):
-    """The test runs once with the library and once without."""
-    if request.param == "twin":
-        monkeypatch.setenv("SPARSEMM_KERNELS", "off")
-    elif not library.available():
-        pytest.skip("no C++ compiler")
-    return request.param

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import sparsemm
-from sparsemm.cache import backends, fastest
 from sparsemm.cache.graphs import greedy
 from sparsemm.datasets.synthetic import PageStyle, draw_record
+from sparsemm.ops import OPERATIONS, decode_backends, fastest
 from sparsemm.policies import METHODS
-from sparsemm.profiling.agreement import OPERATIONS, check
+from sparsemm.profiling.agreement import check
 from sparsemm.prompts import build_inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -168,7 +168,7 @@ def test_a_captured_step_says_the_same(tiny, there, name):
 
 @pytest.mark.parametrize("op", [*OPERATIONS, "decode/varlen"])
 def test_operations_agree_with_their_twins(op):
-    if op == "decode/varlen" and backends._varlen() is None:
+    if op == "decode/varlen" and decode_backends._varlen() is None:
         pytest.skip("this torch has no varlen_attn")
     found = check(op, torch.device("cuda"), seconds=8, rounds=25)
     assert found["rounds"] and not found["failed"], found["failures"]

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import sparsemm
-from sparsemm.cache import ops
+from sparsemm.cache import tiles
 from sparsemm.cache.graphs import DecodeStep, greedy
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CacheError
+from sparsemm.ops import append
 from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
 from tests.cache.reading import NoHostReads
@@ -74,8 +75,8 @@ def test_the_watch_sees_what_it_should():
 @pytest.mark.parametrize("method", ["sparsemm", "full"])
 def test_a_step_moves_no_buffer_and_reads_nothing_on_the_host(lab, monkeypatch, method, storage, served):
     if not served:  # the path of a device that the library does not serve
-        monkeypatch.setattr(ops, "serves", lambda *_: False)
-        monkeypatch.setattr(ops, "decodes", lambda *_: False)
+        monkeypatch.setattr(append, "serves", lambda *_: False)
+        monkeypatch.setattr(tiles, "decodes", lambda *_: False)
     cache, tokens = lab.cache(method, max_new_tokens=20, storage=storage), lab.ids()
     lab.run(cache, tokens)
     step = DecodeStep(lab.model, cache, tokens[:, :1], torch.full((2, 1), 30))

@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sparsemm
-from sparsemm.cache import library, ops, slab, tiles
+from sparsemm.cache import slab, tiles
 from sparsemm.cache.attention import attend
 from sparsemm.cache.quantized import STORAGES, QuantizedSlab
 from sparsemm.cache.slab import Slab, alike, pieces
+from sparsemm.ops import library
 from tests.cache.reading import attention
 
 HEADS, DIM = 4, 16
@@ -152,7 +153,7 @@ def many_heads():
 def test_the_largest_tensor_is_a_small_multiple_of_the_rows(monkeypatch, many_heads, options, new, served):
     """One head keeps 1,000 rows and the others 8: padded to the longest, all of them would be 25 times the rows."""
     if not served:
-        monkeypatch.setattr(ops, "decodes", lambda *_: False)
+        monkeypatch.setattr(tiles, "decodes", lambda *_: False)
     elif not library.available():
         pytest.skip("no C++ compiler")
     scores = np.full((1, 32), 1e-6)

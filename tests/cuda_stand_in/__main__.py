@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from sparsemm.cache.build import compiler
+from sparsemm.ops.build import compiler
 
 HERE = Path(__file__).resolve().parent
 BUILT = HERE.parents[1] / "build" / "cuda-stand-in"

@@ -206,8 +206,8 @@ def test_the_prefect_server_of_the_environment_or_of_the_profile(monkeypatch, tm
 def test_decode_backends_are_told_once_for_devices_of_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from sparsemm.cache import fastest
     from sparsemm.doctor.machine import decode_backends
+    from sparsemm.ops import fastest
 
     assert decode_backends() == [] or torch.cuda.is_available()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.cache import ops
-from sparsemm.profiling.agreement import OPERATIONS, check
+from sparsemm.ops import OPERATIONS, append
+from sparsemm.profiling.agreement import check
 
 
 @pytest.mark.parametrize("op", [*OPERATIONS, "decode/twin"])
@@ -16,8 +16,8 @@ def test_operations_agree_with_their_twins(op):
 
 
 def test_what_is_wrong_is_named(monkeypatch):
-    monkeypatch.setattr(ops, "append", lambda *_: None)
+    monkeypatch.setattr(append, "append", lambda *_: None)
     found = check("append", torch.device("cpu"), seconds=60, rounds=4)
     assert found["failed"] == 4 and "seed 0" in found["failures"][0] and "times the tolerance" in found["failures"][0]
-    monkeypatch.setattr(ops, "append", lambda *_: 1 / 0)
+    monkeypatch.setattr(append, "append", lambda *_: 1 / 0)
     assert "ZeroDivisionError" in check("append", torch.device("cpu"), seconds=60, rounds=1)["failures"][0]

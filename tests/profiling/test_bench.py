@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemm.cache import build, fastest
 from sparsemm.cli import main
+from sparsemm.ops import build, fastest
 from sparsemm.profiling import bench, clock, shapes
 from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
 from sparsemm.profiling.bench.caches import caches

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sparsemm.cache import library
 from sparsemm.errors import SparseMMError
+from sparsemm.ops import library
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench import (
     agreement,

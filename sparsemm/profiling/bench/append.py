@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from sparsemm.cache import ops
 from sparsemm.cache.slab import Slab
+from sparsemm.ops.append import append_row
 from sparsemm.profiling import clock
 from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
 from sparsemm.profiling.bench.setting import Found, Setting
@@ -62,7 +62,7 @@ def _ours(slab: Slab, rows: torch.Tensor) -> Callable[[], Any]:
     def call() -> (
         None
     ):  # the row and the new lengths, which are forgotten: every call is alike, and none grows the slab
-        ops.append_row(slab.keys, slab.values, rows, rows, slab.starts, slab.lengths)
+        append_row(slab.keys, slab.values, rows, rows, slab.starts, slab.lengths)
         slab.lengths + 1
 
     return call

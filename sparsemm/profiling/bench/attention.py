@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from sparsemm.cache import ops, twins
+from sparsemm.ops.causal_attention import causal_attention, reference
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.setting import Found, Setting
 
@@ -24,8 +24,8 @@ def run(setting: Setting) -> Found:
         firsts = torch.arange(batch, dtype=torch.int64, device=setting.device) * length // 64
         given = query, keys, values, firsts, torch.full_like(firsts, length), shape.head_dim**-0.5
         functions: clock.Functions = {
-            "causal_attention": partial(ops.causal_attention, *given),
-            "sdpa": partial(twins.causal_attention, *given),
+            "causal_attention": partial(causal_attention, *given),
+            "sdpa": partial(reference, *given),
         }
         times = clock.alternating(functions, setting.repeats, setting.device)
         rows.append({"case": case, "batch": batch, "length": length, "times": clock.summary(times, {})})

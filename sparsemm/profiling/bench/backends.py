@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparsemm.cache import backends
+from sparsemm.ops.ragged_decode import BACKENDS, usable
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.decode import each, slabs
 from sparsemm.profiling.bench.setting import Found, Setting
@@ -30,22 +30,22 @@ def run(setting: Setting) -> Found:
             keys, values = setting.layer(batch, 2 * budget)
             layers = slabs(setting, keys, values, setting.keep(batch, 2 * budget, budget))
             query = setting.normal(batch, shape.num_attention_heads, shape.head_dim, seed=3)
-            servers = backends.BACKENDS[setting.device.type]
+            servers = BACKENDS[setting.device.type]
             functions: clock.Functions = {
                 name: each(layers, servers[name], query, shape.head_dim**-0.5)
-                for name in backends.usable(query, layers[0][0], layers[0][1])
+                for name in usable(query, layers[0][0], layers[0][1])
             }
             times = clock.alternating(functions, setting.repeats, setting.device)
             eligible = [name for name in functions if captures(name, functions[name], setting.device)]
             chosen = fastest(times, eligible or [*functions])
-            stretches = len(layers[0][2])
+            segments = len(layers[0][2])
             rows.append(
                 {
                     "dtype": str(setting.dtype).removeprefix("torch."),
                     "head_dim": shape.head_dim,
                     "group": shape.group,
-                    "stretches": stretches,
-                    "rows": len(layers[0][0]) // stretches,
+                    "segments": segments,
+                    "rows": len(layers[0][0]) // segments,
                     "backend": chosen,
                     "batch": batch,
                     "budget": budget,

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from transformers import DynamicCache
 
-from sparsemm.cache import ops, twins
 from sparsemm.cache.slab import Slab
+from sparsemm.ops.compact import compact, reference
 from sparsemm.profiling import clock
 from sparsemm.profiling.baselines import compact_head_by_head
 from sparsemm.profiling.bench.setting import Found, Setting
@@ -42,8 +42,8 @@ def _compactions(keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -
     given = slab.keys, slab.values, keys, values, keep, slab.starts
     room = torch.empty_like(keys), torch.empty_like(values)
     return {
-        "compact": partial(ops.compact, *given),
-        "twin": partial(twins.compact, *given),
+        "compact": partial(compact, *given),
+        "twin": partial(reference, *given),
         # Every head as long as the longest: what a cache without ragged storage would do.
         "gather": lambda: (keys.gather(2, index), values.gather(2, index)),
         "copying": partial(compact_head_by_head, keys[0], values[0], chosen),

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from sparsemm.cache import backends, ops
 from sparsemm.cache.slab import Slab
+from sparsemm.ops.ragged_decode import BACKENDS, Decode, ragged_decode, usable
 from sparsemm.profiling import clock
 from sparsemm.profiling.baselines import CopyingAppend
 from sparsemm.profiling.bench.setting import Found, Setting
@@ -64,11 +64,11 @@ def _decodes(setting: Setting, keys: torch.Tensor, values: torch.Tensor, layers:
     functions: clock.Functions = {
         "full": partial(attend, keys, values),
         "dynamic": _dynamic(keys, values, new, attend),
-        "copying": _copying(keys.shape[-1], layers[0], new, partial(ops.ragged_decode, query), factor),
-        "ragged_decode": each(layers, ops.ragged_decode, query, factor),
+        "copying": _copying(keys.shape[-1], layers[0], new, partial(ragged_decode, query), factor),
+        "ragged_decode": each(layers, ragged_decode, query, factor),
     }
-    servers = backends.BACKENDS[setting.device.type]
-    names = backends.usable(query, layers[0][0], layers[0][1])
+    servers = BACKENDS[setting.device.type]
+    names = usable(query, layers[0][0], layers[0][1])
     return functions | {name: each(layers, servers[name], query, factor) for name in names}
 
 
@@ -81,7 +81,7 @@ def slabs(setting: Setting, keys: torch.Tensor, values: torch.Tensor, keep: torc
     return [first] + [(slab.keys.clone(), slab.values.clone(), slab.starts, slab.lengths) for _ in others]
 
 
-def each(layers: list[Stretches], call: backends.Decode, query: torch.Tensor, factor: float) -> Callable[[], Any]:
+def each(layers: list[Stretches], call: Decode, query: torch.Tensor, factor: float) -> Callable[[], Any]:
     """A function that decodes one layer after the other."""
     at = 0
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from sparsemm.cache import ops, twins
+from sparsemm.ops.observe import observe, reference
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.setting import POOLING, Found, Setting
 from sparsemm.profiling.memory import tensor_bytes
@@ -21,8 +21,8 @@ def run(setting: Setting) -> Found:
         valid = torch.ones(1, length, dtype=torch.bool, device=setting.device)
         given = query, keys, valid, POOLING, setting.shape.head_dim**-0.5
         functions: clock.Functions = {
-            "observe": partial(ops.observe, *given),
-            "twin": partial(twins.observe, *given),
+            "observe": partial(observe, *given),
+            "twin": partial(reference, *given),
         }
         functions["copy"], copied = clock.copies(setting.device)
         times = clock.alternating(functions, setting.repeats, setting.device)

@@ -7,8 +7,8 @@ import logging
 import pytest
 import torch
 
-from sparsemm.cache import build, library, ops
-from tests.cache.operations import needs_compiler, ragged
+from sparsemm.ops import build, library, ragged_decode
+from tests.ops.operations import needs_compiler, ragged
 
 pytestmark = pytest.mark.usefixtures("fresh_library")
 
@@ -26,7 +26,9 @@ def test_without_a_compiler_one_line_says_so_and_the_twin_serves(monkeypatch, ca
     assert "PyTorch serves" in caplog.text and "no-such-compiler was not found" in caplog.text
     keys, values, starts, lengths = ragged([2], 8, torch.float32, [0], 0)
     assert not library.serves(keys)
-    assert ops.ragged_decode(torch.randn(1, 1, 8, dtype=torch.float32), keys, values, starts, lengths, 1.0).any()
+    assert ragged_decode.ragged_decode(
+        torch.randn(1, 1, 8, dtype=torch.float32), keys, values, starts, lengths, 1.0
+    ).any()
 
 
 def test_switched_off_it_says_nothing(monkeypatch, caplog):

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparsemm.cache import build, cuda, library, twins
 from sparsemm.errors import CacheError
+from sparsemm.ops import append, argmax_rows, build, compact, library, observe, ragged_decode
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 THREADS = Path(__file__).parents[1] / "cuda_stand_in" / "kernels.h"
@@ -35,24 +35,23 @@ def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"
     flags = EMULATED + os.environ.get("EMULATION_FLAGS", "").split()
     assert build.compile_library(build.compiler(), flags, target, "*.cu") == ""
-    return library._load(str(target), library.CUDA_ARGUMENTS)
+    return library.load(str(target), library.CUDA_ARGUMENTS)
 
 
 @pytest.fixture
 def device(emulated, monkeypatch) -> Iterator[None]:
-    """The calls of sparsemm.cache.cuda reach the emulated kernels, with tensors of the processor."""
+    """The calls of the CUDA library reach the emulated kernels, with tensors of the processor."""
     word = torch.zeros(2, dtype=torch.int64)
     fault = word, (library.ctypes.c_int64 * 2).from_address(word.data_ptr())
-    monkeypatch.setattr(cuda, "cuda_library", lambda: emulated)
-    monkeypatch.setattr(cuda, "_fault", lambda: fault)
-    monkeypatch.setattr(cuda, "KIND", "cpu")
+    monkeypatch.setattr(library, "cuda_library", lambda: emulated)
+    monkeypatch.setattr(library, "fault_word", lambda: fault)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    cuda._COUNTERS.clear()
+    ragged_decode._COUNTERS.clear()
     yield
-    assert not any(held.any() for held in cuda._COUNTERS.values()), "a kernel left its counters changed"
-    cuda._COUNTERS.clear()
+    assert not any(held.any() for held in ragged_decode._COUNTERS.values()), "a kernel left its counters changed"
+    ragged_decode._COUNTERS.clear()
 
 
 def rounds(count: int) -> range:
@@ -65,11 +64,11 @@ def pick(generator: torch.Generator, *choices):
 
 
 def random_slab(generator, dtype, dim, least_gap=0):
-    stretches = pick(generator, 1, 2, 3, 8, 40)
+    segments = pick(generator, 1, 2, 3, 8, 40)
     size = pick(generator, 3, 70, 300)
-    lengths = torch.randint(0, size, (stretches,), generator=generator)
-    lengths[torch.randint(stretches, (1,), generator=generator)] *= pick(generator, 0, 1, 9)
-    gaps = torch.randint(least_gap, 4, (stretches,), generator=generator)
+    lengths = torch.randint(0, size, (segments,), generator=generator)
+    lengths[torch.randint(segments, (1,), generator=generator)] *= pick(generator, 0, 1, 9)
+    gaps = torch.randint(least_gap, 4, (segments,), generator=generator)
     starts = (lengths + gaps).cumsum(0) - lengths - gaps
     rows = int((lengths + gaps).sum())
     keys, values = (torch.randn(rows, dim, generator=generator, dtype=torch.float32).to(dtype) for _ in range(2))
@@ -85,8 +84,8 @@ def test_ragged_decode(device, dtype):
         keys, values, starts, lengths = random_slab(generator, dtype, dim)
         query = torch.randn(1, len(starts) * group, dim, generator=generator, dtype=torch.float32).to(dtype)
         scaling = pick(generator, 0.05, 1.0)
-        got = cuda.ragged_decode(query, keys, values, starts, lengths, scaling)
-        want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, scaling)
+        got = ragged_decode.on_cuda(query, keys, values, starts, lengths, scaling)
+        want = ragged_decode.reference(query.double(), keys.double(), values.double(), starts, lengths, scaling)
         tolerance = TOLERANCE[dtype] * (1 + scaling * dim**0.5)
         torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
 
@@ -100,10 +99,10 @@ def test_a_long_head_is_shared_by_all_blocks_and_gives_the_same(device, emulated
     )
     starts, lengths = torch.tensor([0, 3]), torch.tensor([3, 2990])
     query = torch.randn(1, 4, 64, dtype=torch.float32).bfloat16()
-    got = cuda.ragged_decode(query, keys, values, starts, lengths, 0.3)
-    alone = cuda.ragged_decode(query[:, 2:].contiguous(), keys, values, starts[1:], lengths[1:], 0.3)
+    got = ragged_decode.on_cuda(query, keys, values, starts, lengths, 0.3)
+    alone = ragged_decode.on_cuda(query[:, 2:].contiguous(), keys, values, starts[1:], lengths[1:], 0.3)
     torch.testing.assert_close(got[:, 2:], alone, rtol=8e-3, atol=1e-3)
-    want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, 0.3)
+    want = ragged_decode.reference(query.double(), keys.double(), values.double(), starts, lengths, 0.3)
     torch.testing.assert_close(got.double(), want, rtol=1e-2, atol=4e-3)
 
 
@@ -114,13 +113,13 @@ def test_large_logits_infinities_and_nans(device, dtype):
     keys, values = torch.randn(600, 8, dtype=torch.float32), torch.randn(600, 8, dtype=torch.float32).to(dtype)
     starts, lengths, query = torch.tensor([0]), torch.tensor([600]), torch.ones(1, 1, 8, dtype=torch.float32).to(dtype)
     keys[500] += 300.0  # nothing else counts
-    assert torch.equal(cuda.ragged_decode(query, keys.to(dtype), values, starts, lengths, 1.0)[0, 0], values[500])
+    assert torch.equal(ragged_decode.on_cuda(query, keys.to(dtype), values, starts, lengths, 1.0)[0, 0], values[500])
     keys[:300] = float("-inf")
-    got = cuda.ragged_decode(query, keys.to(dtype), values, starts, lengths, 0.0001)
-    half = cuda.ragged_decode(query, keys.to(dtype), values, starts + 300, lengths - 300, 0.0001)
+    got = ragged_decode.on_cuda(query, keys.to(dtype), values, starts, lengths, 0.0001)
+    half = ragged_decode.on_cuda(query, keys.to(dtype), values, starts + 300, lengths - 300, 0.0001)
     torch.testing.assert_close(got, half)
     keys[400, 0] = float("nan")
-    assert cuda.ragged_decode(query, keys.to(dtype), values, starts, lengths, 1.0).isnan().all()
+    assert ragged_decode.on_cuda(query, keys.to(dtype), values, starts, lengths, 1.0).isnan().all()
 
 
 @needs_compiler
@@ -133,8 +132,8 @@ def test_append(device, dtype):
         new = torch.randn(2 * len(starts) * dim + 1, generator=generator, dtype=torch.float32).to(dtype)
         new = new[pick(generator, 0, 1) :][: 2 * len(starts) * dim].view(2, -1, dim)  # also at an odd address
         twin = keys.clone(), values.clone()
-        twins.append(*twin, new[0], new[1], starts, lengths)
-        cuda.append(keys, values, new[0], new[1], starts, lengths)
+        append.reference(*twin, new[0], new[1], starts, lengths)
+        append.on_cuda(keys, values, new[0], new[1], starts, lengths)
         assert torch.equal(keys, twin[0]) and torch.equal(values, twin[1])
 
 
@@ -155,8 +154,8 @@ def test_compact(device, dtype):
         room = keep.flatten(0, 1).sum(-1) + torch.randint(0, 3, (batch * heads,), generator=generator)
         starts = room.cumsum(0) - room
         buffers = [torch.zeros(int(room.sum()), dim, dtype=dtype) for _ in range(4)]
-        cuda.compact(*buffers[:2], *full, keep, starts)
-        twins.compact(*buffers[2:], *full, keep, starts)
+        compact.on_cuda(*buffers[:2], *full, keep, starts)
+        compact.reference(*buffers[2:], *full, keep, starts)
         assert torch.equal(buffers[0], buffers[2]) and torch.equal(buffers[1], buffers[3])
 
 
@@ -177,12 +176,12 @@ def test_observe(device, dtype):
             torch.randn(batch, length, heads, dim, generator=generator, dtype=torch.float32).to(dtype).transpose(1, 2)
         )
         valid = torch.rand(batch, length, generator=generator, dtype=torch.float32) < pick(generator, 0.5, 1.1)
-        got = cuda.observe(query, keys, valid, pick(generator, 1, 5), 0.2)
-        want = twins.observe(query, keys, valid, 1, 0.2)
+        got = observe.on_cuda(query, keys, valid, pick(generator, 1, 5), 0.2)
+        want = observe.reference(query, keys, valid, 1, 0.2)
         assert got.shape == want.shape and torch.equal(got.isneginf(), want.isneginf())
         pooling = pick(generator, 1, 3, 99)
-        got = cuda.observe(query, keys, valid, pooling, 0.2)
-        torch.testing.assert_close(got, twins.observe(query, keys, valid, pooling, 0.2), rtol=1e-4, atol=1e-6)
+        got = observe.on_cuda(query, keys, valid, pooling, 0.2)
+        torch.testing.assert_close(got, observe.reference(query, keys, valid, pooling, 0.2), rtol=1e-4, atol=1e-6)
 
 
 @needs_compiler
@@ -201,7 +200,9 @@ def test_argmax_rows(device, dtype):
         keys[0, length // 2, 0] = pick(generator, 0.0, float("nan"), float("-inf"), float("inf"))
         begins = torch.randint(0, length + 1, (rows,), generator=generator)
         ends = torch.randint(0, length + 1, (rows,), generator=generator)
-        assert torch.equal(cuda.argmax_rows(query, keys, begins, ends), twins.argmax_rows(query, keys, begins, ends))
+        assert torch.equal(
+            argmax_rows.on_cuda(query, keys, begins, ends), argmax_rows.reference(query, keys, begins, ends)
+        )
 
 
 @needs_compiler
@@ -211,29 +212,29 @@ def test_what_leaves_the_slab_touches_nothing_and_is_raised_by_the_next_call(dev
     starts, lengths, query = torch.tensor([0, 10]), torch.tensor([4, 5]), torch.randn(1, 2, 8, dtype=torch.float32)
     for bad_starts, bad_lengths in [([-1, 10], [4, 5]), ([0, 2**62], [4, 5]), ([0, 10], [4, 11]), ([0, 10], [-1, 5])]:
         bad = torch.tensor(bad_starts), torch.tensor(bad_lengths)
-        got = cuda.ragged_decode(query, keys, values, *bad, 1.0)
+        got = ragged_decode.on_cuda(query, keys, values, *bad, 1.0)
         wrong = 0 if bad_starts[0] < 0 or bad_lengths[0] < 0 else 1
         assert got[0, wrong].isnan().all() and not got[0, 1 - wrong].isnan().any()
         with pytest.raises(CacheError, match=f"index {wrong}: ragged_decode: a start or length left the slab"):
-            cuda.append(keys, values, query[0], query[0], starts, lengths)
+            append.on_cuda(keys, values, query[0], query[0], starts, lengths)
         assert torch.equal(keys, was)
-    cuda.append(keys, values, query[0], query[0], starts, torch.tensor([10, 10]))
+    append.on_cuda(keys, values, query[0], query[0], starts, torch.tensor([10, 10]))
     assert torch.equal(keys, was)
     with pytest.raises(CacheError, match="append: there was no room"):
-        cuda.raise_faults()
+        library.raise_faults()
     keep = torch.ones(1, 2, 11, dtype=torch.bool)
     full = torch.randn(1, 2, 11, 8, dtype=torch.float32)
-    cuda.compact(keys, values, full, full, keep, starts)
+    compact.on_cuda(keys, values, full, full, keep, starts)
     assert torch.equal(keys, was)
     with pytest.raises(CacheError, match="compact: what was kept"):
-        cuda.raise_faults()
-    found = cuda.argmax_rows(
+        library.raise_faults()
+    found = argmax_rows.on_cuda(
         torch.randn(2, 2, 8, dtype=torch.float32), full[0], torch.tensor([0, 0]), torch.tensor([11, 12])
     )
     assert not found[:, 1].any()
     with pytest.raises(CacheError, match="index 1: argmax_rows"):
-        cuda.raise_faults()
-    cuda.raise_faults()  # said once
+        library.raise_faults()
+    library.raise_faults()  # said once
 
 
 @needs_compiler
@@ -243,8 +244,8 @@ def test_addresses_that_16_byte_loads_cannot_serve_are_copied(device):
     keys, values = odd[: 30 * 8].view(30, 8), odd[30 * 8 :].view(30, 8)
     starts, lengths, query = torch.tensor([0]), torch.tensor([30]), torch.randn(1, 2, 8, dtype=torch.float32).bfloat16()
     assert keys.data_ptr() % 16
-    got = cuda.ragged_decode(query, keys, values, starts, lengths, 0.3)
-    assert torch.equal(got, cuda.ragged_decode(query, keys.clone(), values.clone(), starts, lengths, 0.3))
+    got = ragged_decode.on_cuda(query, keys, values, starts, lengths, 0.3)
+    assert torch.equal(got, ragged_decode.on_cuda(query, keys.clone(), values.clone(), starts, lengths, 0.3))
 
 
 @needs_nvcc
@@ -262,7 +263,7 @@ def test_the_sources_compile_to_machine_code(tmp_path, architecture):
 def test_one_library_for_the_device_is_built_and_has_every_function(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     built = build.build_cuda()
-    assert library._load(str(built), library.CUDA_ARGUMENTS)
+    assert library.load(str(built), library.CUDA_ARGUMENTS)
     made = built.stat().st_mtime_ns
     assert build.build_cuda() == built and built.stat().st_mtime_ns == made
 

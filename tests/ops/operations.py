@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from sparsemm.cache import library
+from sparsemm.ops import library
 
 DTYPES = list(library.DTYPES)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}  # of values about 1: half an ulp and fp32
@@ -15,7 +15,7 @@ needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "cl
 
 
 def ragged(lengths, dim, dtype, gaps, seed):
-    """A slab whose stretches have room behind them, (keys, values, starts, lengths)."""
+    """A slab whose segments have room behind them, (keys, values, starts, lengths)."""
     torch.manual_seed(seed)
     lengths = torch.tensor(lengths, dtype=torch.int64)
     ends = (lengths + torch.tensor(gaps)).cumsum(0)

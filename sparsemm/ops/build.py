@@ -1,4 +1,4 @@
-"""Compile csrc/ to shared objects in a per-user folder: `python -m sparsemm.cache.build [--cuda]`."""
+"""Compile csrc/ to shared objects in a per-user folder: `python -m sparsemm.ops.build [--cuda]`."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparsemm.cache import backends, ops, twins
 from sparsemm.errors import CacheError
+from sparsemm.ops import decode_backends, ragged_decode
 
 
 def slab() -> tuple[torch.Tensor, ...]:
@@ -49,20 +49,24 @@ def flash(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softm
 
 @pytest.mark.parametrize("varlen", [new_varlen, old_varlen])
 def test_varlen_equals_the_twin(monkeypatch, varlen):
-    found = varlen, frozenset(backends.inspect.signature(varlen).parameters)
-    monkeypatch.setattr(backends, "_varlen", lambda: found)
+    found = varlen, frozenset(decode_backends.inspect.signature(varlen).parameters)
+    monkeypatch.setattr(decode_backends, "_varlen", lambda: found)
     given = slab()
-    torch.testing.assert_close(backends.varlen(*given, 0.7), twins.ragged_decode(*given, 0.7), rtol=2e-2, atol=2e-3)
+    torch.testing.assert_close(
+        decode_backends.varlen(*given, 0.7), ragged_decode.reference(*given, 0.7), rtol=2e-2, atol=2e-3
+    )
 
 
 def test_flash_equals_the_twin(monkeypatch):
-    monkeypatch.setattr(backends, "_flash", lambda: flash)
+    monkeypatch.setattr(decode_backends, "_flash", lambda: flash)
     given = slab()
-    torch.testing.assert_close(backends.flash(*given, 0.7), twins.ragged_decode(*given, 0.7), rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(
+        decode_backends.flash(*given, 0.7), ragged_decode.reference(*given, 0.7), rtol=2e-3, atol=1e-3
+    )
 
 
 def test_torchs_own_signature_is_understood():
-    found = backends._varlen()
+    found = decode_backends._varlen()
     if found is None:
         pytest.skip("this torch has no varlen_attn")
     assert {"cu_seq_q", "cu_seq_k", "max_q", "max_k"} <= found[1]
@@ -70,17 +74,17 @@ def test_torchs_own_signature_is_understood():
 
 def test_ours_comes_first_and_the_twin_serves_what_nobody_else_does(monkeypatch):
     query, keys, values, *_ = slab()
-    monkeypatch.setattr(backends, "_varlen", lambda: (old_varlen, frozenset()))
-    monkeypatch.setattr(backends, "_flash", lambda: flash)
-    monkeypatch.setattr(backends, "serves", lambda *_: True)
-    assert backends.usable(query, keys, values) == ["ours", "twin"]
+    monkeypatch.setattr(decode_backends, "_varlen", lambda: (old_varlen, frozenset()))
+    monkeypatch.setattr(decode_backends, "_flash", lambda: flash)
+    monkeypatch.setattr(ragged_decode, "serves", lambda *_: True)
+    assert ragged_decode.usable(query, keys, values) == ["ours", "twin"]
     monkeypatch.setattr(torch.Tensor, "is_cpu", False)  # as on a CUDA device
-    assert backends.usable(query, keys, values) == ["ours", "varlen", "flash", "twin"]
-    monkeypatch.setattr(backends, "serves", lambda *_: False)
-    assert backends.usable(query, keys, values) == ["varlen", "flash", "twin"]
-    assert backends.usable(query.float(), keys.float(), values.float()) == ["twin"]
-    assert backends.usable(query, keys.to(torch.int8), values.to(torch.int8)) == ["twin"]  # stored in 8 bits
-    assert backends.usable(query.requires_grad_(), keys, values) == ["twin"]
+    assert ragged_decode.usable(query, keys, values) == ["ours", "varlen", "flash", "twin"]
+    monkeypatch.setattr(ragged_decode, "serves", lambda *_: False)
+    assert ragged_decode.usable(query, keys, values) == ["varlen", "flash", "twin"]
+    assert ragged_decode.usable(query.float(), keys.float(), values.float()) == ["twin"]
+    assert ragged_decode.usable(query, keys.to(torch.int8), values.to(torch.int8)) == ["twin"]  # stored in 8 bits
+    assert ragged_decode.usable(query.requires_grad_(), keys, values) == ["twin"]
 
 
 def test_what_was_measured_to_be_the_fastest_serves_where_it_can(both, monkeypatch):
@@ -90,21 +94,21 @@ def test_what_was_measured_to_be_the_fastest_serves_where_it_can(both, monkeypat
     def spy(name, call):
         return lambda *arguments: (served.append(name), call(*arguments))[1]
 
-    for name, call in backends.BACKENDS["cpu"].items():
-        monkeypatch.setitem(backends.BACKENDS["cpu"], name, spy(name, call))
+    for name, call in ragged_decode.BACKENDS["cpu"].items():
+        monkeypatch.setitem(ragged_decode.BACKENDS["cpu"], name, spy(name, call))
     for name in ("twin", "ours", "varlen"):
-        monkeypatch.setattr(backends.fastest, "backend", lambda *_, name=name: name)
-        got = ops.ragged_decode(*given, 0.7)
-        torch.testing.assert_close(got, twins.ragged_decode(*given, 0.7), rtol=2e-3, atol=1e-3)
+        monkeypatch.setattr(ragged_decode.fastest, "backend", lambda *_, name=name: name)
+        got = ragged_decode.ragged_decode(*given, 0.7)
+        torch.testing.assert_close(got, ragged_decode.reference(*given, 0.7), rtol=2e-3, atol=1e-3)
     # There is no varlen here, and without a library no kernel of ours: the first usable one serves.
     assert served == (["twin", "ours", "ours"] if both == "library" else ["twin"] * 3)
 
 
 def test_the_environment_names_one(monkeypatch):
     given = slab()
-    monkeypatch.setattr(backends, "serves", lambda *_: False)
+    monkeypatch.setattr(ragged_decode, "serves", lambda *_: False)
     monkeypatch.setenv("SPARSEMM_DECODE", "twin")
-    assert torch.equal(backends.decode(*given, 0.7), twins.ragged_decode(*given, 0.7))
+    assert torch.equal(ragged_decode.decode(*given, 0.7), ragged_decode.reference(*given, 0.7))
     monkeypatch.setenv("SPARSEMM_DECODE", "ours")
     with pytest.raises(CacheError, match="SPARSEMM_DECODE=ours cannot serve"):
-        backends.decode(*given, 0.7)
+        ragged_decode.decode(*given, 0.7)

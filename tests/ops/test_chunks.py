@@ -1,11 +1,11 @@
-"""The twins hold few logits at a time. What they compute is tested in test_ops.py and test_observation.py."""
+"""The reference implementations hold few logits at a time."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from sparsemm.cache import twins
+from sparsemm.ops import argmax_rows, observe
 
 
 @pytest.mark.parametrize("op", ["observe", "argmax_rows"])
@@ -14,8 +14,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, op: str) -> None
 
     def run() -> torch.Tensor:
         if op == "observe":
-            return twins.observe(query[None], keys[None], torch.ones(1, 30, dtype=torch.bool), 3, 0.5)
-        return twins.argmax_rows(query, keys, torch.zeros(6, dtype=torch.int64), torch.arange(25, 31))
+            return observe.reference(query[None], keys[None], torch.ones(1, 30, dtype=torch.bool), 3, 0.5)
+        return argmax_rows.reference(query, keys, torch.zeros(6, dtype=torch.int64), torch.arange(25, 31))
 
     whole, sizes = run(), []
     matmul = torch.matmul
@@ -24,7 +24,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, op: str) -> None
         sizes.append(matmul(a, b).numel())
         return matmul(a, b)
 
-    monkeypatch.setattr(twins, "MOST_LOGITS", 2 * 2 * 6 * 30)
+    monkeypatch.setattr(observe if op == "observe" else argmax_rows, "MOST_LOGITS", 2 * 2 * 6 * 30)
     monkeypatch.setattr(torch, "matmul", spy)
     torch.testing.assert_close(run(), whole, rtol=1e-6, atol=1e-7)
     assert len(sizes) > 1 and max(sizes) <= 2 * 2 * 6 * 30

@@ -8,13 +8,13 @@ import logging
 import pytest
 import torch
 
-from sparsemm.cache import build, fastest
+from sparsemm.ops import build, fastest
 
 CPU = torch.device("cpu")
 
 
-def shape(stretches, rows, backend, dtype="float16", head_dim=64, group=4):
-    values = (dtype, head_dim, group, stretches, rows, backend)
+def shape(segments, rows, backend, dtype="float16", head_dim=64, group=4):
+    values = (dtype, head_dim, group, segments, rows, backend)
     return dict(zip(fastest.FIELDS, values, strict=True))
 
 
@@ -34,8 +34,8 @@ def test_the_nearest_shape_of_the_same_kind_answers(folder):
     path = fastest.keep(CPU, [shape(*size, name) for name, size in sizes.items()] + [shape(8, 256, "d", group=1)])
     assert path.parent == folder and path == fastest.path_of(fastest.processor())
     nearest = {(8, 256): "a", (8, 300): "a", (16, 200): "a", (200, 256): "b", (8, 5000): "c", (1, 1): "a", (0, 0): "a"}
-    for (stretches, rows), name in nearest.items():
-        assert fastest.backend(CPU, torch.float16, 64, 4, stretches, rows) == name
+    for (segments, rows), name in nearest.items():
+        assert fastest.backend(CPU, torch.float16, 64, 4, segments, rows) == name
     assert fastest.backend(CPU, torch.float16, 64, 1, 64, 8192) == "d"
     for other in ((torch.float32, 64, 4), (torch.float16, 128, 4), (torch.float16, 64, 2)):
         assert fastest.backend(CPU, *other, 8, 256) is None

@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 
-from sparsemm.cache import build, library, twins
-from tests.cache.operations import DTYPES, TOLERANCE, needs_compiler, ragged
+from sparsemm.ops import build, library, ragged_decode
+from tests.ops.operations import DTYPES, TOLERANCE, needs_compiler, ragged
 
 
 @needs_compiler
@@ -35,7 +35,9 @@ def test_the_plainer_flags_compute_the_same(tmp_path, flags):
     """Narrower vectors, and at last no OpenMP: what an old compiler or another architecture gets."""
     assert build.compile_library(build.compiler(), [*build.COMMON, *flags, "-O1"], tmp_path / "plain.so") == ""
     plain = ctypes.CDLL(str(tmp_path / "plain.so")).sparsemm_ragged_decode
-    plain.argtypes, plain.restype = library.ARGUMENTS["sparsemm_ragged_decode"], ctypes.c_int64
+    types = library.ARGUMENTS["sparsemm_ragged_decode"]
+    plain.argtypes = [library.P if isinstance(one, library.Pointer) else one for one in types]
+    plain.restype = ctypes.c_int64
     for dtype in DTYPES:
         keys, values, starts, lengths = ragged([300, 0, 5], 24, dtype, [0] * 3, 0)
         values[:20] *= 1e-6  # subnormal halves
@@ -43,14 +45,14 @@ def test_the_plainer_flags_compute_the_same(tmp_path, flags):
         out = torch.empty_like(query)
         tensors = [t.data_ptr() for t in (query, keys, values, starts, lengths, out)]
         assert plain(library.DTYPES[dtype], *tensors, 3, 2, 24, len(keys), 0.2, 4) == library.DONE
-        want = twins.ragged_decode(query.double(), keys.double(), values.double(), starts, lengths, 0.2)
+        want = ragged_decode.reference(query.double(), keys.double(), values.double(), starts, lengths, 0.2)
         torch.testing.assert_close(out.double(), want, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @needs_compiler
 def test_one_command_builds_the_library():
     done = subprocess.run(
-        [sys.executable, "-m", "sparsemm.cache.build"], capture_output=True, text=True, env=dict(os.environ)
+        [sys.executable, "-m", "sparsemm.ops.build"], capture_output=True, text=True, env=dict(os.environ)
     )
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert done.stdout.strip() == str(build.build())

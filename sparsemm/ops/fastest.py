@@ -20,7 +20,7 @@ import torch
 
 from sparsemm.files import write_json
 
-FIELDS = {"dtype": str, "head_dim": int, "group": int, "stretches": int, "rows": int, "backend": str}
+FIELDS = {"dtype": str, "head_dim": int, "group": int, "segments": int, "rows": int, "backend": str}
 
 
 def processor() -> str:
@@ -40,9 +40,7 @@ def device_name(device: torch.device) -> str:
 
 def path_of(name: str) -> Path:
     """The file of a device: a home folder may be shared by machines with different ones."""
-    from sparsemm.cache.build import (
-        library_folder,
-    )  # here, or `python -m sparsemm.cache.build` would import itself twice
+    from sparsemm.ops.build import library_folder  # here, or `python -m sparsemm.ops.build` would import itself twice
 
     words = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
     return library_folder() / f"decode-{words}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
@@ -52,7 +50,7 @@ def keep(device: torch.device, fastest: list[dict[str, Any]]) -> Path:
     """Write what was measured on a device, beside what was at other shapes; it is used from now on.
 
     Args:
-        fastest: a dict of `FIELDS` for every shape, others in it are left out: `rows` is the mean room of a stretch.
+        fastest: a dict of `FIELDS` for every shape, others in it are left out: `rows` is the mean room of a segment.
     """
     name = device_name(device)
     path = path_of(name)
@@ -74,7 +72,7 @@ def measured(device: torch.device) -> list[dict[str, Any]]:
         shapes = found["fastest"]
         if any(type(one[field]) is not kind for one in shapes for field, kind in FIELDS.items()):
             raise ValueError("a shape lacks a field")
-        if min([1, *(one[field] for one in shapes for field in ("stretches", "rows"))]) < 1:
+        if min([1, *(one[field] for one in shapes for field in ("segments", "rows"))]) < 1:
             raise ValueError("a shape without rows")
         version = found["torch"]
     except FileNotFoundError:
@@ -90,18 +88,18 @@ def measured(device: torch.device) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=4096)
 def backend(
-    device: torch.device, dtype: torch.dtype, head_dim: int, group: int, stretches: int, rows: int
+    device: torch.device, dtype: torch.dtype, head_dim: int, group: int, segments: int, rows: int
 ) -> str | None:
     """The backend measured at the nearest shape of this dtype, head dimension and group; None if there is none.
 
     Args:
-        stretches: B * Hkv.
-        rows: mean room of a stretch, which the host knows; lengths may lie on the device.
+        segments: B * Hkv.
+        rows: mean room of a segment, which the host knows; lengths may lie on the device.
     """
     kind = str(dtype).removeprefix("torch."), head_dim, group
     alike = [one for one in measured(device) if (one["dtype"], one["head_dim"], one["group"]) == kind]
 
     def distance(one: dict[str, Any]) -> float:
-        return abs(math.log2(one["stretches"] / max(stretches, 1))) + abs(math.log2(one["rows"] / max(rows, 1)))
+        return abs(math.log2(one["segments"] / max(segments, 1))) + abs(math.log2(one["rows"] / max(rows, 1)))
 
     return str(min(alike, key=distance)["backend"]) if alike else None

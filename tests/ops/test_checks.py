@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 
 import pytest
 import torch
 
-from sparsemm.cache import arguments as at_the_boundary
-from sparsemm.cache import ops
 from sparsemm.errors import CacheError
-from tests.cache.operations import arguments
+from sparsemm.ops import library
+from tests.ops.operations import arguments, needs_compiler
 
 
 def changed(what, change):
@@ -39,30 +39,30 @@ BAD = [
     ("ragged_decode", changed("starts", torch.Tensor.int), "int64"),
     ("ragged_decode", changed("lengths", lambda t: t[:3]), "int64"),
     ("ragged_decode", changed("lengths", lambda t: strided(t)), "contiguous"),
-    ("ragged_decode", at("starts", 1, -1), "stretch 1: its start or length leaves"),
-    ("ragged_decode", at("lengths", 2, -1), "stretch 2: its start or length leaves"),
-    ("ragged_decode", at("lengths", 3, 6), "stretch 3: its start or length leaves"),
-    ("ragged_decode", at("starts", 0, 2**63 - 1), "stretch 0: its start or length leaves"),
-    ("ragged_decode", at("lengths", 0, 2**63 - 1), "stretch 0: its start or length leaves"),
+    ("ragged_decode", at("starts", 1, -1), "segment 1: its start or length leaves"),
+    ("ragged_decode", at("lengths", 2, -1), "segment 2: its start or length leaves"),
+    ("ragged_decode", at("lengths", 3, 6), "segment 3: its start or length leaves"),
+    ("ragged_decode", at("starts", 0, 2**63 - 1), "segment 0: its start or length leaves"),
+    ("ragged_decode", at("lengths", 0, 2**63 - 1), "segment 0: its start or length leaves"),
     ("append", changed("new_keys", torch.Tensor.double), "dtypes"),
     ("append", changed("new_values", lambda t: t[:3]), "new rows"),
     ("append", changed("new_values", strided), "new rows"),
-    ("append", at("lengths", 1, 4), "stretch 1: it has no room"),
-    ("append", at("lengths", 3, 5), "stretch 3: it has no room"),
-    ("append", at("lengths", 0, -1), "stretch 0: it has no room"),
-    ("append", at("starts", 0, -1), "stretch 0: it has no room"),
-    ("append", at("starts", 3, 99), "stretch 2: it has no room"),
-    ("append", at("starts", 0, 2**63 - 1), "stretch 0: it has no room"),
+    ("append", at("lengths", 1, 4), "segment 1: it has no room"),
+    ("append", at("lengths", 3, 5), "segment 3: it has no room"),
+    ("append", at("lengths", 0, -1), "segment 0: it has no room"),
+    ("append", at("starts", 0, -1), "segment 0: it has no room"),
+    ("append", at("starts", 3, 99), "segment 2: it has no room"),
+    ("append", at("starts", 0, 2**63 - 1), "segment 0: it has no room"),
     ("compact", changed("full_keys", torch.Tensor.bfloat16), "dtypes"),
     ("compact", changed("full_values", lambda t: t[:, :1]), "do not fit"),
     ("compact", changed("keep", lambda t: t[..., :2]), "do not fit"),
     ("compact", changed("keep", torch.Tensor.byte), "keep is not bool"),
     ("compact", changed("keep", strided), "keep is not bool"),
     ("compact", changed("full_keys", strided), "last dimension"),
-    ("compact", changed("starts", lambda t: t[:3]), "stretches for"),
-    ("compact", at("keep", (1, 0), True), "stretch 2: what it keeps does not fit"),
-    ("compact", at("starts", 0, -1), "stretch 0: what it keeps does not fit"),
-    ("compact", at("starts", 3, 99), "stretch 2: what it keeps does not fit|stretch 3: what it keeps does not fit"),
+    ("compact", changed("starts", lambda t: t[:3]), "segments for"),
+    ("compact", at("keep", (1, 0), True), "segment 2: what it keeps does not fit"),
+    ("compact", at("starts", 0, -1), "segment 0: what it keeps does not fit"),
+    ("compact", at("starts", 3, 99), "segment 2: what it keeps does not fit|segment 3: what it keeps does not fit"),
     ("observe", changed("query", torch.Tensor.half), "dtypes"),
     ("observe", changed("keys", torch.Tensor.long), "dtypes"),
     ("observe", changed("query", lambda t: t[..., :7]), "do not end with"),
@@ -93,10 +93,10 @@ BAD = [
     ("causal_attention", changed("firsts", torch.Tensor.int), "int64"),
     ("causal_attention", changed("stops", lambda t: t[:1]), "int64"),
     ("causal_attention", changed("stops", lambda t: t.to("meta")), "device"),
-    ("causal_attention", at("firsts", 0, -1), "sample 0: its tokens are not a stretch of 9 positions"),
-    ("causal_attention", at("stops", 1, 10), "sample 1: its tokens are not a stretch"),
-    ("causal_attention", at("stops", 1, 2), "sample 1: its tokens are not a stretch"),
-    ("causal_attention", at("stops", 0, 2**63 - 1), "sample 0: its tokens are not a stretch"),
+    ("causal_attention", at("firsts", 0, -1), "sample 0: its tokens are not a range of 9 positions"),
+    ("causal_attention", at("stops", 1, 10), "sample 1: its tokens are not a range"),
+    ("causal_attention", at("stops", 1, 2), "sample 1: its tokens are not a range"),
+    ("causal_attention", at("stops", 0, 2**63 - 1), "sample 0: its tokens are not a range"),
 ]
 
 
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(both, op, damage, m
     given = arguments(op)
     damage(given)
     before = {name: given[name].clone() for name in ("keys", "values") if name in given and not given[name].is_meta}
-    call = getattr(torch.ops.sparsemm if direct else ops, op)
+    call = getattr(torch.ops.sparsemm if direct else import_module(f"sparsemm.ops.{op}"), op)
     with pytest.raises(CacheError, match=match):
         call(**given)
     assert all(torch.equal(given[name], was) for name, was in before.items())
@@ -122,24 +122,27 @@ def output_of(op, given):
     }.get(op, lambda: None)()
 
 
-def addressed(op, given, output, device="cpu"):
+def addressed(op, given, output):
     """What compiled code would be called with."""
     given = dict(given)
     last = [given.pop(name) for name in ("pooling", "scaling") if name in given]
     outputs = [] if output is None else [output]
-    return getattr(at_the_boundary, op)(*given.values(), *outputs, *last, device)
+    return import_module(f"sparsemm.ops.{op}").c_arguments(*given.values(), *outputs, *last)
 
 
+@needs_compiler
 @pytest.mark.parametrize(
-    ("op", "damage"), [(op, damage) for op, damage, match in BAD if not re.match("(str|row|sam)", match)]
+    ("op", "damage"), [(op, damage) for op, damage, match in BAD if not re.match("(seg|row|sam)", match)]
 )
-def test_no_address_of_a_tensor_that_does_not_fit_reaches_compiled_code(op, damage):
-    given = arguments(op)
-    output = output_of(op, given)
-    assert addressed(op, given, output)
+def test_no_address_of_a_tensor_that_does_not_fit_reaches_compiled_code(fresh_library, monkeypatch, op, damage):
+    module, given, calls = import_module(f"sparsemm.ops.{op}"), arguments(op), []
+    monkeypatch.setattr(library.library(), f"sparsemm_{op}", lambda *_: calls.append(op) or library.DONE)
+    module.on_cpu(**given)
+    assert calls == [op]
     damage(given)
     with pytest.raises(CacheError):
-        addressed(op, given, output)
+        module.on_cpu(**given)
+    assert calls == [op]
 
 
 @pytest.mark.parametrize("op", ["ragged_decode", "observe", "argmax_rows", "causal_attention"])
@@ -149,6 +152,7 @@ def test_no_address_of_a_tensor_that_does_not_fit_reaches_compiled_code(op, dama
 )
 def test_results_of_another_dtype_shape_or_device_are_refused(op, damage):
     given = arguments(op)
+    assert addressed(op, given, output_of(op, given))
     with pytest.raises(CacheError, match="output is"):
         addressed(op, given, damage(output_of(op, given)))
 
@@ -157,12 +161,21 @@ def test_results_of_another_dtype_shape_or_device_are_refused(op, damage):
 def test_memory_of_another_device_is_not_handed_over(op):
     given = arguments(op)
     with pytest.raises(CacheError, match="not for compiled code of cuda"):
-        addressed(op, given, output_of(op, given), "cuda")
+        library.call_cuda(op, torch.device("cpu"), *addressed(op, given, output_of(op, given)))
 
 
 def test_scratch_memory_is_checked_too():
     room = torch.empty(8, dtype=torch.float32)
-    assert at_the_boundary.address("x", "room", room, torch.float32, (8,), room.device) == room.data_ptr()
+    assert library.checked("x", "room", room, torch.float32, (8,), room.device) is room
     for bad in (room.half(), room[:7], room.to("meta"), torch.empty(16, dtype=torch.float32)[::2]):
         with pytest.raises(CacheError, match="room is"):
-            at_the_boundary.address("x", "room", bad, torch.float32, (8,), room.device)
+            library.checked("x", "room", bad, torch.float32, (8,), room.device)
+
+
+def test_a_tensor_that_is_not_what_the_signature_says_is_refused(fresh_library):
+    given = list(addressed("append", arguments("append"), None))
+    for at, damage in ((0, torch.Tensor.double), (2, lambda t: t.to("meta")), (4, torch.Tensor.int), (3, strided)):
+        wrong = [*given]
+        wrong[at] = damage(wrong[at])
+        with pytest.raises(CacheError, match="C\\+\\+ takes"):
+            library.call_cpu("append", *wrong)

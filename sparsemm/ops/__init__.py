@@ -1,0 +1,7 @@
+"""The six operations of the cache and the chase, one file each.
+
+Every file holds the operation's contract (shapes, dtypes, errors), its checks, its reference implementation in plain
+PyTorch, and its calls of the compiled libraries. `python -m sparsemm.ops.build` compiles those.
+"""
+
+OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention")

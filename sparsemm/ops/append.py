@@ -1,0 +1,157 @@
+"""Writes one new row of keys and values behind every segment of a slab, in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sparsemm.errors import CacheError
+from sparsemm.ops.checks import check_segments, check_slab, first_true, segment_ends
+from sparsemm.ops.library import DONE, call_cpu, call_cuda, serves, wants_gradient
+from sparsemm.ops.register import register
+
+
+def append(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """Write one new row of K and V behind every segment, in place; the caller adds 1 to its lengths.
+
+    Args:
+        keys, values: (rows, D) fp32, fp16, bf16 or fp64, contiguous; changed.
+        new_keys, new_values: (B * Hkv, D), contiguous, of the same dtype.
+        starts, lengths: (B * Hkv,) int64, contiguous; starts ascend and a segment may grow up to the next one.
+
+    Raises:
+        CacheError: if dtypes, shapes, strides or devices do not fit, or (on the CPU) a segment has no room; then
+            nothing was written.
+    """
+    if wants_gradient(new_keys, new_values):
+        check(keys, values, new_keys, new_values, starts, lengths)
+        return reference(keys, values, new_keys, new_values, starts, lengths)
+    return _OP(keys, values, new_keys, new_values, starts, lengths)
+
+
+def append_row(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """`append` for a slab whose own tensors are known to fit: it runs at every step of every layer.
+
+    Args:
+        new_keys, new_values: (B, Hkv, 1, D) or any shape of as many numbers in that order.
+
+    Raises:
+        CacheError: as `append`.
+    """
+    numbers = lengths.shape[0] * keys.shape[1]
+    if (
+        keys.is_cpu
+        and new_keys.is_cpu
+        and new_values.is_cpu
+        and keys.dtype == new_keys.dtype == new_values.dtype
+        and numbers == new_keys.numel() == new_values.numel()
+        and not torch.compiler.is_compiling()
+        and serves(keys, new_keys, new_values)
+    ):
+        return on_cpu(keys, values, new_keys.contiguous(), new_values.contiguous(), starts, lengths)
+    rows = [new.reshape(-1, keys.shape[1]).contiguous() for new in (new_keys, new_values)]
+    return append(keys, values, rows[0], rows[1], starts, lengths)
+
+
+def reference(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """`append` by indexing."""
+    keys[starts + lengths] = new_keys
+    values[starts + lengths] = new_values
+
+
+def check(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """Raise CacheError for arguments that do not fit."""
+    check_slab("append", keys, values, new_keys, new_values)
+    check_segments("append", keys, starts, lengths)
+    want, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
+    if shapes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
+        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where="append")
+
+
+def _refuse(segment: int, rows: int) -> None:
+    what = f"it has no room for another row before the next segment, in a slab of {rows} rows"
+    raise CacheError(what, where=f"append, segment {segment}")
+
+
+def c_arguments(keys: torch.Tensor, *others: torch.Tensor) -> tuple[Any, ...]:
+    """What the C functions of both libraries begin with."""
+    segments = others[-1].shape[0]
+    return keys, *others, segments, keys.shape[1] * keys.element_size(), keys.shape[0]
+
+
+def on_cpu(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """`append` in C++ where that serves; the new rows may have any shape."""
+    check(keys, values, new_keys, new_values, starts, lengths)
+    if serves(keys, values):
+        code = call_cpu("append", *c_arguments(keys, values, new_keys, new_values, starts, lengths))
+        if code != DONE:
+            _refuse(code, keys.shape[0])
+        return
+    rows = keys.shape[0]
+    ends = segment_ends(starts, rows)
+    full = first_true((starts < 0) | (lengths < 0) | (ends > rows) | (lengths >= ends - starts))
+    if full is not None:
+        _refuse(full, rows)
+    reference(keys, values, new_keys, new_values, starts, lengths)
+
+
+def on_cuda(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """`append` on a CUDA device."""
+    check(keys, values, new_keys, new_values, starts, lengths)
+    if serves(keys, values):
+        call_cuda("append", keys.device, *c_arguments(keys, values, new_keys, new_values, starts, lengths))
+    else:
+        reference(keys, values, new_keys, new_values, starts, lengths)
+
+
+_OP = register(
+    "append(Tensor(a!) keys, Tensor(b!) values, Tensor new_keys, Tensor new_values, Tensor starts, Tensor lengths)"
+    " -> ()",
+    on_cpu,
+    on_cuda,
+    check,
+    lambda *_: None,
+)

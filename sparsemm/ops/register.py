@@ -1,0 +1,36 @@
+"""Registers an operation with torch.library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("sparsemm", "FRAGMENT")
+
+
+def register(
+    schema: str,
+    on_cpu: Callable[..., Any],
+    on_cuda: Callable[..., Any],
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+) -> Any:
+    """Make `torch.ops.sparsemm.<name>` of a schema; the overload is returned, since looking it up takes time.
+
+    Args:
+        on_cpu, on_cuda: check and compute, on the device of the arguments.
+        check: raises CacheError for arguments that do not fit.
+        fake: gives results of the right shape and dtype, for torch.compile.
+    """
+
+    def checked_fake(*arguments: Any) -> Any:
+        check(*arguments)
+        return fake(*arguments)
+
+    name = _LIBRARY.define(schema)
+    _LIBRARY.impl(name, on_cpu, "CPU")
+    _LIBRARY.impl(name, on_cuda, "CUDA")
+    torch.library.register_fake(f"sparsemm::{name}", checked_fake, lib=_LIBRARY)
+    return getattr(torch.ops.sparsemm, name).default
