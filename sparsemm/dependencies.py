@@ -46,10 +46,11 @@ NOT_FOLLOWED = {
 
 # What is imported or read by a name that is put together at run time, by patterns from the root of the repository.
 ALSO = {
-    "sparsemm.cache.build": ("csrc/*", "sparsemm/csrc/*"),
+    "sparsemm.ops.build": ("csrc/*", "sparsemm/csrc/*"),
     "sparsemm.datasets.synthetic": ("sparsemm/datasets/fonts/*",),
     "sparsemm.evaluate.tasks.local": ("sparsemm/evaluate/tasks/*.yaml", "sparsemm/evaluate/tasks/functions.py"),
     "sparsemm.layouts": ("sparsemm/layouts/*.py",),
+    "sparsemm.policies": ("sparsemm/policies/*.py",),
     "sparsemm.published": ("sparsemm/published/*.csv",),
     "sparsemm.report.efficiency": ("sparsemm/report/*.csv",),
     "sparsemm.report.page": ("sparsemm/report/*.css", "sparsemm/report/*.js"),

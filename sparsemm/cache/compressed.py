@@ -17,11 +17,12 @@ from sparsemm.cache.attention import Pending
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
-from sparsemm.cache.served import check_attention, layers_of, policy_of, tuned_prefix
+from sparsemm.cache.served import check_attention, layers_of, shape_of, tuned_prefix
 from sparsemm.cache.slab import Slab
 from sparsemm.cache.summary import Summary, other_bytes, summarize
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import Policy
+from sparsemm.policies import make_policy
+from sparsemm.policies.policy import Policy
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -313,17 +314,12 @@ def compressed_cache(
     budget: int | None = None,
     scores: ScoreTable | np.ndarray | torch.Tensor | None = None,
     *,
-    window: int = 32,
-    rho: float = 0.1,
-    pooling_kernel: int = 5,
-    mode: str = "exact",
-    seed: int = 0,
-    adapt: float = 0.5,
     recompress: bool = False,
     hold_budget: bool = False,
     prompt_length: int | None = None,
     max_new_tokens: int | None = None,
     storage: str = "model",
+    **options: Any,
 ) -> CompressedCache:
     """A fresh cache for one `model.generate(**inputs, past_key_values=cache)`, and for its further turns.
 
@@ -334,15 +330,10 @@ def compressed_cache(
 
     Args:
         model: a generating model of transformers, multimodal or text only.
-        method: one of `sparsemm.policies.METHODS`, or a ready policy, which knows its budget, scores and window.
+        method: a configured method such as `SparseMM(scores, budget=256, rho=0.1)`, or a name of
+            `sparsemm.policies.METHODS` with budget, scores and options beside it.
         budget: mean slots per KV head, window included; ignored by "full".
         scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
-        window: newest prompt tokens every head keeps, also the rows that observe.
-        rho: share beyond the window that these two and "random" split evenly.
-        pooling_kernel: odd width of the average pool over observation scores.
-        mode: "exact", or "paper" for the public code's arithmetic.
-        seed: of "random".
-        adapt: share of a layer's split that follows the prompt, for "sparsemm-adaptive".
         recompress: whether a later turn (a forward of more than one token) brings everything kept back to the budget.
         hold_budget: also evict for every new token, so that the total never exceeds the budget after a step.
         prompt_length: tokens of the prompt, padding included, if it comes in chunks or with candidate tokens behind
@@ -352,20 +343,28 @@ def compressed_cache(
             again included; cropped ones are given back. Their room is allocated with it, and a step changes no buffer's
             place or size. Prompt lookup needs room for its candidates too, rejected ones included.
         storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
+        options: of the method (`sparsemm.policies.method_options`), most of them `window` (32: newest prompt tokens
+            every head keeps, also the rows that observe), `pooling_kernel` (5), and for methods with head scores `rho`
+            (0.1: share beyond the window that is split evenly).
 
     Raises:
-        BudgetError: if method, budget, window or scores are impossible.
+        BudgetError: if method, budget, an option or scores are impossible.
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
         CacheError: if the model has layers this cache cannot serve, or options exclude each other.
     """
-    if not isinstance(pooling_kernel, Integral) or pooling_kernel < 1 or pooling_kernel % 2 == 0:
-        raise BudgetError(f"pooling_kernel is {pooling_kernel!r}", hint="use an odd number")
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
         if count is not None and (not isinstance(count, Integral) or count < 1):
             raise CacheError(f"{name} is {count!r}", hint="a whole number, at least 1")
     if storage not in ("model", *STORAGES):
         raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
-    policy = policy_of(model, method, budget, scores, window=window, rho=rho, mode=mode, seed=seed, adapt=adapt)
+    if isinstance(method, Policy):
+        if options or budget is not None or scores is not None:
+            beside = [*options, *["budget"] * (budget is not None), *["scores"] * (scores is not None)]
+            what = f"{', '.join(beside)} beside a configured method"
+            raise BudgetError(what, hint="give it to the method itself")
+        policy = method.for_model(shape_of(model))
+    else:
+        policy = make_policy(method, budget, scores, **options).for_model(shape_of(model))
     if hold_budget and (not policy.compresses or max_new_tokens is not None):
         raise CacheError(
             "hold_budget with method full or max_new_tokens", hint="there is nothing to hold, or no growth"
@@ -375,7 +374,6 @@ def compressed_cache(
         lambda index: RaggedLayer(
             index,
             policy,
-            pooling_kernel,
             recompress=recompress,
             hold_budget=hold_budget,
             prompt_length=prompt_length,

@@ -6,7 +6,7 @@ import torch
 
 from sparsemm.cache import tiles
 from sparsemm.cache.slab import Slab, rows_of
-from sparsemm.policies import Policy
+from sparsemm.policies.policy import Policy
 
 EMPTY = -1  # order of a row that is not in use
 
@@ -84,7 +84,8 @@ class Eviction:
         age = (self.newest[owner] - self.order).masked_fill(self.order == EMPTY, self.policy.window)
         since = (self.newest - self.start).clamp(min=1)[owner]
         seen = new[owner] & (self.order != EMPTY)
-        self.worth.copy_(torch.where(seen, self.policy.watch(self.worth, weights, age, since), self.worth))
+        update = self.policy.selector.update
+        self.worth.copy_(torch.where(seen, update(self.worth, weights, age, since, self.policy.window), self.worth))
 
     def _evict(self, slab: Slab, owner: torch.Tensor) -> None:
         # Where a stretch is over its limit, its last row (the new token) moves to the weakest one's place.

@@ -18,8 +18,8 @@ from sparsemm.cache.masks import newest_rows
 from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
-from sparsemm.policies import Policy
-from sparsemm.policies.observation import select
+from sparsemm.policies.policy import Policy
+from sparsemm.policies.selector import select
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -27,7 +27,7 @@ class RaggedLayer(CacheLayerMixin):
 
     Args:
         index: of the policy's layers.
-        policy, pooling_kernel, recompress, hold_budget, prompt_length, max_new_tokens, storage: as
+        policy, recompress, hold_budget, prompt_length, max_new_tokens, storage: as
             `sparsemm.compressed_cache`.
     """
 
@@ -39,7 +39,6 @@ class RaggedLayer(CacheLayerMixin):
         self,
         index: int,
         policy: Policy,
-        pooling_kernel: int,
         *,
         recompress: bool = False,
         hold_budget: bool = False,
@@ -48,7 +47,7 @@ class RaggedLayer(CacheLayerMixin):
         storage: str = "model",
     ) -> None:
         super().__init__()
-        self.index, self.policy, self.pooling_kernel = index, policy, pooling_kernel
+        self.index, self.policy = index, policy
         self.recompress, self.hold_budget = policy.compresses and (recompress or hold_budget), hold_budget
         self.prompt_length, self.max_new_tokens, self.storage = prompt_length, max_new_tokens, storage
         self.reset()
@@ -112,7 +111,7 @@ class RaggedLayer(CacheLayerMixin):
             what = "sparsemm: nothing is compressed: prompt_length is %d, %d tokens have come, the last one alone"
             logging.getLogger(__name__).warning(what, self.prompt_length, self.seen)
         if self.held is None:
-            rows = self.prompt_length if self.policy.every_row else self.policy.window
+            rows = self.prompt_length if self.policy.selector.every_row else self.policy.window
             self.held = Held(key, query, self.prompt_length, rows)
         queries, keys, values = self.held.add(query[:, :, :new], key[:, :, :new], value[:, :, :new])
         if over > 0:
@@ -143,9 +142,9 @@ class RaggedLayer(CacheLayerMixin):
         rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
         # "paper" cuts a prompt of B tokens already.
         if self.policy.compresses and (self.hold_budget or max(self.tokens) >= self.policy.budget):
-            if not self.policy.every_row and query.shape[2] < length:
+            if not self.policy.selector.every_row and query.shape[2] < length:
                 query = F.pad(query, (0, 0, length - query.shape[2], 0))
-            rated = self.policy.rate(query, key, valid, self.policy.window, self.pooling_kernel, scaling)
+            rated = self.policy.selector.rate(query, key, valid, self.policy.window, scaling)
             slots = self.policy.slots(self.index, self.tokens, rated)
             missing = np.maximum(np.array(self.tokens, dtype=np.int64)[:, None] - slots, 0)
             self.evicted = missing.sum(-1).tolist()  # known on the host: nothing waits for the device

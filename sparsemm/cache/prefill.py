@@ -14,8 +14,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from sparsemm.cache.compressed import CompressedCache, build, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.errors import CacheError
-from sparsemm.policies import Policy
 from sparsemm.policies.full import Full
+from sparsemm.policies.policy import Policy
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -35,7 +35,7 @@ class Recorder(RaggedLayer):
     """
 
     def __init__(self, index: int, rows: int | None) -> None:
-        super().__init__(index, Full(0, 0, 0, 1), 1)
+        super().__init__(index, Full())
         self.rows = rows
         self.noted: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float] | None = None
 
@@ -119,7 +119,7 @@ class Prefill:
             raise CacheError(f"prompt_length {options['prompt_length']} of a prompt of {self.length} tokens")
         cache = compressed_cache(self.model, method, budget, scores, **options)
         policy = cache.ragged[0].policy
-        wanted = self.length if policy.every_row else policy.window
+        wanted = self.length if policy.selector.every_row else policy.window
         if policy.compresses and self.rows is not None and self.rows < min(wanted, self.length):
             what = f"{type(policy).__name__} observes {wanted} rows, {self.rows} were kept"
             raise CacheError(what, hint="prefill with a larger window, or None for every row")

@@ -1,19 +1,14 @@
-"""Which models the cache serves, with which of their layers, and the policy of a method for one of them."""
+"""Which models the cache serves, and with which of their layers."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from sparsemm.cache.features import cached_call, unsupported
-from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import Policy, get_policy, policy_class
-
-if TYPE_CHECKING:
-    from sparsemm.scores import ScoreTable
+from sparsemm.errors import CacheError
+from sparsemm.policies.policy import ModelShape
 
 SERVED = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)  # the first is compressed
 
@@ -62,64 +57,14 @@ def check_attention(model: Any, config: Any) -> None:
         raise CacheError(what, where=where, hint="its layers must look it up in transformers' AttentionInterface")
 
 
-def kv_scores(scores: ScoreTable | np.ndarray | torch.Tensor, num_heads: int, num_kv_heads: int) -> np.ndarray:
-    """(L, Hkv) float64 from a score table or a matrix of query or KV heads; query groups are summed.
+def shape_of(model: Any) -> ModelShape:
+    """What a method has to know of a model.
 
     Raises:
-        BudgetError: if the number of heads fits neither, or these are no numbers.
-    """
-    if hasattr(scores, "to_kv"):
-        return np.asarray(scores.to_kv(num_kv_heads), dtype=np.float64)
-    if isinstance(scores, torch.Tensor):
-        scores = scores.detach().double().cpu().numpy()
-    try:
-        matrix = np.asarray(scores, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise BudgetError(f"scores are no numbers: {error}", hint="pass ScoreTable.load(...) or a matrix") from error
-    if matrix.ndim == 2 and matrix.shape[1] == num_kv_heads:
-        return matrix
-    if matrix.ndim == 2 and matrix.shape[1] == num_heads:
-        return matrix.reshape(len(matrix), num_kv_heads, -1).sum(-1)
-    raise BudgetError(f"scores have shape {matrix.shape}", hint=f"{num_heads} query or {num_kv_heads} KV heads a layer")
-
-
-def policy_of(
-    model: Any,
-    method: str | Policy,
-    budget: int | None,
-    scores: ScoreTable | np.ndarray | torch.Tensor | None = None,
-    **options: Any,
-) -> Policy:
-    """The policy of a method for a model's full-attention layers; a ready one is checked and returned.
-
-    Args:
-        method, budget, scores: as `compressed_cache`.
-        options: window, rho, mode, seed and adapt, as there.
-
-    Raises:
-        BudgetError: if method, budget, window or scores are impossible, or a ready policy is of another shape.
-        ScoreTableError: if the table belongs to another model.
         CacheError: if the model has layers the cache cannot serve.
     """
     config = model.config.get_text_config()
     check_attention(model, config)
     _, full = layers_of(config, type(model).__name__)
-    shape = (len(full), getattr(config, "num_key_value_heads", config.num_attention_heads))
-    if isinstance(method, Policy):
-        if (method.num_layers, method.num_kv_heads) != shape:
-            found = (method.num_layers, method.num_kv_heads)
-            raise BudgetError(f"the policy is for {found} layers and KV heads, the model has {shape}")
-        return method
-    kind = policy_class(method)
-    if not kind.needs_scores:
-        scores = None
-    if not kind.compresses and budget is None:
-        budget = 0
-    if budget is None:
-        raise BudgetError(f"{method} needs a budget")
-    if scores is not None and hasattr(scores, "check_model"):
-        scores.check_model(model.config)
-    matrix = None if scores is None else kv_scores(scores, config.num_attention_heads, shape[1])
-    if matrix is not None and len(matrix) == config.num_hidden_layers:
-        matrix = matrix[full]
-    return get_policy(method, *shape, budget, scores=matrix, **options)
+    heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return ModelShape(tuple(full), *heads, config.num_hidden_layers, model.config)

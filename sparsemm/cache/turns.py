@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from sparsemm.budgets import Slots, fill
 from sparsemm.cache.slab import Slab, alike
-from sparsemm.policies import Policy
-from sparsemm.policies.observation import select
+from sparsemm.policies.policy import Policy
+from sparsemm.policies.selector import select
 
 if TYPE_CHECKING:
     from sparsemm.cache.layer import RaggedLayer
@@ -35,7 +35,6 @@ def choose(
     new: list[int],
     tokens: list[int],
     totals: list[int] | None,
-    pooling_kernel: int,
     scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """What every head keeps of its rows, by the policy's own rating and budgets for all `tokens`.
@@ -65,11 +64,11 @@ def choose(
         observing = min(policy.window, new[b])
         for heads, width in alike(held[b].tolist()):
             mine = query[b].unflatten(0, (num_kv_heads, -1))[heads, :, -new[b] :]
-            if not policy.every_row:
+            if not policy.selector.every_row:
                 mine = F.pad(mine, (0, 0, width - new[b], 0))
             own = b, heads, slice(longest - width, None)
             keys = slab.read_keys(rows[own])[:, None]
-            rated[own] = policy.rate(mine, keys, real[own], observing, pooling_kernel, scaling)[:, 0]
+            rated[own] = policy.selector.rate(mine, keys, real[own], observing, scaling)[:, 0]
         outside = rated[b].clone()
         outside[:, max(longest - policy.window, 0) :] = float("-inf")
         slots = policy.slots(layer, [tokens[b]], outside[None])[0]
@@ -106,7 +105,7 @@ def compress_again(layer: RaggedLayer, query: torch.Tensor, valid: torch.Tensor 
         grown = slab.lengths.view(batch, heads)[:, 0] - layer.slots[:, 0]
         layer.tokens = [before + new for before, new in zip(layer.tokens, grown.tolist(), strict=True)]
     rows, keep, rated, order = choose(
-        layer.policy, layer.index, slab, order, query, count, layer.tokens, totals, layer.pooling_kernel, scaling
+        layer.policy, layer.index, slab, order, query, count, layer.tokens, totals, scaling
     )
     capacity = layer.watch(keep, rated, order) + 1 if layer.hold_budget else None
     slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)

@@ -12,10 +12,12 @@ from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
+from sparsemm.cache.served import shape_of
 from sparsemm.errors import DataError, ModelError
-from sparsemm.evaluate.model import Variant, answer
+from sparsemm.evaluate.model import answer
 from sparsemm.evaluate.questions import batches, question
 from sparsemm.models import load_model, new_entry
+from sparsemm.policies import make_policy_from
 from sparsemm.registry.lookup import load_scores
 
 
@@ -72,8 +74,8 @@ class SparseMM(lmms):
         entry = new_entry(pretrained, None if revision is None else str(revision), dtype)
         self.model, self.processor = load_model(entry, device)
         table = None if scores is None else load_scores(scores, self.model.config)
-        variant = Variant(method, budget, table, window, rho, mode, pooling_kernel, seed)
-        self.variant = variant.ready(self.model)
+        given = {"window": window, "rho": rho, "mode": mode, "pooling_kernel": pooling_kernel, "seed": seed}
+        self.policy = make_policy_from(method, budget, table, given).for_model(shape_of(self.model))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> SparseMM:
@@ -120,7 +122,7 @@ class SparseMM(lmms):
             asked = [questions[at] for at in chosen]
             images, prompts = [one.images() for one in asked], [one.prompt for one in asked]
             limit = asked[0].max_new_tokens
-            (said,) = answer(self.model, self.processor, images, prompts, [self.variant], limit)
+            (said,) = answer(self.model, self.processor, images, prompts, [self.policy], limit)
             for at, text in zip(chosen, said.texts, strict=True):
                 answers[at] = questions[at].trim(text)
         return answers

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsemm.budgets import load_budgets
+from sparsemm.cache.served import shape_of
 from sparsemm.datasets.records import read_records
 from sparsemm.dependencies import identity
 from sparsemm.errors import DataError
-from sparsemm.evaluate.model import Variant, answer, slot_bytes
+from sparsemm.evaluate.model import answer, slot_bytes
 from sparsemm.evaluate.questions import batches
 from sparsemm.evaluate.results import Outcome, write_results
 from sparsemm.evaluate.store import Name, Store
@@ -20,7 +21,7 @@ from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
 from sparsemm.files import sha256_file
 from sparsemm.models import load_model
 from sparsemm.params import Params
-from sparsemm.policies import budgets_of, policy_class
+from sparsemm.policies import budgets_of, make_policy_from, policy_class
 from sparsemm.progress import progress
 from sparsemm.scores import ScoreTable
 
@@ -131,16 +132,16 @@ def _answer(
     given = params.evaluate
     model, processor = load_model(params.model(key))
     scores.check_model(model.config)
-    options = {"pooling_kernel": given.pooling_kernel, **settings}
-    variants = {}
+    shape, policies = shape_of(model), {}
     for name in names:
         method, _, draw = name[0].partition(".")
-        variant = Variant(method, name[1], scores, seed=given.seed + int(draw or 0), **options)
-        variants[name] = variant if policy_class(method).drawn else variant.ready(model)
+        options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed + int(draw or 0), **settings}
+        policy = make_policy_from(method, name[1], scores, options)
+        policies[name] = policy if policy.drawn else policy.for_model(shape)
     for task, shard, open_names in progress(jobs, len(jobs), f"evaluate {key}"):
         asked = [task.questions[at] for at in shards[task.name][shard]]
         images, prompts = [one.images() for one in asked], [one.prompt for one in asked]
-        chosen = [variants[name].ready_for(model, shards[task.name][shard]) for name in open_names]
+        chosen = [policies[name].for_pages(shape, shards[task.name][shard]) for name in open_names]
         said = answer(model, processor, images, prompts, chosen, asked[0].max_new_tokens)
         for name, answers in zip(open_names, said, strict=True):
             texts = [one.trim(text) for one, text in zip(asked, answers.texts, strict=True)]

@@ -63,7 +63,7 @@ def append_row(
         and not torch.compiler.is_compiling()
         and serves(keys, new_keys, new_values)
     ):
-        return on_cpu(keys, values, new_keys.contiguous(), new_values.contiguous(), starts, lengths)
+        return _compiled_on_cpu(keys, values, new_keys.contiguous(), new_values.contiguous(), starts, lengths)
     rows = [new.reshape(-1, keys.shape[1]).contiguous() for new in (new_keys, new_values)]
     return append(keys, values, rows[0], rows[1], starts, lengths)
 
@@ -108,6 +108,12 @@ def c_arguments(keys: torch.Tensor, *others: torch.Tensor) -> tuple[Any, ...]:
     return keys, *others, segments, keys.shape[1] * keys.element_size(), keys.shape[0]
 
 
+def _compiled_on_cpu(keys: torch.Tensor, *others: torch.Tensor) -> None:
+    code = call_cpu("append", *c_arguments(keys, *others))
+    if code != DONE:
+        _refuse(code, keys.shape[0])
+
+
 def on_cpu(
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -116,13 +122,10 @@ def on_cpu(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """`append` in C++ where that serves; the new rows may have any shape."""
+    """`append` in C++ where that serves."""
     check(keys, values, new_keys, new_values, starts, lengths)
     if serves(keys, values):
-        code = call_cpu("append", *c_arguments(keys, values, new_keys, new_values, starts, lengths))
-        if code != DONE:
-            _refuse(code, keys.shape[0])
-        return
+        return _compiled_on_cpu(keys, values, new_keys, new_values, starts, lengths)
     rows = keys.shape[0]
     ends = segment_ends(starts, rows)
     full = first_true((starts < 0) | (lengths < 0) | (ends > rows) | (lengths >= ends - starts))

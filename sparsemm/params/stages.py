@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from sparsemm.params.base import Count, Strict, without_repeats
+from sparsemm.policies import METHODS
 
-Method = Literal["full", "sparsemm", "snapkv", "pyramidkv", "adakv", "random", "streaming", "h2o", "sparsemm-adaptive"]
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(METHODS)]
 Shape = Literal["small", "vicuna-7b", "mistral-7b", "qwen2-vl-7b"]  # of sparsemm.profiling.shapes
 Task = Literal[
     "read",

@@ -1,51 +1,51 @@
-"""One file per method, each with one decision in it: how many slots every KV head keeps."""
+"""Methods: how many slots every KV head gets (a policy, one file each), and which positions it keeps (a selector).
+
+A method is its own configuration: `SparseMM(scores, budget=256, rho=0.1)`. `METHODS` is the one list of them; params,
+commands, report and docs derive names and options from it, and `make_policy` turns a name and options into a method.
+This module imports no torch: a command that reads params.yaml starts fast.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from sparsemm.budgets import Scores
 from sparsemm.errors import BudgetError
-from sparsemm.policies.adakv import AdaKV
-from sparsemm.policies.full import Full
-from sparsemm.policies.h2o import H2O
-from sparsemm.policies.policy import Policy
-from sparsemm.policies.pyramidkv import PyramidKV
-from sparsemm.policies.random_heads import RandomHeads, random_scores
-from sparsemm.policies.snapkv import SnapKV
-from sparsemm.policies.sparsemm import SparseMM
-from sparsemm.policies.sparsemm_adaptive import SparseMMAdaptive
-from sparsemm.policies.streaming import Streaming
 
-__all__ = ["CLASSES", "METHODS", "Policy", "budgets_of", "get_policy", "policy_class"]
+if TYPE_CHECKING:
+    from sparsemm.policies.policy import Policy
 
-CLASSES: dict[str, type[Policy]] = {
-    "full": Full,
-    "sparsemm": SparseMM,
-    "snapkv": SnapKV,
-    "pyramidkv": PyramidKV,
-    "adakv": AdaKV,
-    "random": RandomHeads,
-    "streaming": Streaming,
-    "h2o": H2O,
-    "sparsemm-adaptive": SparseMMAdaptive,
+# Name -> class, or where it is. A new method is its file, its test, a line here, and a row in docs/cache.md.
+METHODS: dict[str, str | type[Policy]] = {
+    "full": "full.Full",
+    "sparsemm": "sparsemm.SparseMM",
+    "snapkv": "snapkv.SnapKV",
+    "pyramidkv": "pyramidkv.PyramidKV",
+    "adakv": "adakv.AdaKV",
+    "random": "random_heads.RandomHeads",
+    "streaming": "streaming.Streaming",
+    "h2o": "h2o.H2O",
+    "sparsemm-adaptive": "sparsemm_adaptive.SparseMMAdaptive",
 }
-METHODS = tuple(CLASSES)
 
 
 def policy_class(method: str) -> type[Policy]:
     """The class of a method, which says what is particular about it: ask it instead of comparing names.
 
     Raises:
-        BudgetError: if the method is unknown.
+        BudgetError: if the name is unknown.
     """
-    if method not in CLASSES:
-        raise BudgetError(f"method {method!r} is unknown", hint=f"use one of {', '.join(CLASSES)}")
-    return CLASSES[method]
+    if method not in METHODS:
+        near = "".join(f", did you mean {name}?" for name in get_close_matches(str(method), METHODS, 1))
+        raise BudgetError(f"method {method!r} is unknown{near}", hint=f"use one of {', '.join(METHODS)}")
+    kind = METHODS[method]
+    if isinstance(kind, str):
+        module, _, name = kind.partition(".")
+        kind = getattr(import_module(f"sparsemm.policies.{module}"), name)
+    return cast("type[Policy]", kind)
 
 
 def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
@@ -53,62 +53,46 @@ def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
     return list(budgets) if policy_class(method).compresses else [None]
 
 
-def get_policy(
-    method: str,
-    num_layers: int,
-    num_kv_heads: int,
-    budget: int,
-    window: int,
-    *,
-    scores: Scores | None = None,
-    rho: float = 0.1,
-    mode: str = "exact",
-    seed: int = 0,
-    adapt: float = 0.5,
-) -> Policy:
-    """The policy of a method.
+def _selector_options(kind: type[Policy]) -> set[str]:
+    selector = next(f for f in fields(kind) if f.name == "selector").default
+    return {f.name for f in fields(selector)}  # type: ignore[arg-type]
 
-    Args:
-        method: one of `METHODS`.
-        num_layers, num_kv_heads: shape of the model.
-        budget: B, mean slots per KV head, window included; ignored by "full".
-        window: w, newest tokens every head keeps.
-        scores: (L, Hkv) float64 for "sparsemm" and "sparsemm-adaptive".
-        rho: share beyond the window that these two and "random" split evenly.
-        mode: "exact" or "paper", for "sparsemm" and "random"; "sparsemm-adaptive" is always exact.
-        seed: of "random".
-        adapt: share of a layer's split that follows the prompt, for "sparsemm-adaptive".
+
+def method_options(method: str) -> set[str]:
+    """Names of a method's options, its selector's included; budget and scores are no options.
 
     Raises:
-        BudgetError: if the method is unknown, a parameter is impossible, or scores are missing or misshapen.
+        BudgetError: if the method is unknown.
     """
-    kind: Any = policy_class(method)
-    if not kind.compresses:
-        return kind(num_layers, num_kv_heads, budget, max(window, 1))
-    if not isinstance(budget, Integral) or not isinstance(window, Integral):
-        raise BudgetError(f"budget {budget!r} with window {window!r}", hint="use whole numbers of slots")
-    if not 1 <= window <= budget:
-        raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
-    if mode not in ("exact", "paper"):
-        raise BudgetError(f"mode {mode!r} is unknown", hint="use exact or paper")
-    for name, share in (("rho", rho), ("adapt", adapt)):
-        if not isinstance(share, Real) or not 0.0 <= share <= 1.0:
-            raise BudgetError(f"{name} is {share!r}", hint=f"choose {name} between 0 and 1")
-    if not isinstance(seed, Integral):
-        raise BudgetError(f"seed is {seed!r}", hint="use a whole number")
-    shape = (num_layers, num_kv_heads, budget, window)
-    if issubclass(kind, H2O):
-        return kind(num_layers, num_kv_heads, budget, max(window, budget // 2))
-    if not issubclass(kind, SparseMM):
-        return kind(*shape)
-    if kind.drawn:
-        scores = random_scores(num_layers, num_kv_heads, seed)
-    if scores is None:
-        raise BudgetError(f"{method} needs head scores", hint="pass scores=ScoreTable.load(...)")
-    scores = np.asarray(scores, dtype=np.float64)
-    if scores.shape != (num_layers, num_kv_heads):
-        raise BudgetError(f"scores have shape {scores.shape}, the model has {(num_layers, num_kv_heads)} KV heads")
-    own = {"adapt": adapt} if issubclass(kind, SparseMMAdaptive) else {"mode": mode}
-    policy = kind(*shape, scores=scores, rho=rho, **own)
-    policy.matrix(budget + 1)  # impossible scores or rho are refused now, not in the middle of a prefill
-    return policy
+    kind = policy_class(method)
+    own = {f.name for f in fields(kind) if f.init and not f.name.startswith("_")}
+    return own - {"budget", "scores", "shape"} | _selector_options(kind)
+
+
+def make_policy(method: str, budget: int | None = None, scores: Any = None, **options: Any) -> Policy:
+    """The method of a name, configured; the short form of its class.
+
+    Args:
+        method: a name of `METHODS`.
+        budget: mean slots per KV head, window included; ignored by "full".
+        scores: head scores for the methods that need them, ignored by the others.
+        options: of `method_options`.
+
+    Raises:
+        BudgetError: if the name or an option is unknown, or a value is impossible.
+    """
+    kind, known = policy_class(method), method_options(method)
+    if unknown := sorted(set(options) - known):
+        hint = f"{method} has {', '.join(sorted(known))}"
+        raise BudgetError(f"{method} has no option {', '.join(unknown)}", hint=hint)
+    of_selector = {name: options.pop(name) for name in _selector_options(kind) & set(options)}
+    if kind.needs_scores:
+        options["scores"] = scores
+    policy = kind(budget=0 if budget is None else budget, **options)
+    return replace(policy, selector=replace(policy.selector, **of_selector)) if of_selector else policy
+
+
+def make_policy_from(method: str, budget: int | None, scores: Any, settings: Mapping[str, Any]) -> Policy:
+    """`make_policy` with those of the settings that the method has: one set of settings serves several methods."""
+    known = method_options(method)
+    return make_policy(method, budget, scores, **{name: value for name, value in settings.items() if name in known})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from sparsemm.budgets import Scores, Slots, fill
 from sparsemm.policies.policy import Policy
 
 
-def joint_counts(observed: torch.Tensor, total: int) -> Scores:
+def joint_counts(worth: torch.Tensor, total: int) -> Scores:
     """How many of the `total` best entries of (H, S) each head holds: (H,) float64, ties to the lowest index."""
-    best = torch.sort(observed.flatten(), descending=True, stable=True).indices[:total]
-    return torch.bincount(best // observed.shape[-1], minlength=len(observed)).cpu().numpy().astype(np.float64)
+    best = torch.sort(worth.flatten(), descending=True, stable=True).indices[:total]
+    return torch.bincount(best // worth.shape[-1], minlength=len(worth)).cpu().numpy().astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class AdaKV(Policy):
     gets w + floor * base + (1 - floor) * count, as integers with an exact total per layer.
     """
 
-    floor: float = 0.2
+    floor: float = field(default=0.2, kw_only=True)
 
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64."""
         result = self.everything(lengths)
         base = self.budget - self.window
@@ -37,8 +37,8 @@ class AdaKV(Policy):
             if base == 0:
                 result[row] = self.window
                 continue
-            assert observed is not None
-            count = joint_counts(observed[row], base * self.num_kv_heads)
+            assert worth is not None
+            count = joint_counts(worth[row], base * self.num_kv_heads)
             shares = self.floor * base + (1.0 - self.floor) * count
             room = np.full(self.num_kv_heads, length - self.window, dtype=np.int64)
             result[row] = self.window + fill(shares, base * self.num_kv_heads, room)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 
 from sparsemm.budgets import Slots
 from sparsemm.policies.policy import Policy
 
 
+@dataclass(frozen=True)
 class Full(Policy):
-    """Every head keeps every token; the budget is ignored."""
+    """Every head keeps every token; budget and window are ignored."""
 
-    compresses = False
+    compresses: ClassVar[bool] = False
 
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def __post_init__(self) -> None:
+        """There is nothing to refuse."""
+        object.__setattr__(self, "window", 1)
+
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the length of each row."""
         return self.everything(lengths)

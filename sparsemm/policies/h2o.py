@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 
+from sparsemm.policies.policy import ModelShape
+from sparsemm.policies.selector import Selector
 from sparsemm.policies.snapkv import SnapKV
 
 CHUNK = 1 << 24  # logits held at once
 
 
 @dataclass(frozen=True)
-class H2O(SnapKV):
-    """Uniform B: half newest tokens, half heavy hitters (arXiv 2306.14048).
+class AccumulatedAttention(Selector):
+    """The sum of A[i, j] over every row i >= j of the prompt (arXiv 2306.14048).
 
-    The score of position j is the sum of A[i, j] over every row i >= j of the prompt (padding rows left out), each
-    row of equal weight, not pooled, mean over the query group; A = softmax(q k^T * scaling), causal, in fp32. The
-    newest part is `window`, which `get_policy` sets to max(w, B // 2). In a later turn the rows are that turn's.
+    Padding rows are left out, each row has equal weight; not pooled; mean over the query group;
+    A = softmax(q k^T * scaling), causal, in fp32. In a later turn the rows are that turn's.
     """
 
     every_row: ClassVar[bool] = True
 
     def rate(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        valid: torch.Tensor,
-        window: int,
-        pooling_kernel: int,
-        scaling: float,
+        self, query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int, scaling: float
     ) -> torch.Tensor:
         """(B, Hkv, S) fp32, a chunk of rows at a time, so that no (S, S) tensor exists; O(S^2) time."""
         batch, num_heads, rows, _ = query.shape
@@ -50,6 +45,20 @@ class H2O(SnapKV):
             total[..., :end] += weights.sum(dim=-2).mean(dim=2)
         return total.masked_fill(~valid[:, None], float("-inf"))
 
-    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
+    def update(
+        self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int
+    ) -> torch.Tensor:
         """The new token's attention is added to every row's sum."""
         return worth + weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class H2O(SnapKV):
+    """Uniform B: half newest tokens, half heavy hitters (arXiv 2306.14048). Its window is max(w, B // 2)."""
+
+    selector: Selector = AccumulatedAttention()
+
+    def for_model(self, shape: ModelShape) -> Self:
+        """As `Policy.for_model`, with the window that half of the budget is."""
+        bound = super().for_model(shape)
+        return replace(bound, window=max(bound.window, bound.budget // 2))

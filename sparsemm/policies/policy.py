@@ -1,84 +1,131 @@
-"""What every method shares: the shape of the model, the budget, and one decision to make."""
+"""What every method shares: its budget, its selector, the shape of the model, and one decision to make."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from sparsemm.budgets import Slots
-from sparsemm.policies.observation import observe
+from sparsemm.errors import BudgetError
+from sparsemm.policies.selector import Selector
+from sparsemm.policies.window_attention import WindowAttention
 
 
 @dataclass(frozen=True)
-class Policy(ABC):
-    """How many slots each KV head of a layer gets, and what a position is worth.
+class ModelShape:
+    """What a method has to know of a model.
 
     Attributes:
-        num_layers, num_kv_heads: shape of the model.
-        budget: B, mean slots per KV head, window included.
-        window: w, newest tokens every head keeps.
-        compresses: whether anything is ever evicted.
-        every_row: whether `rate` wants every row of the prompt, not the last `window`.
-        needs_scores: whether it is made of head scores.
-        drawn: whether its head scores are drawn at random, which evaluation does anew for every page.
+        layers: numbers of the layers with full attention, which are the ones that are compressed.
+        num_heads, num_kv_heads: query and KV heads of a layer.
+        num_hidden_layers: all layers.
+        config: of the whole model, which a score table is held against; None where it is not known.
     """
 
-    num_layers: int
+    layers: tuple[int, ...]
+    num_heads: int
     num_kv_heads: int
-    budget: int
-    window: int
+    num_hidden_layers: int
+    config: Any = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def plain(cls, num_layers: int, num_heads: int, num_kv_heads: int) -> ModelShape:
+        """A model whose layers all have full attention."""
+        return cls(tuple(range(num_layers)), num_heads, num_kv_heads, num_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """How many slots each KV head of a layer gets.
+
+    Attributes:
+        budget: B, mean slots per KV head, window included.
+        window: w, newest tokens every head keeps, also the rows that observe.
+        selector: what positions are worth.
+        shape: of the model, set by `for_model`.
+        compresses: whether anything is ever evicted.
+        needs_scores: whether it has `scores`.
+        drawn: whether its head scores are drawn at random, which evaluation does anew for every page (`for_pages`).
+    """
+
+    budget: int = 0  # not given
+    window: int = 32
+    selector: Selector = WindowAttention()
+    shape: ModelShape | None = field(default=None, repr=False)
     compresses: ClassVar[bool] = True
-    every_row: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     drawn: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Refuses impossible options.
+
+        Raises:
+            BudgetError: for a budget or window that is no whole number, or 1 <= window <= budget not holding.
+        """
+        if self.budget == 0:
+            raise BudgetError(f"{type(self).__name__} needs a budget", hint="mean slots per KV head, window included")
+        if not isinstance(self.budget, Integral) or not isinstance(self.window, Integral):
+            what = f"budget {self.budget!r} with window {self.window!r}"
+            raise BudgetError(what, hint="use whole numbers of slots")
+        if not 1 <= self.window <= self.budget:
+            what = f"budget {self.budget} with window {self.window}"
+            raise BudgetError(what, hint="1 <= window <= budget is needed")
+
+    def for_model(self, shape: ModelShape) -> Self:
+        """The same for a model of this shape; a policy that has a shape already is checked.
+
+        Raises:
+            BudgetError: if it is for another shape, or has scores that do not fit.
+            ScoreTableError: if it has a score table of another model.
+        """
+        if self.shape is None:
+            return replace(self, shape=shape)
+        if (self.num_layers, self.num_kv_heads) != (len(shape.layers), shape.num_kv_heads):
+            mine, other = (self.num_layers, self.num_kv_heads), (len(shape.layers), shape.num_kv_heads)
+            raise BudgetError(f"the policy is for {mine} layers and KV heads, the model has {other}")
+        return self
+
+    def for_pages(self, shape: ModelShape, pages: Sequence[int]) -> Policy:
+        """`for_model`, for a batch whose rows are the pages of these numbers; only random heads differ by page."""
+        return self.for_model(shape)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that are compressed."""
+        assert self.shape is not None
+        return len(self.shape.layers)
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of a layer."""
+        assert self.shape is not None
+        return self.shape.num_kv_heads
+
     @abstractmethod
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """Slots of one layer.
 
         Args:
-            layer: its index.
+            layer: its index among those that are compressed.
             lengths: tokens of each batch row's prompt, padding left out.
-            observed: (B, Hkv, S) fp32 as from `rate`, or None if nothing is evicted.
+            worth: (B, Hkv, S) fp32 as from the selector, or None if nothing is evicted.
 
         Returns:
             (B, Hkv) int64, window included, at most the row's length.
         """
 
-    def rate(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        valid: torch.Tensor,
-        window: int,
-        pooling_kernel: int,
-        scaling: float,
-    ) -> torch.Tensor:
-        """What every position is worth to its head: SnapKV's observation scores, unless a method says otherwise.
-
-        Args, Returns: as `sparsemm.policies.observation.observe`.
-        """
-        return observe(query, key, valid, window, pooling_kernel, scaling)
-
-    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
-        """What every kept row is worth after one more token, for `hold_budget`.
-
-        Unless a method says otherwise: a row's mean attention while it was in the window, frozen when it leaves;
-        rows of the prompt that were outside the window keep their observation score, which is such a mean too.
-
-        Args:
-            worth: (rows,) fp32 of the rows of all heads so far; zero for the newest token.
-            weights: (rows,) fp32, the new token's attention, mean over the query group.
-            age: (rows,) int32 tokens after this one.
-            since: (rows,) int32 tokens since the prompt was compressed, this one included.
-        """
-        steps = torch.minimum(age + 1, since)
-        return torch.where(age < self.window, worth + (weights - worth) / steps, worth)
-
     def everything(self, lengths: list[int]) -> Slots:
         """(B, Hkv) int64: every head keeps every token."""
         return np.repeat(np.array(lengths, dtype=np.int64)[:, None], self.num_kv_heads, axis=1)
+
+
+def check_share(name: str, share: Any) -> None:
+    """Raise BudgetError for an option that is no number between 0 and 1."""
+    if not isinstance(share, Real) or not 0.0 <= float(share) <= 1.0:
+        raise BudgetError(f"{name} is {share!r}", hint=f"choose {name} between 0 and 1")

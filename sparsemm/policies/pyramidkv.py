@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ class PyramidKV(Policy):
     cannot use flows to the other layers.
     """
 
-    beta: float = 20.0
+    beta: float = field(default=20.0, kw_only=True)
 
     def schedule(self, length: int) -> Slots:
         """(L,) int64 slots per head of each layer for a prompt of `length` tokens; sum L * min(B, length)."""
@@ -32,7 +32,7 @@ class PyramidKV(Policy):
         room = np.full(self.num_layers, length - self.window, dtype=np.int64)
         return self.window + fill(shares, base * self.num_layers, room)
 
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the layer's share of the schedule."""
-        mine = np.array([self.schedule(length)[layer] for length in lengths], dtype=np.int64)
-        return np.repeat(mine[:, None], self.num_kv_heads, axis=1)
+        per_head = np.array([self.schedule(length)[layer] for length in lengths], dtype=np.int64)
+        return np.repeat(per_head[:, None], self.num_kv_heads, axis=1)

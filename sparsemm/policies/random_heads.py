@@ -2,30 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
 
 from sparsemm.budgets import Scores
 from sparsemm.errors import BudgetError
+from sparsemm.policies.per_row import PerRow
+from sparsemm.policies.policy import ModelShape, Policy
 from sparsemm.policies.sparsemm import SparseMM
+
+
+def draw(seed: int, number: int) -> int:
+    """The seed of a page's random heads: another one for every page, the same in every batch and on every machine.
+
+    Resampling pages then resamples draws too, so that an interval speaks of random heads and not of some that were
+    drawn once.
+    """
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
 @dataclass(frozen=True)
 class RandomHeads(SparseMM):
-    """As `SparseMM`, with `random_scores`."""
+    """Scores uniform in [0, 1): one matrix for the whole model, so that the total budget is conserved.
 
+    Attributes:
+        seed: of the scores, from 0 up.
+    """
+
+    seed: int = field(default=0, kw_only=True)
     needs_scores: ClassVar[bool] = False
     drawn: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        """As `SparseMM`; raises BudgetError for an impossible seed too."""
+        super().__post_init__()
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise BudgetError(f"seed is {self.seed!r}", hint="use a whole number from 0 up")
 
-def random_scores(num_layers: int, num_heads: int, seed: int) -> Scores:
-    """(L, H) float64 uniform in [0, 1): one matrix for the whole model, so that the total budget is conserved.
+    def head_scores(self, shape: ModelShape) -> Scores:
+        """(L, Hkv) float64."""
+        return np.random.default_rng(self.seed).random((len(shape.layers), shape.num_kv_heads))
 
-    Raises:
-        BudgetError: if the seed is negative.
-    """
-    if seed < 0:
-        raise BudgetError(f"seed is {seed}", hint="choose one from 0 up")
-    return np.random.default_rng(seed).random((num_layers, num_heads))
+    def for_pages(self, shape: ModelShape, pages: Sequence[int]) -> Policy:
+        """Random heads drawn anew for every page: a policy for a batch of these pages.
+
+        Raises:
+            BudgetError: if there is no page.
+        """
+        if not pages:
+            raise BudgetError("no row to draw random heads for")
+        rows = tuple(replace(self, seed=draw(self.seed, page)).for_model(shape) for page in pages)
+        return PerRow(budget=self.budget, window=self.window, selector=self.selector, shape=shape, rows=rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -9,9 +11,10 @@ from sparsemm.budgets import Slots
 from sparsemm.policies.policy import Policy
 
 
+@dataclass(frozen=True)
 class SnapKV(Policy):
     """Uniform B (arXiv 2404.14469)."""
 
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: min(B, length)."""
         return np.minimum(self.everything(lengths), self.budget)

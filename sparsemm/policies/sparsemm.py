@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
 from sparsemm.budgets import Scores, Slots, allocate, allocate_paper
-from sparsemm.policies.policy import Policy
+from sparsemm.errors import BudgetError
+from sparsemm.policies.policy import ModelShape, Policy, check_share
 
 REMEMBERED = 256  # prompt lengths: every layer asks again, and a policy may serve any number of prompts
+
+
+def kv_scores(scores: Any, shape: ModelShape) -> Scores:
+    """(L, Hkv) float64 of the layers that are compressed; query groups are summed.
+
+    Args:
+        scores: a ScoreTable, or a matrix of query or KV heads, of all layers or of those.
+
+    Raises:
+        BudgetError: if the number of heads or layers fits neither, or these are no numbers.
+        ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
+    """
+    if hasattr(scores, "to_kv"):
+        if shape.config is not None:
+            scores.check_model(shape.config)
+        scores = scores.to_kv(shape.num_kv_heads)
+    elif isinstance(scores, torch.Tensor):
+        scores = scores.detach().double().cpu().numpy()
+    try:
+        matrix = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BudgetError(f"scores are no numbers: {error}", hint="pass ScoreTable.load(...) or a matrix") from error
+    if matrix.ndim == 2 and matrix.shape[1] == shape.num_heads != shape.num_kv_heads:
+        matrix = matrix.reshape(len(matrix), shape.num_kv_heads, -1).sum(-1)
+    if matrix.ndim == 2 and len(matrix) == shape.num_hidden_layers:
+        matrix = matrix[list(shape.layers)]
+    if matrix.shape != (len(shape.layers), shape.num_kv_heads):
+        hint = f"{shape.num_hidden_layers} layers of {shape.num_heads} query or {shape.num_kv_heads} KV heads"
+        raise BudgetError(f"scores have shape {matrix.shape}", hint=hint)
+    return matrix
 
 
 @dataclass(frozen=True)
@@ -19,28 +50,49 @@ class SparseMM(Policy):
     """Window, uniform part and score part (arXiv 2506.05344, section 3.2).
 
     Attributes:
-        scores: (L, Hkv) float64 visual scores, query groups summed.
+        scores: head scores: a ScoreTable, or a matrix (L, Hq) or (L, Hkv).
         rho: share beyond the window that is split evenly.
         mode: "exact" (exact totals, overflow flows on) or "paper" (the public code's arithmetic).
     """
 
+    scores: Any = field(default=None, repr=False, compare=False)
+    rho: float = field(default=0.1, kw_only=True)
+    mode: str = field(default="exact", kw_only=True)
+    _seen: dict[int, Slots] = field(default_factory=dict, init=False, repr=False, compare=False)
     needs_scores: ClassVar[bool] = True
-    scores: Scores = field(default_factory=lambda: np.zeros((0, 0)))
-    rho: float = 0.1
-    mode: str = "exact"
-    _seen: dict[int, Slots] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """As `Policy`; raises BudgetError for missing scores, rho outside [0, 1] and an unknown mode too."""
+        super().__post_init__()
+        check_share("rho", self.rho)
+        if self.mode not in ("exact", "paper"):
+            raise BudgetError(f"mode {self.mode!r} is unknown", hint="use exact or paper")
+        if self.needs_scores and self.scores is None:
+            raise BudgetError(f"{type(self).__name__} needs head scores", hint="pass scores=ScoreTable.load(...)")
+
+    def for_model(self, shape: ModelShape) -> Self:
+        """As `Policy.for_model`; `scores` become the (L, Hkv) float64 matrix of this model."""
+        if self.shape is not None:
+            return super().for_model(shape)
+        bound = replace(self, shape=shape, scores=self.head_scores(shape))
+        bound.matrix(bound.budget + 1)  # impossible scores are refused now, not in the middle of a prefill
+        return bound
+
+    def head_scores(self, shape: ModelShape) -> Scores:
+        """(L, Hkv) float64 scores of a model's KV heads."""
+        return kv_scores(self.scores, shape)
 
     def matrix(self, length: int) -> Slots:
         """(L, Hkv) int64 slots for a prompt of `length` tokens."""
-        found = self._seen.get(length)
-        if found is None:
+        slots = self._seen.get(length)
+        if slots is None:
             split = allocate if self.mode == "exact" else allocate_paper
-            found = split(self.scores, self.budget, self.window, self.rho, length)
+            slots = split(self.scores, self.budget, self.window, self.rho, length)
             if len(self._seen) >= REMEMBERED:
                 self._seen.clear()
-            self._seen[length] = found
-        return found
+            self._seen[length] = slots
+        return slots
 
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the layer's row of the allocation for each prompt length."""
         return np.stack([self.matrix(length)[layer] for length in lengths])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from sparsemm.budgets import Slots, fill
 from sparsemm.policies.adakv import joint_counts
+from sparsemm.policies.policy import check_share
 from sparsemm.policies.sparsemm import SparseMM
 
 
@@ -28,17 +29,23 @@ class SparseMMAdaptive(SparseMM):
         adapt: share of the split that follows the prompt: 0 is `sparsemm`, 1 lets only layer totals be static.
     """
 
-    adapt: float = 0.5
+    mode: str = field(default="exact", init=False)
+    adapt: float = field(default=0.5, kw_only=True)
 
-    def slots(self, layer: int, lengths: list[int], observed: torch.Tensor | None) -> Slots:
+    def __post_init__(self) -> None:
+        """As `SparseMM`; raises BudgetError for an adapt outside [0, 1] too."""
+        super().__post_init__()
+        check_share("adapt", self.adapt)
+
+    def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64."""
-        result = super().slots(layer, lengths, observed)
+        result = super().slots(layer, lengths, worth)
         for row, length in enumerate(lengths):
             static = result[row] - self.window
             if length <= self.budget or static.sum() == 0:
                 continue
-            assert observed is not None
+            assert worth is not None
             total = int(static.sum())
-            shares = (1.0 - self.adapt) * static + self.adapt * joint_counts(observed[row], total)
+            shares = (1.0 - self.adapt) * static + self.adapt * joint_counts(worth[row], total)
             result[row] = self.window + fill(shares, total, np.full_like(static, length - self.window))
         return result

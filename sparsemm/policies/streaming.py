@@ -6,27 +6,22 @@ from dataclasses import dataclass
 
 import torch
 
+from sparsemm.policies.selector import Selector
 from sparsemm.policies.snapkv import SnapKV
 
 
 @dataclass(frozen=True)
-class Streaming(SnapKV):
-    """Uniform B: attention sinks and the newest tokens (StreamingLLM, arXiv 2309.17453, 4 sinks).
+class Recency(Selector):
+    """Newer positions are worth more, and the first ones most of all.
 
-    A row keeps the first `sinks` tokens of its prompt and its newest B - sinks; a budget below window + sinks costs
-    sinks, last ones first.
+    Attributes:
+        sinks: first tokens of a row that come before all others.
     """
 
     sinks: int = 4
 
     def rate(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        valid: torch.Tensor,
-        window: int,
-        pooling_kernel: int,
-        scaling: float,
+        self, query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int, scaling: float
     ) -> torch.Tensor:
         """(B, Hkv, S) fp32: minus the number of tokens after a position; the sinks come first of all."""
         order = valid.cumsum(-1)  # 1 for a row's first token
@@ -36,6 +31,19 @@ class Streaming(SnapKV):
         score = score.masked_fill(~valid, float("-inf"))
         return score[:, None].expand(-1, key.shape[1], -1)
 
-    def watch(self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor) -> torch.Tensor:
+    def update(
+        self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int
+    ) -> torch.Tensor:
         """Minus a row's age, but for the sinks."""
         return torch.where(worth > 0, worth, -age.float())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streaming(SnapKV):
+    """Uniform B: attention sinks and the newest tokens (StreamingLLM, arXiv 2309.17453, 4 sinks).
+
+    A row keeps the first tokens of its prompt and its newest B - sinks; a budget below window + sinks costs sinks,
+    last ones first.
+    """
+
+    selector: Selector = Recency()

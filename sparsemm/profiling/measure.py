@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from sparsemm.cache import compressed_cache
 from sparsemm.params import Params
+from sparsemm.policies import make_policy_from
 from sparsemm.profiling import clock
 from sparsemm.profiling.latency import Timing, time_once
 from sparsemm.profiling.memory import cache_bytes, peak_bytes, weight_bytes
@@ -96,14 +97,6 @@ def _cache(model: Any, method: str, params: Params, scores: Any) -> Any:
         text = [name for name in model.config.sub_configs if name == "text_config"]
         model.set_attn_implementation(dict.fromkeys(text, "sdpa") if text else "sdpa")
         return DynamicCache()
-    return compressed_cache(
-        model,
-        method,
-        params.profile.budget,
-        scores,
-        window=params.allocate.window,
-        rho=params.allocate.rho,
-        mode=params.allocate.mode,
-        pooling_kernel=params.evaluate.pooling_kernel,
-        seed=params.evaluate.seed,
-    )
+    settings = params.allocate.model_dump(include={"window", "rho", "mode"})
+    settings |= params.evaluate.model_dump(include={"pooling_kernel", "seed"})
+    return compressed_cache(model, make_policy_from(method, params.profile.budget, scores, settings))

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from sparsemm.budgets import load_budgets
+from sparsemm.cache.served import shape_of
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import DataError
-from sparsemm.evaluate.model import Variant, answer
+from sparsemm.evaluate.model import answer
 from sparsemm.evaluate.tasks.local import documents
 from sparsemm.models import load_model
 from sparsemm.params import Params, load_params
-from sparsemm.policies import budgets_of
+from sparsemm.policies import budgets_of, make_policy_from
 from sparsemm.profiling.clock import machine
 from sparsemm.scores import ScoreTable
 
@@ -39,8 +40,8 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     scores = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     model, processor = load_model(params.model(key))
     options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **plan.settings}
-    variants = [
-        Variant(method, budget, scores, **options).ready(model)
+    policies = [
+        make_policy_from(method, budget, scores, options).for_model(shape_of(model))
         for method in given.methods
         for budget in budgets_of(method, plan.budgets)
     ]
@@ -48,7 +49,7 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     work: dict[str, list[float]] = {"shared": [], "separate": []}  # of the processor: what others do does not count
     for _ in range(repeats):
         said = {}
-        for way, groups in (("shared", [variants]), ("separate", [[variant] for variant in variants])):
+        for way, groups in (("shared", [policies]), ("separate", [[policy] for policy in policies])):
             start, before = time.perf_counter(), time.process_time()
             said[way] = [
                 one
@@ -64,7 +65,7 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     ratio = result["separate_seconds"] / result["shared_seconds"]
     words, versions = machine(model.device)
     head = {"model": key, "device": words, "date": time.strftime("%Y-%m-%d"), "versions": versions}
-    return head | {"variants": len(variants), "rows": len(docs), **result, "ratio": round(ratio, 3)}
+    return head | {"variants": len(policies), "rows": len(docs), **result, "ratio": round(ratio, 3)}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 
 from sparsemm.cache import CompressedCache, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
-from sparsemm.policies import policy_class
+from sparsemm.policies import make_policy_from, policy_class
 from sparsemm.scores import ScoreTable
 
 Choice = tuple[str, int]  # method, budget
@@ -30,7 +30,8 @@ def caches(
     """
     return {
         (method, budget): compressed_cache(
-            model, method, budget, table, **settings, pooling_kernel=pooling_kernel, seed=seed
+            model,
+            make_policy_from(method, budget, table, {**settings, "pooling_kernel": pooling_kernel, "seed": seed}),
         )
         for method in methods
         if policy_class(method).compresses

@@ -12,16 +12,13 @@ from transformers import DynamicCache
 
 from sparsemm.cache import compressed_cache
 from sparsemm.cache.prefill import prefill
-from sparsemm.cache.served import policy_of
+from sparsemm.cache.served import shape_of
 from sparsemm.datasets.records import Record
-from sparsemm.evaluate.model import kept_slots
+from sparsemm.evaluate.model import kept_slots, observed_rows
 from sparsemm.evaluate.tasks.local import asked_about
-from sparsemm.policies import Policy, policy_class
-from sparsemm.policies.per_row import drawn_anew
+from sparsemm.policies.policy import Policy
 from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs
-
-POLICY_OPTIONS = ("window", "rho", "mode", "seed", "adapt")  # of `compressed_cache`, those a policy is made of
 
 
 @dataclass(frozen=True)
@@ -65,26 +62,10 @@ def replies(model: Any, ways: Mapping[str, Callable[[], Reply]]) -> dict[str, Re
 
 @dataclass(frozen=True)
 class Kept:
-    """How a cache is compressed: arguments of `sparsemm.compressed_cache`."""
+    """How a cache is compressed: a policy that has no shape yet, and options of `sparsemm.compressed_cache`."""
 
-    method: str
-    budget: int | None
-    scores: Any
+    policy: Policy
     options: Mapping[str, Any]
-
-    def for_pages(self, model: Any, pages: list[int]) -> Policy:
-        """The policy of the method; random heads are drawn anew for every page.
-
-        Raises:
-            BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
-        """
-        given = {name: self.options[name] for name in POLICY_OPTIONS if name in self.options}
-        seed = given.pop("seed")
-
-        def drawn(seed: int) -> Policy:
-            return policy_of(model, self.method, self.budget, self.scores, seed=seed, **given)
-
-        return drawn_anew(drawn, seed, pages) if policy_class(self.method).drawn else drawn(seed)
 
 
 def questions(task: str, records: list[Record], read_prompt: str, seed: int) -> list[Question]:
@@ -119,19 +100,19 @@ def plain(model: Any, batch: Batch, max_new_tokens: int) -> Reply:
 
 def compressed(model: Any, batch: Batch, max_new_tokens: int, ways: Mapping[str, Kept]) -> dict[str, Reply]:
     """Greedy answers through compressed caches: from one prefill, or from one each where the cache is cut earlier."""
-    policies = {name: way.for_pages(model, batch.index) for name, way in ways.items()}
+    shape = shape_of(model)
+    policies = {name: way.policy.for_pages(shape, batch.index) for name, way in ways.items()}
     if batch.cut is None:
-        observing = [policy for policy in policies.values() if policy.compresses]
-        every_row = any(policy.every_row for policy in observing)
-        start = prefill(model, batch.inputs, None if every_row else max((p.window for p in observing), default=1))
+        start = prefill(model, batch.inputs, observed_rows(list(policies.values())))
 
-    def said(way: Kept, policy: Policy) -> Reply:
+    def generate(name: str) -> Reply:
+        policy, options = policies[name], ways[name].options
         if batch.cut is None:
-            cache, mine = start.compress(policy, **way.options), start
+            cache, prompt = start.compress(policy, **options), start
         else:
-            cache = compressed_cache(model, policy, prompt_length=batch.cut, **way.options)
-            mine = prefill(model, batch.inputs, cache=cache)
+            cache = compressed_cache(model, policy, prompt_length=batch.cut, **options)
+            prompt = prefill(model, batch.inputs, cache=cache)
         kept, row_bytes = kept_slots(cache), cache.slot_bytes()
-        return Reply(mine.generate(cache, max_new_tokens)[:, mine.length :].tolist(), kept, row_bytes)
+        return Reply(prompt.generate(cache, max_new_tokens)[:, prompt.length :].tolist(), kept, row_bytes)
 
-    return replies(model, {name: partial(said, way, policies[name]) for name, way in ways.items()})
+    return replies(model, {name: partial(generate, name) for name in ways})

@@ -20,6 +20,7 @@ from sparsemm.evaluate.tasks.functions import SCORERS
 from sparsemm.files import sha256_file, write_json
 from sparsemm.models import load_model
 from sparsemm.params import Params
+from sparsemm.policies import make_policy_from
 from sparsemm.progress import progress
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.answers import Batch, Kept, Question, Reply, batches, compressed, questions
@@ -87,11 +88,19 @@ class Bench:
         return min(longest + 8, self.params.evaluate.max_new_tokens)
 
     def kept(self, method: str, budget: int | None, scores: Any = None, **options: Any) -> Kept:
-        """A compressed cache with the settings of the allocate and evaluate stages, but for `options`."""
+        """A compressed cache with the settings of the allocate and evaluate stages, but for `options`.
+
+        Args:
+            scores: instead of the model's own.
+            options: of the method, or of the cache (`storage`, `hold_budget`); those the method does not have are
+                ignored.
+        """
         given, asked = self.params.allocate, self.params.evaluate
         usual = {"window": given.window, "rho": given.rho, "mode": given.mode, "seed": asked.seed}
         usual["pooling_kernel"] = asked.pooling_kernel
-        return Kept(method, budget, self.scores if scores is None else scores, usual | options)
+        own: dict[str, Any] = {name: options.pop(name) for name in ("storage", "hold_budget") if name in options}
+        table = self.scores if scores is None else scores
+        return Kept(make_policy_from(method, budget, table, usual | options), own)
 
     def keep(self, unit: str, task: str, ways: Mapping[str, Kept], pages: slice = slice(None)) -> dict[str, Outcome]:
         """The answers of a task about some of the pages through compressed caches, all from one prefill."""

@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsemm.errors import ModelError
 from sparsemm.params.studies import MaskingParams
-from sparsemm.policies.per_row import draw
+from sparsemm.policies.random_heads import draw
 from sparsemm.scores import ScoreTable, top_count
 from sparsemm.studies.answers import Batch, Reply, plain, replies
 from sparsemm.studies.bench import Bench

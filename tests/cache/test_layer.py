@@ -25,10 +25,10 @@ from sparsemm.cache.attention import Pending
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.errors import CacheError, ScoreTableError
 from sparsemm.models import fingerprint
-from sparsemm.policies import METHODS, get_policy
-from sparsemm.policies.random_heads import random_scores
+from sparsemm.policies import METHODS
 from sparsemm.scores import ScoreTable
 from tests.cache.reading import read_padded
+from tests.policies.making import policy_for
 
 L, HQ, H, S, W, B, KERNEL = 4, 6, 3, 26, 4, 9, 5  # as the lab has them, a prompt of S, and the width of the pool
 COMPRESSED = [method for method in METHODS if method != "full"]
@@ -85,7 +85,9 @@ def slow_slots(method, layer, scores, length, table):
     if method == "adakv":
         count = [ranked[: base * H].count(i) for i in range(H)]
         return [W + n for n in whole([0.2 * base + 0.8 * c for c in count], base * H)]
-    static = allocate(random_scores(L, H, 7) if method == "random" else table, B, W, 0.1, length)[layer].tolist()
+    static = allocate(np.random.default_rng(7).random((L, H)) if method == "random" else table, B, W, 0.1, length)[
+        layer
+    ].tolist()
     if method == "sparsemm-adaptive":
         total = sum(static) - W * H
         count = [ranked[:total].count(i) for i in range(H)]
@@ -102,7 +104,9 @@ def test_kept_positions_equal_the_slow_way(lab, method, layer):
     pads = [0, 5]
     real = torch.arange(S) >= torch.tensor(pads)[:, None]
     mask = (torch.ones(S, S, dtype=torch.bool).tril() & real[:, None])[:, None]
-    ragged = RaggedLayer(layer, get_policy(method, L, H, B, W, scores=lab.scores, seed=7), KERNEL)
+    ragged = RaggedLayer(
+        layer, policy_for(method, L, H, B, W, lab.scores, **({"seed": 7} if method == "random" else {}))
+    )
     ragged.update(key, value)
     ragged.compress(query, key, value, mask, 8**-0.5)
     _, kept, valid = read_padded(ragged.slab)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.policies import get_policy, h2o
-from sparsemm.policies.observation import select
+from sparsemm.policies import h2o
+from sparsemm.policies.selector import select
+from tests.policies.making import policy_for
 
 
 def whole_matrix(q, k, pad):
@@ -24,17 +25,17 @@ def test_scores_equal_the_column_sums_of_the_attention_matrix(monkeypatch, chunk
     torch.manual_seed(pad)
     q, k = torch.randn(1, 4, 33, 8, dtype=torch.float32), torch.randn(1, 2, 33, 8, dtype=torch.float32)
     valid = torch.arange(33)[None] >= pad
-    got = get_policy("h2o", 1, 2, 12, 3).rate(q, k, valid, 6, 5, 0.5)[0]
+    got = policy_for("h2o", 1, 2, 12, 3).selector.rate(q, k, valid, 6, 0.5)[0]
     assert torch.isneginf(got[:, :pad]).all()
     torch.testing.assert_close(got[:, pad:], whole_matrix(q[0], k[0], pad)[:, pad:])
 
 
 def test_half_of_the_budget_is_newest_and_half_is_heavy():
-    policy = get_policy("h2o", 1, 2, 12, 3)
+    policy = policy_for("h2o", 1, 2, 12, 3)
     q, k = torch.randn(1, 4, 40, 8, dtype=torch.float32), torch.randn(1, 2, 40, 8, dtype=torch.float32)
     valid = torch.ones(1, 40, dtype=torch.bool)
     assert policy.window == 6
-    observed = policy.rate(q, k, valid, policy.window, 5, 0.5)
+    observed = policy.selector.rate(q, k, valid, policy.window, 0.5)
     keep = select(observed, valid, torch.from_numpy(policy.slots(0, [40], observed)), policy.window)
     heavy = whole_matrix(q[0], k[0], 0)
     for head in range(2):
@@ -56,5 +57,5 @@ def test_no_square_tensor_is_made(monkeypatch):
 
     q, k = torch.randn(1, 2, 2048, 8, dtype=torch.float32), torch.randn(1, 1, 2048, 8, dtype=torch.float32)
     with Watch():
-        get_policy("h2o", 1, 1, 64, 8).rate(q, k, torch.ones(1, 2048, dtype=torch.bool), 32, 5, 0.5)
+        policy_for("h2o", 1, 1, 64, 8).selector.rate(q, k, torch.ones(1, 2048, dtype=torch.bool), 32, 0.5)
     assert largest <= 1 << 16

@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from sparsemm.errors import BudgetError
-from sparsemm.policies import METHODS, get_policy, policy_class
+from sparsemm.policies import METHODS, policy_class
+from tests.policies.making import policy_for
 
 L, H, B, W = 4, 3, 10, 3
 
 
 def make(method, budget=B, window=W, **options):
     scores = np.arange(L * H, dtype=float).reshape(L, H) if policy_class(method).needs_scores else None
-    return get_policy(method, L, H, budget, window, scores=scores, **options)
+    return policy_for(method, L, H, budget, window, scores=scores, **options)
 
 
 def slots_of(policy, lengths, seed=0):
@@ -101,7 +102,7 @@ def test_sparsemm_follows_the_scores_and_random_follows_the_seed():
 def test_paper_mode_loses_what_a_short_prompt_cannot_hold():
     scores = np.zeros((L, H))
     scores[0, 0] = 1.0
-    exact, paper = (get_policy("sparsemm", L, H, B, W, scores=scores, mode=m) for m in ("exact", "paper"))
+    exact, paper = (policy_for("sparsemm", L, H, B, W, scores=scores, mode=m) for m in ("exact", "paper"))
     assert exact.matrix(20).sum() == L * H * B
     assert paper.matrix(20).sum() < L * H * B
 
@@ -114,35 +115,37 @@ def test_paper_mode_loses_what_a_short_prompt_cannot_hold():
         (("snapkv", L, H, 2, 0), "window"),
         (("snapkv", L, H, 9.0, 3), "whole numbers"),
         (("snapkv", L, H, 9, "3"), "whole numbers"),
-        (("sparsemm", L, H, B, W), "sparsemm needs"),
-        (("sparsemm-adaptive", L, H, B, W), "adaptive needs"),
+        (("sparsemm", L, H, B, W), "SparseMM needs"),
+        (("sparsemm-adaptive", L, H, B, W), "Adaptive needs"),
     ],
 )
 def test_impossible_requests_are_refused(arguments, reason):
     with pytest.raises(BudgetError, match=reason):
-        get_policy(*arguments)
+        policy_for(*arguments)
 
 
 def test_impossible_scores_are_refused_before_any_prompt():
     with pytest.raises(BudgetError, match="finite"):
-        get_policy("sparsemm", L, H, B, W, scores=np.full((L, H), np.nan))
+        policy_for("sparsemm", L, H, B, W, scores=np.full((L, H), np.nan))
     with pytest.raises(BudgetError, match="shape"):
-        get_policy("sparsemm", L, H, B, W, scores=np.ones((H, L)))
+        policy_for("sparsemm", L, H, B, W, scores=np.ones((H, L)))
     with pytest.raises(BudgetError, match="rho"):
-        get_policy("sparsemm", L, H, B, W, scores=np.ones((L, H)), rho=2.0)
+        policy_for("sparsemm", L, H, B, W, scores=np.ones((L, H)), rho=2.0)
     with pytest.raises(BudgetError, match="rho"):
-        get_policy("random", L, H, B, W, rho=2.0)
+        policy_for("random", L, H, B, W, rho=2.0)
     with pytest.raises(BudgetError, match="seed is -1"):
-        get_policy("random", L, H, B, W, seed=-1)
+        policy_for("random", L, H, B, W, seed=-1)
     with pytest.raises(BudgetError, match="adapt is 1.5"):
-        get_policy("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=1.5)
-    for name, given in (("rho", "0.1"), ("rho", np.nan), ("adapt", None), ("seed", "1"), ("seed", 1.0)):
+        policy_for("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=1.5)
+    for name, given in (("rho", "0.1"), ("rho", np.nan), ("seed", "1"), ("seed", 1.0)):
         with pytest.raises(BudgetError, match=f"{name} is {given!r}"):
-            get_policy("random", L, H, B, W, **{name: given})
+            policy_for("random", L, H, B, W, **{name: given})
+    with pytest.raises(BudgetError, match="adapt is None"):
+        policy_for("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=None)
 
 
 def test_a_policy_of_many_prompts_stays_small():
-    policy = get_policy("sparsemm", L, H, B, W, scores=np.ones((L, H)))
+    policy = policy_for("sparsemm", L, H, B, W, scores=np.ones((L, H)))
     for length in range(2000):
         policy.matrix(length)
     assert len(policy._seen) <= 256
@@ -151,6 +154,6 @@ def test_a_policy_of_many_prompts_stays_small():
 
 def test_without_adapting_the_split_is_the_static_one():
     scores, observed = np.arange(1.0, L * H + 1).reshape(L, H), torch.rand(1, H, 50, dtype=torch.float32)
-    static = get_policy("sparsemm", L, H, B, W, scores=scores)
-    adaptive = get_policy("sparsemm-adaptive", L, H, B, W, scores=scores, adapt=0.0)
+    static = policy_for("sparsemm", L, H, B, W, scores=scores)
+    adaptive = policy_for("sparsemm-adaptive", L, H, B, W, scores=scores, adapt=0.0)
     assert all((adaptive.slots(i, [50], observed) == static.slots(i, [50], observed)).all() for i in range(L))

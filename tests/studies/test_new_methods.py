@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from PIL import Image
 
 import sparsemm
 from sparsemm import policies
-from sparsemm.policies import METHODS
-from sparsemm.policies.h2o import H2O
+from sparsemm.cache.served import shape_of
+from sparsemm.policies import METHODS, make_policy_from
+from sparsemm.policies.h2o import AccumulatedAttention
 from sparsemm.policies.per_row import PerRow
 from sparsemm.policies.random_heads import RandomHeads
+from sparsemm.policies.selector import Selector
 from sparsemm.policies.snapkv import SnapKV
 from sparsemm.prompts import build_inputs
 from sparsemm.studies.answers import Batch, Kept, compressed
@@ -21,35 +24,37 @@ from sparsemm.studies.answers import Batch, Kept, compressed
 PACKAGE = Path(sparsemm.__file__).parent
 
 
+@dataclass(frozen=True, kw_only=True)
 class Every(SnapKV):
     """Rates positions by every row of the prompt, as h2o does."""
 
-    every_row = True
-    rate = H2O.rate
+    selector: Selector = AccumulatedAttention()
 
 
+@dataclass(frozen=True, kw_only=True)
 class EveryDrawn(RandomHeads):
     """The same, with random heads."""
 
-    every_row = True
-    rate = H2O.rate
+    selector: Selector = AccumulatedAttention()
 
 
 @pytest.fixture
 def asked(tiny, monkeypatch):
-    monkeypatch.setitem(policies.CLASSES, "every", Every)
-    monkeypatch.setitem(policies.CLASSES, "every-drawn", EveryDrawn)
+    monkeypatch.setitem(policies.METHODS, "every", Every)
+    monkeypatch.setitem(policies.METHODS, "every-drawn", EveryDrawn)
     model, processor = tiny("tiny-llava-next-vicuna")
     image = Image.new("RGB", (96, 64), "white")
     return model, Batch([0, 1], build_inputs(processor, [[image], [image]], ["read", "read it"]))
 
 
-OPTIONS = {"window": 4, "rho": 0.1, "mode": "exact", "seed": 3, "pooling_kernel": 5}
+def kept(method):
+    settings = {"window": 4, "rho": 0.1, "mode": "exact", "seed": 3, "pooling_kernel": 5}
+    return Kept(make_policy_from(method, 12, None, settings), {})
 
 
 def test_a_method_of_every_row_is_compressed_from_a_shared_prefill(asked):
     model, batch = asked
-    ways = {name: Kept(name, 12, None, OPTIONS) for name in ("snapkv", "every", "every-drawn")}
+    ways = {name: kept(name) for name in ("snapkv", "every", "every-drawn")}
     together = compressed(model, batch, 4, ways)
     for name, way in ways.items():
         whole = batch.inputs["input_ids"].shape[1]
@@ -59,8 +64,8 @@ def test_a_method_of_every_row_is_compressed_from_a_shared_prefill(asked):
 
 def test_random_heads_of_every_row_are_drawn_for_every_page_and_rate_as_their_method_does(asked):
     model, batch = asked
-    policy = Kept("every-drawn", 12, None, OPTIONS).for_pages(model, batch.index)
-    assert isinstance(policy, PerRow) and policy.every_row and policy.compresses
+    policy = kept("every-drawn").policy.for_pages(shape_of(model), batch.index)
+    assert isinstance(policy, PerRow) and policy.selector.every_row and policy.compresses
     assert [type(row) for row in policy.rows] == [EveryDrawn] * 2
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from sparsemm.errors import ParamsError
 from sparsemm.params.studies import SearchParams
-from sparsemm.policies import get_policy
+from sparsemm.policies import make_policy_from
+from sparsemm.policies.policy import ModelShape
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
@@ -31,7 +32,8 @@ def test_candidates_have_as_many_slots_as_the_paper_but_where_overflow_is_lost(m
     table = ScoreTable.load(root / "artifacts" / "scores" / f"{KEY}.safetensors")
     layers, kv = len(table.scores), table.header["num_kv_heads"]
     for name, one in CANDIDATES.items():
-        policy = get_policy(one.method, layers, kv, 24, 4, scores=one.weights(table), **one.options())
+        policy = make_policy_from(one.method, 24, one.weights(table), {"window": 4} | one.options())
+        policy = policy.for_model(ModelShape.plain(layers, kv, kv))
         total = policy.matrix(length).sum()
         assert total == layers * kv * min(24, length) or one.mode == "paper", name
 

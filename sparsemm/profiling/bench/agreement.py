@@ -12,8 +12,9 @@ from sparsemm.cache.quantized import STORAGES
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import DataError
 from sparsemm.models import load_model
+from sparsemm.ops import OPERATIONS
 from sparsemm.params import ModelParams
-from sparsemm.profiling.agreement import OPERATIONS, check
+from sparsemm.profiling.agreement import check
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.prompts import build_inputs
 
