@@ -19,7 +19,7 @@ define_missing_torchvision_operators()
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import sparsemm  # noqa: E402
-from sparsemm.cache import ops  # noqa: E402
+from sparsemm.ops.argmax_rows import argmax_rows  # noqa: E402
 from sparsemm.policies import METHODS  # noqa: E402
 
 SIZES = dict(vocab_size=48, hidden_size=48, intermediate_size=32, num_hidden_layers=3, num_attention_heads=6)
@@ -42,7 +42,7 @@ def answers(model: LlamaForCausalLM) -> list[list[int]]:
     generator = torch.Generator().manual_seed(3)
     query, keys = (torch.randn(n, 30, 8, generator=generator, dtype=torch.float32) for n in (4, 2))
     ends = torch.arange(1, 31, dtype=torch.int64)
-    return [*said, ops.argmax_rows(query, keys, torch.zeros_like(ends), ends).flatten().tolist()]
+    return [*said, argmax_rows(query, keys, torch.zeros_like(ends), ends).flatten().tolist()]
 
 
 def while_another_loads(model: LlamaForCausalLM) -> list[list[int]]:

@@ -7,7 +7,12 @@ import pytest
 import torch
 
 from sparsemm.errors import BudgetError
-from sparsemm.policies import METHODS, policy_class
+from sparsemm.policies import METHODS, make_policy, make_policy_from, method_options, policy_class
+from sparsemm.policies.policy import ModelShape
+from sparsemm.policies.snapkv import SnapKV
+from sparsemm.policies.sparsemm import SparseMM
+from sparsemm.policies.streaming import Recency
+from sparsemm.policies.window_attention import WindowAttention
 from tests.policies.making import policy_for
 
 L, H, B, W = 4, 3, 10, 3
@@ -157,3 +162,27 @@ def test_without_adapting_the_split_is_the_static_one():
     static = policy_for("sparsemm", L, H, B, W, scores=scores)
     adaptive = policy_for("sparsemm-adaptive", L, H, B, W, scores=scores, adapt=0.0)
     assert all((adaptive.slots(i, [50], observed) == static.slots(i, [50], observed)).all() for i in range(L))
+
+
+def test_options_are_the_fields_of_a_method_and_its_selector():
+    assert method_options("sparsemm") == {"window", "selector", "pooling_kernel", "rho", "mode"}
+    assert method_options("streaming") == {"window", "selector", "sinks"}
+    assert method_options("random") == {"window", "selector", "pooling_kernel", "rho", "mode", "seed"}
+    with pytest.raises(BudgetError, match="snapkv has no option rho.*snapkv has pooling_kernel, selector, window"):
+        make_policy("snapkv", B, rho=0.2)
+    with pytest.raises(BudgetError, match="did you mean snapkv"):
+        make_policy("snapkvs", B)
+    every = {"window": 3, "rho": 0.2, "pooling_kernel": 3, "seed": 4}
+    assert make_policy_from("snapkv", B, None, every) == SnapKV(budget=B, window=3, selector=WindowAttention(3))
+
+
+def test_any_selector_goes_with_any_policy():
+    scores = np.arange(1.0, L * H + 1).reshape(L, H)
+    policy = SparseMM(scores, budget=B, window=W, selector=Recency(sinks=2)).for_model(ModelShape.plain(L, H, H))
+    assert (policy.slots(0, [50], None) == policy_for("sparsemm", L, H, B, W, scores).slots(0, [50], None)).all()
+    assert policy.selector == make_policy("streaming", B, window=W, sinks=2).selector
+
+
+def test_a_policy_of_another_shape_is_refused():
+    with pytest.raises(BudgetError, match="the policy is for"):
+        policy_for("snapkv", L, H, B, W).for_model(ModelShape.plain(L, H, H + 1))
