@@ -47,6 +47,7 @@ NOT_FOLLOWED = {
 # What is imported or read by a name that is put together at run time, by patterns from the root of the repository.
 ALSO = {
     "sparsemm.ops.build": ("csrc/*", "sparsemm/csrc/*"),
+    "sparsemm.datasets.glyphs": ("sparsemm/datasets/fonts/*",),
     "sparsemm.datasets.synthetic": ("sparsemm/datasets/fonts/*",),
     "sparsemm.evaluate.tasks.local": ("sparsemm/evaluate/tasks/*.yaml", "sparsemm/evaluate/tasks/functions.py"),
     "sparsemm.layouts": ("sparsemm/layouts/*.py",),

@@ -211,7 +211,8 @@ def check_weights(folder: str | Path) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    where, shapes = str(folder), {}
+    where = str(folder)
+    shapes: dict[str, list[int]] = {}
     with transformers_errors(where, "is it a complete checkpoint?"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if getattr(config, "quantization_config", None) is not None:
@@ -222,7 +223,7 @@ def check_weights(folder: str | Path) -> None:
         # One number seen as every number of a tensor: it has the shape, and takes no memory.
         number = torch.zeros((), dtype=torch.float32, device="cpu")
         state = {name: number.expand(shape) for name, shape in shapes.items()}
-        kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+        kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
         # What is missing needs no random numbers here. The module's name tells transformers that it knows the class.
         same = {"__module__": kind.__module__, "initialize_weights": lambda model: None}
         empty = type(kind.__name__, (kind,), same)

@@ -211,7 +211,7 @@ class CompressedCache(Cache):
         """
         # Layers may lie on different devices.
         kept = torch.stack([slab.lengths.view(slab.batch, -1).sum(-1).cpu() for slab in self._slabs()]).sum(0)
-        sliding = [layer for layer in self._others() if isinstance(layer, CacheLayerMixin)]
+        sliding: list[Any] = [layer for layer in self._others() if isinstance(layer, CacheLayerMixin)]
         return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in sliding)
 
     def slot_bytes(self) -> int:
@@ -269,7 +269,7 @@ class CompressedCache(Cache):
             if not isinstance(layer, CacheLayerMixin):
                 what = "cannot remove tokens: the state of a linear-attention layer is of all tokens together"
                 raise CacheError(what, where=where, hint=hint)
-            if layer.is_sliding and layer.get_seq_length() >= layer.sliding_window:
+            if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:  # type: ignore[attr-defined]
                 raise CacheError("cannot remove tokens: those before its window are gone", where=where, hint=hint)
         for layer in (*self.ragged, *self._others()):
             if tokens_to_remove or getattr(layer, "record_past", False):

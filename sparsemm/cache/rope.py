@@ -95,7 +95,8 @@ class Listener:
         self.rope = weakref.ref(rope)
 
     def __call__(self, module: torch.nn.Module, args: Any, options: dict[str, Any]) -> None:
-        rope, cache, positions = self.rope(), options.get("past_key_values"), options.get("position_ids")
+        rope, positions = self.rope(), options.get("position_ids")
+        cache = options.get("past_key_values", options.get("cache"))  # its name from transformers 5.24 on
         if rope is None or cache is None or positions is None or getattr(cache, "rope", None) is not rope:
             return
         rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))

@@ -95,4 +95,4 @@ class CopyingLayer(RaggedLayer):
 def copying_cache(cache: CompressedCache) -> CompressedCache:
     """A fresh cache whose layers choose like those of `cache`, and append by copying everything."""
     layers: list[Any] = [CopyingLayer(layer.index, layer.policy) for layer in cache.ragged]
-    return CompressedCache(layers=layers)
+    return CompressedCache(layers, cache.config())
