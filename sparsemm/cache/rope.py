@@ -96,7 +96,7 @@ class Listener:
 
     def __call__(self, module: torch.nn.Module, args: Any, options: dict[str, Any]) -> None:
         rope, positions = self.rope(), options.get("position_ids")
-        cache = options.get("past_key_values", options.get("cache"))  # its name from transformers 5.24 on
+        cache: Any = options.get("past_key_values", options.get("cache"))  # its name from transformers 5.24 on
         if rope is None or cache is None or positions is None or getattr(cache, "rope", None) is not rope:
             return
         rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))
