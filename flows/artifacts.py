@@ -1,8 +1,8 @@
-"""What a flow run shows in Prefect: tables, progress, a figure, a link to the report."""
+"""What a flow run shows in Prefect: tables, progress, a picture, a link to the report."""
 
 from __future__ import annotations
 
-import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from prefect.artifacts import (
 
 from sparsemm.pipeline.plan import Plan
 
-MOST_FIGURE_BYTES = 200_000  # it is stored in Prefect's database
+MOST_PICTURE = 300_000  # letters: it is stored in Prefect's database
 
 
 def slug(text: str) -> str:
@@ -62,12 +62,13 @@ def show_results(results: list[dict[str, Any]]) -> None:
 
 
 def show_report(root: Path) -> None:
-    """Link to the report, and its first figure."""
+    """Link to the report, and the picture that a model's explore stage made first."""
     page = root / "artifacts" / "report" / "index.html"
     if page.exists():
         create_link_artifact(page.resolve().as_uri(), link_text="report", key="report", description="HTML report")
-    for figure in sorted((root / "artifacts" / "report" / "figures").glob("accuracy*.png"))[:1]:
-        data = figure.read_bytes()
-        if len(data) <= MOST_FIGURE_BYTES:
-            url = "data:image/png;base64," + base64.b64encode(data).decode()
-            create_image_artifact(url, key="accuracy", description="Accuracy against budget")
+    for path in sorted((root / "artifacts" / "explorer").glob("*.json")):
+        pictures = json.loads(path.read_text(encoding="utf-8")).get("method") or []
+        if pictures and len(pictures[0]["image"]) <= MOST_PICTURE:
+            description = f"{path.stem}: {pictures[0]['text']}"
+            create_image_artifact(pictures[0]["image"], key="picture", description=description)
+            return

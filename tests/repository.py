@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 STAND_IN = """#!{python}
-import json, os, pathlib, sys, time, yaml
+import base64, json, os, pathlib, sys, time, yaml
 command, key = sys.argv[1], (sys.argv[2:] or [""])[0]
 study, key = (key, sys.argv[3]) if command == "study" else ("", key)
 told = pathlib.Path(os.environ["STAND_IN_TOLD"])  # outside of every worktree
@@ -31,7 +31,8 @@ outputs = {{
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
     "study": ["studies/" + study + "/{{}}.json", "studies/" + study + "/{{}}.csv"],
-    "report": ["report/index.html", "report/figures/accuracy-one.png"],
+    "explore": ["explorer/{{}}.json"],
+    "report": ["report/index.html", *(f"report/plots/{{name}}.csv" for name in {plots!r})],
 }}[command]
 if "--dataset" in sys.argv:  # of `robustness`
     outputs = [o.replace("/{{}}", "/also/{{}}/" + sys.argv[4], 1) for o in outputs]
@@ -48,11 +49,16 @@ for output in outputs:
         (told / "hanging").write_text(str(os.getpid()))
         while (told / "hang").exists():
             time.sleep(0.1)
-    if output.endswith("csv"):
+    if command == "report" and output.endswith("csv"):
+        path.write_text("panel,series,at,value,low,high\\nread,full,8,0.9,,\\n")
+    elif output.endswith("csv"):
         columns = "method,prompt_length,prefill_ms,decode_ms_per_token,kept_bytes,level,budget,setting,value"
         path.write_text(columns + "\\nfull,8,1,1,1,1,1,a,1\\n")
     elif command == "evaluate" and output.endswith("json"):
         path.write_text(json.dumps({{"read": {{"full": {{"all": 0.9}}, "sparsemm": {{"48": 0.88}}}}}}))
+    elif command == "explore":
+        picture = "data:image/png;base64," + base64.b64encode(key.encode()).decode()
+        path.write_text(json.dumps({{"method": [{{"image": picture, "text": "a head"}}]}}))
     elif output.endswith("json"):
         path.write_text(json.dumps({{"value": 1}}))
     elif output.endswith("safetensors") and os.environ.get("STAND_IN_TABLES"):  # an import that takes its time
@@ -188,7 +194,9 @@ def make_template(folder: Path) -> Path:
     (root / "params.yaml").write_text(given, encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()
-    script.write_text(STAND_IN.format(python=sys.executable))
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    plots = [Path(path).stem for one in pipeline["plots"] for path in one]
+    script.write_text(STAND_IN.format(python=sys.executable, plots=plots))
     script.chmod(0o755)
     made = Repository(root, script.parent)
     made.git("init", "-q", "-b", "main")

@@ -30,6 +30,7 @@ MODULES = {  # stage of dvc.yaml -> the modules that its command runs
     "evaluate": ("sparsemm.evaluate.stage",),
     "profile": ("sparsemm.profiling.stage",),
     "profile-shape": ("sparsemm.profiling.stage",),
+    "explore": ("sparsemm.explorer.stage",),
     "report": ("sparsemm.report.stage",),
 }
 
@@ -117,7 +118,7 @@ def test_half_done_work_is_gone_on_with_where_nothing_it_depends_on_changed(name
     for edited, old, new, anew in (
         ("sparsemm/models.py", "", "# a comment\n", [False, False, False]),
         ("sparsemm/scores.py", '"""', '"""Other words: ', [False, False, False]),
-        ("sparsemm/report/page.py", "", "X = 1\n", [False, False, False]),
+        ("sparsemm/report/html.py", "", "X = 1\n", [False, False, False]),
         ("sparsemm/budgets.py", "", "X = 1\n", [False, False, True]),
         ("csrc/argmax_rows.cpp", "", "\n", [False, True, True]),
         ("sparsemm/align/words.py", "", "X = 1\n", [True, False, False]),

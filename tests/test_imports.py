@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sparsemm"
 ALLOWED = {"torch", "torchvision", "transformers", "tokenizers", "numpy", "safetensors", "PIL", "pydantic", "yaml"}
-EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and matplotlib
+EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plotly
 CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS]
 
 
@@ -35,7 +35,7 @@ def test_the_core_does_not_load_the_orchestrators():
         "import sparsemm.datasets.download\n"
         "import sparsemm.registry.publish, sparsemm.registry.promote, sparsemm.registry.server\n"
         "sparsemm.compressed_cache, sparsemm.load_scores\n"
-        "assert not {'prefect', 'mlflow', 'dvc', 'lmms_eval', 'matplotlib'} & set(sys.modules)"
+        "assert not {'prefect', 'mlflow', 'dvc', 'lmms_eval', 'plotly', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

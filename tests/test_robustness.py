@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sparsemm.report.agreement import read_agreement
 
 from sparsemm.align import stage as align
 from sparsemm.chase import stage as chase
@@ -15,7 +16,6 @@ from sparsemm.cli import main
 from sparsemm.datasets import download
 from sparsemm.datasets.records import read_records
 from sparsemm.params import Params, parse_params
-from sparsemm.report.agreement import read_agreement
 from sparsemm.report.findings import at_least
 from sparsemm.report.results import Results
 from sparsemm.report.sections import Material, agreement

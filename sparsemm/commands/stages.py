@@ -17,6 +17,7 @@ MODEL_STAGES = {  # name: module, what it does, what it reads and what it writes
     "allocate": ("allocate", "turn scores into slots per KV head", "scores/KEY.safetensors", "budgets/KEY.json"),
     "evaluate": ("evaluate.stage", "accuracy of every method at every budget", "budgets/KEY.json", "evaluate/KEY.*"),
     "profile": ("profiling.stage", "latency and bytes of every method", "scores/KEY.safetensors", "profile/KEY.*"),
+    "explore": ("explorer.stage", "what single heads look at on some pages", "budgets/KEY.json", "explorer/KEY.json"),
 }
 DVC = "`dvc repro` runs it when it is stale; alone it runs with what is there. Stopped, it goes on where it was."
 
@@ -74,8 +75,8 @@ def add(commands: Commands) -> None:
     study.set_defaults(run=run_study)
     report = commands.add_parser(
         "report",
-        help="write the HTML report and its figures",
-        description="Write artifacts/report/index.html and its figures from what the other stages left. " + DVC,
+        help="write the HTML report",
+        description="Write artifacts/report/index.html and the tables of `dvc plots` from other stages' files. " + DVC,
         epilog="example: sparsemm report",
     )
     report.set_defaults(run=run_report)

@@ -11,7 +11,7 @@ CORE = ("torch", "transformers", "numpy", "safetensors", "pillow", "pydantic", "
 OPTIONAL = {
     "pyarrow": "the stages that read and write data sets",
     "lmms-eval": "`sparsemm evaluate`",
-    "matplotlib": "`sparsemm report`",
+    "plotly": "`sparsemm report`",
     "dvc": "`dvc repro`",
     "prefect": "flows/",
     "mlflow": "the registry",

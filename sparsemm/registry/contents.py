@@ -56,11 +56,8 @@ def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -
             for name in names:
                 _copy(root, name, folder, outs)
     if report_is_current(stages, root):
-        source = root / "artifacts" / "report"
-        (folder / "report" / "figures").mkdir(parents=True)
-        shutil.copyfile(source / "index.html", folder / "report" / "index.html")
-        for figure in (source / "figures").glob("*.png"):
-            shutil.copyfile(figure, folder / "report" / "figures" / figure.name)
+        (folder / "report").mkdir(parents=True)
+        shutil.copyfile(root / "artifacts" / "report" / "index.html", folder / "report" / "index.html")
     return ScoreTable.load(folder / table_name(key))
 
 

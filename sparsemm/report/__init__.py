@@ -1,5 +1,1 @@
-"""One self-contained page that says what was found and how sure it is, and its figures."""
-
-from sparsemm.compat import define_missing_torchvision_operators
-
-define_missing_torchvision_operators()
+"""The report: one self-contained page that says what was found and how sure it is. It only reads files."""

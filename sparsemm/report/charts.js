@@ -3,13 +3,15 @@
 
 const charts = (() => {
   const FONT = "system-ui, sans-serif";
-  const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false };
+  const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false };
+  const NARROW = 640; // pixels: below this width panels stand in one column
+  const ABOVE = 26, BELOW = 64, BESIDE = 58; // pixels around a panel for its title and the labels of its axes
 
   // "var(--ink)" anywhere in a figure becomes the colour that the style sheet gives it now.
   function coloured(value, styles = getComputedStyle(document.documentElement)) {
     if (typeof value === "string") {
-      const found = /^var\((--[a-z-]+)\)$/.exec(value);
-      return found ? styles.getPropertyValue(found[1]).trim() : value;
+      const name = /^var\((--[a-z0-9-]+)\)$/.exec(value);
+      return name ? styles.getPropertyValue(name[1]).trim() : value;
     }
     if (Array.isArray(value)) return value.map((one) => coloured(one, styles));
     if (value && typeof value === "object") {
@@ -22,7 +24,7 @@ const charts = (() => {
     return {
       fixedrange: true, gridcolor: "var(--line)", zeroline: false, linecolor: "var(--faint)", automargin: true,
       ...given,
-      title: { standoff: 8, ...given.title, font: { size: narrow ? 11 : 13 } },
+      title: { standoff: 6, ...given.title, font: { size: narrow ? 11 : 12 } },
     };
   }
 
@@ -31,8 +33,8 @@ const charts = (() => {
     const narrow = element.clientWidth < 480;
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
-      font: { family: FONT, size: narrow ? 11 : 13, color: "var(--ink)" },
-      margin: { l: 8, r: 8, t: 12, b: 8 },
+      font: { family: FONT, size: narrow ? 11 : 12, color: "var(--ink)" },
+      margin: { l: 8, r: 8, t: 12, b: 8 }, width: element.clientWidth,
       hoverlabel: { bgcolor: "var(--panel)", bordercolor: "var(--faint)", font: { color: "var(--ink)", family: FONT } },
       ...figure.layout,
     };
@@ -42,33 +44,106 @@ const charts = (() => {
     return Plotly.react(element, coloured(figure.data), coloured(layout), CONFIG);
   }
 
+  const columnsOf = (spec, width) => (width < NARROW ? 1 : spec.columns);
+  const heightOf = (spec, width) => spec.row * Math.ceil(spec.panels.length / columnsOf(spec, width));
+
+  // Pixels that the labels left of a panel need.
+  function beside(panel, width) {
+    const labels = (panel.y.ticktext || []).flatMap((label) => label.split("<br>"));
+    const longest = Math.max(0, ...labels.map((label) => label.length));
+    return Math.min(Math.max(BESIDE, 6.6 * longest + 12), 0.45 * width);
+  }
+
+  // Panels of a chart as one figure: domains in shares of the whole, from widths and heights in pixels.
+  function grid(spec, width) {
+    const columns = columnsOf(spec, width);
+    const height = heightOf(spec, width);
+    const layout = { height, showlegend: false, annotations: [], shapes: [], margin: { l: 0, r: 0, t: 0, b: 0 } };
+    const data = [];
+    spec.panels.forEach((panel, i) => {
+      const name = i ? String(i + 1) : "";
+      const [column, row] = [i % columns, Math.floor(i / columns)];
+      const cell = width / columns;
+      const [left, right] = [(column * cell + beside(panel, cell)) / width, ((column + 1) * cell - 14) / width];
+      const top = 1 - (row * spec.row + ABOVE) / height;
+      const bottom = 1 - ((row + 1) * spec.row - BELOW) / height;
+      const plain = { automargin: false };
+      layout[`xaxis${name}`] = { ...plain, ...panel.x, domain: [left, right], anchor: `y${name}` };
+      layout[`yaxis${name}`] = { ...plain, ...panel.y, domain: [bottom, top], anchor: `x${name}` };
+      if (panel.title) {
+        layout.annotations.push({
+          text: `<b>${panel.title}</b>`, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left",
+          yanchor: "bottom", showarrow: false, font: { size: 12 },
+        });
+      }
+      if (panel.zero) {
+        const line = { type: "line", line: { color: "var(--ink)", width: 1 } };
+        const across = panel.zero === "y";
+        layout.shapes.push(across
+          ? { ...line, xref: `x${name} domain`, yref: `y${name}`, x0: 0, x1: 1, y0: 0, y1: 0 }
+          : { ...line, xref: `x${name}`, yref: `y${name} domain`, x0: 0, x1: 0, y0: 0, y1: 1 });
+      }
+      data.push(...panel.traces.map((trace) => ({ ...trace, xaxis: `x${name}`, yaxis: `y${name}` })));
+    });
+    return { data, layout };
+  }
+
+  const specs = new Map(); // figure -> its chart
+  function specOf(figure) {
+    if (!specs.has(figure)) specs.set(figure, JSON.parse(figure.querySelector("script").textContent));
+    return specs.get(figure);
+  }
+
   function show(figure) {
     const plot = figure.querySelector(".plot");
-    return draw(plot, JSON.parse(figure.querySelector("script").textContent)).then(() => {
+    return draw(plot, grid(specOf(figure), plot.clientWidth)).then(() => {
       if (!figure.dataset.model || figure.dataset.drawn) return;
-      figure.dataset.drawn = "yes";
       plot.on("plotly_click", (event) => {
         const [x, y] = [event.points[0].x, event.points[0].y];
         const detail = { model: figure.dataset.model, layer: y, head: x };
         document.dispatchEvent(new CustomEvent("head", { detail }));
       });
-    });
+    }).then(() => { figure.dataset.drawn = "yes"; });
   }
 
   const figures = [...document.querySelectorAll("figure.chart")];
   const shown = new Set();
+
+  // Room for every chart before it is drawn, so that nothing moves under the reader.
+  function reserve() {
+    const width = document.querySelector("main").clientWidth;
+    for (const figure of figures) {
+      const plot = figure.querySelector(".plot");
+      plot.style.height = `${heightOf(specOf(figure), plot.clientWidth || width)}px`;
+    }
+  }
+
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((one) => one.isIntersecting)) {
       watcher.unobserve(entry.target);
       shown.add(entry.target);
+      reserve();
       show(entry.target);
     }
   }, { rootMargin: "600px" });
+  reserve();
   figures.forEach((figure) => watcher.observe(figure));
+  let known = innerWidth;
+  window.addEventListener("resize", () => {
+    if (innerWidth === known) return;
+    known = innerWidth;
+    reserve();
+    shown.forEach((figure) => figure.querySelector(".plot").clientWidth && show(figure));
+  });
   window.addEventListener("beforeprint", () => figures.forEach(show));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    shown.forEach(show);
+    shown.forEach((figure) => figure.querySelector(".plot").clientWidth && show(figure));
     document.dispatchEvent(new CustomEvent("scheme"));
   });
-  return { draw };
+
+  // Charts that were drawn while their tab was away know the colours and the width of then.
+  function refresh(element) {
+    element.querySelectorAll("figure.chart").forEach((figure) => shown.has(figure) && show(figure));
+  }
+  return { draw, refresh };
 })();

@@ -1,37 +1,227 @@
-"""The interactive charts, as plotly figures in plain JSON values; colours like var(--ink) are looked up by the page."""
+"""The charts, as plain JSON values that charts.js draws with plotly, and as rows that `dvc plots` draws.
+
+A chart is a grid of panels. Every panel can be read without a tooltip: what differs stands on an axis or in the legend.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from textwrap import wrap
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsemm.report.results import Results, Row, bars
-from sparsemm.report.styles import INK, style
-from sparsemm.scores import ScoreTable
+from sparsemm.report.results import Heads, Model, PaperPoint, StudyResults, Timing
+from sparsemm.report.style import FAINT, Style, method_style, model_style, setting_styles
+from sparsemm.studies.declaration import Rows, StudyRow
+from sparsemm.tables import Estimate
 
-Chart = dict[str, Any]
-FAINT = "var(--faint)"
-MODELS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B")
-
-
-def figure(data: list[dict[str, Any]], height: int, **layout: Any) -> Chart:
-    """A figure as the page takes it: traces, and a layout with its height in pixels."""
-    return {"data": data, "layout": {"height": height, **layout}}
+MIB = 2**20
+WIDEST = 20  # letters of a line of a label
+MOST_PANELS = 8
 
 
-def legend(below: float = -0.22) -> dict[str, Any]:
-    """Below the axes, where it takes no width."""
-    return {"orientation": "h", "x": 0, "y": below, "yanchor": "top"}
+class Point(NamedTuple):
+    """One mark: where it stands (a tick's name, or a number), and its value with its interval."""
+
+    at: str | float
+    estimate: Estimate
 
 
-def heat_map(table: ScoreTable, most: float | None = None) -> Chart:
-    """Share of the visual score of every head, in percent: layers down, heads across; `most` is where colours end."""
-    share = 100 * table.normalised()
+@dataclass(frozen=True)
+class Series:
+    """The points of one method or model.
+
+    Attributes:
+        name: in the legend.
+        style: of the marks and the line between them.
+        points: in the order they are joined.
+        level: the one point is a line across the panel, its interval a band, as the full cache is.
+        marks: without them the series is a bare line.
+        joined: whether a line joins the points.
+    """
+
+    name: str
+    style: Style
+    points: list[Point]
+    level: bool = False
+    marks: bool = True
+    joined: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        title: above it.
+        across, up: names of the axes.
+        series: what is drawn.
+        ticks: names on the axis across, evenly apart; empty where it is a number line.
+        lying: the ticks are on the axis up, and values go across.
+        zero: whether a line marks zero.
+        limits: range of the values, where it is known.
+    """
+
+    title: str
+    across: str
+    up: str
+    series: list[Series]
+    ticks: list[str] = field(default_factory=list)
+    lying: bool = False
+    zero: bool = False
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels in a grid.
+
+    Attributes:
+        panels: one at least.
+        columns: side by side on a wide screen; on a phone there is one.
+        row: height of a panel in pixels.
+    """
+
+    panels: list[Panel]
+    columns: int = 2
+    row: int = 300
+
+    def spec(self) -> dict[str, Any]:
+        """Plain JSON values for charts.js."""
+        return {"panels": [_panel(one) for one in self.panels], "columns": self.columns, "row": self.row}
+
+    def legend(self) -> dict[str, Style]:
+        """Name and style of every series, each once."""
+        return {series.name: series.style for panel in self.panels for series in panel.series if series.name}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every point as a row of the table that `dvc plots` draws."""
+        return [
+            {"panel": panel.title, "series": series.name, "at": point.at, "value": round(point.estimate.value, 6)}
+            | {"low": "" if point.estimate.low is None else round(point.estimate.low, 6)}
+            | {"high": "" if point.estimate.high is None else round(point.estimate.high, 6)}
+            for panel in self.panels
+            for series in panel.series
+            for point in series.points
+        ]
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    ticks = [*dict.fromkeys(panel.ticks)]
+    names = {"tickvals": list(range(len(ticks))), "ticktext": [_wrapped(tick) for tick in ticks]}
+    places: dict[str, Any] = {"title": {"text": panel.across if not panel.lying else ""}}
+    values: dict[str, Any] = {"title": {"text": panel.up if not panel.lying else panel.across}}
+    if ticks:
+        places |= names | {"range": [-0.5, len(ticks) - 0.5], "showgrid": False}
+    if panel.lying:
+        places["range"] = [len(ticks) - 0.5, -0.5]
+    if panel.limits:
+        values["range"] = list(panel.limits)
+    elif panel.zero:
+        values["rangemode"] = "tozero"
+    marked = [series for series in panel.series if not series.level]
+    step = min(0.09, 0.7 / max(len(marked), 1))
+    traces = []
+    for series in panel.series:
+        shift = (marked.index(series) - (len(marked) - 1) / 2) * step if ticks and not series.level else 0.0
+        traces += _level(series, len(ticks)) if series.level else [_trace(series, ticks, shift, panel.lying)]
+    x, y = (values, places) if panel.lying else (places, values)
+    return {
+        "title": panel.title,
+        "x": x,
+        "y": y,
+        "traces": traces,
+        "zero": panel.zero and ("x" if panel.lying else "y"),
+    }
+
+
+def _trace(series: Series, ticks: list[str], shift: float, lying: bool) -> dict[str, Any]:
+    places = [round(ticks.index(str(p.at)) + shift, 4) if ticks else p.at for p in series.points]
+    estimates = [point.estimate for point in series.points]
+    values = [round(one.value, 6) for one in estimates]
+    trace: dict[str, Any] = {"type": "scatter", "name": series.name, **series.style.trace()}
+    trace["mode"] = ("lines+markers" if series.joined else "markers") if series.marks else "lines"
+    trace |= {"x": values, "y": places} if lying else {"x": places, "y": values}
+    trace["text"] = [f"{series.name}, {point.at}: {point.estimate.text()}" for point in series.points]
+    trace["hovertemplate"] = "%{text}<extra></extra>"
+    if all(one.low is not None for one in estimates) and estimates:
+        reach = [(one.high - one.value, one.value - one.low) for one in estimates]  # type: ignore[operator]
+        up, down = ([round(max(end, 0.0), 6) for end in ends] for ends in zip(*reach, strict=True))
+        error = {"array": up, "arrayminus": down, "symmetric": False, "thickness": 1.3, "width": 0 if lying else 3}
+        trace["error_x" if lying else "error_y"] = error
+    return trace
+
+
+def _level(series: Series, ticks: int) -> list[dict[str, Any]]:
+    """A line across evenly spaced ticks, and a band where it has an interval."""
+    ((_, estimate),) = series.points
+    ends = [-0.5, ticks - 0.5]
+    line = {"type": "scatter", "mode": "lines", "x": ends, "y": [estimate.value] * 2, "name": series.name}
+    text = f"{series.name}: {estimate.text()}"
+    traces = [line | {"line": {"color": series.style.colour, "width": 1.5}, "hovertemplate": f"{text}<extra></extra>"}]
+    if estimate.low is not None and estimate.high is not None:
+        corners = [estimate.low] * 2 + [estimate.high] * 2
+        band = {"type": "scatter", "mode": "lines", "x": ends + ends[::-1], "y": corners, "hoverinfo": "skip"}
+        traces.insert(0, band | {"fill": "toself", "fillcolor": "var(--band)", "line": {"width": 0}})
+    return traces
+
+
+def _wrapped(label: str) -> str:
+    return "<br>".join(line for part in label.split("<br>") for line in wrap(part, WIDEST, break_long_words=False))
+
+
+def accuracy(model: Model) -> Chart:
+    """Accuracy against the slots kept, a panel per task; the full cache as a line in a band."""
+    panels = []
+    for task in model.tasks:
+        full, series = model.row(task, "full"), []
+        slots = full.kept_slots if full else None
+        ticks = {budget: f"{budget}<br>{budget / slots:.0%}" if slots else str(budget) for budget in model.budgets}
+        if full is not None:
+            series.append(Series("full", method_style("full"), [Point("", full.accuracy)], level=True))
+        for method in model.methods:
+            points = [Point(ticks[row.budget], row.accuracy) for row in model.rows(task, method) if row.budget]
+            if points:
+                series.append(Series(method, method_style(method), points))
+        rows = [row for row in model.accuracy if row.task == task]
+        shares = all(0.0 <= row.value <= 1.0 for row in rows)
+        up = rows[0].metric.replace("_", " ")
+        across = "slots per KV head, and share of the prompt"
+        limits = (-0.02, 1.03) if shares else None
+        panels.append(Panel(task, across, up, series, list(ticks.values()), limits=limits))
+    return Chart(panels, row=340)
+
+
+def score_curves(models: Sequence[Model]) -> Chart:
+    """Share of the score that the best heads hold together, and every head's score as a multiple of an even share."""
+    together, single = [], []
+    for model in models:
+        shares = [share for *_, share in model.heads.ranked]
+        percent = (100 * np.arange(1, len(shares) + 1) / len(shares)).round(3).tolist()
+        style, total = model_style(model.number), 100 * np.cumsum(shares)
+        for points, values in ((together, total), (single, np.array(shares) * len(shares))):
+            marks = [Point(x, Estimate(round(float(y), 4))) for x, y in zip(percent, values, strict=True)]
+            points.append(Series(model.label, style, marks, marks=False))
+    even = Series(
+        "even spread", Style(FAINT, "circle", "–"), [Point(0, Estimate(0)), Point(100, Estimate(100))], marks=False
+    )
+    across = "heads, best first, %"
+    return Chart(
+        [
+            Panel("Share of the score up to here", across, "%", [*together, even], limits=(0, 101)),
+            Panel("Score of every head", across, "times an even share", single),
+        ]
+    )
+
+
+def heat_map(heads: Heads, title: str, most: float | None = None) -> dict[str, Any]:
+    """Share of the score of every head in percent, layers down and heads across; `most` is where colours end."""
+    share = 100 * heads.shares
     rank = np.empty(share.size, dtype=np.int64)
     rank[np.argsort(-share.ravel(), kind="stable")] = np.arange(1, share.size + 1)
-    cells = {
+    trace = {
         "type": "heatmap",
         "z": share.round(4).tolist(),
         "customdata": rank.reshape(share.shape).tolist(),
@@ -43,110 +233,180 @@ def heat_map(table: ScoreTable, most: float | None = None) -> Chart:
         "colorbar": {"title": {"text": "share of the score, %", "side": "right"}, "thickness": 10, "outlinewidth": 0},
         "hovertemplate": "layer %{y}, head %{x}<br>%{z:.2f} % of the score, rank %{customdata}<extra></extra>",
     }
-    return figure(
-        [cells],
-        120 + min(26 * len(share), 620),
-        xaxis={"title": {"text": "query head"}, "dtick": max(1, share.shape[1] // 8), "showgrid": False},
-        yaxis={
-            "title": {"text": "layer"},
-            "autorange": "reversed",
-            "dtick": max(1, share.shape[0] // 8),
-            "showgrid": False,
-        },
+    x, y = (
+        {"title": {"text": name}, "dtick": max(1, -(-count // 8)), "showgrid": False}
+        for name, count in (("query head", share.shape[1]), ("layer", share.shape[0]))
     )
+    panel = {"title": title, "x": x, "y": y | {"autorange": "reversed"}, "traces": [trace], "zero": False}
+    return {"panels": [panel], "columns": 1, "row": 120 + min(24 * len(share), 560)}
 
 
-def sorted_scores(results: Sequence[Results]) -> Chart:
-    """Above, the share of every head, best first, as a multiple of an even share; below, the cumulative share."""
-    data: list[dict[str, Any]] = []
-    for number, result in enumerate(results):
-        share = np.sort(result.table.normalised().ravel())[::-1]
-        heads = 100 * np.arange(1, len(share) + 1) / len(share)
-        line = {"color": MODELS[number % len(MODELS)], "dash": "dot" if result.note else "solid"}
-        common = {"type": "scatter", "mode": "lines", "name": result.name, "line": line, "legendgroup": result.key}
-        hover = f"{result.key}<br>best %{{x:.1f}} % of heads: %{{y:.2f}}"
-        times = [round(float(value), 4) if value > 0 else None for value in share * len(share)]
-        data.append(
-            common
-            | {"x": heads.round(3).tolist(), "y": times, "hovertemplate": hover + " times even<extra></extra>"}
-            | {"yaxis": "y2", "showlegend": False}
-        )
-        summed = (100 * share.cumsum()).round(3).tolist()
-        data.append(
-            common | {"x": heads.round(3).tolist(), "y": summed, "hovertemplate": hover + " % of score<extra></extra>"}
-        )
-    even = {"type": "scatter", "mode": "lines", "x": [0, 100], "y": [0, 100], "name": "even spread"}
-    data.append(even | {"line": {"color": FAINT, "width": 1}, "hoverinfo": "skip"})
-    return figure(
-        data,
-        560,
-        xaxis={"title": {"text": "heads, best first, %"}, "range": [0, 100]},
-        yaxis={"title": {"text": "share of score up to here, %"}, "range": [0, 101], "domain": [0, 0.47]},
-        yaxis2={"title": {"text": "score, times even (log)"}, "type": "log", "domain": [0.55, 1], "dtick": 1},
-        legend=legend(-0.14),
-    )
+def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
+    """Milliseconds a token, most memory and bytes held, against prompt length.
 
+    The dotted lines are the least time a token can take; stars are the paper's points.
+    """
+    methods = dict.fromkeys(row.method for row in timings)
+    full = {row.prompt_length: row.decode_ms_per_token for row in timings if row.method == "transformers"}
+    stars = {"ms a token": [], "most memory, MiB": []}  # type: dict[str, list[Series]]
+    for one in points:
+        memory = one.quantity == "peak_gb"
+        if not memory and one.prompt_length not in full:
+            continue
+        # The paper gives a speed-up: it becomes this machine's full cache divided by it.
+        value = one.value * 1e9 / MIB if memory else full[one.prompt_length] / one.value
+        style = Style(method_style(one.method).colour, "star", "★")
+        series = Series("the paper", style, [Point(one.prompt_length, Estimate(value))], joined=False)
+        stars["most memory, MiB" if memory else "ms a token"].append(series)
 
-def accuracy(result: Results, task: str) -> Chart:
-    """Accuracy against slots kept, with 95 % intervals; the full cache as a line in a band."""
-    data: list[dict[str, Any]] = []
-    budgets = [int(budget) for budget in result.budgets()]
-    ends = [0.9 * budgets[0], 1.12 * budgets[-1]] if budgets else [1.0, 2.0]
-    if (full := result.row(task, "full", "")) is not None:
-        value = float(full["value"])
-        if full["ci_low"]:
-            low, high = float(full["ci_low"]), float(full["ci_high"])
-            band = {"type": "scatter", "mode": "lines", "x": ends + ends[::-1], "y": [low, low, high, high]}
-            data.append(
-                band
-                | {"fill": "toself", "fillcolor": "var(--band)", "line": {"width": 0}}
-                | {"showlegend": False, "hoverinfo": "skip"}
+    def panel(title: str, value: Callable[[Timing], float], *more: Series) -> Panel:
+        series = [
+            Series(
+                method,
+                method_style(method),
+                [
+                    Point(row.prompt_length, Estimate(round(value(row), 6)))
+                    for row in sorted(timings, key=lambda row: row.prompt_length)
+                    if row.method == method
+                ],
             )
-        line = {"type": "scatter", "mode": "lines", "name": "full cache", "x": ends, "y": [value, value]}
-        said = f"full cache: {value:.3f}{between(full)}<extra></extra>"
-        data.append(line | {"line": {"color": INK, "width": 1.5}, "hovertemplate": said})
-    metric, shares = "", all(0.0 <= float(row["value"]) <= 1.0 for row in result.evaluation if row["task"] == task)
-    for number, method in enumerate(m for m in result.methods() if m != "full"):
-        rows = [row for b in result.budgets() if (row := result.row(task, method, b)) is not None]
-        if rows:
-            metric = rows[0]["metric"].replace("_", " ")
-            data.append(_with_intervals(method, rows, 1 + 0.012 * (number - 2)))
-    ticks = {"tickvals": budgets, "ticktext": [str(b) for b in budgets]}
-    return figure(
-        data,
-        440,
-        xaxis={"title": {"text": "slots kept per KV head, mean (log)"}, "type": "log", "range": np.log10(ends).tolist()}
-        | ticks,
-        yaxis={"title": {"text": metric}} | ({"range": [-0.02, 1.03]} if shares else {}),
-        legend=legend(),
+            for method in methods
+        ]
+        return Panel(title, "prompt, tokens", title, [*series, *more, *stars.get(title, [])])
+
+    def least(method: str) -> Series:
+        rows = sorted((row for row in timings if row.method == method), key=lambda row: row.prompt_length)
+        style = Style(method_style(method).colour, "circle", "·", "1px,3px")
+        marks = [Point(row.prompt_length, Estimate(row.roofline_ms)) for row in rows]
+        return Series("", style, marks, marks=False)
+
+    return Chart(
+        [
+            panel("ms a token", lambda row: row.decode_ms_per_token, *map(least, methods)),
+            panel("most memory, MiB", lambda row: row.peak_bytes / MIB),
+            panel("keys and values, MiB", lambda row: row.kept_bytes / MIB),
+        ],
+        columns=3,
     )
 
 
-def between(row: Row) -> str:
-    """A row's interval after its value, in words; empty where it has none."""
-    return f" [{float(row['ci_low']):.3f}, {float(row['ci_high']):.3f}]" if row["ci_low"] else ""
+def renamed(panel: Panel, title: str) -> Panel:
+    """The same panel under another title."""
+    return replace(panel, title=title)
 
 
-def _with_intervals(method: str, rows: list[Row], shift: float) -> dict[str, Any]:
-    """One method's line; shifted a little, so that intervals at one budget do not hide each other."""
-    value = [float(row["value"]) for row in rows]
-    said = [
-        f"{method}, B = {row['budget']}: {float(row['value']):.3f}{between(row)}"
-        f"<br>{float(row['kept_slots']):.1f} slots, {int(row['bytes']):,} bytes"
-        for row in rows
+def differences(result: StudyResults, models: Iterable[Model]) -> Chart | None:
+    """A study's headline differences with their intervals, in one colour per model; None where there are none.
+
+    Levels or budgets stand on the axis across. Where comparisons are more than these, they stand on the axis up.
+    """
+    numbers = {model.key: model for model in models}
+    rows = [
+        row
+        for key in numbers
+        for row in result.study.drawn(result.rows.get(key, []))
+        if row.difference is not None and result.study.headline(row)
     ]
-    error: dict[str, Any] = {"visible": False}
-    if (reach := bars(rows)) is not None:
-        low, high = reach.round(6).tolist()
-        error = {"array": high, "arrayminus": low, "symmetric": False, "thickness": 1.2, "width": 3}
+    if not rows:
+        return None
+    compare = _names(rows)
+    places = [_place(row) for row in rows]
+    lying = len(set(map(compare, rows))) > len(set(places))
+    name: Callable[[StudyRow], str] = compare if lying else _place
+    titles = {_title(row, compare(row), lying, len(set(places)) > 1): None for row in rows}
+    panels = []
+    for title in titles:
+        mine = [row for row in rows if _title(row, compare(row), lying, len(set(places)) > 1) == title]
+        ticks = list(dict.fromkeys(name(row) for row in mine))
+        ticks = ticks if lying else sorted(ticks, key=_number)
+        series = []
+        for key, model in numbers.items():
+            points = [Point(name(row), row.difference) for row in mine if row.model == key and row.difference]
+            if points:
+                points.sort(key=lambda point: ticks.index(str(point.at)))
+                series.append(Series(model.label, model_style(model.number), points, joined=not lying))
+        across = "difference" if lying else _level_name(result, mine)
+        panels.append(Panel(title, across, "difference", series, ticks, lying=lying, zero=True))
+    panels = panels[:MOST_PANELS]
+    rows_high = max(len(panel.ticks) * (14 + 9 * len(panel.series)) for panel in panels) if lying else 180
+    return Chart(panels, columns=min(len(panels), 2), row=100 + max(rows_high, 90))
+
+
+def study_values(result: StudyResults, rows: Rows) -> Chart:
+    """What a study measured of one model: a panel per task and condition, a line or a mark per setting."""
+    styles, panels = setting_styles(row.setting for row in rows), []
+    for (task, condition), mine in _panels(rows).items():
+        alone = _alone(rows, task) if condition else None
+        places = sorted({place for row in mine if (place := _place(row))}, key=_number)
+        up = mine[0].metric.replace("_", " ")
+        limits = (-0.03, 1.03) if all(0.0 <= row.value <= 1.0 for row in mine) else None
+        title = f"{task}, {condition}" if condition else task
+        by_setting: dict[str, list[StudyRow]] = {}
+        for row in mine:
+            by_setting.setdefault(row.setting, []).append(row)
+        if len(places) < 2:  # a line needs more than one place
+            names = list(by_setting) + ([alone.setting] if alone else [])
+            found = [(row.setting, row.estimate) for row in [*mine, *([alone] if alone else [])]]
+            series = [Series(name, styles[name], [Point(name, estimate)], joined=False) for name, estimate in found]
+            panels.append(Panel(title, up, "", series, names, lying=True, limits=limits))
+            continue
+        series = []
+        for name, own in by_setting.items():
+            placed = [Point(_place(row), row.estimate) for row in own if _place(row)]
+            placed.sort(key=lambda point: _number(point.at))
+            points = placed or [Point("", own[0].estimate)]
+            series.append(Series(name, styles[name], points, level=not placed))
+        if alone is not None:
+            series.append(Series(alone.setting, styles[alone.setting], [Point("", alone.estimate)], level=True))
+        panels.append(Panel(title, _level_name(result, mine), up, series, places, limits=limits))
+    columns = 3 if len(panels) > 4 else min(len(panels), 2)
+    return Chart(panels[:MOST_PANELS], columns=columns, row=280)
+
+
+def _panels(rows: Rows) -> dict[tuple[str, str], list[StudyRow]]:
+    """Rows of every panel, each arm once; an arm alone in its task belongs to the task's other panels."""
+    arms: dict[tuple[str, str], dict[tuple[Any, ...], StudyRow]] = {}
+    for row in rows:
+        arms.setdefault((row.task, row.condition), {})[row.setting, row.level, row.budget] = row
     return {
-        "type": "scatter",
-        "mode": "lines+markers",
-        "name": method,
-        "x": [round(float(row["kept_slots"]) * shift, 4) for row in rows],
-        "y": value,
-        "error_y": error,
-        **style(method).for_plotly(),
-        "text": said,
-        "hovertemplate": "%{text}<extra></extra>",
+        key: list(found.values()) for key, found in arms.items() if key[1] or _alone(rows, key[0]) not in found.values()
     }
+
+
+def _alone(rows: Rows, task: str) -> StudyRow | None:
+    """What a task's panels are measured by: the only arm without a condition, where others have one."""
+    own = [row for row in rows if row.task == task]
+    bare = {(row.setting, row.level, row.budget): row for row in own if not row.condition}
+    return next(iter(bare.values())) if len(bare) == 1 and any(row.condition for row in own) else None
+
+
+def _place(row: StudyRow) -> str:
+    place = row.level if row.level is not None else row.budget
+    return "" if place is None else f"{place:g}"
+
+
+def _number(place: Any) -> float:
+    return float(place or 0)
+
+
+def _level_name(result: StudyResults, rows: Rows) -> str:
+    return result.study.level if any(row.level is not None for row in rows) else "B, slots per KV head"
+
+
+def _names(rows: Rows) -> Callable[[StudyRow], str]:
+    """What tells a comparison from others: those of its condition, setting and counterpart that differ at all."""
+    parts: Mapping[str, Callable[[StudyRow], str]] = {
+        "condition": lambda row: row.condition,
+        "setting": lambda row: row.setting,
+        "against": lambda row: f"against {row.against}",
+    }
+    varied = [part for part in parts.values() if len({part(row) for row in rows}) > 1]
+    return lambda row: (
+        ", ".join(text for part in varied if (text := part(row))) or f"{row.setting} against {row.against}"
+    )
+
+
+def _title(row: StudyRow, comparison: str, lying: bool, several: bool) -> str:
+    if not lying:
+        return f"{row.task}: {comparison}"
+    return f"{row.task}, {_place(row)}" if several and _place(row) else row.task

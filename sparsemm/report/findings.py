@@ -1,171 +1,142 @@
-"""Sentences that follow from the tables, each with how sure it is."""
+"""Verdicts and numbers that several sections of the report speak of. Every word follows from an interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import numpy as np
+from sparsemm.report.results import Accuracy, Model, Timing
+from sparsemm.tables import VERDICTS, Estimate
 
-from sparsemm.report.results import Results, Row
-from sparsemm.scores import top_count
-
-VERDICTS = ("better", "worse", "no difference shown")
 DISTURBED = 2.0  # where equal work differs by more than this factor, the clock measured something else
 
 
-def verdict(row: Row, prefix: str = "diff") -> str:
-    """One of `VERDICTS`: what a row's paired 95 % interval says.
-
-    With prefix "diff" the row's difference is method minus sparsemm, and the verdict is about sparsemm. With prefix
-    "diff_full" it is method minus the full cache, and the verdict is about the row's method.
-    """
-    low, high = float(row[f"{prefix}_ci_low"]), float(row[f"{prefix}_ci_high"])
-    if prefix == "diff":
-        low, high = -high, -low
-    return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-
-
-def verdicts(result: Results, task: str, method: str) -> dict[str, list[Row]]:
-    """Rows of a method, rising budgets, under what they say of sparsemm; empty if the two were not both run."""
-    found: dict[str, list[Row]] = {}
-    for budget in result.budgets():
-        row = result.row(task, method, budget)
-        if row is not None and row["diff_ci_low"]:
-            found.setdefault(verdict(row), []).append(row)
-    return {word: found[word] for word in VERDICTS if word in found}
-
-
-def comparisons(result: Results) -> list[str]:
-    """Methods that sparsemm is compared with."""
-    return [method for method in result.methods() if method not in ("full", "sparsemm")]
-
-
-def at_least(r: float) -> str:
-    """A correlation to three decimals, rounded down: 0.9997 is "0.999", and only 1 is "1.000"; "-" if there is none."""
-    if math.isnan(r):
+def at_least(r: float | None) -> str:
+    """A correlation to three decimals, rounded down: only 1 is "1.000"; "-" if there is none."""
+    if r is None or math.isnan(r):
         return "-"
     return f"{math.floor(1000 * r + 1e-6) / 1000:.3f}"  # a sum that should be 1 may miss it by a rounding error
 
 
-def concentration(result: Results) -> str:
-    """How few heads hold the score, and how stable the ranking is."""
-    table = result.table
-    heads = table.scores.size
-    count = top_count(heads, 0.05)
-    layer, head, share = table.top_heads(1)[0]
-    tokens = table.header.get("tokens")
-    looked = f" and looks at the right word for {table.hits[layer, head] / tokens:.0%} of tokens" if tokens else ""
-    return (
-        f"The top 5 % of heads ({count} of {heads}) hold {table.top_share(0.05):.0%} of the visual score; "
-        f"an even spread would give them {count / heads:.0%}. The best head (layer {layer}, head {head}) alone holds "
-        f"{share:.0%}{looked}. {_reliability(table.split_half())}"
-    )
+def percent_range(shares: Sequence[float]) -> str:
+    """The least and the largest share: "29 % to 42 %"."""
+    least, most = (f"{100 * share:.3g} %" for share in (min(shares), max(shares)))
+    return least if least == most else f"{least} to {most}"
 
 
-def _reliability(r: float) -> str:
-    if np.isnan(r):
-        return "How stable these scores are cannot be said: one half of the samples gives no scores to compare."
-    return f"Scores from one half of the samples agree with the other half at Pearson's r = {at_least(r)}."
+def count_range(counts: Iterable[int], what: str) -> str:
+    """How many there are: "96 pages", "3 to 9 questions"."""
+    least, most = min(counts), max(counts)
+    return f"{least if least == most else f'{least} to {most}'} {what}{'s' if most != 1 else ''}"
 
 
-def comparison(result: Results, task: str, method: str) -> str | None:
-    """Where sparsemm is better or worse than a method on a task, and by how much; None if not both were run."""
+def rivals(model: Model) -> list[str]:
+    """Methods that sparsemm is compared with at equal slots."""
+    return [method for method in model.methods if method not in ("full", "sparsemm")]
+
+
+def verdicts(model: Model, task: str, method: str) -> dict[str, list[Accuracy]]:
+    """A method's rows, rising budgets, under what each says about sparsemm; empty if the two were not both run."""
+    rows = model.rows(task, method)
+    found = {word: [row for row in rows if row.gain and row.gain.verdict == word] for word in VERDICTS}
+    return {word: mine for word, mine in found.items() if mine}
+
+
+def comparison(model: Model, task: str, method: str) -> str:
+    """Where sparsemm is better or worse than a method on a task, and by how much; empty if not both were run."""
     parts = []
-    for word, rows in verdicts(result, task, method).items():
-        # Printed as sparsemm minus the method; adding 0 turns -0 into 0.
-        gains = [-float(row["diff_vs_sparsemm"]) + 0.0 for row in rows]
+    for word, rows in verdicts(model, task, method).items():
+        gains = [row.gain.value for row in rows if row.gain]
         least, most = f"{min(gains):+.3f}", f"{max(gains):+.3f}"
         by = least if least == most else f"{least} to {most}"
-        parts.append(f"{word} at {_listed([row['budget'] for row in rows])} ({by})")
-    return f"sparsemm against {method}: {'; '.join(parts)}." if parts else None
+        parts.append(f"{word} at {budget_list(row.budget for row in rows)} ({by})")
+    return f"sparsemm minus {method}: {'; '.join(parts)}." if parts else ""
 
 
-def lossless_from(result: Results, task: str) -> str | None:
-    """The smallest budget from which on no evaluated budget of sparsemm is shown worse than the full cache, or None."""
-    best = None
-    for budget in reversed(_against_full(result, task)):
-        if verdict(_sparsemm(result, task, budget), "diff_full") == "worse":
+def budget_list(budgets: Iterable[int | None]) -> str:
+    """Budgets in words: "B = 8, 16"."""
+    return "B = " + ", ".join(map(str, budgets))
+
+
+def compared_with_full(model: Model, task: str) -> list[Accuracy]:
+    """sparsemm's rows that have an interval against the full cache, rising budgets."""
+    return [row for row in model.rows(task, "sparsemm") if row.against_full and row.against_full.verdict]
+
+
+def enough_from(model: Model, task: str) -> Accuracy | None:
+    """sparsemm's row of the smallest budget from which on no budget is shown worse than the full cache, or None."""
+    found = None
+    for row in reversed(compared_with_full(model, task)):
+        if _worse(row):
             break
-        best = budget
-    return best
+        found = row
+    return found
 
 
-def smallest_lossless(result: Results, task: str) -> str | None:
-    """What `lossless_from` found, in words; None if sparsemm and the full cache were not both run."""
-    full, budgets = result.row(task, "full", ""), _against_full(result, task)
-    if full is None or not budgets:
-        return None
-    best, value = lossless_from(result, task), float(full["value"])
-    if best is None:
-        worse = [b for b in budgets if verdict(_sparsemm(result, task, b), "diff_full") == "worse"]
-        if len(worse) == len(budgets):
-            closest = max((_sparsemm(result, task, b) for b in budgets), key=lambda row: float(row["value"]))
+def against_full(model: Model, task: str) -> str:
+    """What `enough_from` found, in words; empty if sparsemm and the full cache were not both run."""
+    full, rows = model.row(task, "full"), compared_with_full(model, task)
+    if full is None or not rows:
+        return ""
+    row = enough_from(model, task)
+    if row is None:
+        worse = [one for one in rows if _worse(one)]
+        if len(worse) == len(rows):
+            closest = max(rows, key=lambda one: one.value)
             return (
-                f"At every budget tried sparsemm is worse than the full cache ({value:.3f}); it comes closest at "
-                f"B = {closest['budget']} with {float(closest['value']):.3f} ({difference(closest, 'diff_vs_full')})."
+                f"At every budget tried sparsemm is worse than the full cache ({full.value:.3f}). It comes closest at "
+                f"B = {closest.budget} with {closest.value:.3f} (difference {signed(closest.against_full)})."
             )
-        shown = [b for b in budgets if b not in worse]
         return (
-            f"sparsemm is worse than the full cache ({value:.3f}) at {_listed(worse)}, the largest budget tried among "
-            f"them. It is not shown worse at {_listed(shown)}, but no budget can be called enough."
+            f"sparsemm is worse than the full cache ({full.value:.3f}) at {budget_list(one.budget for one in worse)}, "
+            "the "
+            f"largest budget tried among them. It is not shown worse at "
+            f"{budget_list(one.budget for one in rows if not _worse(one))}, but no budget can be called enough."
         )
-    row, kept = _sparsemm(result, task, best), float(full["kept_slots"])
-    loss = max(0.0, -float(row["diff_full_ci_low"]))
-    allowed = f"a loss of up to {loss:.3f} is not ruled out" if loss else "the interval rules out a loss"
+    low = row.against_full.low if row.against_full and row.against_full.low is not None else 0.0
+    allowed = f"a loss of up to {-low:.3f} is not ruled out" if low < 0 else "the interval rules out a loss"
     return (
-        f"From B = {best} on ({float(row['kept_slots']) / kept:.0%} of the full cache's {kept:.0f} slots a head) "
-        f"sparsemm is not shown worse than the full cache: {float(row['value']):.3f} against {value:.3f}, difference "
-        f"{difference(row, 'diff_vs_full')}; {allowed}."
+        f"From B = {row.budget} on ({row.kept_slots / full.kept_slots:.0%} of the full cache's {full.kept_slots:.0f} "
+        f"slots a head) sparsemm is not shown worse than the full cache: {row.value:.3f} against {full.value:.3f}, "
+        f"difference {signed(row.against_full)}; {allowed}."
     )
 
 
-def difference(row: Row, column: str) -> str:
-    """A paired difference and, where it has one, its 95 % interval; "-" where the row has no difference."""
-    if not row.get(column):
-        return "-"
-    prefix = "diff_full" if column == "diff_vs_full" else "diff"
-    if not row[f"{prefix}_ci_low"]:
-        return f"{float(row[column]):+.3f}"
-    low, high = float(row[f"{prefix}_ci_low"]), float(row[f"{prefix}_ci_high"])
-    return f"{float(row[column]):+.3f} [{low:+.3f}, {high:+.3f}]"
+def _worse(row: Accuracy) -> bool:
+    return row.against_full is not None and row.against_full.verdict == "worse"
 
 
-def _against_full(result: Results, task: str) -> list[str]:
-    rows = ((budget, result.row(task, "sparsemm", budget)) for budget in result.budgets())
-    return [budget for budget, row in rows if row is not None and row["diff_full_ci_low"]]
+def signed(estimate: Estimate | None) -> str:
+    """A difference with its interval, "-" where there is none."""
+    return "-" if estimate is None else estimate.text("+")
 
 
-def _sparsemm(result: Results, task: str, budget: str) -> Row:
-    row = result.row(task, "sparsemm", budget)
-    assert row is not None
-    return row
+def own_timings(model: Model) -> list[Timing]:
+    """sparsemm's timings by rising prompt length."""
+    return sorted((row for row in model.timings if row.method == "sparsemm"), key=lambda row: row.prompt_length)
 
 
-def timing_noise(result: Results) -> float | None:
+def timing_noise(timings: Iterable[Timing]) -> float | None:
     """Largest ratio of two decode times of our compressed methods that hold the same bytes, at any prompt lengths.
 
-    They do nearly the same work, so what they differ by says how far the clock can be trusted. None if no two do.
+    They do nearly the same work, so this ratio says how far the clock can be trusted. None if no two do.
     """
-    groups: dict[str, list[float]] = {}
-    for row in result.profile:
-        if row["method"] not in ("transformers", "full"):
-            groups.setdefault(row["kept_bytes"], []).append(float(row["decode_ms_per_token"]))
+    groups: dict[int, list[float]] = {}
+    for row in timings:
+        if row.method not in ("transformers", "full"):
+            groups.setdefault(row.kept_bytes, []).append(row.decode_ms_per_token)
     ratios = [max(times) / min(times) for times in groups.values() if len(times) > 1]
     return max(ratios) if ratios else None
 
 
-def speed(result: Results) -> list[str]:
+def speed(model: Model) -> list[str]:
     """What sparsemm holds, and what a token costs against transformers' own full cache, at every length."""
-    rows = sorted((r for r in result.profile if r["method"] == "sparsemm"), key=lambda r: int(r["prompt_length"]))
+    rows = own_timings(model)
     if not rows:
         return []
-    longest = rows[-1]
-    share = int(longest["kept_bytes"]) / int(longest["full_bytes"])
-    ratios = ", ".join(f"{float(r['decode_ratio_to_full']):.2f} at {r['prompt_length']} tokens" for r in rows)
-    device = result.machine.get("device", "an unknown device")
-    said = f"Time a token on {device}, as a multiple of transformers' full cache: {ratios}. "
-    noise = timing_noise(result)
+    longest, noise = rows[-1], timing_noise(model.timings)
+    ratios = ", ".join(f"{row.decode_ratio_to_full:.2f} at {row.prompt_length} tokens" for row in rows)
+    said = f"Time a token on {model.machine.device}, as a multiple of transformers' full cache: {ratios}. "
     if noise is None:
         said += "No two measurements hold the same bytes, so nothing says how noisy this is and no claim is made."
     elif noise > DISTURBED:
@@ -175,36 +146,15 @@ def speed(result: Results) -> list[str]:
         )
     else:
         margin = max(noise, 1.05)
-        faster = [r["prompt_length"] for r in rows if float(r["decode_ratio_to_full"]) < 1 / margin]
-        slower = [r["prompt_length"] for r in rows if float(r["decode_ratio_to_full"]) > margin]
-        claims = [f"{w} at {', '.join(at)} tokens" for w, at in (("faster", faster), ("slower", slower)) if at]
+        faster = [str(row.prompt_length) for row in rows if row.decode_ratio_to_full < 1 / margin]
+        slower = [str(row.prompt_length) for row in rows if row.decode_ratio_to_full > margin]
+        claims = [f"{word} at {', '.join(at)} tokens" for word, at in (("faster", faster), ("slower", slower)) if at]
         said += (
             f"Measurements that hold the same bytes differ by up to a factor of {noise:.2f}; beyond that noise, "
             f"sparsemm is {' and '.join(claims) if claims else 'neither faster nor slower at any length'}."
         )
+    share = longest.kept_bytes / longest.full_bytes
     return [
-        f"With a prompt of {longest['prompt_length']} tokens sparsemm holds {share:.1%} of the full cache's bytes.",
+        f"With a prompt of {longest.prompt_length} tokens sparsemm holds {share:.1%} of the full cache's bytes.",
         said,
     ]
-
-
-def equal_slots(results: Sequence[Results]) -> str | None:
-    """Whether the compared methods really held the same; None if nothing was evaluated."""
-    groups: dict[tuple[str, str, str], list[float]] = {}
-    for result in results:
-        for row in result.evaluation:
-            if row["budget"]:
-                groups.setdefault((result.key, row["task"], row["budget"]), []).append(float(row["kept_slots"]))
-    if not groups:
-        return None
-    spread = max(max(kept) - min(kept) for kept in groups.values())
-    if spread < 0.005:
-        return "At every budget, all methods held the same number of slots, measured. Bytes count keys and values."
-    return (
-        f"At one budget, methods held up to {spread:.2f} slots per KV head more than others, measured: compare them by "
-        "the slots kept, not by B. Bytes count keys and values."
-    )
-
-
-def _listed(budgets: list[str]) -> str:
-    return "B = " + ", ".join(budgets)

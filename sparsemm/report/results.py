@@ -1,180 +1,436 @@
-"""What the stages wrote about one model, checked."""
+"""What the stages wrote, read and typed: everything the report is made from."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import importlib
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, model_validator
 
 from sparsemm.errors import DataError
+from sparsemm.files import result_path
 from sparsemm.params import Params
-from sparsemm.scores import ScoreTable
+from sparsemm.scores import rank_correlation, top_count, top_set
+from sparsemm.studies.declaration import Study, StudyRow
+from sparsemm.studies.rows import read_rows as read_study
+from sparsemm.tables import HINT, Estimate, Row, interval, read_json, read_rows
 
-Row = dict[str, str]
-SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
-INTERVALS = (("ci_low", "ci_high"), ("diff_ci_low", "diff_ci_high"), ("diff_full_ci_low", "diff_full_ci_high"))
-DIFFERENCES = ("diff_vs_sparsemm", *INTERVALS[1], "diff_vs_full", *INTERVALS[2])
-# Columns of a table: numbers that every row has, numbers that may be empty, words.
-EVALUATION = (("kept_slots", "bytes", "value", "n"), ("budget", *INTERVALS[0], *DIFFERENCES))
-EVALUATION_WORDS = ("model", "task", "method", "metric")
-PROFILE = (
-    (
-        *("prompt_length", "prefill_ms", "compression_share", "decode_ms_per_token", "decode_ratio_to_full"),
-        *("tokens_per_second", "roofline_ms", "peak_bytes", "kept_bytes", "full_bytes"),
-    ),
-    ("budget",),
-)
-PROFILE_WORDS = ("model", "method")
-LATER = ("pages", "draws")  # columns that older tables do not have
-WHOLE = ("budget", "bytes", "n", *LATER, "prompt_length", "peak_bytes", "kept_bytes", "full_bytes")
-POSITIVE = ("n", *LATER, "prompt_length", "decode_ms_per_token", "peak_bytes", "full_bytes", "kept_slots")
+PAPER = Path(__file__).with_name("paper_efficiency.csv")
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Size = Annotated[int, Field(ge=0)]
 
 
-@dataclass(frozen=True)
-class Results:
-    """Everything the report knows of a model.
+class Accuracy(Row):
+    """One row of artifacts/evaluate/<key>.csv: a method at a budget on a task."""
+
+    model: str
+    task: str
+    method: str
+    budget: Count | None
+    kept_slots: Positive
+    bytes: Size
+    metric: str
+    value: float
+    n: Count
+    pages: Count | None = None
+    draws: Count | None = None
+    ci_low: float | None
+    ci_high: float | None
+    diff_vs_sparsemm: float | None
+    diff_ci_low: float | None
+    diff_ci_high: float | None
+    diff_vs_full: float | None
+    diff_full_ci_low: float | None
+    diff_full_ci_high: float | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Accuracy:
+        for name in ("ci", "diff_ci", "diff_full_ci"):
+            interval(getattr(self, f"{name}_low"), getattr(self, f"{name}_high"), name)
+        return self
+
+    def _estimate(self, value: float | None, name: str) -> Estimate | None:
+        """The value with its interval, which a single page does not have: resampling it cannot move anything."""
+        if value is None:
+            return None
+        if (self.pages or self.n) < 2:
+            return Estimate(value)
+        return Estimate(value, getattr(self, f"{name}_low"), getattr(self, f"{name}_high"))
+
+    @property
+    def accuracy(self) -> Estimate:
+        """The metric's mean."""
+        return self._estimate(self.value, "ci") or Estimate(self.value)
+
+    @property
+    def gain(self) -> Estimate | None:
+        """sparsemm minus this method, paired; None where the two are not compared."""
+        difference = self._estimate(self.diff_vs_sparsemm, "diff_ci")
+        return difference and difference.reversed()
+
+    @property
+    def against_full(self) -> Estimate | None:
+        """This method minus the full cache, paired; None where the two are not compared."""
+        return self._estimate(self.diff_vs_full, "diff_full_ci")
+
+
+class Timing(Row):
+    """One row of artifacts/profile/<key>.csv: a method at a prompt length. Times are medians."""
+
+    model: str
+    method: str
+    budget: Count | None
+    prompt_length: Count
+    prefill_ms: float
+    compression_share: float
+    decode_ms_per_token: Positive
+    decode_ratio_to_full: float
+    tokens_per_second: float
+    roofline_ms: float
+    peak_bytes: Count
+    kept_bytes: Size
+    full_bytes: Count
+
+
+class HeadShare(Row):
+    """One row of artifacts/scores/<key>.csv."""
+
+    layer: Size
+    head: Size
+    share: Annotated[float, Field(ge=0)]
+
+
+class HitRate(Row):
+    """One row of artifacts/scores/<key>.covariates.csv: how often heads look at text of one kind."""
+
+    covariate: str
+    bin: str
+    samples: Count
+    tokens: Size
+    top_heads: float
+    ci_low: float
+    ci_high: float
+    all_heads: float
+
+    @property
+    def name(self) -> str:
+        """The kind of text in words."""
+        return f"{self.covariate.replace('_', ' ')} {self.bin}"
+
+
+class PaperPoint(Row):
+    """One of the paper's efficiency numbers: a speed-up, or the most memory in GB."""
+
+    shape: str
+    quantity: str
+    method: str
+    budget: Count | None
+    prompt_length: Count
+    value: float
+
+
+class ChaseMetrics(BaseModel):
+    """artifacts/scores/<key>.json."""
+
+    samples: int = 0
+    split_half: float | None = None
+    top_head_hit_rate: float | None = None
+
+
+class AlignMetrics(BaseModel):
+    """artifacts/align/<key>.json."""
+
+    share_found: float | None = None
+
+
+class Machine(BaseModel):
+    """What artifacts/profile/<key>.json says of the machine."""
+
+    device: str = "an unknown device"
+    threads: int | None = None
+    torch: str | None = None
+    transformers: str | None = None
+
+
+class HeldOut(BaseModel):
+    """How a small checkpoint reads one style of held-out pages, from its card."""
+
+    word_accuracy: float
+    exact_match: float
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """The visual scores of a model's heads over one data set.
 
     Attributes:
-        key, note: from params.yaml; a note declares a test model.
-        card: of a small checkpoint, or empty.
-        align: metrics of the align stage.
-        table: head scores.
-        evaluation: rows of artifacts/evaluate/<key>.csv, empty if not evaluated yet.
-        profile: rows of artifacts/profile/<key>.csv, empty if not profiled yet.
-        machine: device and versions behind the profile.
+        shares: (L, Hq) float64, every head's share of the score.
+        metrics: how many samples they come from and how stable they are.
+        words_read: share of the words on the pages that the model says; None if unknown.
+        rates: hit rates by kind of text.
+    """
+
+    shares: NDArray[np.float64]
+    metrics: ChaseMetrics
+    words_read: float | None = None
+    rates: list[HitRate] = field(default_factory=list)
+
+    @cached_property
+    def ranked(self) -> list[tuple[int, int, float]]:
+        """(layer, head, share), the best first."""
+        order = np.argsort(-self.shares.ravel(), kind="stable")
+        layers, heads = np.unravel_index(order, self.shares.shape)
+        return [(int(i), int(h), float(self.shares[i, h])) for i, h in zip(layers, heads, strict=True)]
+
+    def top_share(self, fraction: float) -> float:
+        """Share of the score that the best `fraction` of the heads hold; at least one head."""
+        return min(sum(share for *_, share in self.ranked[: top_count(self.shares.size, fraction)]), 1.0)
+
+    def correlation(self, other: Heads) -> float:
+        """Spearman's correlation of the ranks of all heads; NaN if one table is constant."""
+        return rank_correlation(self.shares, other.shares)
+
+    def overlap(self, other: Heads, fraction: float) -> float:
+        """Share of the best `fraction` of the heads that both tables name."""
+        mine, theirs = top_set(self.shares, fraction), top_set(other.shares, fraction)
+        return len(mine & theirs) / len(mine)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """What is known about one model.
+
+    Attributes:
+        key: from params.yaml.
+        note: declares a test model, which is never counted as evidence.
+        number: its place among all models, which decides its colour.
+        heads: scores over the calibration set.
+        others: scores over the data sets of `robustness`.
+        accuracy, timings: rows; empty if a stage has not run.
+        machine: behind the timings.
+        explorer: contents of artifacts/explorer/<key>.json; empty if the explore stage has not run.
+        small: whether it is a small checkpoint that this repository trained, which has a card.
+        held_out: how well it reads held-out pages, by their style, from its card.
     """
 
     key: str
     note: str
-    card: dict[str, Any]
-    align: dict[str, Any]
-    table: ScoreTable
-    evaluation: list[Row]
-    profile: list[Row]
-    machine: dict[str, Any]
+    number: int
+    heads: Heads
+    others: dict[str, Heads] = field(default_factory=dict)
+    accuracy: list[Accuracy] = field(default_factory=list)
+    timings: list[Timing] = field(default_factory=list)
+    machine: Machine = field(default_factory=Machine)
+    explorer: dict[str, Any] = field(default_factory=dict)
+    small: bool = False
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
+    def label(self) -> str:
         """The key, marked if the model is a declared test model."""
         return f"{self.key} *" if self.note else self.key
 
     @property
-    def label(self) -> str:
-        """The key with its note, as every table shows it."""
-        return f"{self.key} ({self.note})" if self.note else self.key
-
     def tasks(self) -> list[str]:
-        """Tasks in the order they were run."""
-        return list(dict.fromkeys(row["task"] for row in self.evaluation))
+        """In the order they were run."""
+        return list(dict.fromkeys(row.task for row in self.accuracy))
 
+    @property
     def methods(self) -> list[str]:
-        """Methods in the order they were run."""
-        return list(dict.fromkeys(row["method"] for row in self.evaluation))
+        """In the order they were run."""
+        return list(dict.fromkeys(row.method for row in self.accuracy))
 
-    def row(self, task: str, method: str, budget: str) -> Row | None:
-        """One row of the evaluation, or None."""
-        wanted = (task, method, budget)
-        return next((r for r in self.evaluation if (r["task"], r["method"], r["budget"]) == wanted), None)
+    @property
+    def budgets(self) -> list[int]:
+        """That were evaluated, rising."""
+        return sorted({row.budget for row in self.accuracy if row.budget is not None})
 
-    def budgets(self) -> list[str]:
-        """Budgets that were evaluated, rising."""
-        return sorted({row["budget"] for row in self.evaluation if row["budget"]}, key=int)
+    def row(self, task: str, method: str, budget: int | None = None) -> Accuracy | None:
+        """One row of the evaluation; the full cache has no budget."""
+        key = (task, method, budget)
+        return next((row for row in self.accuracy if (row.task, row.method, row.budget) == key), None)
 
-
-def bars(rows: Sequence[Row]) -> NDArray[np.float64] | None:
-    """(2, n) float64, how far the interval of every value reaches down and up; None where one has none."""
-    if not all(row["ci_low"] for row in rows):
-        return None
-    value, low, high = (np.array([float(row[c]) for row in rows]) for c in ("value", "ci_low", "ci_high"))
-    return np.clip(np.stack([value - low, high - value]), 0, None)
+    def rows(self, task: str, method: str) -> list[Accuracy]:
+        """A method's rows at every budget, rising."""
+        found = (self.row(task, method, budget) for budget in self.budgets)
+        return [row for row in found if row is not None]
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise DataError(f"not JSON: {error}", where=str(path), hint="run its stage again") from error
-    return value if isinstance(value, dict) else {}
+@dataclass(frozen=True)
+class Shape:
+    """A 7B configuration with random weights that was timed."""
+
+    name: str
+    timings: list[Timing]
+    machine: Machine
 
 
-def _rows(path: Path, key: str, numbers: tuple[tuple[str, ...], tuple[str, ...]], words: tuple[str, ...]) -> list[Row]:
-    if not path.is_file():
-        return []
-    always, sometimes = numbers
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle)
-            missing = {*always, *sometimes, *words} - set(reader.fieldnames or ())
-            rows = list(reader)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"not CSV: {error}", where=str(path), hint="run its stage again") from error
-    if missing:
-        raise DataError(f"columns {sorted(missing)} are missing", where=str(path), hint="run its stage again")
-    for number, row in enumerate(rows, start=2):
-        where = f"{path}, line {number}"
-        if row["model"] != key:
-            raise DataError(f"a row of {row['model']!r}", where=where, hint="run its stage again")
-        for column in (*always, *sometimes, *(column for column in LATER if column in row)):
-            if not _is_number(column, row[column]) and not (column in (*sometimes, *LATER) and row[column] == ""):
-                raise DataError(f"{column} is {row[column]!r}", where=where, hint="run its stage again")
-        for low, high in INTERVALS:
-            ends = row.get(low, ""), row.get(high, "")
-            if any(ends) != all(ends) or (all(ends) and float(ends[0]) > float(ends[1])):
-                raise DataError(f"{low} is {ends[0]!r}, {high} {ends[1]!r}", where=where, hint="run its stage again")
-    return rows
+@dataclass(frozen=True)
+class StudyResults:
+    """One study: what it says about itself, and its rows by model key."""
+
+    name: str
+    study: Study
+    rows: dict[str, list[StudyRow]]
 
 
-def _is_number(column: str, text: str | None) -> bool:
-    """Whether a cell (None where the line is too short) is a finite number of its column's kind."""
-    try:
-        value = float(text or "")
-        whole = column not in WHOLE or (text or "").isdecimal()
-    except ValueError:
-        return False
-    return math.isfinite(value) and whole and (value > 0 or column not in POSITIVE)
+@dataclass(frozen=True)
+class Results:
+    """Everything the report is made from."""
+
+    params: Params
+    models: list[Model]
+    shapes: list[Shape] = field(default_factory=list)
+    studies: list[StudyResults] = field(default_factory=list)
+
+    @property
+    def evidence(self) -> list[Model]:
+        """Models without a note; only these are counted."""
+        return [model for model in self.models if not model.note]
+
+    def study(self, name: str) -> list[StudyRow]:
+        """Rows of one study over all models that are evidence."""
+        keys = [model.key for model in self.evidence]
+        return [row for one in self.studies if one.name == name for key in keys for row in one.rows.get(key, ())]
 
 
-def without_hollow(row: Row) -> Row:
-    """A row without intervals and verdict where it is of one page: resampling one page cannot move anything."""
-    counted = row.get("pages") or row["n"]
-    if not counted or float(counted) >= 2:
-        return row
-    return row | {column: "" for column in (*(end for ends in INTERVALS for end in ends), "verdict") if column in row}
-
-
-def read_profile(folder: Path, key: str) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of <key>.csv, empty if there is none, and the machine they are of.
+def read_results(params: Params, root: Path) -> Results:
+    """Reads what the stages wrote; everything but the scores may be missing.
 
     Raises:
-        DataError: if a file is not what its stage writes.
+        DataError: if a model has no scores, or a file is not what its stage writes.
     """
-    return _rows(folder / f"{key}.csv", key, PROFILE, PROFILE_WORDS), _json(folder / f"{key}.json")
+    models = [_model(params, key, number, root) for number, key in enumerate(params.models)]
+    models += [_kept(path.parent, len(models) + n) for n, path in enumerate(_kept_results(params, root))]
+    folder = root / "artifacts" / "profile" / "shapes"
+    shapes = (Shape(name, *_timings(folder, name)) for name in params.profile.shapes)
+    return Results(params, models, [shape for shape in shapes if shape.timings], list(_studies(params, root)))
 
 
-def read_results(params: Params, key: str, root: Path) -> Results:
-    """Read what the stages wrote; evaluation and profile may be missing.
-
-    Raises:
-        ScoreTableError: if there is no score table.
-        DataError: if a file is not what its stage writes.
-    """
-    folder = root / "artifacts"
-    evaluation = folder / "evaluate" / f"{key}.csv"
-    profile, machine = read_profile(folder / "profile", key)
-    return Results(
+def _model(params: Params, key: str, number: int, root: Path) -> Model:
+    entry = params.models[key]
+    evaluation = result_path(root, "evaluate", key, ".csv")
+    timings, machine = _timings(root / "artifacts" / "profile", key)
+    explorer = result_path(root, "explorer", key, ".json")
+    card = root / entry.checkpoint / "card.json"
+    others = {name: heads for name in params.robustness if (heads := _heads(root, key, name)) is not None}
+    heads = _heads(root, key)
+    if heads is None:
+        where = result_path(root, "scores", key, ".csv")
+        raise DataError("no scores", where=str(where), hint="run the chase stage first")
+    return Model(
         key=key,
-        note=params.models[key].note,
-        card=_json(root / params.models[key].checkpoint / "card.json"),
-        align=_json(folder / "align" / f"{key}.json"),
-        table=ScoreTable.load(folder / "scores" / f"{key}.safetensors"),
-        evaluation=[without_hollow(row) for row in _rows(evaluation, key, EVALUATION, EVALUATION_WORDS)],
-        profile=profile,
+        note=entry.note,
+        number=number,
+        heads=heads,
+        others=others,
+        accuracy=read_rows(evaluation, Accuracy, {"model": key}) if evaluation.is_file() else [],
+        timings=timings,
         machine=machine,
+        explorer=read_json(explorer, _Plain).model_dump() if explorer.is_file() else {},
+        small=card.is_file(),
+        held_out=_held_out(card),
     )
+
+
+class _Plain(BaseModel, extra="allow"):
+    """A JSON object whose contents another program checks."""
+
+
+class _Card(BaseModel):
+    held_out: dict[str, Any] = {}
+
+
+def _held_out(card: Path) -> dict[str, HeldOut]:
+    """The styles of pages a card knows both numbers of."""
+    known = read_json(card, _Card).held_out if card.is_file() else {}
+    numbers = {style: value for style, value in known.items() if isinstance(value, dict)}
+    return {
+        style: HeldOut(word_accuracy=value["word_accuracy"], exact_match=value["exact_match"])
+        for style, value in numbers.items()
+        if all(isinstance(value.get(name), float | int) for name in ("word_accuracy", "exact_match"))
+    }
+
+
+def _heads(root: Path, key: str, dataset: str | None = None) -> Heads | None:
+    shares, metrics, rates = (
+        result_path(root, "scores", key, suffix, dataset) for suffix in (".csv", ".json", ".covariates.csv")
+    )
+    align = result_path(root, "align", key, ".json", dataset)
+    if not shares.is_file():
+        return None
+    return Heads(
+        read_shares(shares),
+        _or_default(metrics, ChaseMetrics),
+        _or_default(align, AlignMetrics).share_found,
+        read_rows(rates, HitRate) if rates.is_file() else [],
+    )
+
+
+def read_shares(path: Path) -> NDArray[np.float64]:
+    """(L, Hq) float64, every head's share of the score.
+
+    Raises:
+        DataError: if the file is not what the chase stage writes: every head once.
+    """
+    rows = read_rows(path, HeadShare)
+    shape = max((row.layer for row in rows), default=-1) + 1, max((row.head for row in rows), default=-1) + 1
+    if len({(row.layer, row.head) for row in rows}) != len(rows) or len(rows) != shape[0] * shape[1] or not rows:
+        raise DataError(f"{len(rows)} rows are not every head once", where=str(path), hint=HINT)
+    shares = np.zeros(shape, dtype=np.float64)
+    for row in rows:
+        shares[row.layer, row.head] = row.share
+    return shares
+
+
+def _timings(folder: Path, key: str) -> tuple[list[Timing], Machine]:
+    path = folder / f"{key}.csv"
+    rows = read_rows(path, Timing, {"model": key}) if path.is_file() else []
+    return rows, _or_default(folder / f"{key}.json", Machine)
+
+
+def _or_default(path: Path, kind: type[Any]) -> Any:
+    return read_json(path, kind) if path.is_file() else kind()
+
+
+def _studies(params: Params, root: Path) -> Iterable[StudyResults]:
+    for name in params.studies.made():
+        paths = {key: result_path(root, f"studies/{name}", key, ".csv") for key in params.models}
+        rows = {key: read_study(path, name, key) for key, path in paths.items() if path.is_file()}
+        if rows:
+            yield StudyResults(name, importlib.import_module(f"sparsemm.studies.{name}").STUDY, rows)
+
+
+def _kept_results(params: Params, root: Path) -> list[Path]:
+    """Results of models that params.yaml does not name, kept in artifacts/<key>/ with a heads.csv each."""
+    found = sorted((root / "artifacts").glob("*/heads.csv"))
+    return [path for path in found if path.parent.name not in params.models]
+
+
+def _kept(folder: Path, number: int) -> Model:
+    evaluation = folder / "evaluate.csv"
+    return Model(
+        key=folder.name,
+        note="",
+        number=number,
+        heads=Heads(read_shares(folder / "heads.csv"), _or_default(folder / "scores.json", ChaseMetrics)),
+        accuracy=read_rows(evaluation, Accuracy, {"model": folder.name}) if evaluation.is_file() else [],
+        small=True,
+    )
+
+
+def paper_points(shape: Shape) -> list[PaperPoint]:
+    """The paper's numbers for a 7B shape that a GPU timed, at lengths and budgets that were measured; else none."""
+    if shape.machine.device in (platform.machine(), Machine().device):
+        return []
+    measured = {(row.method, row.budget, row.prompt_length) for row in shape.timings}
+    points = [point for point in read_rows(PAPER, PaperPoint) if point.shape == shape.name]
+    return [point for point in points if (point.method, point.budget, point.prompt_length) in measured]

@@ -2,15 +2,62 @@
 
 from __future__ import annotations
 
-from sparsemm.errors import ParamsError
+from sparsemm.errors import DataError, ParamsError
 from sparsemm.params.studies import ConfirmParams
 from sparsemm.policies import budgets_of, policy_class
 from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.candidates import CANDIDATES
-from sparsemm.studies.names import PAPER
+from sparsemm.studies.curve import AREA
+from sparsemm.studies.declaration import Rows, Study, spread
+from sparsemm.studies.names import OVERALL, PAPER
 from sparsemm.studies.rows import Row
 from sparsemm.studies.search import Way, candidate, measure, split
+
+
+def conclusion(rows: Rows) -> str:
+    """What the candidate gains over the paper's allocation on pages the search never saw, and whether that holds.
+
+    A gain holds where the interval of the paired difference of the overall area is above zero. Tasks for which the
+    candidate is shown worse are named beside it, because a mean hides them.
+
+    Raises:
+        DataError: if the rows of the models are of different candidates.
+    """
+    areas = [row for row in rows if row.condition == AREA and row.verdict]
+    candidates = {row.setting for row in areas}
+    if not candidates:
+        return ""
+    if len(candidates) > 1:
+        what = f"different candidates: {', '.join(sorted(candidates))}"
+        raise DataError(what, where="artifacts/studies/confirm", hint="run its stages again")
+    (chosen,) = candidates
+    if chosen == PAPER:
+        return "The candidate is the paper's own allocation: there is nothing to gain."
+    gains = [row for row in areas if row.against == PAPER]
+    overall = [row for row in gains if row.task == OVERALL]
+    held = [row for row in overall if row.verdict == "better"]
+    worse = [f"{row.model}, {row.task}" for row in gains if row.task != OVERALL and row.verdict == "worse"]
+    asked = len({row.model for row in rows})
+    so = (
+        f"{chosen} may become the default"
+        if held and len(held) == asked
+        else "the paper's allocation stays the default"
+    )
+    by = f" ({spread([row.diff for row in overall if row.diff is not None], '+')})" if overall else ""
+    but = f" For single tasks it is worse: {'; '.join(worse)}." if worse else ""
+    return (
+        f"On the held-out pages the gain of {chosen} over {PAPER}, as a mean over tasks{by}, holds on {len(held)} of "
+        f"{asked} models: {so}.{but}"
+    )
+
+
+STUDY = Study(
+    title="A candidate of the search, on pages it never saw",
+    question="One candidate, named in params.yaml, is asked about the held-out pages. The search says which is best.",
+    conclusion=conclusion,
+    headline=lambda row: row.task == OVERALL and row.condition == AREA,
+)
 
 
 def run(bench: Bench, given: ConfirmParams) -> list[Row]:

@@ -7,10 +7,38 @@ from pathlib import Path
 from sparsemm.errors import DataError
 from sparsemm.params import Params
 from sparsemm.params.studies import Derived
+from sparsemm.studies.declaration import Rows, Study, compared, sentence, spread
 from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, by_method, tabulate
 from sparsemm.studies.samples import HINT, kept, options, read_samples, read_table
 
 TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times transformers", "kept_bytes": "bytes held"}
+
+
+def conclusion(rows: Rows) -> str:
+    """What sparsemm loses against the full cache, and what a token costs."""
+    own = [row for row in rows if row.setting == "sparsemm"]
+    times = [row for row in own if row.condition == TIMES["decode_ratio_to_full"] and row.level is not None]
+    longest = max((row.level for row in times if row.level is not None), default=None)
+    ratios = [row.value for row in times if row.level == longest]
+    lost = compared(row for row in own if row.against == "full")
+    return sentence(
+        "At the profiled budget ",
+        [
+            f"the accuracy of sparsemm against the full cache is {lost}" if lost else "",
+            f"a token after {longest:g} tokens takes {spread(ratios)} times as long as with transformers' full cache"
+            if ratios
+            else "",
+        ],
+    )
+
+
+STUDY = Study(
+    title="Accuracy and latency together",
+    question="Both at the profiled budget. Times are medians and have no interval.",
+    conclusion=conclusion,
+    headline=lambda row: (row.setting, row.against) == ("sparsemm", "full"),
+    level="prompt length, tokens",
+)
 
 
 def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:

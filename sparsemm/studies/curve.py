@@ -9,6 +9,7 @@ import numpy as np
 from sparsemm.evaluate.statistics import area
 from sparsemm.params import Params
 from sparsemm.params.studies import Derived
+from sparsemm.studies.declaration import Rows, Study, StudyRow, against_each, sentence
 from sparsemm.studies.rows import Arm, Outcome, Row, by_method, tabulate
 from sparsemm.studies.samples import Samples, kept, options, read_samples
 
@@ -22,6 +23,26 @@ def areas(samples: Samples, task: str, method: str) -> np.ndarray:
         return samples.values[task, method, None]
     curves = np.stack([samples.values[task, method, budget] for budget in budgets], axis=1)  # (draws, budgets, n)
     return np.stack([area(curve, budgets) for curve in curves])
+
+
+def conclusion(rows: Rows) -> str:
+    """sparsemm's mean accuracy over all budgets against every other method's."""
+    return sentence("As a mean over all budgets, sparsemm is, against ", against_each([r for r in rows if headline(r)]))
+
+
+def headline(row: StudyRow) -> bool:
+    """Areas of sparsemm against other methods."""
+    return (row.condition, row.setting) == (AREA, "sparsemm")
+
+
+STUDY = Study(
+    title="Accuracy over all budgets as one number",
+    question="The area under accuracy over log2 B, divided by its width, is a mean accuracy over all budgets. It gives"
+    " one comparison per method instead of one per budget.",
+    conclusion=conclusion,
+    headline=headline,
+    drawn=lambda rows: [row for row in rows if row.condition == AREA] or rows,
+)
 
 
 def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:

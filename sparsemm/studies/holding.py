@@ -5,9 +5,26 @@ from __future__ import annotations
 from sparsemm.params.studies import MethodsParams
 from sparsemm.policies import policy_class
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, compared, sentence
 from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
 GROWS, HELD = "answer kept", "answer evicted too"
+
+
+def conclusion(rows: Rows) -> str:
+    """What eviction during the answer costs every method."""
+    held = [row for row in rows if row.condition == HELD and row.against == f"{row.setting} ({GROWS})"]
+    methods = dict.fromkeys(row.setting for row in held)
+    parts = [f"{method} {compared(row for row in held if row.setting == method)}" for method in methods]
+    return sentence("Eviction while answering, against a cache that grows with the answer: ", parts)
+
+
+STUDY = Study(
+    title="Eviction while answering",
+    question="The budget holds for the answer too: each new token takes the place of the weakest one.",
+    conclusion=conclusion,
+    headline=lambda row: row.condition == HELD and row.against == f"{row.setting} ({GROWS})",
+)
 
 
 def run(bench: Bench, given: MethodsParams) -> list[Row]:

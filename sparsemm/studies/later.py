@@ -9,10 +9,11 @@ from sparsemm.datasets import synthetic
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
 from sparsemm.params.studies import LaterParams
-from sparsemm.policies import budgets_of
+from sparsemm.policies import METHODS, budgets_of
 from sparsemm.prompts import encode
 from sparsemm.studies.answers import Batch, Question, Reply, compressed
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, against_each, sentence
 from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
 KNOWN, IMAGE = "question known", "compressed after the page"
@@ -64,6 +65,23 @@ def cut_batches(processor: Any, prompts: list[tuple[str, str]], records: list[Re
             index = mine[start : start + size]
             inputs = encode(processor, [[records[i].image] for i in index], [prompts[i][0] for i in index])
             yield Batch(index, inputs, inputs["input_ids"].shape[1] - tail if tail else None)
+
+
+def conclusion(rows: Rows) -> str:
+    """sparsemm against other methods where the cache is compressed before the question is there."""
+    mine = [row for row in rows if row.setting == "sparsemm" and row.condition in (IMAGE, NEUTRAL, TURN)]
+    others = dict.fromkeys(row.against for row in mine if row.against in METHODS)
+    return sentence("Compressed before the question is known, sparsemm is, against ", against_each(mine, others))
+
+
+STUDY = Study(
+    title="When the question comes later",
+    question="A method that watches the question keeps what it needs. Here the cache is compressed before the question"
+    " is there: after the page, after a neutral prompt, or after another question about the page (a second "
+    "turn). The full cache shows what the wording alone costs.",
+    conclusion=conclusion,
+    headline=lambda row: row.setting == "sparsemm" and row.condition == IMAGE and row.against in METHODS,
+)
 
 
 def run(bench: Bench, given: LaterParams) -> list[Row]:

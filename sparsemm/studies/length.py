@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sparsemm.params import Params
 from sparsemm.params.studies import LengthParams
 from sparsemm.studies.curve import areas
+from sparsemm.studies.declaration import Rows, Study, spread
 from sparsemm.studies.rows import Arm, Outcome, Row, by_method, tabulate
 from sparsemm.studies.samples import options, read_samples
 
@@ -25,6 +26,34 @@ def by_length(answers: list[str], groups: int) -> dict[str, NDArray[np.int64]]:
         longest = int(lengths[inside].max())
         found[f"{low} characters" if low == longest else f"{low}-{longest} characters"] = inside
     return found
+
+
+def conclusion(rows: Rows) -> str:
+    """Whether sparsemm loses more on the longest answers than on the shortest."""
+    losses: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for row in rows:
+        if (row.setting, row.against) == ("sparsemm", "full") and row.diff is not None:
+            shortest = int(row.condition.split("-")[0].split()[0])
+            losses.setdefault((row.model, row.task), []).append((shortest, row.diff))
+    cases = [(min(groups)[1], max(groups)[1]) for groups in losses.values() if len(groups) > 1]
+    if not cases:
+        return ""
+    shortest, longest = zip(*cases, strict=True)
+    lower = sum(one < other for other, one in cases)
+    return (
+        f"sparsemm minus the full cache is {spread(shortest, '+')} on the shortest answers and {spread(longest, '+')} "
+        "on "
+        f"the longest; it is lower on the longest in {lower} of {len(cases)} cases (model, task)."
+    )
+
+
+STUDY = Study(
+    title="Long answers",
+    question="Does a method lose more where the reference answer is long? Accuracy is a mean over all budgets, within "
+    "groups of answers by their length.",
+    conclusion=conclusion,
+    headline=lambda row: (row.setting, row.against) == ("sparsemm", "full"),
+)
 
 
 def run(params: Params, given: LengthParams, key: str, root: Path) -> list[Row]:

@@ -26,6 +26,7 @@ from sparsemm.params.studies import LookingParams
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable, top_count
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, sentence, spread
 from sparsemm.studies.rows import Arm, Outcome, Row
 
 NAME = "sparsemm_looking"
@@ -149,6 +150,24 @@ def groups(table: ScoreTable, share: float) -> dict[str, NDArray[np.int64]]:
     order = np.argsort(-scores.ravel(), kind="stable")
     middle = (len(order) - count) // 2
     return {BEST: order[:count], MIDDLE: order[middle : middle + count], LAST: order[len(order) - count :]}
+
+
+def conclusion(rows: Rows) -> str:
+    """How much of their attention each group of heads gives to the word about to be said."""
+    parts = []
+    for group in (BEST, MIDDLE, LAST):
+        values = {row.model: row.value for row in rows if (row.condition, row.setting) == (WORD, group)}
+        parts += [f"{group} {spread(list(values.values()))}"] if values else []
+    return sentence("Share of the attention on the word about to be said: ", [", ".join(parts)])
+
+
+STUDY = Study(
+    title="What visual and other heads look at",
+    question="Share of a head's attention on the word about to be said and on the page: of the best heads by score, of"
+    " heads in the middle of the ranking, and of the last ones.",
+    conclusion=conclusion,
+    headline=lambda row: (row.condition, row.setting) == (WORD, BEST),
+)
 
 
 def run(bench: Bench, given: LookingParams) -> list[Row]:

@@ -22,6 +22,7 @@ from sparsemm.policies.random_heads import draw
 from sparsemm.scores import ScoreTable, top_count
 from sparsemm.studies.answers import Batch, Reply, plain, replies
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, StudyRow, spread, tally
 from sparsemm.studies.rows import Arm, Outcome, Row, over_seeds
 
 NAME = "sparsemm_heads_off"
@@ -131,6 +132,38 @@ def against(arm: Arm) -> list[Arm]:
     nothing = Arm(arm.task, "", NONE, 0.0)
     controls = [arm._replace(setting=RANDOM), arm._replace(setting=LAYERS)]
     return [*controls, nothing] if arm.setting == TOP else [nothing]
+
+
+def headline(row: StudyRow) -> bool:
+    """The best heads against random ones, their output being zero."""
+    return (row.condition, row.setting) == ("output zeroed", TOP) and row.against in (RANDOM, LAYERS)
+
+
+def conclusion(rows: Rows) -> str:
+    """How much more is lost without the best heads than without as many random ones."""
+    mine = [row for row in rows if headline(row) and row.verdict]
+    if not mine:
+        return ""
+    lost = tally(mine)["worse"]
+    so = "the visual heads carry what the model reads" if 2 * lost > len(mine) else "most comparisons show no such loss"
+    by = spread([row.diff for row in mine if row.diff is not None], "+")
+    return (
+        f"Without the best heads, accuracy is lower than without as many random heads in {lost} of {len(mine)} "
+        f"comparisons (best heads off minus random heads off: {by}): {so}."
+    )
+
+
+STUDY = Study(
+    title="Visual heads switched off",
+    question="The best heads by score are switched off, and in comparison as many random heads, anywhere or in the "
+    "same layers. Below zero, the model loses more without its visual heads. Random heads are drawn several "
+    "times, anew for every page. A head whose output is zero adds nothing; one whose query is zero looks at "
+    "everything alike.",
+    conclusion=conclusion,
+    headline=headline,
+    level="share of heads switched off",
+    open=True,
+)
 
 
 def run(bench: Bench, given: MaskingParams) -> list[Row]:

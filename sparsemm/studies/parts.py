@@ -4,9 +4,31 @@ from __future__ import annotations
 
 from sparsemm.params.studies import BudgetedParams
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, compared, sentence
 from sparsemm.studies.rows import Arm, Outcome, Row
 
 WINDOW, UNIFORM, ALL = "window", "window + uniform", "window + uniform + score"
+
+
+def conclusion(rows: Rows) -> str:
+    """What slots by score give over even slots, and even slots over the window alone."""
+    by_score = compared(row for row in rows if (row.setting, row.against) == (ALL, UNIFORM))
+    evenly = compared(row for row in rows if (row.setting, row.against) == (UNIFORM, WINDOW))
+    return sentence(
+        "",
+        [
+            f"Slots by score against slots shared evenly: {by_score}" if by_score else "",
+            f"slots shared evenly against the newest tokens alone: {evenly}" if evenly else "",
+        ],
+    )
+
+
+STUDY = Study(
+    title="What each part of a budget gives",
+    question="At equal slots: the newest tokens alone, with slots shared evenly, and with slots by score.",
+    conclusion=conclusion,
+    headline=lambda row: (row.setting, row.against) in ((ALL, UNIFORM), (UNIFORM, WINDOW)),
+)
 
 
 def run(bench: Bench, given: BudgetedParams) -> list[Row]:

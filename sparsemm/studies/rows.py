@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +9,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsemm import tables
 from sparsemm.errors import DataError
 from sparsemm.evaluate.metrics import Values
 from sparsemm.evaluate.statistics import Pages, difference, estimate, verdict
 from sparsemm.policies import METHODS
+from sparsemm.studies.declaration import StudyRow
 
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n pages seeds spread ci_low ci_high "
     "against diff diff_ci_low diff_ci_high verdict needed"
-).split()
-NUMBERS = (
-    "level budget kept_slots bytes value n pages seeds spread ci_low ci_high diff diff_ci_low diff_ci_high needed"
 ).split()
 Row = dict[str, Any]
 
@@ -163,34 +160,13 @@ def name(other: Arm, mine: Arm) -> str:
     return f"{other.setting} ({', '.join(parts)})" if any(parts) else other.setting
 
 
-def read_rows(path: Path, study: str, key: str) -> list[dict[str, str]]:
+def read_rows(path: Path, study: str, key: str) -> list[StudyRow]:
     """Rows that the study stage wrote.
 
     Raises:
         DataError: if the file is not what it writes.
     """
-    hint = "run its stage again"
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            reader = csv.DictReader(handle)
-            fields, rows = reader.fieldnames, list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    if list(fields or ()) != COLUMNS or not rows:
-        raise DataError("not the columns of a study, or no row", where=str(path), hint=hint)
-    for number, row in enumerate(rows, start=2):
-        where = f"{path}, line {number}"
-        if (row["study"], row["model"]) != (study, key):
-            raise DataError(f"a row of {row['study']!r} of {row['model']!r}", where=where, hint=hint)
-        if not all(_is_number(row[c]) or (row[c] == "" and c != "value") for c in NUMBERS):
-            raise DataError("a cell that is no number", where=where, hint=hint)
-        if row["against"] and not all(row[c] for c in ("diff", "diff_ci_low", "diff_ci_high", "verdict")):
-            raise DataError("a comparison without a difference", where=where, hint=hint)
+    rows = tables.read_rows(path, StudyRow, {"study": study, "model": key})
+    if not rows:
+        raise DataError("no row", where=str(path), hint=tables.HINT)
     return rows
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        return math.isfinite(float(text or ""))
-    except ValueError:
-        return False

@@ -10,6 +10,7 @@ from sparsemm.files import result_path
 from sparsemm.params.studies import BudgetedParams
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, compared, sentence, spread
 from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, over_seeds
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
@@ -45,6 +46,31 @@ def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tu
         sample = table.per_sample[rng.integers(0, n, n)]
         tables.append(ScoreTable.from_samples(sample, np.zeros_like(table.hits), table.header))
     return tables[0].rank_correlation(tables[1]), tables[0].top_overlap(tables[1])
+
+
+def conclusion(rows: Rows) -> str:
+    """How alike tables rank the heads, and what another data set's budgets cost."""
+    ranks = [row for row in rows if row.condition == "rank correlation"]
+    halves = [row.value for row in ranks if row.setting == f"{EVEN} and {ODD}"]
+    others = [row.value for row in ranks if row.setting != f"{EVEN} and {ODD}"]
+    budgets = compared(row for row in rows if row.against == OWN and row.setting not in (EVEN, ODD, RANDOM))
+    return sentence(
+        "",
+        [
+            f"Ranks of all heads correlate by {spread(halves)} between halves of the calibration set" if halves else "",
+            f"by {spread(others)} with other data sets" if others else "",
+            f"budgets from other data sets against their own: {budgets}" if budgets else "",
+        ],
+    )
+
+
+STUDY = Study(
+    title="Scores from other pages",
+    question="Do other data sets rank the heads alike, and do their budgets serve as well? Halves of the calibration "
+    "set show what other pages of the same kind change; random scores show what a wrong table costs.",
+    conclusion=conclusion,
+    headline=lambda row: row.against == OWN,
+)
 
 
 def run(bench: Bench, given: BudgetedParams) -> list[Row]:

@@ -8,6 +8,7 @@ from sparsemm.evaluate.model import slot_bytes
 from sparsemm.params.studies import StorageParams
 from sparsemm.policies import policy_class
 from sparsemm.studies.bench import Bench
+from sparsemm.studies.declaration import Rows, Study, compared, sentence
 from sparsemm.studies.rows import Arm, Outcome, Row
 
 
@@ -18,6 +19,22 @@ def slots_at_equal_bytes(model: Any, budget: int) -> int:
     """
     row = slot_bytes(model)
     return budget * row // (row // model.dtype.itemsize + 8)
+
+
+def conclusion(rows: Rows) -> str:
+    """8 bits against the model's own dtype, at equal slots and at equal bytes."""
+    conditions = dict.fromkeys(row.condition for row in rows if row.verdict)
+    parts = [f"{name}, {compared(row for row in rows if row.condition == name)}" for name in conditions]
+    return sentence("Against storage in the model's own dtype: ", parts)
+
+
+STUDY = Study(
+    title="8 bits",
+    question="Keys and values are stored in 8 bits with a scale per row: at equal slots, and with as many more slots "
+    "as fit the same bytes.",
+    conclusion=conclusion,
+    headline=lambda row: True,
+)
 
 
 def run(bench: Bench, given: StorageParams) -> list[Row]:

@@ -208,10 +208,10 @@ def test_a_report_goes_along_only_if_it_is_of_these_tables(local, tmp_path):
     from sparsemm.registry.lockfile import md5_of
 
     made = local("m")
-    figures = made.root / "artifacts/report/figures"
-    figures.mkdir(parents=True)
-    (figures / "a.png").write_bytes(b"png")
-    (figures.parent / "index.html").write_text("<p>old")
+    report = made.root / "artifacts/report"
+    (report / "plots").mkdir(parents=True)
+    (report / "plots" / "a.csv").write_text("panel")
+    (report / "index.html").write_text("<p>old")
 
     def files():
         done = publish(made.params, "m", made.root)
@@ -229,7 +229,7 @@ def test_a_report_goes_along_only_if_it_is_of_these_tables(local, tmp_path):
     here = [{"path": f"artifacts/{n}", "md5": md5_of(made.root / "artifacts" / n)} for n in ("report", "scores")]
     lock["stages"]["report"] = {"cmd": "sparsemm report", "deps": here[1:], "outs": here[:1]}
     (made.root / "dvc.lock").write_text(yaml.safe_dump(lock))
-    assert [name for name in files() if "report" in name] == ["report/figures/a.png", "report/index.html"]
+    assert [name for name in files() if "report" in name] == ["report/index.html"]
     made.ran("m", noise=0.1)  # other scores than the report was made from
     assert not [name for name in files() if "report" in name]
 

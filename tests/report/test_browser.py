@@ -13,28 +13,21 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from sparsemm.params import parse_params
-from sparsemm.report.agreement import Agreement
-from sparsemm.report.efficiency import Timed
-from sparsemm.report.page import page
-from sparsemm.report.sections import Material, written
+from sparsemm.explorer.stage import contents
+from sparsemm.report.html import page
+from sparsemm.report.results import Machine, Shape
+from sparsemm.report.sections import written
 from sparsemm.studies.curve import AREA
-from tests.report.studied import rows
+from sparsemm.studies.curve import STUDY as CURVE
+from sparsemm.studies.masking import STUDY as MASKING
+from sparsemm.studies.parts import STUDY as PARTS
+from tests.explorer import pages
+from tests.report import crafted
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver: see .ci/packages")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
-MODELS = ", ".join(f"{key}: {{checkpoint: nowhere/{key}, family: qwen2_vl}}" for key in ("one", "two", "big"))
-PARAMS = """
-models: {%s}
-datasets:
-  c: {source: synthetic, split: calibration, samples: 4}
-  e: {source: synthetic, split: evaluation, samples: 4}
-chase: {dataset: c}
-allocate: {budgets: [8], window: 4}
-evaluate: {dataset: e, samples: 4, methods: [full, sparsemm]}
-profile: {methods: [full], budget: 8, lengths: [128]}
-"""
+SCREEN = 900  # pixels
 
 
 class Page:
@@ -91,35 +84,44 @@ class Page:
         return np.asarray(self.picture(element))
 
 
-def made(crafted):
-    """Two models with two pages and one page, and one that was not loaded."""
-    evaluation = [crafted.row("full", "", 0.9)]
+def made():
+    """Two models with two pages and one page, one that was not loaded, and a declared test model."""
+    evaluation = [crafted.row("full", None, 0.9)]
     for method in ("sparsemm", "snapkv"):
-        evaluation += [crafted.row(method, budget, 0.5, (-0.2, 0.1)) for budget in ("8", "16")]
+        evaluation += [crafted.row(method, budget, 0.5, (-0.2, 0.1), (-0.5, -0.3)) for budget in (8, 16)]
     timings = [crafted.timing(), crafted.timing("snapkv", length=512)]
-    results = [
-        crafted.results(evaluation, timings, key=key, share=share) for key, share in (("one", 0.5), ("two", 0.9))
+    first = contents([pages.reading(), pages.reading("page-2", (120, 40), 1)], pages.table())
+    second = contents([pages.reading(seed=2, coarse=False)], pages.table(0.9))
+    models = [
+        crafted.model(evaluation, timings, key="one", explorer=first, others={"large": crafted.heads(0.7)}),
+        crafted.model(evaluation, timings, key="two", share=0.9, explorer=second, number=1),
+        crafted.model(key="big", explorer={"reason": "too large"}, number=2),
+        crafted.model(evaluation, timings, key="test", note="a test model", number=3),
     ]
-    results.append(crafted.results(key="big"))
-    seen = {"one": [crafted.looking(), crafted.looking("page-2", (120, 40), 1)], "big": "too large"}
-    seen["two"] = [crafted.looking(seed=2, coarse=False)]
-    shape = Timed(
-        "vicuna-7b", [crafted.timing("transformers", length) for length in (2048, 32768)], {"device": "a GPU"}
+    lengths = [crafted.timing("transformers", length) for length in (2048, 32768)]
+    areas = [one for key in ("one", "two") for one in crafted.study_rows(key=key)]
+    areas = [one.model_copy(update={"budget": None, "condition": AREA}) for one in areas if one.budget != 24]
+    long = {"setting": "window + uniform + score", "against": "window + uniform", "verdict": "better", "diff": 0.1}
+    parts = [one.model_copy(update=long) for one in crafted.study_rows(key="one")[:2]]
+    top = {"condition": "output zeroed", "setting": "top", "against": "random", "diff": -0.2, "verdict": "worse"}
+    masked = [one.model_copy(update=top) for one in crafted.study_rows(key="two")[:2]]
+    return crafted.results(
+        *models,
+        shapes=[Shape("vicuna-7b", lengths, Machine(device="a GPU"))],
+        studies=[
+            crafted.studied(CURVE, areas),
+            crafted.studied(PARTS, parts, "parts"),
+            crafted.studied(MASKING, masked, "masking"),
+        ],
     )
-    agreements = {"one": Agreement({"large": crafted.table(0.7)}, {"large": 0.9}, {})}
-    pointless = [row | {"budget": "", "condition": "a long condition, in words"} for row in rows()]
-    area = [row | {"budget": "", "condition": AREA} for row in rows()]
-    studies = {"curve": {"one": area}, "parts": {"one": pointless, "two": rows()}}
-    material = Material(parse_params(PARAMS % MODELS), results, seen, agreements, [shape], studies)
-    contents, parts = written(material)
-    return page("Stand-in", contents, *parts)
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory, crafted):
+def opened(tmp_path_factory):
     """One browser for all tests, on a page of stand-in results."""
     path = tmp_path_factory.mktemp("browser") / "index.html"
-    path.write_text(made(crafted), encoding="utf-8")
+    links, parts = written(made())
+    path.write_text(page("Stand-in", links, "", *parts), encoding="utf-8")
     options = ChromeOptions()
     options.binary_location = BROWSER
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -152,19 +154,91 @@ def test_it_begins_with_the_best_head(opened):
     assert "big is not in the explorer: too large." in opened.driver.find_element(By.ID, "explorer").text
 
 
-def test_every_chart_is_drawn_and_none_is_empty(opened):
+def open_all(opened):
+    """Everything that is folded, and every tab, one after the other."""
     opened.js("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    opened.size(1100, opened.js("return document.documentElement.scrollHeight"))
-    undrawn = "return [...document.querySelectorAll('.plot')].filter((one) => !one.querySelector('.main-svg')).length"
+
+
+def draw_all(opened, width=1400):
+    """Every chart of the tabs that are shown."""
+    open_all(opened)
+    opened.size(width, opened.js("return document.documentElement.scrollHeight"))
+    undrawn = """return [...document.querySelectorAll('.plot')].filter((one) => one.clientWidth
+        && !one.querySelector('.main-svg')).length"""
     opened.wait(lambda: opened.js(undrawn) == 0)
+
+
+def test_every_chart_is_drawn_and_none_is_empty(opened):
+    draw_all(opened, 1100)
     whole = opened.picture(opened.driver.find_element(By.TAG_NAME, "html"))
     box = "const r = one.getBoundingClientRect(); return [one.ariaLabel, r.left, r.top, r.right, r.bottom];"
-    plots = opened.js(f"return [...document.querySelectorAll('.plot')].map((one) => {{ {box} }})")
-    # Findings, curves, heat maps, accuracy, cost with a 7B shape, data sets, studies, the explorer's own.
-    assert len(plots) == 1 + 1 + 3 + 2 + 3 + 2 + 5 + 3
+    shown = "[...document.querySelectorAll('.plot')].filter((one) => one.clientWidth)"
+    plots = opened.js(f"return {shown}.map((one) => {{ {box} }})")
+    # Accuracy, areas of all and of one model, curves, three heat maps, cost, two studies twice, explorer, test model.
+    assert len(plots) == 1 + 2 + 1 + 3 + 1 + 4 + 3 + 3
     for label, *edges in plots:
         part = whole.crop([round(edge) for edge in edges])
         assert min(part.size) > 100 and len(part.getcolors(1 << 24)) > 10, label
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_labels_never_collide_and_nothing_is_cut_off(opened, width):
+    draw_all(opened, width)
+    boxes = """return [...document.querySelectorAll('figure.chart .plot')]
+        .filter((one) => one.clientWidth).map((one) => {
+        const texts = [...one.querySelectorAll('.xtick text, .ytick text, .annotation text, [class*=title]')];
+        const own = one.getBoundingClientRect();
+        const at = texts.map((text) => [text, text.getBoundingClientRect()]).filter(([, box]) => box.width);
+        return [one.ariaLabel, own.left, own.right,
+            at.map(([t, r]) => [t.textContent, r.left, r.top, r.right, r.bottom])];
+    })"""
+    seen = opened.js(boxes)
+    assert len(seen) > 10
+    for label, left, right, texts in seen:
+        for number, (text, *one) in enumerate(texts):
+            assert left - 1 <= one[0] and one[2] <= right + 1, (label, text)
+            for other_text, *other in texts[number + 1 :]:
+                across = min(one[2], other[2]) - max(one[0], other[0])
+                down = min(one[3], other[3]) - max(one[1], other[1])
+                assert across <= 1 or down <= 2, (label, text, other_text)
+
+
+def test_the_page_is_a_few_screens_and_the_first_shows_the_picture(opened):
+    opened.size(1400, SCREEN)
+    opened.open_again()
+    assert opened.js("return document.documentElement.scrollHeight") <= 12 * SCREEN
+    bottom = opened.js("return document.querySelector('#found .pictures').getBoundingClientRect().bottom")
+    assert bottom <= SCREEN and opened.js("return document.querySelectorAll('#found li').length") == 3
+
+
+def test_a_model_has_one_colour_in_every_chart(opened):
+    draw_all(opened)
+    colours = opened.js(
+        """return [...document.querySelectorAll('figure.chart .plot')].filter((one) => one.data).flatMap((one) =>
+        one.data.filter((trace) => ['one', 'two'].includes(trace.name))
+        .map((trace) => [trace.name, trace.line.color]))"""
+    )
+    found = {name: {colour for key, colour in colours if key == name} for name in ("one", "two")}
+    assert all(len(one) == 1 for one in found.values()) and found["one"] != found["two"]
+    assert len([name for name, _ in colours if name == "two"]) >= 3
+
+
+def test_a_tab_chooses_its_model_everywhere(opened):
+    shown = "return [...document.querySelectorAll('[role=tabpanel]')].filter((o) => !o.hidden).map((o) => o.id)"
+    before = opened.js(shown)
+    tab = opened.driver.find_element(By.ID, "heads-tab-1")
+    opened.js("arguments[0].scrollIntoView({block: 'center'})", tab)
+    top = opened.js("return arguments[0].getBoundingClientRect().top", tab)
+    tab.click()
+    after = opened.js(shown)
+    assert {"accuracy-panel-1", "heads-panel-1", "cost-panel-1"} <= set(after) and set(before) & set(after) <= {
+        one for one in before if not one.endswith("-panel-0")
+    }
+    assert abs(opened.js("return arguments[0].getBoundingClientRect().top", tab) - top) <= 2
+    opened.wait(lambda: opened.js("return Boolean(document.querySelector('#heads-panel-1 .main-svg'))"))
+    tab.send_keys(Keys.ARROW_LEFT)
+    assert "heads-panel-0" in opened.js(shown)
+    assert opened.js("return document.activeElement.id") == "heads-tab-0"
 
 
 def test_another_head_or_token_changes_what_is_drawn(opened):
@@ -182,8 +256,8 @@ def test_another_head_or_token_changes_what_is_drawn(opened):
     assert all((one != other).any() for one, other in zip(seen, seen[1:], strict=False))
 
 
-def test_numbers_on_the_page_are_those_of_the_data(opened, crafted):
-    data = crafted.looking()
+def test_numbers_on_the_page_are_those_of_the_data(opened):
+    data = pages.reading()
     for layer, head, token in ((0, 1, 0), (4, 3, 3)):
         opened.choose("layer", str(layer))
         opened.choose("head", str(head))
@@ -198,10 +272,10 @@ def test_numbers_on_the_page_are_those_of_the_data(opened, crafted):
         assert f"On this page, for {hits} of 4." in opened.text("facts")
 
 
-def test_methods_fade_what_they_forget(opened, crafted):
+def test_methods_fade_what_they_forget(opened):
     plain = opened.pixels(opened.at("sight"))
     opened.choose("method", "snapkv")
-    kept = crafted.looking().kept["snapkv", 16][0, 0]
+    kept = pages.reading().kept["snapkv", 16][0, 0]
     opened.choose("budget", "B = 16")
     assert (opened.pixels(opened.at("sight")) != plain).any()
     visual = int(kept[2:30].sum())
@@ -242,7 +316,8 @@ def test_the_keyboard_is_enough(opened):
 
 
 def test_a_click_on_a_heat_map_opens_the_head(opened):
-    figure = opened.driver.find_elements(By.CSS_SELECTOR, "figure[data-model]")[1]
+    opened.js("document.getElementById('heads-tab-1').click()")
+    figure = opened.driver.find_element(By.CSS_SELECTOR, "#heads-panel-1 figure[data-model]")
     opened.js("arguments[0].scrollIntoView({block: 'center'})", figure)
     opened.wait(lambda: figure.get_attribute("data-drawn"))
     cells = figure.find_element(By.CSS_SELECTOR, ".heatmaplayer image, .hm")

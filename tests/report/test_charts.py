@@ -1,57 +1,165 @@
-"""Charts hold the numbers of their tables, in words that plotly knows."""
+"""Charts hold the numbers of the tables, one colour per method and per model, and are words that plotly knows."""
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import pytest
 
+from sparsemm.policies import METHODS as KNOWN
 from sparsemm.report import charts
+from sparsemm.report.results import PaperPoint
+from sparsemm.report.style import METHODS, OTHER, model_style, setting_styles
+from sparsemm.studies.curve import AREA
+from sparsemm.studies.curve import STUDY as CURVE
+from sparsemm.studies.rho import STUDY as RHO
+from sparsemm.tables import Estimate
+from tests.report import crafted
 
 
-def result(crafted, **more):
-    evaluation = [crafted.row("full", "", 0.9)]
-    for method in ("sparsemm", "snapkv"):
-        evaluation += [crafted.row(method, b, v, (-0.2, 0.1)) for b, v in (("8", 0.3), ("16", 0.6))]
-    return crafted.results(evaluation, **more)
+def traces(chart, panel=0):
+    return {trace["name"]: trace for trace in chart.spec()["panels"][panel]["traces"] if "name" in trace}
 
 
-def test_plotly_takes_every_chart(crafted):
-    one = result(crafted)
-    sparse = result(crafted, share=1.0)  # heads without any score have no logarithm
-    made = [charts.heat_map(one.table), charts.sorted_scores([one, sparse]), charts.accuracy(one, "read")]
-    for chart in [*made, charts.accuracy(crafted.results(), "read")]:
-        crafted.drawable(chart)
+def test_every_method_has_a_style_of_its_own():
+    assert set(KNOWN) <= set(METHODS)
+    assert len({(one.colour, one.symbol) for one in METHODS.values()}) == len(METHODS)
+    assert len({one.colour for one in METHODS.values()}) == len(METHODS)
 
 
-def test_accuracy_has_values_intervals_and_the_full_cache(crafted):
-    data = {trace.get("name"): trace for trace in charts.accuracy(result(crafted), "read")["data"]}
-    assert list(data) == [None, "full cache", "sparsemm", "snapkv"] and data["full cache"]["y"] == [0.9, 0.9]
-    mine = data["sparsemm"]
-    assert mine["y"] == [0.3, 0.6] and mine["x"] == pytest.approx([8, 16], rel=0.03)
-    assert mine["error_y"]["array"] == pytest.approx([0.1, 0.1]) == mine["error_y"]["arrayminus"]
-    assert "B = 16: 0.600 [0.500, 0.700]" in mine["text"][1] and "1,024 bytes" in mine["text"][1]
-    assert mine["x"][0] != data["snapkv"]["x"][0]  # side by side
+def test_models_and_settings_have_colours_that_no_method_has():
+    methods = {one.colour for one in METHODS.values()}
+    assert len({model_style(n).colour for n in range(8)}) == 8
+    assert not {model_style(n).colour for n in range(20)} & methods
+    assert model_style(9) != model_style(1) and model_style(9).colour == model_style(1).colour
+    styles = setting_styles(["top", "sparsemm", "random", "none", "top"])
+    assert styles["sparsemm"] is METHODS["sparsemm"] and styles["random"] is METHODS["random"]
+    assert not {styles["top"].colour, styles["none"].colour} & methods and styles["top"] != styles["none"]
+    assert OTHER.colour not in methods
 
 
-def test_values_that_are_no_shares_are_not_cut_off(crafted):
-    assert charts.accuracy(result(crafted), "read")["layout"]["yaxis"]["range"] == [-0.02, 1.03]
-    cider = crafted.results([crafted.row("full", "", 1.4, task="textcaps_val"), crafted.row("snapkv", "8", 0.9)])
-    assert "range" not in charts.accuracy(cider, "textcaps_val")["layout"]["yaxis"]
+def test_accuracy_holds_values_intervals_and_the_share_of_the_prompt():
+    rows = [crafted.row("full", None, 0.9)]
+    rows += [crafted.row(method, b, b / 20) for method in ("sparsemm", "snapkv") for b in (8, 16)]
+    chart = charts.accuracy(crafted.model(rows))
+    crafted.drawable(chart)
+    (panel,) = chart.spec()["panels"]
+    assert panel["x"]["ticktext"] == ["8<br>10%", "16<br>20%"] and panel["y"]["range"] == [-0.02, 1.03]
+    assert traces(chart)["snapkv"]["y"] == [0.4, 0.8] and traces(chart)["full"]["y"] == [0.9, 0.9]
+    assert traces(chart)["snapkv"]["error_y"]["array"] == pytest.approx([0.1, 0.1])
+    assert traces(chart)["snapkv"]["line"]["color"] == METHODS["snapkv"].colour
+    assert traces(chart)["snapkv"]["x"] != traces(chart)["sparsemm"]["x"]  # bars stand beside each other
+    assert list(chart.legend()) == ["full", "sparsemm", "snapkv"]
+    rows[1] = crafted.row("sparsemm", 8, 40.0)
+    assert "range" not in charts.accuracy(crafted.model(rows)).spec()["panels"][0]["y"]
 
 
-def test_the_heat_map_ranks_every_head(crafted):
-    (cells,) = charts.heat_map(result(crafted, share=0.62).table)["data"]
-    assert cells["z"][0][0] == pytest.approx(62) and cells["customdata"][0][0] == 1
-    assert sorted(rank for row in cells["customdata"] for rank in row) == list(range(1, 21))
+def test_one_page_draws_no_bars():
+    chart = charts.accuracy(crafted.model([crafted.row(m, b, 0.5, n=1) for m, b in (("full", None), ("sparsemm", 8))]))
+    crafted.drawable(chart)
+    assert "error_y" not in traces(chart)["sparsemm"] and len(chart.spec()["panels"][0]["traces"]) == 2
 
 
-def test_sorted_scores_fall_and_their_sum_reaches_everything(crafted):
-    times, summed, _ = charts.sorted_scores([result(crafted, share=0.62)])["data"]
-    assert times["y"] == sorted(times["y"], reverse=True) and times["y"][0] == pytest.approx(20 * 0.62)
-    assert summed["y"][0] == pytest.approx(62) and math.isclose(summed["y"][-1], 100)
+def test_score_curves_end_at_the_whole_score():
+    chart = charts.score_curves([crafted.model(), crafted.model(key="n", number=1, share=0.9)])
+    crafted.drawable(chart)
+    assert traces(chart)["m"]["y"][0] == 50.0 and traces(chart)["n"]["y"][-1] == pytest.approx(100)
+    assert traces(chart, 1)["m"]["y"][0] == 10.0  # times an even share of 1 in 20
+    assert traces(chart)["n"]["line"]["color"] == model_style(1).colour == traces(chart, 1)["n"]["line"]["color"]
 
 
-def test_maps_beside_each_other_share_a_scale(crafted):
-    (alone,), (beside,) = (charts.heat_map(crafted.table(0.3), most)["data"] for most in (None, 62.0))
-    assert alone["zmax"] == pytest.approx(30) and beside["zmax"] == 62.0
+def test_a_heat_map_has_layers_down_and_heads_across():
+    chart = charts.heat_map(crafted.heads(), "", 60.0)
+    crafted.drawable(chart)
+    (panel,) = chart["panels"]
+    (trace,) = panel["traces"]
+    assert np.shape(trace["z"]) == (5, 4) and trace["z"][0][0] == 50.0 and trace["zmax"] == 60.0
+    assert trace["customdata"][0][0] == 1 and panel["y"]["autorange"] == "reversed"
+
+
+def test_cost_holds_times_memory_bytes_the_least_time_and_the_papers_points():
+    timings = [crafted.timing(method, n, ms=n / 100) for method in ("transformers", "sparsemm") for n in (512, 128)]
+    points = [
+        PaperPoint(shape="s", quantity="decode_speedup", method="sparsemm", budget=16, prompt_length=512, value=2.0),
+        PaperPoint(shape="s", quantity="peak_gb", method="sparsemm", budget=16, prompt_length=512, value=1.048576),
+        PaperPoint(shape="s", quantity="decode_speedup", method="sparsemm", budget=16, prompt_length=7, value=2.0),
+    ]
+    chart = charts.cost(timings, points)
+    crafted.drawable(chart)
+    assert traces(chart)["sparsemm"]["x"] == [128, 512] and traces(chart)["sparsemm"]["y"] == [1.28, 5.12]
+    assert traces(chart)["the paper"]["y"] == [5.12 / 2] and traces(chart, 1)["the paper"]["y"] == [1000.0]
+    dotted = [one for one in chart.spec()["panels"][0]["traces"] if one["name"] == ""]
+    assert len(dotted) == 2 and dotted[0]["y"] == [0.64, 2.56]
+    assert "" not in chart.legend()
+
+
+def area_rows(key="m", gain=0.2):
+    made = [one for one in crafted.study_rows(key=key, gain=gain) if one.budget != 24]
+    return [one.model_copy(update={"condition": AREA, "budget": None}) for one in made]
+
+
+def test_differences_have_one_colour_per_model_and_a_line_at_zero():
+    models = [crafted.model(), crafted.model(key="n", number=1)]
+    result = crafted.studied(CURVE, area_rows() + area_rows("n", -0.1))
+    chart = charts.differences(result, models)
+    crafted.drawable(chart)
+    (panel,) = chart.spec()["panels"]
+    assert panel["zero"] == "y" and panel["y"]["rangemode"] == "tozero"
+    assert traces(chart)["m"]["y"] == [0.2] and traces(chart)["n"]["y"] == [-0.1]
+    assert traces(chart)["n"]["line"]["color"] == model_style(1).colour
+    assert charts.differences(result, models[1:]).legend().keys() == {"n"}
+    assert charts.differences(crafted.studied(CURVE, []), models) is None
+
+
+def test_levels_are_across_and_many_comparisons_are_lines_of_text():
+    rows = [one.model_copy(update={"level": n / 10}) for n in range(3) for one in crafted.study_rows("rho")[:1]]
+    rows = [one.model_copy(update={"setting": "rho", "against": "rho (0.1)", "diff": 0.1}) for one in rows]
+    chart = charts.differences(crafted.studied(RHO, rows, "rho"), [crafted.model()])
+    (panel,) = chart.spec()["panels"]
+    assert panel["x"]["ticktext"] == ["0", "0.1", "0.2"] and panel["x"]["title"]["text"] == "rho"
+    several = [
+        one.model_copy(update={"against": f"method {n}", "budget": None}) for n, one in enumerate(area_rows() * 4)
+    ]
+    several = [one.model_copy(update={"setting": "sparsemm", "diff": 0.1}) for one in several]
+    lying = charts.differences(crafted.studied(CURVE, several), [crafted.model()])
+    crafted.drawable(lying)
+    (panel,) = lying.spec()["panels"]
+    assert panel["zero"] == "x" and len(panel["y"]["ticktext"]) == len(several) and panel["y"]["range"][0] > 0
+
+
+def test_a_study_of_one_model_draws_lines_over_budgets_and_marks_where_there_is_one_place():
+    result = crafted.studied(CURVE, crafted.study_rows())
+    chart = charts.study_values(result, crafted.study_rows())
+    crafted.drawable(chart)
+    assert (
+        traces(chart)["sparsemm"]["mode"] == "lines+markers"
+        and traces(chart)["full"]["y"][0] == traces(chart)["full"]["y"][1]
+    )
+    marks = charts.study_values(result, area_rows())
+    crafted.drawable(marks)
+    assert traces(marks)["sparsemm"]["mode"] == "markers" and marks.spec()["panels"][0]["y"]["ticktext"][:1] == [
+        "snapkv"
+    ]
+
+
+def test_an_arm_without_a_condition_is_what_the_others_are_measured_by():
+    bare = crafted.study_rows("masking")[-1].model_copy(update={"setting": "none", "level": 0.0})
+    zeroed = [
+        bare.model_copy(update={"condition": "output zeroed", "setting": name, "level": level})
+        for name in ("top", "random")
+        for level in (0.1, 0.3)
+    ]
+    chart = charts.study_values(crafted.studied(CURVE, [bare]), [bare, *zeroed])
+    (panel,) = chart.spec()["panels"]
+    assert panel["title"] == "read, output zeroed" and set(traces(chart)) == {"none", "top", "random"}
+    assert len(traces(chart)["none"]["x"]) == 2 and panel["x"]["ticktext"] == ["0.1", "0.3"]
+
+
+def test_rows_for_dvc_are_the_points_of_the_chart():
+    series = charts.Series(
+        "a", model_style(0), [charts.Point("x", Estimate(0.5, 0.4, 0.6)), charts.Point("y", Estimate(1))]
+    )
+    rows = charts.Chart([charts.Panel("title", "across", "up", [series], ["x", "y"])]).rows()
+    assert rows == [
+        {"panel": "title", "series": "a", "at": "x", "value": 0.5, "low": 0.4, "high": 0.6},
+        {"panel": "title", "series": "a", "at": "y", "value": 1, "low": "", "high": ""},
+    ]

@@ -1,76 +1,106 @@
-"""The stage writes one page of bounded size and exactly the figures of its models."""
+"""The stage writes one page of bounded size and the ten tables of `dvc plots`; it runs no model."""
 
 from __future__ import annotations
 
-import pytest
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
 
-from sparsemm.errors import DataError, ScoreTableError
+import pytest
+import yaml
+
+from sparsemm.errors import DataError
 from sparsemm.params import parse_params
 from sparsemm.report import stage
 from sparsemm.studies.stage import write
-from tests.report.studied import rows
+from tests.explorer import pages
+from tests.report import crafted
+from tests.report.test_results import write_rows, write_scores
 
-PARAMS = """
-models: {%s}
-datasets:
-  c: {source: synthetic, split: calibration, samples: 4}
-  e: {source: synthetic, split: evaluation, samples: 4}
-chase: {dataset: c}
-allocate: {budgets: [8], window: 4}
-evaluate: {dataset: e, samples: 4, methods: [full, sparsemm]}
-profile: {methods: [full], budget: 8, lengths: [128]}
-"""
-AWAY = "m: {checkpoint: nowhere/to-be-found, family: qwen2_vl}"
+PARAMS = crafted.PARAMS % crafted.MODELS
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+def page(folder):
+    return crafted.checked((folder / "artifacts/report/index.html").read_text(encoding="utf-8"))
 
 
-def test_scores_alone_make_a_page(crafted, tmp_path, no_gpu):
-    crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
-    stale = tmp_path / "artifacts/report/figures/heads-gone.png"
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b"old")
-    stage.run(parse_params(PARAMS % AWAY), tmp_path)
-    assert sorted(path.name for path in stale.parent.iterdir()) == ["heads-m.png", "score-curve.png"]
-    text = (tmp_path / "artifacts/report/index.html").read_text(encoding="utf-8")
-    found = crafted.checked(text)
-    assert "m is not in the explorer: without a GPU" in found.text and "Not evaluated yet." in found.text
-    assert len(text) < 10_000_000
+def tables(folder):
+    return {path.stem: path.read_text(encoding="utf-8") for path in (folder / "artifacts/report/plots").glob("*.csv")}
 
 
-def test_pages_make_the_explorer_and_a_figure(crafted, tmp_path, monkeypatch):
-    crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
-    monkeypatch.setattr(stage, "looking", lambda params, key, table, root: [crafted.looking()])
-    stage.run(parse_params(PARAMS % AWAY), tmp_path)
-    assert (tmp_path / "artifacts/report/figures/looking-m.png").stat().st_size > 1000
-    assert 'id="explorer-data"' in (tmp_path / "artifacts/report/index.html").read_text(encoding="utf-8")
+def test_scores_alone_make_a_page_and_ten_tables(tmp_path):
+    write_scores(tmp_path / "artifacts/scores/m.csv")
+    stage.run(parse_params(PARAMS), tmp_path)
+    assert {"found", "heads", "limits"} <= {one["id"] for one in page(tmp_path).all("section")}
+    assert (tmp_path / "artifacts/report/index.html").stat().st_size < 10_000_000
+    made = tables(tmp_path)
+    assert len(made) == 10 and made["accuracy"] == "panel,series,at,value,low,high\n"
+    assert len(made["heads"].splitlines()) == 1 + 2 * 20 + 2  # two panels of 20 heads, and the even spread
 
 
-def test_studies_other_data_sets_and_shapes_are_in_the_page_and_drawn(crafted, tmp_path, no_gpu):
-    crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
-    crafted.table(0.3).save(tmp_path / "artifacts/scores/also/m/e.safetensors")
-    write(rows(), "curve", "m", tmp_path)
-    path = tmp_path / "artifacts/profile/shapes/vicuna-7b.csv"
-    path.parent.mkdir(parents=True)
-    timed = crafted.timing("transformers", 2048) | {"model": "vicuna-7b"}
-    path.write_text(",".join(timed) + "\n" + ",".join(timed.values()) + "\n", encoding="utf-8")
-    asked = (
-        PARAMS.replace("[128]}", "[128], shapes: [vicuna-7b]}") + "robustness: {e: {}}\nstudies: {derived: {curve: {}}}"
-    )
-    stage.run(parse_params(asked % AWAY), tmp_path)
-    folder = tmp_path / "artifacts/report"
-    assert {"agreement-m.png", "latency-vicuna-7b.png", "study-curve-m.png"} < {p.name for p in folder.glob("*/*")}
-    found = crafted.checked((folder / "index.html").read_text(encoding="utf-8"))
-    assert {"cost", "agreement", "studies"} < {one["id"] for one in found.all("section")}
-    assert "vicuna-7b with random weights" in found.text and "Accuracy against budget, as one number" in found.text
+def test_the_tables_are_those_that_dvc_draws():
+    drawn = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    paths = [path for one in drawn for path in one]
+    assert len(paths) == 10
+    assert {Path(path).stem for path in paths} == set(stage.plots(crafted.results(crafted.model())))
+    for one in drawn:
+        (given,) = one.values()
+        assert (ROOT / given["template"]).is_file() and {given["x"], given["y"]} <= set(stage.COLUMNS)
 
 
-def test_what_is_missing_is_said_and_nothing_is_written(tmp_path, no_gpu):
+def test_everything_that_was_made_is_in_the_page_and_the_same_every_time(tmp_path):
+    folder = tmp_path / "artifacts"
+    write_scores(folder / "scores/m.csv")
+    write_scores(folder / "scores/also/m/e.csv", crafted.heads(0.3))
+    write_rows(folder / "evaluate/m.csv", [crafted.cells("full", None, 0.9), crafted.cells("sparsemm", 8, 0.5)])
+    timed = crafted.timing("transformers", 2048).model_dump() | {"model": "vicuna-7b"}
+    write_rows(folder / "profile/shapes/vicuna-7b.csv", [timed])
+    write([one.model_dump() for one in crafted.study_rows()], "curve", "m", tmp_path)
+    from sparsemm.explorer.stage import contents
+
+    (folder / "explorer").mkdir()
+    (folder / "explorer/m.json").write_text(json.dumps(contents([pages.reading()], pages.table())))
+    asked = PARAMS.replace("[128]}", "[128], shapes: [vicuna-7b]}")
+    params = parse_params(asked + "robustness: {e: {}}\nstudies: {derived: {curve: {}}}")
+    stage.run(params, tmp_path)
+    found = page(tmp_path)
+    assert {"accuracy", "explorer", "cost"} <= {one["id"] for one in found.all("section")}
+    assert "study-curve" in {one.get("id") for one in found.all("h3")} and "vicuna-7b" in found.text
+    assert sum(one["src"].startswith("data:image/") for one in found.all("img")) == 3 + 6
+    rows = list(csv.DictReader(tables(tmp_path)["accuracy"].splitlines()))
+    assert [(row["series"], row["value"]) for row in rows] == [("full", "0.9"), ("sparsemm", "0.5")]
+    before = (folder / "report/index.html").read_bytes(), tables(tmp_path)
+    stage.run(params, tmp_path)
+    assert ((folder / "report/index.html").read_bytes(), tables(tmp_path)) == before
+
+
+def test_what_is_missing_is_said_and_nothing_is_written(tmp_path):
     with pytest.raises(DataError, match="no model"):
-        stage.run(parse_params(PARAMS % ""), tmp_path)
-    with pytest.raises(ScoreTableError, match="chase"):
-        stage.run(parse_params(PARAMS % AWAY), tmp_path)
+        stage.run(parse_params(crafted.PARAMS % ""), tmp_path)
+    with pytest.raises(DataError, match="chase"):
+        stage.run(parse_params(PARAMS), tmp_path)
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_the_footer_names_the_commit_only_inside_a_repository(tmp_path):
+    assert stage.commit(tmp_path) == ""
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x", "--allow-empty"],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    head = subprocess.run(["git", "-C", str(tmp_path), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    assert head.stdout.strip() in stage.commit(tmp_path)
+
+
+def test_the_page_needs_no_model_and_no_matplotlib():
+    code = (
+        "import sys, sparsemm.report.stage\n"
+        "wrong = {name for name in sys.modules if name.startswith(('matplotlib', 'sparsemm.explorer', 'dvc'))}\n"
+        "assert not wrong, wrong"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def written(folder, **change):
 
 def test_rows_come_back(tmp_path):
     path = written(tmp_path)
-    assert [row["setting"] for row in read_rows(path, "s", "m")] == ["a", "b"]
+    assert [row.setting for row in read_rows(path, "s", "m")] == ["a", "b"]
     assert not list(path.parent.glob(".*"))
 
 

@@ -2,74 +2,74 @@
 
 from __future__ import annotations
 
-from sparsemm.report.cost_charts import cost
-from sparsemm.report.efficiency import Timed, stars
+from sparsemm.report import charts
 from sparsemm.report.findings import speed
-from sparsemm.report.page import bullets, chart, details, heading, paragraph, table
-from sparsemm.report.results import Results, Row
-from sparsemm.report.sections.material import Material
+from sparsemm.report.html import bullets, chart, details, paragraph, table, tabs
+from sparsemm.report.results import Machine, Model, Results, Shape, Timing, paper_points
 
 NOT_PROFILED = "Not profiled yet."
-PANELS = "milliseconds a token, most memory and bytes of keys and values held"
-ROOFLINE = "Dotted: the least a step can take, bytes of weights and kept keys and values over the bandwidth of a copy"
+READING = (
+    "The method called transformers is its own growing cache with sdpa, in the same run. Times are medians without an "
+    "interval; bytes are exact. Most memory counts the weights. Dotted: the least a step can take, bytes of weights "
+    "and "
+    "kept keys and values over the bandwidth of a copy; no bound where they fit into the processor's own caches."
+)
+PAPER = (
+    "Stars: the paper (arXiv 2506.05344) at the lengths and budgets that were measured here; its hardware may "
+    "differ, and "
+    "its speed-up is drawn as this machine's full cache divided by it."
+)
 
 
-def parts(material: Material) -> list[str]:
-    """Per model: what follows, the chart, the numbers; then the 7B configurations that were timed."""
-    found = []
-    for result in material.results:
-        found.append(heading(result.name))
-        found.append(_profile(result) if result.profile else paragraph(NOT_PROFILED, "note"))
-    for timed in material.shapes:
-        found += [heading(timed.name), _shape(timed)]
-    return found
+def parts(results: Results) -> list[str]:
+    """Per model and per 7B shape what follows, the charts and the numbers."""
+    models = results.evidence or results.models
+    panels = [(model.label, of_model(model)) for model in models]
+    panels += [(shape.name, _of_shape(shape)) for shape in results.shapes]
+    timed = any(model.timings for model in models) or results.shapes
+    return [tabs("cost", panels), paragraph(READING, "quiet")] if timed else [paragraph(NOT_PROFILED, "note")]
 
 
-def _profile(result: Results) -> str:
-    given = result.machine
-    known = [f"{name} {given[name]}" for name in ("device", "threads", "torch", "transformers") if name in given]
-    said = speed(result)
-    shown = chart(
-        cost(result.profile),
-        f"Three line charts against prompt length for {result.key}: {PANELS}. {' '.join(said)}",
-        f"{result.name}: medians, {', '.join(known) or 'machine unknown'}. The method called transformers is its own "
-        "growing cache with sdpa, in the same run. Times have no interval; bytes are exact. Most memory counts the "
-        f"weights. {ROOFLINE}; no bound where they fit into the processor's own caches.",
-    )
-    return bullets(said) + shown + details("All numbers", _numbers(result.label, result.profile))
+def of_model(model: Model) -> str:
+    """What sparsemm holds and costs, charts against prompt length, and the numbers folded."""
+    if not model.timings:
+        return paragraph(NOT_PROFILED, "note")
+    said = speed(model)
+    alt = f"Line charts against prompt length for {model.key}: milliseconds a token, most memory and bytes held."
+    caption = f"{model.label} on {_named(model.machine)}."
+    return bullets(said) + chart(charts.cost(model.timings), alt, caption) + _numbers(model.label, model.timings)
 
 
-def _shape(timed: Timed) -> str:
-    points = stars(timed)
-    paper = (
-        " Stars: the paper (arXiv 2506.05344) at the lengths and budgets that were measured here; its hardware may "
-        "differ, and its speed-up is drawn as this machine's full cache divided by it."
-    )
-    shown = chart(
-        cost(timed.rows, points),
-        f"Three line charts against prompt length for {timed.name}: {PANELS}.",
-        f"{timed.name} with random weights in bf16 on {timed.machine.get('device', 'an unknown device')}, medians. "
-        f"{ROOFLINE}.{paper if points else ''}",
-    )
-    return shown + details("All numbers", _numbers(timed.name, timed.rows))
+def _of_shape(shape: Shape) -> str:
+    points = paper_points(shape)
+    alt = f"Line charts against prompt length for {shape.name}: milliseconds a token, most memory and bytes held."
+    caption = f"{shape.name} with random weights in bf16 on {_named(shape.machine)}. {PAPER if points else ''}"
+    return chart(charts.cost(shape.timings, points), alt, caption.strip()) + _numbers(shape.name, shape.timings)
 
 
-def _numbers(label: str, rows: list[Row]) -> str:
+def _named(machine: Machine) -> str:
+    """The device, and what else is known of it."""
+    known = [
+        f"{name} {value}" for name, value in machine.model_dump().items() if value is not None and name != "device"
+    ]
+    return ", ".join([machine.device, *known])
+
+
+def _numbers(label: str, timings: list[Timing]) -> str:
     header = ["method", "ms a token", "times transformers", "bytes held", "prefill ms", "compression"]
     header += ["tokens a second", "least ms a token", "most bytes"]
-    return table(header, map(_row, rows), f"{label}: time and bytes")
-
-
-def _row(row: Row) -> list[str]:
-    budget = f", B = {row['budget']}" if row["budget"] else ""
-    return [
-        f"{row['method']}{budget}, {row['prompt_length']} tokens",
-        f"{float(row['decode_ms_per_token']):.2f}",
-        f"{float(row['decode_ratio_to_full']):.2f}",
-        f"{int(row['kept_bytes']):,}",
-        f"{float(row['prefill_ms']):.1f}",
-        f"{float(row['compression_share']):.1%}",
-        f"{float(row['tokens_per_second']):.0f}",
-        f"{float(row['roofline_ms']):.2f}",
-        f"{int(row['peak_bytes']):,}",
+    rows = [
+        [
+            f"{row.method}{f', B = {row.budget}' if row.budget else ''}, {row.prompt_length} tokens",
+            f"{row.decode_ms_per_token:.2f}",
+            f"{row.decode_ratio_to_full:.2f}",
+            f"{row.kept_bytes:,}",
+            f"{row.prefill_ms:.1f}",
+            f"{row.compression_share:.1%}",
+            f"{row.tokens_per_second:.0f}",
+            f"{row.roofline_ms:.2f}",
+            f"{row.peak_bytes:,}",
+        ]
+        for row in timings
     ]
+    return details("All numbers", table(header, rows, f"{label}: time and bytes"))

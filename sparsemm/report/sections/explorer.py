@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from sparsemm.report.explorer import payload
-from sparsemm.report.page import data, paragraph
-from sparsemm.report.sections.material import Material
+from sparsemm.report.html import data, details, paragraph
+from sparsemm.report.results import Model, Results
+from sparsemm.report.style import method_style
 
 CONTROLS = ("model", "page", "layer", "head", "method", "budget", "view")
 LEAD = (
     "Choose a head, here or by a click on a heat map, and a token of the answer. The page shows what this head looks "
     "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what "
-    "it keeps in this head's KV head once the page is read: what is forgotten fades."
+    "it keeps in this head's KV head once the page is read: what is evicted fades."
 )
 KEYS = (
     "Keys: on the heat map, arrows choose layer and head, Page Up and Page Down the rank, Home the best head; on the "
@@ -39,25 +39,37 @@ FRAME = """
 """
 
 
-def parts(material: Material) -> list[str]:
-    """The frame and its data, or why there is none; nothing where no model was asked."""
-    reasons = [
-        paragraph(f"{result.name} is not in the explorer: {reason}.", "note")
-        for result in material.results
-        if isinstance(reason := material.seen[result.key], str)
+def parts(results: Results) -> list[str]:
+    """The frame and its data, and which models are not in it; nothing where the explore stage has not run."""
+    missing = [
+        paragraph(f"{model.label} is not in the explorer: {model.explorer['reason']}.", "note")
+        for model in results.models
+        if model.explorer.get("reason")
     ]
+    shown = [model for model in results.models if model.explorer.get("pages")]
+    if not shown:
+        return missing
     controls = "".join(
         f'<label for="explorer-{name}">{name.capitalize()}<select id="explorer-{name}"></select></label>'
         for name in CONTROLS
     )
-    if len(reasons) == len(material.results):
-        return reasons
-    values = data(payload(material.results, material.seen), "explorer-data")
+    methods = dict.fromkeys(
+        kept["method"] for model in shown for page in model.explorer["pages"] for kept in page["kept"]
+    )
+    values = {
+        "models": [_values(model) for model in shown],
+        "colours": {method: method_style(method).colour for method in methods},
+    }
     return [
         paragraph(LEAD),
         FRAME.format(controls=controls),
-        paragraph(KEYS, "quiet"),
-        paragraph(ILLUSTRATES, "quiet"),
-        *reasons,
-        values,
+        details("Keys, and what a page shows", paragraph(KEYS), paragraph(ILLUSTRATES)),
+        *missing,
+        data(values, "explorer-data"),
     ]
+
+
+def _values(model: Model) -> dict[str, object]:
+    names = ("hits", "tokens", "kvHeads", "pages")
+    values = {name: model.explorer[name] for name in names}
+    return {"key": model.key, "name": model.label, "share": model.heads.shares.round(6).tolist(), **values}

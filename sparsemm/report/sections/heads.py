@@ -1,108 +1,180 @@
-"""How concentrated the visual score is, over all models and head by head."""
+"""How concentrated the visual score is, head by head, and how far other data sets agree."""
 
 from __future__ import annotations
 
 from sparsemm.report import charts
-from sparsemm.report.findings import at_least, concentration
-from sparsemm.report.images import data_uri
-from sparsemm.report.page import chart, pair, paragraph, pictures, table
-from sparsemm.report.page import heading as page_heading
-from sparsemm.report.results import SHARES, Results
-from sparsemm.report.sections.material import Material
-from sparsemm.report.views import Views, head_views, picture
+from sparsemm.report.findings import at_least
+from sparsemm.report.html import chart, details, pair, paragraph, pictures, table, tabs
+from sparsemm.report.results import Model, Results
+from sparsemm.scores import top_count
 
+SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
 READING = (
     "Words read is the share of words on the calibration pages that the model says{}; the others are not scored. "
     "Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
     "other pages of this kind would give the heads of large score alike, which decide it; near 0, the scores are noise."
 )
-
-NOT_VISUAL = "Non-visual heads, of zero score (or the least), at the same moment."
-SCALE = (
-    "The stronger the colour, the more attention, on one scale for all six; orange is the page, green its thumbnail. "
-    "One page illustrates, it is no evidence: the heat map is."
+SMALL = (
+    "Small models trained in this repository: {}. How sparse their heads are says little about models a thousand times "
+    "their size."
 )
+SCALE = (
+    "The stronger the colour, the more attention, on one scale for all; orange is the page, green its thumbnail. One "
+    "page "
+    "illustrates, it is no evidence: the heat map is."
+)
+AGREEMENT = "Two tables cannot agree better than each agrees with itself: the split-half correlation of either."
+RATES = (
+    "Share of answer tokens at whose box heads look, of words that the model says; bootstrap intervals over samples. "
+    "The best heads are chosen on the same samples, so compare bins with each other. Box height stands for font size "
+    "where boxes are drawn around the text{}."
+)
+DRAWN = "; lines of the pages drawn here are all as high, and what differs between data sets is the size of the letters"
 
 
-def parts(material: Material) -> list[str]:
-    """The curves and shares of all models, then every model's heat map."""
-    results = material.results
-    tops = [f"{result.name}: {result.table.top_share(0.05):.0%} in the top 5 %" for result in results]
-    marked = " A * marks a declared test model." if any(result.note for result in results) else ""
-    found = [
-        chart(
-            charts.sorted_scores(results),
-            f"Line charts over heads, best first: the score of each head, and the share so far. {'; '.join(tops)}.",
-            "Above, the score of every head as a multiple of an even share; below, the share that the best heads hold "
-            "together. The further a line bends away from the even spread, the fewer heads do the looking." + marked,
-        ),
-        table(*_shares(results)),
-        paragraph(READING.format(" in order" if material.params.chase.align == "ordered" else "")),
+def parts(results: Results) -> list[str]:
+    """The curves and shares of all models, then every model on its own."""
+    models = results.evidence or results.models
+    tops = "; ".join(f"{model.label}: {model.heads.top_share(0.05):.0%} in the top 5 %" for model in models)
+    caption = "The further a line bends away from the even spread, the fewer heads look at the image."
+    small = ", ".join(model.key for model in models if model.small)
+    in_order = " in order" if results.params.chase.align == "ordered" else ""
+    return [
+        chart(charts.score_curves(models), f"Line charts over heads, best first. {tops}.", caption),
+        table(*_shares(models)),
+        details("How to read these numbers", paragraph(READING.format(in_order)), paragraph(AGREEMENT)),
+        paragraph(SMALL.format(small), "note") if small else "",
+        tabs("heads", [(model.label, of_model(results, model)) for model in models]),
     ]
-    if trained := [result.key for result in results if result.card]:
-        said = f"Small models trained in this repository: {', '.join(trained)}. How sparse their heads are says little "
-        found.append(paragraph(said + "about models a thousand times their size.", "note"))
-    for result in results:
-        found += [page_heading(result.name), paragraph(concentration(result)), _heat_map(result)]
-        found += [_on_a_page(result.key, head_views(material.seen[result.key], result.table)), _card(result)]
-    return found
 
 
-def _shares(results: list[Results]) -> tuple[list[str], list[list[str]], str]:
+def _shares(models: list[Model]) -> tuple[list[str], list[list[str]], str]:
     rows = []
-    for result in results:
-        metrics, kept = result.align, result.table
-        shares = [f"{kept.top_share(fraction):.1%}" for fraction in SHARES]
-        read = f"{metrics['share_found']:.1%}" if "share_found" in metrics else "-"
-        samples = str(len(kept.per_sample))
-        rows.append([result.label, str(kept.scores.size), *shares, at_least(kept.split_half()), samples, read])
-    header = ["model", "heads", *(f"top {f:.0%}" for f in SHARES), "split-half r", "samples", "words read"]
+    for model in models:
+        heads = model.heads
+        shares = [f"{heads.top_share(fraction):.1%}" for fraction in SHARES]
+        stable = [at_least(heads.metrics.split_half), str(heads.metrics.samples), _percent(heads.words_read)]
+        rows.append([model.label, str(heads.shares.size), *shares, *stable])
+    header = ["model", "heads", *(f"top {share:.0%}" for share in SHARES), "split-half r", "samples", "words read"]
     return header, rows, "Share of the visual score in the best heads, and how stable it is"
 
 
-def _heat_map(result: Results) -> str:
-    share = result.table.normalised()
-    best = ", ".join(f"layer {at} head {head} ({part:.0%})" for at, head, part in result.table.top_heads(3))
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def of_model(results: Results, model: Model) -> str:
+    """How concentrated the score is, the heat map beside pictures of what heads look at, and other data sets."""
+    return (
+        paragraph(concentration(model))
+        + pair(_heat_map(model), _on_a_page(model))
+        + _other_data(results, model)
+        + _rates(results, model)
+        + _card(model)
+    )
+
+
+def concentration(model: Model) -> str:
+    """How few heads hold the score, and how stable the ranking is."""
+    heads = model.heads
+    count, total = top_count(heads.shares.size, 0.05), heads.shares.size
+    layer, head, share = heads.ranked[0]
+    rate = heads.metrics.top_head_hit_rate
+    looked = f" and looks at the right word for {rate:.0%} of tokens" if rate is not None else ""
+    r = heads.metrics.split_half
+    stable = (
+        "How stable these scores are cannot be said: one half of the samples gives no scores to compare."
+        if r is None
+        else f"Scores from one half of the samples agree with the other half at Pearson's r = {at_least(r)}."
+    )
+    return (
+        f"The top 5 % of heads ({count} of {total}) hold {heads.top_share(0.05):.0%} of the visual score; an even "
+        "spread "
+        f"would give them {count / total:.0%}. The best head (layer {layer}, head {head}) alone holds "
+        f"{share:.0%}{looked}. "
+        f"{stable}"
+    )
+
+
+def _heat_map(model: Model) -> str:
+    share = model.heads.shares
+    best = ", ".join(f"layer {layer} head {head} ({part:.0%})" for layer, head, part in model.heads.ranked[:3])
     quiet = int((share < 0.1 / share.size).sum())
     return chart(
-        charts.heat_map(result.table),
-        f"Heat map of visual scores of {result.key}, {share.shape[0]} layers by {share.shape[1]} heads. "
-        f"Brightest: {best}.",
+        charts.heat_map(model.heads, ""),
+        f"Heat map of visual scores of {model.key}, {share.shape[0]} layers by {share.shape[1]} heads. Brightest: "
+        f"{best}.",
         f"Share of the visual score of every head. Brightest: {best}. {quiet} of {share.size} heads have less than a "
         "tenth of an even share. A click opens a head in the explorer.",
-        model=result.key,
+        model=model.key,
     )
 
 
-def _on_a_page(key: str, views: Views | None) -> str:
-    """Pictures of visual heads and of others, side by side; nothing where no page was looked at."""
-    if views is None:
+def _on_a_page(model: Model) -> str:
+    """Pictures of visual heads and of others on one page; nothing where the explore stage has none."""
+    views = model.explorer.get("views")
+    if not views:
         return ""
-    moment = f"just before {key} says \u201c{views.word}\u201d (blue)"
-    kinds = ((f"Visual heads, best by score, {moment}.", views.visual), (NOT_VISUAL, views.others))
-    made = (
-        pictures(
-            [
-                (data_uri(picture(views, view), 0), f"{view.title}: {view.said}", f"{view.title}: {view.said}.")
-                for view in shown
-            ],
-            caption,
-        )
-        for caption, shown in kinds
+    moment = f"just before {model.key} says “{views['word']}” (blue)"
+    return (
+        pictures(views["visual"], f"Visual heads, best by score, {moment}.")
+        + pictures(views["others"], "Heads of zero score (or the least), at the same moment.")
+        + paragraph(SCALE, "quiet")
     )
-    return pair(*made) + paragraph(SCALE, "quiet")
 
 
-def _card(result: Results) -> str:
-    held = result.card.get("held_out", {})
-    columns = ("word_accuracy", "exact_match")
-    rows = [
-        [f"{result.label}, {style}", *(f"{value[column]:.1%}" for column in columns)]
-        for style, value in (held.items() if isinstance(held, dict) else ())
-        if isinstance(value, dict) and all(isinstance(value.get(column), float | int) for column in columns)
+def _other_data(results: Results, model: Model) -> str:
+    """How far tables over other data sets agree with that of the calibration set, and their heat maps."""
+    if not model.others:
+        return ""
+    known = results.params.chase.dataset
+    header = [
+        "data set",
+        "rank correlation",
+        "top 5 % shared",
+        "top 10 % shared",
+        "split-half r",
+        "samples",
+        "words read",
     ]
-    if not rows:
-        return ""
-    pages = f" ({held['pages_per_style']} pages each)" if "pages_per_style" in held else ""
+    rows, maps = [], []
+    most = 100 * max(float(heads.shares.max()) for heads in (model.heads, *model.others.values()))
+    for name, heads in {known: model.heads, **model.others}.items():
+        r = at_least(model.heads.correlation(heads))
+        if name != known:
+            shared = [f"{model.heads.overlap(heads, fraction):.0%}" for fraction in (0.05, 0.10)]
+            stable = [at_least(heads.metrics.split_half), str(heads.metrics.samples), _percent(heads.words_read)]
+            rows.append([name, r, *shared, *stable])
+        said = f"Heat map of visual scores of {model.key} over the data set {name}. Rank correlation {r}."
+        maps.append(chart(charts.heat_map(heads, name, most), said, f"{name}: all data sets on one scale."))
+    listed = table(header, rows, f"{model.label}: tables over other data sets against that of {known!r}")
+    return details("Do other data sets name the same heads?", listed, pair(*maps))
+
+
+def _rates(results: Results, model: Model) -> str:
+    """Hit rates by what is on the page, for every data set."""
+    header = ["what is on the page", "best 5 % of heads", "95 % interval", "all heads", "samples", "answer tokens"]
+    tables = []
+    for name, heads in {results.params.chase.dataset: model.heads, **model.others}.items():
+        rows = [
+            [
+                rate.name,
+                f"{rate.top_heads:.1%}",
+                f"{rate.ci_low:.1%} to {rate.ci_high:.1%}" if rate.samples > 1 else "-",
+                f"{rate.all_heads:.1%}",
+                str(rate.samples),
+                str(rate.tokens),
+            ]
+            for rate in heads.rates
+        ]
+        dataset = results.params.datasets.get(name)
+        drawn = DRAWN if dataset is not None and dataset.source == "synthetic" else ""
+        tables += [table(header, rows, f"{model.label}, {name}. {RATES.format(drawn)}")] if rows else []
+    return details("Hit rates by size, script and kind of the text", *tables)
+
+
+def _card(model: Model) -> str:
     header = ["pages", "words read", "exact answers"]
-    return table(header, rows, f"How well it reads held-out pages with the full cache, from its card{pages}")
+    rows = [[style, f"{one.word_accuracy:.1%}", f"{one.exact_match:.1%}"] for style, one in model.held_out.items()]
+    caption = f"{model.label}: how well it reads held-out pages with the full cache, from its card"
+    return details("How well it reads", table(header, rows, caption)) if rows else ""

@@ -1,78 +1,119 @@
-"""What was found: verdicts over all models, generated from the tables."""
+"""The first screen: what was found, in three sentences, and the method in one picture."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from sparsemm.report.documents import apart, scope
-from sparsemm.report.findings import comparisons, lossless_from, smallest_lossless, verdicts
-from sparsemm.report.forest import against_methods
-from sparsemm.report.page import bullets, chart, pair, paragraph, table
-from sparsemm.report.results import Results, Row
-from sparsemm.report.sections.material import Material
-from sparsemm.report.short import in_short
-from sparsemm.report.studies import area_differences, half_ranks
+from sparsemm.report.findings import compared_with_full, enough_from, own_timings, percent_range
+from sparsemm.report.html import bullets, pair, paragraph, pictures
+from sparsemm.report.results import Model, Results
+from sparsemm.studies.curve import headline as is_area
+from sparsemm.studies.declaration import StudyRow, tally
+from sparsemm.studies.masking import headline as is_masking
 
 QUESTION = "Which attention heads look at the image, and how small can the KV cache be when you know?"
-CAPTION = (
-    "sparsemm: from which B on it is not shown worse than the full cache; and against every method, budgets at which "
-    "it is better / undecided / worse"
-)
+NOTHING = "No model that counts as evidence has been evaluated yet."
+TOO_FEW = "Models were evaluated, but nothing has an interval that a verdict could come from."
 READING = (
-    "Numbers and verdicts here are computed from the tables of this page. B is the mean number of tokens kept per KV "
-    "head. Better and worse mean that the 95 % bootstrap interval of the paired difference excludes zero; no "
-    "difference shown means that it does not, not that the two are equal. The intervals are not corrected for the "
-    "number of comparisons. Of fewer than two pages there is no interval and no verdict."
+    "B is the mean number of slots per KV head. Better and worse mean that the 95 % interval of the paired difference "
+    "excludes zero; differences are sparsemm minus the other, so that above zero sparsemm is better. All numbers are "
+    "computed from the tables of this page."
 )
 
 
-def parts(material: Material) -> list[str]:
-    """The question, the answer in short, and the verdicts of every model and task."""
-    results = material.results
-    evidence = [result.key for result in results if not result.note]
-    areas = area_differences(material.studies, evidence)
-    said = bullets(in_short(results, areas, half_ranks(material.studies, evidence)))
-    found = [paragraph(QUESTION, "lead"), _scope(material), pair(said, _areas(areas)) if areas else said]
-    if any(result.evaluation for result in results):
-        found.append(_verdicts(results))
-    found.append(paragraph(READING))
-    found += [paragraph(f"* {result.key}: {result.note}", "note") for result in results if result.note]
-    return found
+def parts(results: Results) -> list[str]:
+    """The question, three sentences, the picture, and how to read them."""
+    evidence = results.evidence
+    said = [heads(evidence, results.study("masking")), methods(results), size(evidence)]
+    if not any(said[1:]):
+        said.append(TOO_FEW if any(model.accuracy for model in evidence) else NOTHING)
+    return [paragraph(QUESTION, "lead"), pair(bullets(said), _picture(results)), paragraph(READING, "quiet")]
 
 
-def _scope(material: Material) -> str:
-    """Of which models and documents, in one line."""
-    evidence = [result for result in material.results if not result.note]
-    trained = sum(bool(result.card) for result in evidence)
-    names = ", ".join(result.key for result in evidence) or "none yet"
-    small = f" ({trained} of them small and trained in this repository)" if trained else ""
-    asked, known = scope(material.params, material.results), apart(material.params, material.results)
-    return paragraph(f"Models: {names}{small}. Evaluated: {asked}. {known}".rstrip(), "quiet")
+def heads(evidence: Sequence[Model], masking: Sequence[StudyRow]) -> str:
+    """How few heads hold the score, and what is lost without them."""
+    if not evidence:
+        return ""
+    shares = [model.heads.top_share(0.05) for model in evidence]
+    said = f"The best 5 % of heads hold {percent_range(shares)} of the visual score in {_models(evidence)}"
+    rows = [row for row in masking if is_masking(row) and row.difference and row.verdict]
+    if rows:
+        most = min(rows, key=lambda row: row.difference.value if row.difference else 0.0)
+        said += (
+            f"; with the best heads switched off, accuracy is lower than with as many random heads off in "
+            f"{tally(rows)['worse']} of {len(rows)} comparisons, at most by {most.difference.text('+')}"  # type: ignore[union-attr]
+        )
+    return said + "."
 
 
-def _areas(areas: Mapping[str, Sequence[Row]]) -> str:
-    lines = {name.replace(", ", "<br>"): rows for name, rows in areas.items()}
-    return chart(
-        against_methods(lines),
-        f"Differences of the area under accuracy over log2 B, sparsemm minus each method, of {'; '.join(areas)}.",
-        "sparsemm minus every other method, as mean accuracy over all budgets (area under accuracy over log2 B). Right "
-        "of zero sparsemm is better; where a bar crosses zero, no difference is shown.",
+def methods(results: Results) -> str:
+    """sparsemm against the strongest other method at equal slots, as a mean over all budgets."""
+    areas = [row for row in results.study("curve") if is_area(row) and row.verdict and row.difference]
+    others: dict[str, list[StudyRow]] = {}
+    for row in areas:
+        if row.against not in ("full", "random"):
+            others.setdefault(row.against or "", []).append(row)
+    if not others:
+        return _by_budget(results.evidence)
+    name, rows = min(others.items(), key=lambda item: sum(row.diff or 0.0 for row in item[1]) / len(item[1]))
+    differences = sorted((row.difference for row in rows if row.difference), key=lambda one: one.value)
+    counts = ", ".join(f"{word} in {count}" for word, count in tally(rows).items() if count)
+    return (
+        f"With as many slots and averaged over all budgets, sparsemm against {name}, the strongest of "
+        f"{len(others)} other methods, is {counts} of {len(rows)} cases (model, task), from "
+        f"{differences[0].text('+')} to {differences[-1].text('+')}."
     )
 
 
-def _verdicts(results: list[Results]) -> str:
-    others = dict.fromkeys(m for r in results for m in comparisons(r))
-    rows = []
-    for result in results:
-        for task in result.tasks():
-            cells = []
-            for method in others:
-                found = verdicts(result, task, method)
-                counts = [str(len(found.get(w, ()))) for w in ("better", "no difference shown", "worse")]
-                cells.append(" / ".join(counts) if found else "-")
-            enough = "-" if smallest_lossless(result, task) is None else lossless_from(result, task) or "none"
-            rows.append([f"{result.label}, {task}", enough, *cells])
-        if not result.evaluation:
-            rows.append([f"{result.label}, not evaluated yet", *["-"] * (len(others) + 1)])
-    header = ["model and task", "enough from B =", *(f"vs {method}" for method in others)]
-    return table(header, rows, CAPTION)
+def _by_budget(evidence: Sequence[Model]) -> str:
+    gains = [
+        row.gain
+        for model in evidence
+        for row in model.accuracy
+        if row.method != "full" and row.gain and row.gain.verdict
+    ]
+    if not gains:
+        return ""
+    better, worse = (sum(gain.verdict == word for gain in gains) for word in ("better", "worse"))
+    least, most = min(gains), max(gains)
+    return (
+        f"With as many slots, sparsemm is better than another method in {better} and worse in {worse} of {len(gains)} "
+        f"comparisons (model, task, method, budget), from {least.text('+')} to {most.text('+')}."
+    )
+
+
+def size(evidence: Sequence[Model]) -> str:
+    """From which budget on sparsemm is not shown worse than the full cache, and what it holds then."""
+    cases = [(model, task) for model in evidence for task in model.tasks if compared_with_full(model, task)]
+    shares = [rows[-1].kept_bytes / rows[-1].full_bytes for model in evidence if (rows := own_timings(model))]
+    held = (
+        f"at the longest prompt timed sparsemm holds {percent_range(shares)} of the full cache's bytes"
+        if shares
+        else ""
+    )
+    if not cases:
+        return f"{held[0].upper()}{held[1:]}; accuracy was not measured." if held else ""
+    enough = [row for case in cases if (row := enough_from(*case))]
+    largest = [compared_with_full(*case)[-1].against_full for case in cases]
+    losses = sorted(one for one in largest if one)
+    budgets = ", ".join(map(str, sorted({row.budget for row in enough if row.budget})))
+    from_on = f" (from B = {budgets} on)" if enough else ""
+    return (
+        f"Against the full cache sparsemm is not shown worse at the largest budgets in {len(enough)} of {len(cases)} "
+        f"cases{from_on}; at the largest budget it differs by {losses[0].text('+')} to {losses[-1].text('+')}"
+        f"{'; ' + held if held else ''}."
+    )
+
+
+def _models(evidence: Sequence[Model]) -> str:
+    return "one model" if len(evidence) == 1 else f"{len(evidence)} models"
+
+
+def _picture(results: Results) -> str:
+    """The method in pictures of one page, of the first model that has any."""
+    for model in [*results.evidence, *results.models]:
+        if model.explorer.get("method"):
+            colours = "orange is attention, blue the word about to be said; what fades is evicted."
+            about = f"{model.label} reads a page: {colours}"
+            return pictures(model.explorer["method"], about)
+    return ""

@@ -1,4 +1,4 @@
-"""The whole page of crafted results: complete, escaped, with links that lead somewhere."""
+"""The whole page of crafted results: complete, escaped, and with the numbers and verdicts of its tables."""
 
 from __future__ import annotations
 
@@ -6,40 +6,41 @@ import json
 
 import pytest
 
+from sparsemm.explorer.stage import contents
 from sparsemm.params import parse_params
 from sparsemm.report import sections
-from sparsemm.report.page import page
-from sparsemm.report.results import without_hollow
-from sparsemm.report.short import TOO_FEW
-
-PARAMS = """
-models: {}
-datasets:
-  c: {source: synthetic, split: calibration, samples: 4}
-  e: {source: synthetic, split: evaluation, samples: 4}
-chase: {dataset: c}
-allocate: {budgets: [8], window: 4}
-evaluate: {dataset: e, samples: 4, methods: [full, sparsemm]}
-profile: {methods: [full], budget: 8, lengths: [128]}
-"""
+from sparsemm.report.html import page
+from sparsemm.report.results import HeldOut, HitRate, Results
+from sparsemm.report.sections import accuracy, heads, studies, summary
+from sparsemm.studies.curve import AREA
+from sparsemm.studies.curve import STUDY as CURVE
+from sparsemm.studies.masking import STUDY as MASKING
+from sparsemm.studies.rho import STUDY as RHO
+from tests.explorer import pages
+from tests.report import crafted
 
 
-@pytest.fixture
-def build(crafted):
+def build(results):
     """The page of some results, checked."""
-
-    def make(results, seen="it was not asked for"):
-        material = sections.Material(parse_params(PARAMS), results, {result.key: seen for result in results})
-        contents, parts = sections.written(material)
-        return crafted.checked(page("t", contents, *parts))
-
-    return make
+    links, parts = sections.written(results)
+    return crafted.checked(page("t", links, "", *parts))
 
 
-def evaluated(crafted, against, **more):
-    rows = [crafted.row("full", "", 0.9), crafted.row("sparsemm", "8", 0.6, full=(-0.4, -0.2))]
-    rows.append(crafted.row("snapkv", "8", 0.5, against, full=(-0.5, -0.3)))
-    return crafted.results(rows, [crafted.timing(), crafted.timing("snapkv", ms=2.1)], **more)
+def explored(**more):
+    return crafted.evaluated(explorer=contents([pages.reading()], pages.table()), **more)
+
+
+def charts(found):
+    """Every chart of the page."""
+    made = [json.loads(text) for text in found.scripts if text.startswith('{"panels"')]
+    return made
+
+
+def tabled(html):
+    """Cells of every row of a piece of HTML."""
+    return [
+        row.split("|") for row in html.replace("</tr>", "\n").replace("</td>", "|").replace("</th>", "|").split("\n")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,121 +51,221 @@ def evaluated(crafted, against, **more):
         ((-0.1, 0.1), "no difference shown", "0 / 1 / 0"),
     ],
 )
-def test_the_page_says_what_the_table_says(crafted, build, against, word, counts):
-    found = build([evaluated(crafted, against)])
-    assert f"sparsemm against snapkv: {word} at B = 8" in found.text and counts in found.text
-    assert f"{word} in 1" in found.text
+def test_the_page_says_what_the_table_says(against, word, counts):
+    found = build(crafted.results(crafted.evaluated(against)))
+    assert f"{word} at B = 8" in found.text and counts in found.text
     for other in {"better", "worse", "no difference shown"} - {word}:
-        assert f"sparsemm against snapkv: {other}" not in found.text
+        assert f"{other} at B = 8" not in found.text
 
 
-def charts(found):
-    """Every chart of the page: plotly's data and layout."""
-    made = [json.loads(text) for text in found.scripts if text.startswith("{")]
-    return [one for one in made if "layout" in one]
+def test_tables_have_accuracy_first_and_one_sign():
+    html = accuracy.of_model(crafted.evaluated((-0.2, -0.1)))
+    assert ">snapkv, B = 8</th><td>0.500 [0.400, 0.600]</td>" in html
+    assert "<td>+0.150 [+0.100, +0.200]</td><td>better</td><td>-0.400 [-0.500, -0.300]</td><td>worse</td>" in html
 
 
-def test_tables_begin_with_what_names_a_row_then_differences_and_verdicts(crafted, build):
-    found = build([evaluated(crafted, (-0.2, -0.1))])
-    assert "methodminus sparsemmsparsemm isminus fullagainst fullaccuracy" in found.text
-    assert "snapkv, B = 8-0.150 [-0.200, -0.100]better-0.400 [-0.500, -0.300]worse0.500" in found.text
-    assert "model and taskenough from B =vs snapkvm, readnone1 / 0 / 0" in found.text
-    assert "sparsemm, B = 16, 128 tokens2.00" in found.text
-
-
-def test_every_chart_is_in_the_page_and_has_words(crafted, build):
-    found = build([evaluated(crafted, (-0.2, -0.1))])
+def test_every_chart_is_in_the_page_and_has_words():
+    found = build(crafted.results(crafted.evaluated()))
     plots = [one for one in found.all("div") if one.get("class") == "plot"]
-    assert len(charts(found)) == len(plots) == 4  # curves, heat map, accuracy, cost
+    assert len(charts(found)) == len(plots) == 4  # accuracy, curves, heat map, cost
     assert all(one["role"] == "img" and len(one["aria-label"]) > 30 for one in plots)
     assert [one["data-model"] for one in found.all("figure") if "data-model" in one] == ["m"]
 
 
-def test_the_page_reads_like_results(crafted, build):
-    """What was found, how, then the evidence, its cost and its limits; the contents follow."""
-    found = build([evaluated(crafted, (-0.2, -0.1))], [crafted.looking()])
-    order = ["found", "method", "accuracy", "heads", "explorer", "cost", "limits"]
+def test_the_page_reads_like_results():
+    """What was found, then the evidence, its cost and its limits; the contents follow."""
+    found = build(crafted.results(explored(), explored(key="t", note="a test model", number=1)))
+    order = ["found", "accuracy", "heads", "explorer", "cost", "limits", "appendix"]
     assert [one["id"] for one in found.all("section")] == order
     assert [one["href"] for one in found.all("a")] == ["#" + anchor for anchor in order]
 
 
-def test_a_section_without_anything_to_say_is_left_out(crafted, monkeypatch):
-    empty = sections.Section("empty", "Empty", "Nothing here", lambda material: [])
-    more = sections.Section("more", "More", "Something else", lambda material: ["<p>else</p>"])
+def test_sections_without_anything_to_say_are_left_out(monkeypatch):
+    empty = sections.Section("empty", "Empty", "Nothing here", lambda results: ["", ""])
+    more = sections.Section("more", "More", "Something else", lambda results: ["<p>else</p>"])
     monkeypatch.setattr(sections, "SECTIONS", (empty, more))
-    contents, parts = sections.written(sections.Material(parse_params(PARAMS), [], {}))
-    assert contents == [("more", "More")] and len(parts) == 1 and "Something else" in parts[0]
+    links, parts = sections.written(crafted.results())
+    assert links == [("more", "More")] and len(parts) == 1
 
 
-def test_the_explorer_has_labelled_controls_and_its_data(crafted, build):
-    found = build([evaluated(crafted, (-0.2, -0.1))], [crafted.looking()])
+def test_the_first_screen_has_the_picture_and_three_sentences_with_intervals():
+    areas = [one.model_copy(update={"condition": AREA, "budget": None}) for one in crafted.study_rows()]
+    top = {"condition": "output zeroed", "setting": "top", "against": "random", "level": 0.1}
+    lost = {"diff": -0.3, "diff_ci_low": -0.4, "diff_ci_high": -0.2, "verdict": "worse"}
+    masked = [one.model_copy(update=top | lost) for one in crafted.study_rows("masking")[:1]]
+    made = [crafted.studied(CURVE, [one for one in areas if one.diff]), crafted.studied(MASKING, masked, "masking")]
+    results = crafted.results(explored(), studies=made)
+    html = "".join(summary.parts(results))
+    found = crafted.checked(html)
+    assert len(found.all("li")) == 3 and len(found.all("img")) == 3
+    assert "50 %" in html and "-0.300 [-0.400, -0.200]" in html and "1 of 1 comparisons" in html
+    difference = next(one.difference for one in made[0].rows["m"] if one.against == "snapkv" and one.diff)
+    assert difference.text("+") in html
+    assert "-0.300 [-0.400, -0.200]" in summary.size(results.evidence) and "25 %" in summary.size(results.evidence)
+
+
+def test_findings_leave_test_models_out():
+    real, test = crafted.evaluated(share=0.5), crafted.evaluated((0.1, 0.2), key="t", note="a test model", share=0.9)
+    assert "50 %" in summary.heads([real], []) and "one model" in summary.heads([real], [])
+    html = "".join(summary.parts(crafted.results(real, test)))
+    assert "90 %" not in html and "worse in 0 of 1" in html
+    assert summary.NOTHING in "".join(summary.parts(crafted.results(test)))
+    few = crafted.model([crafted.row(m, b, 0.5, n=1) for m, b in (("full", None), ("sparsemm", 8))])
+    assert summary.TOO_FEW in "".join(summary.parts(crafted.results(few)))
+
+
+def test_size_counts_the_cases_where_a_budget_is_enough():
+    def model(key, low, high):
+        rows = [crafted.row("full", None, 0.9), crafted.row("sparsemm", 8, 0.5, full=(-0.5, -0.4))]
+        return crafted.model([*rows, crafted.row("sparsemm", 16, 0.8, full=(low, high))], key=key)
+
+    said = summary.size([model("a", -0.2, 0.1), model("b", -0.2, -0.1)])
+    assert "in 1 of 2 cases (from B = 16 on)" in said and "-0.150 [-0.200, -0.100] to -0.050" in said
+    assert "in 0 of 1 cases" in summary.size([model("a", -0.2, -0.1)])
+    rows = [crafted.timing(length=128, kept=50), crafted.timing(length=512, kept=10)]
+    assert "10 %" in summary.size([crafted.model(timings=rows)]) and "not measured" in summary.size(
+        [crafted.model(timings=rows)]
+    )
+
+
+def test_the_explorer_has_labelled_controls_and_its_data():
+    found = build(crafted.results(explored(), crafted.model(key="n", explorer={"reason": "too large"}, number=1)))
     labels = {one["for"] for one in found.all("label")}
     assert labels == {one["id"] for one in found.all("select")} and len(labels) == 7
     ids = [one["id"] for _, one in found.seen if "id" in one]
     assert len(ids) == len(set(ids))
     (data,) = [json.loads(text) for text in found.scripts if text.startswith('{"models"')]
-    assert data["models"][0]["pages"][0]["id"] == "page-1"
+    (model,) = data["models"]
+    assert model["pages"][0]["id"] == "page-1" and model["hits"][0][0] == 9 and model["share"][0][0] == 0.5
+    assert (
+        data["colours"] == {"sparsemm": "#D55E00", "snapkv": "#0072B2"}
+        and "n is not in the explorer: too large." in found.text
+    )
 
 
-def test_what_is_missing_is_said(crafted, build):
-    found = build([crafted.results()], "only small local checkpoints")
-    assert "Not evaluated yet." in found.text and "Not profiled yet." in found.text
-    assert "m is not in the explorer: only small local checkpoints." in found.text
-    assert len(charts(found)) == 2 and not found.all("select")
+def test_what_is_missing_is_said():
+    found = build(crafted.results(crafted.model()))
+    assert accuracy.NOT_EVALUATED in found.text and len(charts(found)) == 2 and not found.all("select")
+    assert "explorer" not in {one["id"] for one in found.all("section")}
 
 
-def test_nothing_is_said_of_documents_that_were_not_evaluated(crafted):
-    given = PARAMS.replace("methods: [full, sparsemm]", "methods: [full, sparsemm], tasks: [textcaps_val], source: d")
-    rows = [crafted.row(*cells, task="textcaps_val") for cells in (("full", "", 0.9), ("sparsemm", "8", 0.6))]
-    rows = [row | {"metric": "textcaps_CIDEr"} for row in rows]
-    result = crafted.results(rows)
-    contents, parts = sections.written(sections.Material(parse_params(given), [result], {"m": "not asked"}))
-    text = crafted.checked(page("t", contents, *parts)).text
-    assert text.count("textcaps_val: 9 questions of its files in 'd'") == 2 and "was not checked" in text
-    for wrong in ("another split", "no score was computed from", "word accuracy", "exact match", "pages of 'e'"):
-        assert wrong not in text
-
-
-@pytest.mark.parametrize(("pages", "known"), [("1", False), ("2", True)])
-def test_one_page_has_no_verdict_anywhere(crafted, build, pages, known):
-    result = evaluated(crafted, (-0.2, -0.1))
-    few = [without_hollow(row | {"pages": pages}) for row in result.evaluation]
-    found = build([crafted.results(few)])
+@pytest.mark.parametrize(("pages", "known"), [(1, False), (2, True)])
+def test_one_page_has_no_verdict_anywhere(pages, known):
+    model = crafted.evaluated((-0.2, -0.1))
+    few = [row.model_copy(update={"pages": pages}) for row in model.accuracy]
+    found = build(crafted.results(crafted.model(few)))
     assert ("better at B = 8" in found.text) == known == ("1 / 0 / 0" in found.text)
-    assert ("[0." in found.text) == known == ("bootstrap intervals over" in found.text)
-    assert (TOO_FEW in found.text) != known
-    assert ("Of fewer than two pages there is no interval and no verdict; the line" in found.text) != known
+    assert ("[0." in found.text) == known and (accuracy.TOO_FEW in found.text) != known
 
 
-def test_a_note_stands_in_every_table_of_its_model(crafted, build):
-    note = "a declared test model"
-    found = build([evaluated(crafted, (-0.2, -0.1), key="t", note=note)])
-    tables = len(found.all("table"))
-    assert tables == 4 and found.text.count(f"t ({note})") == tables
-    assert "No model that counts as evidence" in found.text
+def test_test_models_are_kept_apart_unless_there_are_no_others():
+    test = crafted.evaluated(key="t", note="a declared test model", number=1)
+    found = build(crafted.results(crafted.evaluated(), test))
+    assert "a declared test model" in found.text and found.text.count("t *") >= 4
+    names = {one["data-name"] for one in found.all("button") if one.get("role") == "tab"}
+    assert names == set()  # one model is evidence: no tabs
+    alone = build(crafted.results(test))
+    assert "appendix" not in {one["id"] for one in alone.all("section")} and len(charts(alone)) == 4
 
 
-def test_links_lead_somewhere_whatever_the_models_are_called(crafted, build):
-    found = build([crafted.results(key=key) for key in ("heads", "limits", "found")])
-    ids = [attributes["id"] for _, attributes in found.seen if "id" in attributes]
-    assert len(ids) == len(set(ids)) and {link["href"] for link in found.all("a")} <= {"#" + one for one in ids}
+def test_models_have_tabs_of_the_same_names_everywhere():
+    found = build(crafted.results(*(crafted.evaluated(key=key, number=n) for n, key in enumerate("ab"))))
+    groups = [one["aria-controls"].rpartition("-panel")[0] for one in found.all("button")]
+    assert {group: groups.count(group) for group in groups} == {"accuracy": 2, "heads": 2, "cost": 2}
+    assert {one["data-name"] for one in found.all("button")} == {"a", "b"}
 
 
-def test_hostile_names_and_notes_stay_text(crafted, build):
+def test_hostile_names_and_notes_stay_text():
     bad = '"><img src=x onerror=alert(1)></script><!--'
-    found = build([evaluated(crafted, (-0.2, -0.1), key=bad, note=bad)], bad)
+    found = build(
+        crafted.results(crafted.evaluated(key=bad, explorer={"reason": bad}), crafted.evaluated(key="t", note=bad))
+    )
     assert bad in found.text and not found.all("img")
-    found = build([evaluated(crafted, (-0.2, -0.1), key=bad, note=bad)], [crafted.looking(bad)])
+    found = build(crafted.results(crafted.evaluated(key=bad, explorer=contents([pages.reading(bad)], pages.table()))))
     assert all(one["src"].startswith("data:image/") for one in found.all("img"))
     assert all("onerror" not in attributes for _, attributes in found.seen)
     (data,) = [json.loads(text) for text in found.scripts if text.startswith('{"models"')]
     assert data["models"][0]["key"] == data["models"][0]["pages"][0]["id"] == bad
 
 
-def test_a_card_without_numbers_is_left_out(crafted, build):
-    result = crafted.results()
-    result.card.update({"held_out": {"one": {"word_accuracy": "high", "exact_match": 1.0}, "two": 3}})
-    assert "from its card" not in build([result]).text
-    result.card.update({"held_out": {"one": {"word_accuracy": 0.987, "exact_match": 1.0}, "pages_per_style": 12}})
-    found = build([result]).text
-    assert "98.7%" in found and "12 pages each" in found
+def test_heads_show_other_data_sets_hit_rates_and_the_card():
+    cells = {"covariate": "box_height_px", "bin": "8-16", "samples": 4, "tokens": 9, "top_heads": 0.875}
+    rate = HitRate.model_validate(cells | {"ci_low": 0.8, "ci_high": 0.9, "all_heads": 0.25})
+    other = crafted.heads(0.9)
+    other.rates.append(rate)
+    model = crafted.model(others={"e": other}, held_out={"one": HeldOut(word_accuracy=0.987, exact_match=1.0)})
+    html = heads.of_model(crafted.results(model), model)
+    assert "1.000" in html and html.count("data:") == 0 and "100%" in html
+    assert "87.5%" in html and "80.0% to 90.0%" in html and "98.7%" in html
+    one = rate.model_copy(update={"samples": 1})
+    model.others["e"].rates[:] = [one]
+    assert "80.0% to 90.0%" not in heads.of_model(crafted.results(model), model)
+
+
+def test_one_sample_has_no_reliability():
+    model = crafted.model()
+    object.__setattr__(model.heads.metrics, "split_half", None)
+    assert "cannot be said" in heads.concentration(model) and "nan" not in heads.concentration(model)
+
+
+def test_nothing_is_said_of_documents_that_were_not_evaluated():
+    given = crafted.PARAMS.replace(
+        "methods: [full, sparsemm]", "methods: [full, sparsemm], tasks: [textcaps_val], source: d"
+    )
+    rows = [
+        crafted.row(*one, task="textcaps_val", metric="textcaps_CIDEr")
+        for one in (("full", None, 0.9), ("sparsemm", 8, 0.6))
+    ]
+    text = build(crafted.results(crafted.model(rows), params=given)).text
+    assert "textcaps_val, 9 questions of its files in 'd'" in text and "was not checked" in text
+    for wrong in ("another split", "word accuracy", "exact match", "pages of 'e'"):
+        assert wrong not in text
+
+
+def test_a_study_has_its_conclusion_charts_and_all_numbers():
+    made = crafted.studied(RHO, crafted.study_rows("rho"), "rho")
+    html = "".join(studies.parts(crafted.results(crafted.evaluated(), studies=[made])))
+    found = crafted.checked(html)
+    assert [one["id"] for one in found.all("h3")] == ["study-rho"]
+    assert RHO.title in found.text and RHO.question in found.text and RHO.conclusion(made.rows["m"]) in found.text
+    assert len(charts(found)) == 2
+    assert ">sparsemm, read, B = 12, against snapkv</th>" in html and "+0.200 [" in html
+
+
+def test_the_strongest_evidence_is_open_and_other_charts_are_folded():
+    rows = [
+        one.model_copy(update={"condition": "output zeroed", "setting": "top", "against": "random"})
+        for one in crafted.study_rows()
+    ]
+    opened, folded = crafted.studied(MASKING, rows, "masking"), crafted.studied(RHO, crafted.study_rows("rho"), "rho")
+    html = "".join(studies.parts(crafted.results(crafted.evaluated(), studies=[folded, opened])))
+    assert html.index("study-masking") < html.index("study-rho")
+    first, second = html.split('id="study-rho"')
+    assert first.index('class="plot"') < first.index("<details") and second.index("<details") < second.index(
+        'class="plot"'
+    )
+
+
+def test_what_all_models_show_leaves_test_models_out():
+    made = crafted.studied(RHO, crafted.study_rows("rho", gain=-0.2) + crafted.study_rows("rho", "n"), "rho")
+    models = [crafted.evaluated(note="a test model"), crafted.evaluated(key="n", number=1)]
+    html = "".join(studies.parts(crafted.results(*models, studies=[made])))
+    assert {
+        name
+        for one in charts(crafted.checked(html))[:1]
+        for trace in one["panels"][0]["traces"]
+        for name in [trace["name"]]
+    } == {"n"}
+    alone = build(crafted.results(*models, studies=[made]))
+    assert f"{models[0].label}: studies" in alone.text
+
+
+def test_published_numbers_stand_beside_the_same_task():
+    rows = [
+        one.model_copy(update={"budget": 256 if one.budget else None}) for one in crafted.study_rows(task="docvqa_val")
+    ]
+    made = [crafted.studied(CURVE, rows)]
+    entry = "m: {checkpoint: Qwen/Qwen2-VL-7B-Instruct, family: qwen2_vl}"
+    results = Results(parse_params(crafted.PARAMS % entry), [crafted.evaluated()], studies=made)
+    assert "0.934" in "".join(studies.parts(results))
+    assert "published" not in "".join(studies.parts(crafted.results(crafted.evaluated(), studies=made)))

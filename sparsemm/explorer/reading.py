@@ -1,0 +1,228 @@
+"""What every head looks at while a model reads a page, token by token, and what every method keeps of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsemm.align.stage import greedy_answers
+from sparsemm.align.words import align_answer, token_spans
+from sparsemm.budgets import load_budgets
+from sparsemm.chase.hits import append_answers
+from sparsemm.datasets.records import Record, read_records
+from sparsemm.explorer.attention import watching, weights
+from sparsemm.explorer.keeping import Choice, caches, kept_positions
+from sparsemm.layouts import get_layout
+from sparsemm.layouts.tokens import ImageTokens, box_positions
+from sparsemm.models import load_model
+from sparsemm.params import ModelParams, Params
+from sparsemm.prompts import build_inputs
+from sparsemm.scores import ScoreTable
+
+MOST_BYTES = 256 * 2**20  # of weights that are loaded without a GPU
+MOST_TOKENS = 64  # of an answer
+PAGES = 2
+SEARCHED = 32  # evaluation pages among which a second shape is looked for
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the answer.
+
+    Attributes:
+        text: what it adds to the answer.
+        entry: index of the word of the page that it belongs to, or None.
+        cells: the visual tokens that cover this word.
+    """
+
+    text: str
+    entry: int | None
+    cells: list[int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One page with N visual tokens on it, T answer tokens, the model's L layers of Hq heads; the prompt has S tokens.
+
+    Attributes:
+        record: the page.
+        tokens: of the answer, at most the first `MOST_TOKENS`.
+        left_out: tokens of the answer after these.
+        said: the whole answer.
+        rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page.
+        coarse: (N,) bool, tokens of the thumbnail, where the family has one.
+        positions: (N,) int64, where the visual tokens stand in the prompt.
+        levels: (L, Hq, T, N) uint8, attention of the row that predicts the token, as `to_levels` rounds it.
+        sums: (L, Hq, T, 2) fp32, the whole attention on the page and on its thumbnail.
+        peak: (L, Hq, T) int64, the visual token that gets more than any other position, or -1.
+        prompt: S.
+        kept: of method and budget, (L, Hkv, S) bool.
+    """
+
+    record: Record
+    tokens: list[Token]
+    left_out: int
+    said: str
+    rectangles: NDArray[np.float64]
+    coarse: NDArray[np.bool_]
+    positions: NDArray[np.int64]
+    levels: NDArray[np.uint8]
+    sums: NDArray[np.float32]
+    peak: NDArray[np.int64]
+    prompt: int
+    kept: dict[Choice, NDArray[np.bool_]]
+
+
+def too_much_to_load(entry: ModelParams) -> str | None:
+    """Why a checkpoint is not loaded for the explorer, or None if there is a GPU or it is a small local one."""
+    if torch.cuda.is_available():
+        return None
+    folder = Path(entry.checkpoint)
+    if not folder.is_dir():
+        return "without a GPU only small local checkpoints are loaded, this one is not a local folder"
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size > MOST_BYTES:
+        return f"without a GPU checkpoints up to {MOST_BYTES // 2**20} MiB are loaded, this one has {size / 2**20:.0f}"
+    return None
+
+
+def pages(records: Sequence[Record], count: int = PAGES) -> list[Record]:
+    """The first pages of different shapes, or simply the first ones."""
+    found = {record.image.size: record for record in reversed(records)}
+    first = sorted(found.values(), key=records.index)
+    return (first + [record for record in records if record not in first])[:count]
+
+
+@torch.inference_mode()
+def read_pages(params: Params, key: str, table: ScoreTable, root: Path = Path(".")) -> list[Reading]:
+    """Some evaluation pages as the heads of a model see them; none where the evaluation set is empty.
+
+    Raises:
+        BudgetError, DataError: if the budgets or the evaluation pages are missing.
+        ModelError: if the checkpoint is not the one in params.yaml.
+        ScoreTableError: if the table belongs to another model.
+    """
+    entry, evaluate = params.models[key], params.evaluate
+    path = root / "artifacts" / "datasets" / f"{evaluate.dataset}.parquet"
+    records = pages(read_records(path, limit=SEARCHED))
+    if not records:
+        return []
+    model, processor = load_model(entry)
+    table.check_model(model.config)
+    plan = load_budgets(root / "artifacts" / "budgets" / f"{key}.json")
+    empty = caches(model, table, evaluate.methods, plan.budgets, plan.settings, evaluate.pooling_kernel, evaluate.seed)
+    return [read_page(params, entry, model, processor, table, record, empty) for record in records]
+
+
+class Watch:
+    """Sees every layer of one forward over prompt and answer, and notes what its heads look at and what is kept.
+
+    Args:
+        shape: (L, Hq, Hkv) of the model.
+        rows: (T,) int64, the rows that predict the tokens.
+        parts: visual tokens of the page, and of its thumbnail.
+        prompt: S.
+        total: tokens of prompt and answer.
+        empty: a cache for every method and budget.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        rows: torch.Tensor,
+        parts: list[ImageTokens],
+        prompt: int,
+        total: int,
+        empty: dict[Choice, Any],
+    ) -> None:
+        layers, heads, kv_heads = shape
+        self.rows, self.prompt, self.empty = rows, prompt, empty
+        self.positions = np.concatenate([part.positions for part in parts])
+        self.coarse = np.concatenate([np.full(len(part.positions), number > 0) for number, part in enumerate(parts)])
+        self.levels = np.zeros((layers, heads, len(rows), len(self.positions)), dtype=np.uint8)
+        self.sums = np.zeros((layers, heads, len(rows), 2), dtype=np.float32)
+        self.peak = np.full((layers, heads, len(rows)), -1, dtype=np.int64)
+        self.kept = {choice: np.zeros((layers, kv_heads, prompt), dtype=bool) for choice in empty}
+        self.cell = np.full(total, -1, dtype=np.int64)
+        self.cell[self.positions] = np.arange(len(self.positions))
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float
+    ) -> None:
+        """One layer, as `sparsemm.explorer.attention.Watcher`."""
+        found = weights(query, key, self.rows, mask, scaling).cpu().numpy()
+        self.peak[layer] = self.cell[found.argmax(-1)]
+        on_page = found[..., self.positions]
+        self.levels[layer] = to_levels(on_page)
+        self.sums[layer] = np.stack([on_page[..., ~self.coarse].sum(-1), on_page[..., self.coarse].sum(-1)], axis=-1)
+        before = query[:, :, : self.prompt], key[:, :, : self.prompt]
+        for choice, cache in self.empty.items():
+            self.kept[choice][layer] = kept_positions(cache.layers[layer], *before, scaling).numpy()
+
+
+def read_page(
+    params: Params,
+    entry: ModelParams,
+    model: Any,
+    processor: Any,
+    table: ScoreTable,
+    record: Record,
+    empty: dict[Choice, Any],
+) -> Reading:
+    """One page: the model's own answer, then one forward over prompt and answer."""
+    prompt = params.chase.prompt
+    (answer,) = greedy_answers(model, processor, [record], prompt, params.chase.max_new_tokens)
+    inputs = build_inputs(processor, [[record.image]], [prompt]).to(model.device)
+    length = inputs["input_ids"].shape[1]
+    forced = append_answers(inputs, [answer], processor.tokenizer.pad_token_id)
+    moved = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in forced.inputs.items()}
+    (image,) = get_layout(entry.family).image_tokens(model.config, forced.inputs, 0, [record.image.size])
+    parts = [image, *([image.thumbnail] if image.thumbnail is not None else [])]
+    tokens = answer_tokens(record, answer, processor.tokenizer, entry.family, image)[:MOST_TOKENS]
+    rows = torch.arange(len(tokens), dtype=torch.int64, device=model.device) + forced.first_rows[0]
+    shape = (*table.scores.shape, table.header["num_kv_heads"])
+    watch = Watch(shape, rows, parts, length, length + len(answer), empty)
+    with watching(model, watch):
+        getattr(model, model.base_model_prefix)(**moved, use_cache=False)
+    return Reading(
+        record=record,
+        tokens=tokens,
+        left_out=len(answer) - len(tokens),
+        said=processor.tokenizer.decode(answer),
+        rectangles=np.concatenate([part.rectangles for part in parts]),
+        coarse=watch.coarse,
+        positions=watch.positions,
+        levels=watch.levels,
+        sums=watch.sums,
+        peak=watch.peak,
+        prompt=length,
+        kept=watch.kept,
+    )
+
+
+def to_levels(attention: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Attention from 0 to 1 in 256 levels of its square root, which keep weak attention apart from none."""
+    return np.rint(255 * np.sqrt(attention)).astype(np.uint8)
+
+
+def answer_tokens(
+    record: Record, answer: Sequence[int], tokenizer: Any, family: str, image: ImageTokens
+) -> list[Token]:
+    """The tokens of an answer, each with its word on the page and where that is."""
+    aligned = align_answer(record.id, answer, tokenizer, record.entries, "ordered", family)
+    entry_of = dict(zip(aligned.token_index, aligned.entry_index, strict=True))
+    text, spans = token_spans(answer, tokenizer)
+    index = {int(position): cell for cell, position in enumerate(image.positions)}
+    tokens = []
+    for number, (start, end) in enumerate(spans):
+        word = entry_of.get(number)
+        box = record.entries[word].box if word is not None else None
+        cells = [] if box is None else [index[int(at)] for at in box_positions(image, box)]
+        tokens.append(Token(text[start:end], word, cells))
+    return tokens

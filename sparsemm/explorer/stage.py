@@ -1,0 +1,47 @@
+"""The explore stage: one file per model that the report's explorer reads, so that the report itself runs no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparsemm.explorer.packing import pack
+from sparsemm.explorer.pictures import method_pictures, views
+from sparsemm.explorer.reading import Reading, read_pages, too_much_to_load
+from sparsemm.files import write_json
+from sparsemm.params import Params
+from sparsemm.scores import ScoreTable
+
+
+def run(params: Params, key: str, root: Path = Path(".")) -> None:
+    """Write artifacts/explorer/<key>.json: some pages as a model's heads see them, or the reason why there are none.
+
+    Raises:
+        BudgetError, DataError: if the budgets or the evaluation pages are missing.
+        ModelError: if the checkpoint is not the one in params.yaml.
+        ScoreTableError: if the score table is missing or belongs to another model.
+    """
+    folder = root / "artifacts"
+    table = ScoreTable.load(folder / "scores" / f"{key}.safetensors")
+    reason = too_much_to_load(params.models[key])
+    pages = [] if reason else read_pages(params, key, table, root)
+    write_json(folder / "explorer" / f"{key}.json", contents(pages, table, reason))
+
+
+def contents(pages: list[Reading], table: ScoreTable, reason: str | None = None) -> dict[str, Any]:
+    """Plain JSON values of the explorer's file; `sparsemm/report/explorer.js` reads them.
+
+    Args:
+        pages: as the model read them; none where there is a reason or the evaluation set has no page.
+        table: the model's scores.
+        reason: why no page was read.
+    """
+    return {
+        "reason": None if pages else reason or "the evaluation set has no page",
+        "hits": table.hits.tolist(),
+        "tokens": table.header.get("tokens"),
+        "kvHeads": table.header["num_kv_heads"],
+        "pages": [pack(page, table) for page in pages],
+        "method": method_pictures(pages[0], table) if pages else [],
+        "views": views(pages[0], table) if pages else None,
+    }

@@ -1,0 +1,71 @@
+"""Colours and symbols: one for every method and one for every model, the same in every chart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"  # page.css says what these are by day and by night
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a method or a model is drawn: plotly's words, and the letter that stands for the symbol in a legend."""
+
+    colour: str
+    symbol: str
+    glyph: str
+    dash: str = "solid"
+
+    def trace(self) -> dict[str, Any]:
+        """The look of a trace."""
+        return {
+            "line": {"color": self.colour, "dash": self.dash, "width": 1.8},
+            "marker": {"color": self.colour, "symbol": self.symbol, "size": 8},
+        }
+
+
+# Okabe and Ito's palette where it lasts: colour-blind readers can tell it apart.
+METHODS = {
+    "full": Style(INK, "circle-open", "○"),
+    "sparsemm": Style("#D55E00", "circle", "●"),
+    "snapkv": Style("#0072B2", "square-open", "□", "dash"),
+    "pyramidkv": Style("#009E73", "triangle-up-open", "△", "dashdot"),
+    "adakv": Style("#CC79A7", "diamond-open", "◇", "dot"),
+    "random": Style("#999999", "x-thin-open", "✕", "longdash"),
+    "streaming": Style("#8C6BB1", "triangle-down-open", "▽", "2px,2px"),
+    "h2o": Style("#56B4E9", "cross-open", "✚", "longdashdot"),
+    "sparsemm-adaptive": Style("#E69F00", "star", "★", "10px,2px"),
+    "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
+}
+# Of what a study varies that is no method.
+SETTINGS = (
+    Style("#6A8EAE", "circle", "●"),
+    Style("#B5651D", "square", "■", "dash"),
+    Style("#59A14F", "triangle-up", "▲", "dashdot"),
+    Style("#C2559D", "diamond", "◆", "dot"),
+    Style("#C9A227", "triangle-down", "▼", "longdash"),
+    Style("#3BA3A0", "star", "★", "longdashdot"),
+    Style("#8A79AF", "pentagon", "⬟", "10px,2px"),
+)
+OTHER = Style("#7F7F7F", "circle-open", "○")
+SYMBOLS = ("circle●", "square■", "diamond◆", "triangle-up▲", "triangle-down▼", "star★", "pentagon⬟", "hexagon⬢")
+
+
+def method_style(method: str) -> Style:
+    """The style of a method; grey for one that has none of its own."""
+    return METHODS.get(method, OTHER)
+
+
+def model_style(number: int) -> Style:
+    """The style of the model with this number; after eight models the colours repeat with other lines."""
+    symbol = SYMBOLS[number % len(SYMBOLS)]
+    return Style(f"var(--m{number % 8})", symbol[:-1], symbol[-1], ("solid", "dash", "dot")[number // 8 % 3])
+
+
+def setting_styles(settings: Iterable[str]) -> dict[str, Style]:
+    """A style for every setting of a study: its own where it is a method, else one that no other setting has."""
+    names = list(dict.fromkeys(settings))
+    others = [name for name in names if name not in METHODS]
+    return {name: METHODS.get(name) or SETTINGS[others.index(name) % len(SETTINGS)] for name in names}

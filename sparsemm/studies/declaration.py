@@ -1,0 +1,126 @@
+"""What a study says about itself. Every study declares a `STUDY` in its own file, and the report renders them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import model_validator
+
+from sparsemm.tables import VERDICTS, Estimate, Row, interval
+
+
+class StudyRow(Row):
+    """One row of artifacts/studies/<study>/<key>.csv; `sparsemm.studies.rows.tabulate` says what its columns hold."""
+
+    model: str
+    study: str
+    task: str
+    condition: str
+    setting: str
+    level: float | None
+    budget: int | None
+    kept_slots: float | None
+    bytes: int | None
+    metric: str
+    value: float
+    n: int | None
+    pages: int | None
+    seeds: int | None
+    spread: float | None
+    ci_low: float | None
+    ci_high: float | None
+    against: str | None
+    diff: float | None
+    diff_ci_low: float | None
+    diff_ci_high: float | None
+    verdict: str | None
+    needed: int | None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_page_has_no_interval(cls, cells: Any) -> Any:
+        """Resampling a single page cannot move anything, so such a row has no interval and no verdict."""
+        count = cells.get("pages") or cells.get("n")
+        if count and str(count).isdecimal() and int(count) < 2:
+            cells = cells | dict.fromkeys(("ci_low", "ci_high", "diff_ci_low", "diff_ci_high", "verdict"))
+        return cells
+
+    @model_validator(mode="after")
+    def _check(self) -> StudyRow:
+        interval(self.ci_low, self.ci_high, "the interval of value")
+        interval(self.diff_ci_low, self.diff_ci_high, "the interval of diff")
+        if self.against and self.diff is None:
+            raise ValueError("a comparison without a difference")
+        return self
+
+    @property
+    def estimate(self) -> Estimate:
+        """The value with its interval."""
+        return Estimate(self.value, self.ci_low, self.ci_high)
+
+    @property
+    def difference(self) -> Estimate | None:
+        """Setting minus `against` with the interval of this paired difference; None where nothing is compared."""
+        return None if self.diff is None else Estimate(self.diff, self.diff_ci_low, self.diff_ci_high)
+
+
+Rows = Sequence[StudyRow]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The words of a study.
+
+    Attributes:
+        title: of the study, as the report heads it.
+        question: what is asked and how, in one or two sentences.
+        conclusion: of the rows of all models that count as evidence, what follows from them in a sentence or two;
+            empty where they show nothing. Every word of it has to come from intervals and numbers.
+        headline: whether a row with a difference is drawn in the study's own chart over all models.
+        level: name of the axis across where rows have levels.
+        drawn: of one model's rows, those that are drawn in its charts.
+        open: whether the chart over all models is shown at once, as the strongest evidence is, or folded.
+    """
+
+    title: str
+    question: str
+    conclusion: Callable[[Rows], str]
+    headline: Callable[[StudyRow], bool]
+    level: str = "level"
+    drawn: Callable[[Rows], Rows] = lambda rows: rows
+    open: bool = False
+
+
+def tally(rows: Iterable[StudyRow]) -> dict[str, int]:
+    """How often each of `VERDICTS` was given."""
+    verdicts = [row.verdict for row in rows]
+    return {word: verdicts.count(word) for word in VERDICTS}
+
+
+def compared(rows: Iterable[StudyRow]) -> str:
+    """The verdicts of some comparisons in words, and how far their differences reach; empty where there is none."""
+    rows = [row for row in rows if row.verdict]
+    if not rows:
+        return ""
+    counts = ", ".join(f"{word} in {count}" for word, count in tally(rows).items() if count)
+    return f"{counts} of {len(rows)} ({spread([row.diff for row in rows if row.diff is not None], '+')})"
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """The least and the largest value: "0.12 to 0.30", or one number where they are the same."""
+    least, most = (f"{value + 0.0:{sign}.2f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
+
+
+def sentence(start: str, parts: Iterable[str]) -> str:
+    """`start` and the parts that say anything, as one sentence; empty where none does."""
+    said = "; ".join(part for part in parts if part)
+    return f"{start}{said}." if said else ""
+
+
+def against_each(rows: Rows, names: Iterable[str] | None = None) -> list[str]:
+    """ "snapkv: better in 3 of 6 (+0.02 to +0.20)" for every name in `against`, in the order they come."""
+    names = dict.fromkeys(row.against or "" for row in rows) if names is None else names
+    return [f"{name}: {said}" for name in names if (said := compared(row for row in rows if row.against == name))]

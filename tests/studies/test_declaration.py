@@ -1,0 +1,161 @@
+"""What the studies conclude follows from the verdicts of their rows, in both directions."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from sparsemm.errors import DataError
+from sparsemm.studies import confirm, masking, search
+from sparsemm.studies.candidates import CANDIDATES
+from sparsemm.studies.curve import AREA
+from sparsemm.studies.declaration import Study, StudyRow, compared, spread
+from sparsemm.studies.names import OVERALL, PAPER, STUDIES
+
+
+def row(**cells):
+    """A row with these cells; `verdict` decides the interval of its difference."""
+    given = dict.fromkeys(StudyRow.model_fields, "")
+    given |= {
+        "model": "a",
+        "study": "s",
+        "task": "read",
+        "metric": "accuracy",
+        "value": 0.5,
+        "n": 32,
+        "setting": "sparsemm",
+    }
+    if "verdict" in cells:
+        diff = {"better": 0.1, "worse": -0.1}.get(cells["verdict"], 0.0)
+        given |= {"diff": diff, "diff_ci_low": diff, "diff_ci_high": diff, "against": "snapkv"}
+    return StudyRow.model_validate(given | cells)
+
+
+def study(name):
+    return importlib.import_module(f"sparsemm.studies.{name}").STUDY
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_declares_its_words_and_concludes_nothing_from_nothing(name):
+    declared = study(name)
+    assert isinstance(declared, Study) and declared.title and declared.question.endswith(".")
+    assert declared.conclusion([]) == ""
+
+
+def test_titles_tell_studies_apart():
+    assert len({study(name).title for name in STUDIES}) == len(STUDIES)
+
+
+# A comparison that each study draws its conclusion from.
+COMPARED = {
+    "curve": {"condition": AREA},
+    "cost": {"against": "full"},
+    "masking": {"condition": "output zeroed", "setting": masking.TOP, "against": masking.RANDOM, "level": 0.1},
+    "rho": {"setting": "rho", "level": 0.5, "against": "rho (0.1)"},
+    "parts": {"setting": "window + uniform + score", "against": "window + uniform"},
+    "later": {"task": "qa", "condition": "compressed after the page"},
+    "holding": {"condition": "answer evicted too", "against": "sparsemm (answer kept)"},
+    "storage": {"condition": "int8, equal slots", "against": "sparsemm (model dtype)"},
+    "sources": {"setting": "small-type", "against": "own"},
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_conclusions_count_the_verdicts(name):
+    declared = study(name)
+    verdicts = ["worse"] * 3 + ["better"] + ["no difference shown"]
+    rows = [row(**COMPARED[name], verdict=verdict) for verdict in verdicts]
+    said = declared.conclusion(rows)
+    assert all(declared.headline(one) for one in rows)
+    if name == "masking":
+        assert "in 3 of 5 comparisons" in said and "the visual heads carry" in said
+        few = declared.conclusion([row(**COMPARED[name], verdict="better")])
+        assert "in 0 of 1" in few and "no such loss" in few
+    else:
+        assert "better in 1, worse in 3, no difference shown in 1 of 5 (-0.10 to +0.10)" in said
+        assert "better in 2 of 2 (+0.10)" in declared.conclusion([row(**COMPARED[name], verdict="better")] * 2)
+
+
+def test_long_answers_lose_more_only_where_they_do():
+    def groups(short, long):
+        cells = {"against": "full", "verdict": "worse"}
+        pairs = (("3 characters", short), ("28-49 characters", -0.5), ("83-127 characters", long))
+        return [row(condition=c, **cells | {"diff": d, "diff_ci_low": d, "diff_ci_high": d}) for c, d in pairs]
+
+    declared = study("length")
+    assert "lower on the longest in 1 of 1" in declared.conclusion(groups(-0.1, -0.6))
+    assert "lower on the longest in 0 of 1" in declared.conclusion(groups(-0.6, -0.1))
+
+
+def test_attention_of_the_groups_is_given_with_its_range():
+    rows = [row(condition="on the word", setting="best heads", value=v, model=m) for v, m in ((0.4, "a"), (0.8, "b"))]
+    assert "best heads 0.40 to 0.80" in study("looking").conclusion(rows)
+
+
+def test_comparisons_without_a_verdict_are_not_counted():
+    assert compared([row()]) == "" and spread([0.1, 0.1]) == "0.10" and spread([-0.001, 0.2], "+") == "-0.00 to +0.20"
+
+
+def test_one_page_has_no_interval_and_no_verdict():
+    one = row(verdict="better", n=1, ci_low=0.4, ci_high=0.6)
+    assert one.verdict is None and one.estimate.low is None and one.difference.low is None
+    assert row(verdict="better", n=5, pages=1).verdict is None and row(verdict="better", n=5, pages=2).verdict
+
+
+def held_out(verdict, candidate="rho 0.4", model="a", against=PAPER, task=OVERALL):
+    """A row of `confirm` of one model: a comparison of the candidate."""
+    return row(model=model, task=task, condition=AREA, setting=candidate, verdict=verdict, **{"against": against})
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (("better", "better"), "holds on 2 of 2 models: rho 0.4 may become the default"),
+        (("better", "no difference shown"), "holds on 1 of 2 models: the paper's allocation stays"),
+        (("worse", "worse"), "holds on 0 of 2 models: the paper's allocation stays"),
+    ],
+)
+def test_a_gain_holds_where_every_interval_says_so(verdicts, said):
+    rows = [held_out(verdict, model=key) for key, verdict in zip("ab", verdicts, strict=True)]
+    assert said in confirm.conclusion(rows)
+
+
+def test_a_mean_over_tasks_hides_no_task_that_is_worse():
+    rows = [held_out("better"), held_out("worse", task="read"), held_out("better", task="qa")]
+    assert "For single tasks it is worse: a, read." in confirm.conclusion(rows)
+    assert "single tasks" not in confirm.conclusion([rows[0], rows[2]])
+
+
+def test_a_gain_over_another_method_is_no_gain_over_the_paper():
+    assert "0 of 1" in confirm.conclusion([held_out("better", against="snapkv")])
+    assert "nothing to gain" in confirm.conclusion([held_out("better", PAPER, against="snapkv")])
+
+
+def test_rows_of_different_candidates_are_refused():
+    with pytest.raises(DataError, match="different candidates: margin, rho 0.4"):
+        confirm.conclusion([held_out("better"), held_out("better", "margin", "b")])
+
+
+def searched(model="a", **areas):
+    """A search's overall areas, 0.5 but for those given."""
+    made = [row(model=model, task=OVERALL, condition=AREA, setting=name, value=0.5) for name in CANDIDATES]
+    return [one.model_copy(update={"value": areas.get(one.setting.replace(" ", "_"), 0.5)}) for one in made]
+
+
+def test_the_best_by_the_searches_is_a_mean_over_models():
+    name = "rho 0.4"
+    assert name in CANDIDATES and CANDIDATES[name].mode == "exact"
+    rows = searched(**{"rho_0.4": 0.7}) + searched("b", **{"rho_0.4": 0.9})
+    assert search.mean_areas(rows)[name] == pytest.approx(0.8) and search.mean_areas(rows)[PAPER] == 0.5
+    assert f"{name} (area 0.800, {PAPER} 0.500)" in search.conclusion(rows)
+    lossy = [one for one in CANDIDATES if CANDIDATES[one].mode != "exact"]
+    assert lossy and not set(lossy) & set(search.mean_areas(rows))
+    with pytest.raises(DataError, match="not a search over today's candidates"):
+        search.conclusion(rows[:-1])
+
+
+def test_the_best_of_a_search_are_drawn_first():
+    rows = [row(task=OVERALL, condition=AREA, setting=str(i), value=i / 10) for i in range(9)]
+    rows.append(row(task="qa", setting=PAPER, value=0))
+    assert [one.setting for one in search.leading(rows)] == ["8", "7", "6", "5", "4", "3", PAPER]
