@@ -5,7 +5,8 @@ const charts = (() => {
   const FONT = "system-ui, sans-serif";
   const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false };
   const NARROW = 640; // pixels: below this width panels stand in one column
-  const ABOVE = 26, BELOW = 64, BESIDE = 58; // pixels around a panel for its title and the labels of its axes
+  const BELOW = 64, BESIDE = 58; // pixels around a panel for the labels of its axes
+  const LETTER = 7.5, LINE = 16; // pixels of a letter and of a line of text, at most
 
   // "var(--ink)" anywhere in a figure becomes the colour that the style sheet gives it now.
   function coloured(value, styles = getComputedStyle(document.documentElement)) {
@@ -45,19 +46,39 @@ const charts = (() => {
   }
 
   const columnsOf = (spec, width) => (width < NARROW ? 1 : spec.columns);
-  const heightOf = (spec, width) => spec.row * Math.ceil(spec.panels.length / columnsOf(spec, width));
+  const rowOf = (spec, width) => spec.row + LINE * (titleLines(spec, width) - 1);
+  const heightOf = (spec, width) => rowOf(spec, width) * Math.ceil(spec.panels.length / columnsOf(spec, width));
+
+  function wrapped(title, width) {
+    const lines = [""];
+    for (const word of title.split(" ")) {
+      const longer = `${lines.at(-1)} ${word}`.trim();
+      if (longer.length * LETTER <= width || !lines.at(-1)) lines[lines.length - 1] = longer;
+      else lines.push(word);
+    }
+    return lines;
+  }
+
+  const titleWidth = (panel, cell) => cell - beside(panel, cell) - 14;
+
+  function titleLines(spec, width) {
+    const cell = width / columnsOf(spec, width);
+    return Math.max(...spec.panels.map((panel) => wrapped(panel.title, titleWidth(panel, cell)).length));
+  }
 
   // Pixels that the labels left of a panel need.
   function beside(panel, width) {
     const labels = (panel.y.ticktext || []).flatMap((label) => label.split("<br>"));
     const longest = Math.max(0, ...labels.map((label) => label.length));
-    return Math.min(Math.max(BESIDE, 6.6 * longest + 12), 0.45 * width);
+    return Math.min(Math.max(BESIDE, LETTER * longest + 14), 0.45 * width);
   }
 
   // Panels of a chart as one figure: domains in shares of the whole, from widths and heights in pixels.
   function grid(spec, width) {
     const columns = columnsOf(spec, width);
     const height = heightOf(spec, width);
+    const rowHeight = rowOf(spec, width);
+    const above = 10 + LINE * titleLines(spec, width);
     const layout = { height, showlegend: false, annotations: [], shapes: [], margin: { l: 0, r: 0, t: 0, b: 0 } };
     const data = [];
     spec.panels.forEach((panel, i) => {
@@ -65,15 +86,15 @@ const charts = (() => {
       const [column, row] = [i % columns, Math.floor(i / columns)];
       const cell = width / columns;
       const [left, right] = [(column * cell + beside(panel, cell)) / width, ((column + 1) * cell - 14) / width];
-      const top = 1 - (row * spec.row + ABOVE) / height;
-      const bottom = 1 - ((row + 1) * spec.row - BELOW) / height;
+      const top = 1 - (row * rowHeight + above) / height;
+      const bottom = 1 - ((row + 1) * rowHeight - BELOW) / height;
       const plain = { automargin: false };
       layout[`xaxis${name}`] = { ...plain, ...panel.x, domain: [left, right], anchor: `y${name}` };
       layout[`yaxis${name}`] = { ...plain, ...panel.y, domain: [bottom, top], anchor: `x${name}` };
       if (panel.title) {
         layout.annotations.push({
-          text: `<b>${panel.title}</b>`, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left",
-          yanchor: "bottom", showarrow: false, font: { size: 12 },
+          text: wrapped(panel.title, titleWidth(panel, cell)).map((line) => `<b>${line}</b>`).join("<br>"), xref: "paper", yref: "paper", x: left, y: top, xanchor: "left",
+          yanchor: "bottom", align: "left", showarrow: false, font: { size: 12 },
         });
       }
       if (panel.zero) {
@@ -96,6 +117,7 @@ const charts = (() => {
 
   function show(figure) {
     const plot = figure.querySelector(".plot");
+    if (!plot.clientWidth) return Promise.resolve(); // in a tab or a fold that is closed
     return draw(plot, grid(specOf(figure), plot.clientWidth)).then(() => {
       if (!figure.dataset.model || figure.dataset.drawn) return;
       plot.on("plotly_click", (event) => {
@@ -119,7 +141,8 @@ const charts = (() => {
   }
 
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((one) => one.isIntersecting)) {
+    const near = (one) => one.isIntersecting && one.target.querySelector(".plot").clientWidth;
+    for (const entry of entries.filter(near)) {
       watcher.unobserve(entry.target);
       shown.add(entry.target);
       reserve();
@@ -133,11 +156,11 @@ const charts = (() => {
     if (innerWidth === known) return;
     known = innerWidth;
     reserve();
-    shown.forEach((figure) => figure.querySelector(".plot").clientWidth && show(figure));
+    shown.forEach(show);
   });
   window.addEventListener("beforeprint", () => figures.forEach(show));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    shown.forEach((figure) => figure.querySelector(".plot").clientWidth && show(figure));
+    shown.forEach(show);
     document.dispatchEvent(new CustomEvent("scheme"));
   });
 

@@ -162,7 +162,8 @@ def open_all(opened):
 def draw_all(opened, width=1400):
     """Every chart of the tabs that are shown."""
     open_all(opened)
-    opened.size(width, opened.js("return document.documentElement.scrollHeight"))
+    for _ in range(2):  # the height depends on the width
+        opened.size(width, opened.js("return document.documentElement.scrollHeight"))
     undrawn = """return [...document.querySelectorAll('.plot')].filter((one) => one.clientWidth
         && !one.querySelector('.main-svg')).length"""
     opened.wait(lambda: opened.js(undrawn) == 0)
@@ -186,7 +187,7 @@ def test_labels_never_collide_and_nothing_is_cut_off(opened, width):
     draw_all(opened, width)
     boxes = """return [...document.querySelectorAll('figure.chart .plot')]
         .filter((one) => one.clientWidth).map((one) => {
-        const texts = [...one.querySelectorAll('.xtick text, .ytick text, .annotation text, [class*=title]')];
+        const texts = [...one.querySelectorAll('.xtick text, .ytick text, .annotation text, text[class*=title]')];
         const own = one.getBoundingClientRect();
         const at = texts.map((text) => [text, text.getBoundingClientRect()]).filter(([, box]) => box.width);
         return [one.ariaLabel, own.left, own.right,
