@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from sparsemm.report.agreement import read_agreement
 
 from sparsemm.align import stage as align
 from sparsemm.chase import stage as chase
@@ -17,8 +16,8 @@ from sparsemm.datasets import download
 from sparsemm.datasets.records import read_records
 from sparsemm.params import Params, parse_params
 from sparsemm.report.findings import at_least
-from sparsemm.report.results import Results
-from sparsemm.report.sections import Material, agreement
+from sparsemm.report.results import read_results
+from sparsemm.report.sections import heads
 from sparsemm.scores import ScoreTable
 from tests.datasets.samples import COCO_FEATURES, OWN, coco_rows, parquet
 
@@ -75,8 +74,8 @@ def test_objects_and_text_are_chased_and_compared(tiny: Any, tmp_path: Path, cap
     assert f"rank correlation: {tables[0].rank_correlation(tables[1]):.4f}" in printed
     assert f"overlap of the top 5%: {tables[0].top_overlap(tables[1]):.1%}" in printed
 
-    result = Results("m", "", {}, {}, tables[0], [], [], {})
-    page = "".join(agreement.parts(Material(params, [result], {}, {"m": read_agreement(params, result, tmp_path)})))
+    results = read_results(params, tmp_path)
+    page = heads.of_model(results, results.models[0])
     assert at_least(tables[0].rank_correlation(tables[1])) in page
     assert "kind object" in page and "kind key" in page and "script latin" in page
 
