@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from sparsemm.cache import compressed_cache
 from sparsemm.explorer.attention import watching
 from sparsemm.explorer.keeping import caches, kept_positions
-from sparsemm.policies import METHODS
+from sparsemm.policies import METHODS, make_policy_from
 from sparsemm.prompts import build_inputs
 
 SETTINGS = {"window": 4, "rho": 0.1, "mode": "exact"}
@@ -43,7 +43,8 @@ def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
 
     with torch.inference_mode(), watching(model, watcher):
         getattr(model, model.base_model_prefix)(**inputs, use_cache=False)
-    real = compressed_cache(model, method, 12, scores, **SETTINGS, pooling_kernel=5, seed=0)
+    policy = make_policy_from(method, 12, scores, SETTINGS | {"pooling_kernel": 5, "seed": 0})
+    real = compressed_cache(model, policy)
     with torch.inference_mode():
         model(**inputs, past_key_values=real, use_cache=True)
     for layer, (budget, ragged) in enumerate(zip(real.budgets(), real.ragged, strict=True)):
@@ -57,7 +58,7 @@ def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
 
 def test_half_precision_does_not_blur_positions(prompt):
     model, _, _ = prompt
-    layer = compressed_cache(model, "snapkv", 400, None, **SETTINGS).layers[0]
+    layer = compressed_cache(model, make_policy_from("snapkv", 400, None, SETTINGS)).layers[0]
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, heads, 600, 8, generator=generator).bfloat16() for heads in (16, 4))
     keep = kept_positions(layer, query, key, 0.3)
