@@ -1,0 +1,1 @@
+"""What only this repository runs: long measurements that print tables."""
