@@ -17,8 +17,10 @@ from sparsemm.errors import DataError, ModelError
 from sparsemm.evaluate.model import answer
 from sparsemm.evaluate.questions import batches, question
 from sparsemm.models import load_model, new_entry
-from sparsemm.policies import make_policy_from
+from sparsemm.policies import METHODS, make_policy_from, method_options
 from sparsemm.registry.lookup import load_scores
+
+OPTIONS = sorted(set[str]().union(*map(method_options, METHODS)) - {"selector"})  # that a command line can give
 
 
 class SparseMM(lmms):
@@ -27,13 +29,14 @@ class SparseMM(lmms):
     Args, as in --model_args; device and batch_size as --device and --batch_size:
         pretrained: local folder or hub id of a checkpoint of a supported family.
         revision: of the hub, or the content hash of the folder.
-        method, budget, window, rho, mode, pooling_kernel, seed: as `sparsemm.compressed_cache`.
+        method, budget: as `sparsemm.compressed_cache`.
         scores: path of a score table, or models:/visual-heads.<key>@champion.
         dtype: float32, float16 or bfloat16; what the checkpoint's config says if not given.
         device: the GPU of this process if there is one, else the CPU.
         batch_size: rows that run together.
         max_new_tokens: where a task does not say.
         trust_remote_code: must be off.
+        options: as `sparsemm.compressed_cache`; those that other methods have are ignored.
 
     Raises:
         LayoutError, ModelError, FetchError: if the checkpoint is unsupported or cannot be had.
@@ -50,18 +53,16 @@ class SparseMM(lmms):
         method: str = "full",
         budget: int | None = None,
         scores: str | None = None,
-        window: int = 32,
-        rho: float = 0.1,
-        mode: str = "exact",
-        pooling_kernel: int = 5,
-        seed: int = 0,
         dtype: str | None = None,
         device: str | None = None,
         batch_size: int | str = 1,
         max_new_tokens: int = 128,
         trust_remote_code: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise DataError(f"no method has an option {', '.join(unknown)}", hint=f"options: {', '.join(OPTIONS)}")
         if trust_remote_code:
             raise ModelError("remote code is never run", where=pretrained, hint="leave trust_remote_code out")
         if not str(batch_size).isdigit() or int(batch_size) < 1:
@@ -74,8 +75,7 @@ class SparseMM(lmms):
         entry = new_entry(pretrained, None if revision is None else str(revision), dtype)
         self.model, self.processor = load_model(entry, device)
         table = None if scores is None else load_scores(scores, self.model.config)
-        given = {"window": window, "rho": rho, "mode": mode, "pooling_kernel": pooling_kernel, "seed": seed}
-        self.policy = make_policy_from(method, budget, table, given).for_model(shape_of(self.model))
+        self.policy = make_policy_from(method, budget, table, options).for_model(shape_of(self.model))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> SparseMM:
@@ -88,7 +88,7 @@ class SparseMM(lmms):
         Raises:
             DataError: if an argument is unknown, missing, given twice, or has no value.
         """
-        known = list(inspect.signature(cls).parameters)
+        known = [name for name in inspect.signature(cls).parameters if name != "options"] + OPTIONS
         every = f"arguments: {', '.join(known)}"
         try:
             given = simple_parse_args_string(arg_string)

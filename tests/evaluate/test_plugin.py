@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from sparsemm.doctor.machine import torchvision
 from sparsemm.errors import BudgetError, DataError, ModelError, ScoreTableError
 from sparsemm.evaluate.tasks import load_published
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
+from sparsemm.policies import METHODS, method_options
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "tiny-qwen2-vl"
@@ -128,8 +130,19 @@ def test_answers_come_in_the_order_of_the_requests(make, name, twins, tmp_path):
     assert [model.generate_until([request])[0] for request in requests] == together and len(set(together)) > 2
 
 
+def test_every_option_of_a_method_is_an_argument(make, table):
+    docs = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| (`.*`) \|.*methods' options", docs, re.MULTILINE)
+    options = set().union(*map(method_options, METHODS)) - {"selector"}
+    assert set(re.findall(r"`(\w+)`", documented[0])) == options
+    known = "method=sparsemm-adaptive,budget=24,window=4,rho=0.3,adapt=1,pooling_kernel=3"
+    policy = make.create_from_arg_string(f"pretrained={CHECKPOINT},scores={table},sinks=2,{known}").policy
+    assert (policy.window, policy.rho, policy.adapt, policy.selector.pooling_kernel) == (4, 0.3, 1, 3)
+
+
 def test_what_cannot_be_served_is_refused(make, table):
     for options, error in [
+        ({"windwo": 4}, DataError),
         ({"trust_remote_code": True}, ModelError),
         ({"batch_size": "auto"}, DataError),
         ({"revision": "0123456789abcdef"}, ModelError),
