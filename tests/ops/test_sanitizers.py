@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cache.test_cuda import EMULATED
 
 from sparsemm.ops import build
+from tests.ops.test_cuda import EMULATED
 
 CHECKS = {"memory": "-fsanitize=address,undefined -fno-sanitize-recover=undefined", "races": "-fsanitize=thread"}
 LIBRARIES = {"memory": ["libasan.so", "libstdc++.so.6"], "races": ["libtsan.so"]}
