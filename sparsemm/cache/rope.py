@@ -97,7 +97,7 @@ class Listener:
     def __call__(self, module: torch.nn.Module, args: Any, options: dict[str, Any]) -> None:
         rope, positions = self.rope(), options.get("position_ids")
         cache: Any = options.get("past_key_values", options.get("cache"))  # its name from transformers 5.24 on
-        if rope is None or cache is None or positions is None or getattr(cache, "rope", None) is not rope:
+        if cache is None or positions is None or getattr(cache, "rope", None) is not rope or rope is None:
             return
         rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))
 
