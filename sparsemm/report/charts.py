@@ -196,7 +196,8 @@ def accuracy(model: Model) -> Chart:
 
 def score_curves(models: Sequence[Model]) -> Chart:
     """Share of the score that the best heads hold together, and every head's score as a multiple of an even share."""
-    together, single = [], []
+    together: list[Series] = []
+    single: list[Series] = []
     for model in models:
         shares = [share for *_, share in model.heads.ranked]
         percent = (100 * np.arange(1, len(shares) + 1) / len(shares)).round(3).tolist()

@@ -33,17 +33,17 @@ def conclusion(rows: Rows) -> str:
     losses: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in rows:
         if (row.setting, row.against) == ("sparsemm", "full") and row.diff is not None:
-            shortest = int(row.condition.split("-")[0].split()[0])
-            losses.setdefault((row.model, row.task), []).append((shortest, row.diff))
+            characters = int(row.condition.split("-")[0].split()[0])
+            losses.setdefault((row.model, row.task), []).append((characters, row.diff))
     cases = [(min(groups)[1], max(groups)[1]) for groups in losses.values() if len(groups) > 1]
     if not cases:
         return ""
     shortest, longest = zip(*cases, strict=True)
     lower = sum(one < other for other, one in cases)
     return (
-        f"sparsemm minus the full cache is {spread(shortest, '+')} on the shortest answers and {spread(longest, '+')} "
-        "on "
-        f"the longest; it is lower on the longest in {lower} of {len(cases)} cases (model, task)."
+        f"sparsemm minus the full cache is {spread(shortest, '+')} on the shortest answers and "
+        f"{spread(longest, '+')} on the longest; it is lower on the longest in {lower} of {len(cases)} cases "
+        "(model, task)."
     )
 
 
