@@ -5,7 +5,7 @@ FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo smoke test test-cuda lint audit setup
+.PHONY: demo smoke test test-cuda test-vllm lint audit setup vllm
 
 demo: setup
 	dvc repro
@@ -38,6 +38,24 @@ CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align chas
 test-cuda: setup
 	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 \
 		$(addprefix tests/,$(CUDA_TESTS))
+
+# vLLM wants other versions than the rest, so it has an environment of its own.
+VLLM_BIN := $(CURDIR)/.venv-vllm/bin
+vllm: .venv-vllm/.stamp
+
+.venv-vllm/.stamp: requirements-vllm.txt pyproject.toml tests/vllm/environment/sitecustomize.py
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	command -v uv >/dev/null || $(VLLM_BIN)/python -m pip install --quiet uv
+	PATH=$(PATH):$(VLLM_BIN) uv pip install --python $(VLLM_BIN)/python --no-deps \
+		$(addprefix --find-links ,$(FIND_LINKS)) -r requirements-vllm.txt
+	PATH=$(PATH):$(VLLM_BIN) uv pip install --python $(VLLM_BIN)/python --no-deps --editable .
+	cp tests/vllm/environment/sitecustomize.py $$($(VLLM_BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+	touch $@
+
+# vLLM's own imports warn, so only warnings from SparseMM are errors here.
+test-vllm: vllm
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm --confcutdir tests/vllm -o filterwarnings="error:::sparsemm" \
+		--numprocesses 2 --dist load --durations 10
 
 lint: setup
 	ruff check . && ruff format --check . && mypy

@@ -76,3 +76,7 @@ class RegistryError(SparseMMError):
 
 class RegistryUnreachable(RegistryError):
     """The registry does not answer; the same call may work later."""
+
+
+class EngineError(SparseMMError):
+    """vLLM was asked for something that its plug-in for compressed caches does not serve."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plo
 # Circles of type annotations alone, which no import at run time follows. `Pending` stands in attention and hands a
 # RaggedLayer on, which the layer makes and the turns change: three files about one layer.
 OF_TYPES = [["sparsemm.cache.attention", "sparsemm.cache.layer", "sparsemm.cache.turns"]]
-CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS]
+VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}
+CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS and p not in VLLM]
 
 
 def top_level_imports(path):
@@ -57,6 +59,12 @@ def test_circles_are_seen_wherever_an_import_stands(tmp_path):
     runtime = [["sparsemm.inner", "sparsemm.top"]]
     assert circles(import_graph(root=tmp_path)) == runtime
     assert circles(import_graph(types=True, root=tmp_path)) == [*runtime, ["sparsemm.relative", "sparsemm.typed"]]
+
+
+def test_the_core_does_not_import_the_vllm_plugin():
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent != PACKAGE / "vllm" and path.name != "plan_memory.py":  # a command, which may
+            assert not re.search(r"sparsemm\.vllm|(import|from) vllm", path.read_text(encoding="utf-8")), path
 
 
 def test_the_core_does_not_load_the_orchestrators():

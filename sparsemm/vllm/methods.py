@@ -1,0 +1,126 @@
+"""All that the plug-in asks of the rest of SparseMM: policies, selection, score tables and layer kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparsemm.budgets import Slots
+from sparsemm.cache.served import layers_of
+from sparsemm.files import sha256_file
+from sparsemm.policies import METHODS, make_policy, policy_class
+from sparsemm.policies.policy import ModelShape, Policy
+from sparsemm.policies.selector import select
+from sparsemm.policies.sparsemm import kv_scores
+
+__all__ = [
+    "METHODS",
+    "STATIC",
+    "bound_policy",
+    "full_layers",
+    "kept_positions",
+    "kept_rows",
+    "needs_scores",
+    "window_of",
+    "read_scores",
+]
+
+# Their split of the budget follows from the scores and the prompt's length alone.
+STATIC = ("full", "sparsemm", "snapkv", "pyramidkv", "random", "streaming")
+
+
+def bound_policy(
+    method: str, budget: int, scores: Any, options: Mapping[str, Any], layers: int, num_kv_heads: int
+) -> Policy:
+    """A method for a model of so many compressed layers; `scores` are (layers, Hkv) or None.
+
+    Raises:
+        BudgetError: if method, budget, scores or an option are impossible.
+    """
+    scores = None if scores is None else np.array(scores, dtype=np.float64)
+    policy = make_policy(method, budget, scores, **options)
+    return policy.for_model(ModelShape.plain(layers, num_kv_heads, num_kv_heads))
+
+
+def window_of(method: str, budget: int | None, scores: Any, options: dict[str, Any]) -> int:
+    """The observation window of a method with these options.
+
+    Raises:
+        BudgetError: if the method or an option is unknown, or a value is impossible.
+    """
+    return int(make_policy(method, budget, scores, **options).window)
+
+
+def needs_scores(method: str) -> bool:
+    """Whether a method is made of head scores.
+
+    Raises:
+        BudgetError: if it is unknown.
+    """
+    return policy_class(method).needs_scores
+
+
+def kept_rows(policy: Policy, length: int) -> Slots:
+    """(L, Hkv) int64 rows that a policy of `STATIC` keeps of a prompt of `length` tokens."""
+    if not policy.compresses or length < policy.budget:
+        return np.full((policy.num_layers, policy.num_kv_heads), length, dtype=np.int64)
+    slots = np.concatenate([policy.slots(layer, [length], None) for layer in range(policy.num_layers)])
+    return np.minimum(slots, length)
+
+
+def kept_positions(
+    policy: Policy, query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Positions of a prompt that each head keeps.
+
+    Args:
+        policy: of `STATIC`.
+        query: (Hq, R, D) post-RoPE, the prompt's last rows, at least the window or all there are.
+        key: (Hkv, S, D) post-RoPE.
+        slots: (Hkv,) int64 rows that each head keeps.
+        scaling: factor of the logits.
+
+    Returns:
+        (Hkv, S) bool.
+    """
+    valid = torch.ones(1, key.shape[1], dtype=torch.bool, device=key.device)
+    if not policy.compresses or key.shape[1] < policy.budget:
+        return valid.expand(key.shape[0], -1)
+    worth = policy.selector.rate(query[None], key[None], valid, policy.window, scaling)
+    return select(worth, valid, slots[None], policy.window)[0]
+
+
+def full_layers(text_config: Any, where: str) -> tuple[int, ...]:
+    """Indices of a model's full-attention layers, which are compressed.
+
+    Raises:
+        CacheError: if a layer is neither full nor sliding attention, or none is full.
+    """
+    return tuple(layers_of(text_config, where)[1])
+
+
+def read_scores(source: str, config: Any, layers: tuple[int, ...]) -> tuple[NDArray[np.float64], str]:
+    """The scores of a model's KV heads from a path or a registry address, and the table's SHA-256.
+
+    Args:
+        source: path of a score table, or `models:/visual-heads.<key>@champion`.
+        config: of the model, as transformers loads it; another model's table is refused.
+        layers: the model's full-attention layers.
+
+    Returns:
+        (L, Hkv) float64 of those layers, and 64 hex digits.
+
+    Raises:
+        RegistryError: if the registry has no such version, or does not answer and the cache does not know it.
+        ScoreTableError: if the table is missing, damaged or another model's.
+    """
+    from sparsemm.registry.lookup import look_up
+
+    found = look_up(source)
+    text = config.get_text_config()
+    shape = ModelShape(layers, text.num_attention_heads, text.num_key_value_heads, text.num_hidden_layers, config)
+    return kv_scores(found.table, shape), sha256_file(found.path)

@@ -1,0 +1,69 @@
+"""vLLM's worker with a KV cache spec for every layer that is compressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.kv_cache_interface import FullAttentionSpec, replace_as
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from sparsemm.errors import EngineError
+from sparsemm.vllm.backend import HeadwiseBuilder, Windows
+from sparsemm.vllm.settings import plan_of
+from sparsemm.vllm.spec import HeadwiseSpec
+
+
+class HeadwiseWorker(CPUWorker):
+    """A worker that tells its attention backend which requests run, and how long their prompts are."""
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """vLLM's specs by layer, those of full-attention layers with the plan of how many rows their heads keep.
+
+        Raises:
+            EngineError: if vLLM gives a layer that should be compressed another kind of cache.
+        """
+        plan = plan_of(self.vllm_config)
+        assert plan is not None
+        specs = super().get_kv_cache_spec()
+        full = {name: extract_layer_index(name) for name, spec in specs.items() if type(spec) is FullAttentionSpec}
+        if sorted(full.values()) != list(plan.layers):
+            kinds = sorted({type(spec).__name__ for spec in specs.values()})
+            what = f"layers {sorted(full.values())} have full attention in vLLM, {list(plan.layers)} in transformers"
+            raise EngineError(what, where=", ".join(kinds))
+        bucket = {layer: part for part in plan.buckets for layer in part}
+        for name, layer in full.items():
+            part = bucket[plan.layers.index(layer)]
+            specs[name] = replace_as(specs[name], HeadwiseSpec, plan=plan, bucket=part)
+        return specs
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """Allocates the cache, and connects the backend with the running requests.
+
+        Raises:
+            EngineError: if vLLM's model runner does not say which requests run.
+        """
+        super().initialize_from_config(kv_cache_config)
+        runner: Any = self.model_runner
+        if self.use_v2_model_runner:
+            hint = "unset VLLM_USE_V2_MODEL_RUNNER"
+            raise EngineError("model runner V2 is not served with a compressed cache", hint=hint)
+        self.windows = Windows()
+
+        def batch(count: int) -> tuple[list[str], Any]:
+            """Ids and prompt lengths (N,) int of the first `count` running requests."""
+            return runner.input_batch.req_ids[:count], runner.input_batch.num_prompt_tokens[:count]
+
+        layers = self.vllm_config.compilation_config.static_forward_context
+        for group in (group for groups in runner.attn_groups for group in groups):
+            for builder in group.metadata_builders:
+                if isinstance(builder, HeadwiseBuilder) and builder.headwise:
+                    builder.batch, builder.windows = batch, self.windows
+                    for name in builder.layer_names:
+                        layers[name].impl.kernel = builder.kernel
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Runs a step, and forgets queries of requests that ended in the middle of their prompts."""
+        for request in scheduler_output.finished_req_ids:
+            self.windows.queries.pop(request, None)
+        return super().execute_model(scheduler_output)

@@ -1,0 +1,122 @@
+"""`vllm serve` with nothing but additional_config: an answer over HTTP, killed clients, and the metrics."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.vllm.engines import answer, asks, checkpoint, loaded, table
+
+QWEN = "tiny-qwen2-vl"
+REQUESTS = 24
+
+
+@contextmanager
+def server(name, compress, *options, log):
+    """The address of a server of a checkpoint; it is stopped afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint(name)), "--host", "127.0.0.1",
+        "--port", str(port), "--dtype", "float32", "--enforce-eager", "--block-size", "16", "--max-model-len", "512",
+        "--kv-cache-memory-bytes", str(1 << 28), "--num-gpu-blocks-override", "400", "--served-model-name", "model",
+        "--additional-config", json.dumps({"sparsemm": compress}), *options,
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_LOGGING_LEVEL": "INFO"}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
+    with open(log, "w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+        try:
+            address, end = f"http://127.0.0.1:{port}", time.monotonic() + 400
+            while True:
+                try:
+                    urllib.request.urlopen(address + "/health", timeout=5).close()
+                    break
+                except OSError:
+                    assert process.poll() is None and time.monotonic() < end, Path(log).read_text()[-4000:]
+                    time.sleep(1)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def body(ask, stream=False):
+    """A chat request in OpenAI's form."""
+    parts = []
+    for page in ask.pages:
+        file = io.BytesIO()
+        page.save(file, "PNG")
+        url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+        parts.append({"type": "image_url", "image_url": {"url": url}})
+    content = [*parts, {"type": "text", "text": ask.text}]
+    request = {"model": "model", "messages": [{"role": "user", "content": content}], "temperature": 0}
+    return request | {"max_tokens": ask.new, "min_tokens": ask.new, "stream": stream}
+
+
+def post(address, value):
+    headers = {"Content-Type": "application/json"}
+    return urllib.request.Request(address + "/v1/chat/completions", json.dumps(value).encode(), headers)
+
+
+def metrics(address):
+    """Values of the plug-in's metrics by name; those with labels by name and labels."""
+    with urllib.request.urlopen(address + "/metrics") as response:
+        lines = [
+            line for line in response.read().decode().splitlines() if line.startswith(("sparsemm:", "vllm:num_req"))
+        ]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def test_a_server(folder, tmp_path):
+    cache = dict(method="sparsemm", budget=48, window=8, scores=str(table(QWEN, folder)))
+    requests = asks(REQUESTS)
+    said = {}
+
+    def ask(number):
+        with urllib.request.urlopen(post(address, body(requests[number]))) as response:
+            said[number] = json.load(response)["choices"][0]["message"]["content"]
+
+    def leave(number):
+        try:
+            with urllib.request.urlopen(post(address, body(requests[number], stream=True))) as response:
+                response.readline()  # the answer begins; the client goes
+        except urllib.error.URLError as error:
+            pytest.fail(str(error))
+
+    with server(QWEN, cache, log=tmp_path / "log") as address:
+        work = [threading.Thread(target=ask, args=(i,)) for i in range(REQUESTS)]
+        work += [threading.Thread(target=leave, args=(i,)) for i in range(4)]
+        for thread in work:
+            thread.start()
+        for thread in work:
+            thread.join()
+        end = time.monotonic() + 60
+        while (now := metrics(address))["sparsemm:kv_bytes_held"] > 0 and time.monotonic() < end:
+            time.sleep(1)
+    tokenizer = loaded(QWEN)[1].tokenizer
+    for number, request in enumerate(requests):
+        right = tokenizer.decode(answer(QWEN, request, **cache)[0], skip_special_tokens=True)
+        assert said[number].strip() == right.strip()
+    assert now["sparsemm:kv_bytes_held"] == 0
+    assert REQUESTS <= now["sparsemm:requests_compressed_total"] <= REQUESTS + 4
+    assert 3 < now["sparsemm:prompt_rows_total"] / now["sparsemm:kept_rows_total"] < 8
+    assert now["sparsemm:blocks_freed_total"] > 0
+    (about,) = (name for name in now if name.startswith("sparsemm:info"))
+    assert re.search(r'digest="[0-9a-f]{64}"', about)
+    assert "KV caches are compressed: method sparsemm" in (tmp_path / "log").read_text()
