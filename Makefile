@@ -5,7 +5,7 @@ FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo smoke test test-cuda test-vllm lint audit setup vllm
+.PHONY: demo smoke check test test-cuda test-vllm lint audit setup vllm
 
 demo: setup
 	dvc repro
@@ -25,6 +25,15 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 	uv pip install --python $(VENV)/bin/python --no-deps --editable .
 	$(VENV)/bin/python -m sparsemm.ops.build
 	touch $@
+
+# What a contributor runs at every save: under 90 seconds on two idle cores. Long tests, and those that need servers or a
+# device, are left out by their markers (tests/conftest.py).
+CHECK_TESTS := align chase/test_hits.py cache/test_layer.py cache/test_slab.py evaluate/test_metrics.py \
+	evaluate/test_statistics.py layouts ops params policies test_allocations.py test_budgets.py test_imports.py \
+	test_prompts.py test_contributing.py test_scores.py test_weights.py
+check: setup
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not services and not cuda" \
+		$(addprefix tests/,$(CHECK_TESTS))
 
 # A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers. A crash of
 # compiled code ends the run: another process in its place can leave it waiting for ever.

@@ -17,7 +17,33 @@ from tests.faults import Hub, Proxy, running
 from tests.repository import Repository, copy_repository, make_template
 
 # Minutes, most of it waiting: first, beside files that compute, or one process would have them alone at the end.
-LONG = ("flows/test_faults", "test_from_the_hub")
+LONG = ("flows/test_faults.py", "test_from_the_hub.py")
+
+# Markers by path below tests/, a file or a folder; pyproject.toml says what they mean, and `make check` leaves all out.
+MARKED = {
+    "slow": (
+        "assemble/test_stage.py",
+        "cache/test_default_dtype.py",
+        "cache/test_soak.py",
+        "cuda_stand_in",
+        "flows",
+        "ops/test_build.py",
+        "ops/test_sanitizers.py",
+        "test_from_the_hub.py",
+        "test_robustness.py",
+        "training",
+    ),
+    "services": (
+        "examples",
+        "flows",
+        "registry",
+        "report/test_browser.py",
+        "test_postgres.py",
+        "test_storage.py",
+        "watch",
+    ),
+    "cuda": ("cache/test_device.py", "cuda_stand_in", "ops/test_cuda.py"),
+}
 
 define_missing_torchvision_operators()  # before any test module imports transformers
 ROOT = Path(__file__).parent.parent
@@ -33,9 +59,14 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first; the Makefile keeps pytest-xdist from sorting files by their number of tests."""
-    names = [f"tests/{name}" for name in LONG]
-    items.sort(key=lambda item: next((i for i, name in enumerate(names) if name in item.nodeid), len(names)))
+    """Markers by path. Long files first: the Makefile keeps pytest-xdist from sorting by the number of tests."""
+    folder = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(folder)
+        for marker, places in MARKED.items():
+            if any(path.is_relative_to(place) for place in places):
+                item.add_marker(marker)
+    items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if item.path == folder / name), len(LONG)))
 
 
 @lru_cache(maxsize=8)

@@ -16,8 +16,34 @@ EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plo
 # Circles of type annotations alone, which no import at run time follows. `Pending` stands in attention and hands a
 # RaggedLayer on, which the layer makes and the turns change: three files about one layer.
 OF_TYPES = [["sparsemm.cache.attention", "sparsemm.cache.layer", "sparsemm.cache.turns"]]
+<<<<<<< HEAD
 VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}
 CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS and p not in VLLM]
+=======
+# The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
+LAYERS = (
+    "__init__ errors files compat tables progress processes published",
+    "budgets scores weights models prompts layouts params fetch",
+    "ops",
+    "policies",
+    "cache",
+    "align chase allocate assemble datasets training",
+    "evaluate profiling studies dependencies",
+    "registry pipeline watch doctor vllm",
+    "report explorer",
+    "commands cli",
+)
+UPWARD = {
+    ("sparsemm.align.stage", "sparsemm.dependencies"): "half-done work is known by the code it depends on",
+    ("sparsemm.chase.work", "sparsemm.dependencies"): "half-done work is known by the code it depends on",
+    ("sparsemm.chase.workers", "sparsemm.pipeline.gpus"): "a worker takes a GPU by the same locks as a job",
+    ("sparsemm.evaluate.plugin", "sparsemm.registry.lookup"): "lmms-eval's command line may name a published table",
+    ("sparsemm.models", "sparsemm.cache.served"): "a checkpoint that no cache could serve is refused when it is added",
+    ("sparsemm.params.stages", "sparsemm.policies"): "the names of the methods; no torch",
+    ("sparsemm.training.card", "sparsemm.evaluate.metrics"): "a card measures what evaluation measures",
+}
+CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS]
+>>>>>>> 88ec2c9 (make check, CONTRIBUTING, design, glossary, CI workflow; figures by a command; methods carry the report's summary)
 
 
 def top_level_imports(path):
@@ -42,6 +68,13 @@ def test_no_module_imports_itself_through_others():
 
 def test_circles_of_type_annotations_are_the_known_ones():
     assert circles(import_graph(types=True)) == OF_TYPES
+
+
+def test_imports_point_down():
+    rank = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+    inner = {name: {*targets} for name, targets in import_graph().items() if name.startswith("sparsemm.")}
+    edges = [(one, two) for one, targets in inner.items() for two in targets if two in inner]
+    assert {edge for edge in edges if rank[edge[0].split(".")[1]] < rank[edge[1].split(".")[1]]} == set(UPWARD)
 
 
 def test_circles_are_seen_wherever_an_import_stands(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ class AdaKV(Policy):
     """
 
     floor: float = field(default=0.2, kw_only=True)
+    summary: ClassVar[str] = (
+        "as snapkv, with slots that move between the heads of a layer by attention, anew for every prompt."
+    )
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64."""

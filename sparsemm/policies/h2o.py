@@ -57,6 +57,9 @@ class H2O(SnapKV):
     """Uniform B: half newest tokens, half heavy hitters (arXiv 2306.14048). Its window is max(w, B // 2)."""
 
     selector: Selector = AccumulatedAttention()
+    summary: ClassVar[str] = (
+        "the same slots for every head, filled with the newest tokens and those that all rows attend to most."
+    )
 
     def for_model(self, shape: ModelShape) -> Self:
         """As `Policy.for_model`, with the window that half of the budget is."""

@@ -51,6 +51,7 @@ class Policy(ABC):
         shape: of the model, set by `for_model`.
         compresses: whether anything is ever evicted.
         needs_scores: whether it has `scores`.
+        summary: what the report explains the method with, one line; empty for the full cache.
         drawn: whether its head scores are drawn at random, which evaluation does anew for every page (`for_pages`).
     """
 
@@ -58,6 +59,7 @@ class Policy(ABC):
     window: int = 32
     selector: Selector = WindowAttention()
     shape: ModelShape | None = field(default=None, repr=False)
+    summary: ClassVar[str] = ""
     compresses: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = False
     drawn: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ class PyramidKV(Policy):
     """
 
     beta: float = field(default=20.0, kw_only=True)
+    summary: ClassVar[str] = "as snapkv, with more slots in the first layers and fewer in the last."
 
     def schedule(self, length: int) -> Slots:
         """(L,) int64 slots per head of each layer for a prompt of `length` tokens; sum L * min(B, length)."""

@@ -36,6 +36,7 @@ class RandomHeads(SparseMM):
     seed: int = field(default=0, kw_only=True)
     needs_scores: ClassVar[bool] = False
     drawn: ClassVar[bool] = True
+    summary: ClassVar[str] = "as sparsemm, with random scores"
 
     def __post_init__(self) -> None:
         """As `SparseMM`; raises BudgetError for an impossible seed too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from sparsemm.policies.policy import Policy
 @dataclass(frozen=True)
 class SnapKV(Policy):
     """Uniform B (arXiv 2404.14469)."""
+
+    summary: ClassVar[str] = "the same slots for every head, filled with what the window attends to."
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: min(B, length)."""

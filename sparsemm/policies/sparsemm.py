@@ -60,6 +60,7 @@ class SparseMM(Policy):
     mode: str = field(default="exact", kw_only=True)
     _seen: dict[int, Slots] = field(default_factory=dict, init=False, repr=False, compare=False)
     needs_scores: ClassVar[bool] = True
+    summary: ClassVar[str] = "slots by visual score of the head."
 
     def __post_init__(self) -> None:
         """As `Policy`; raises BudgetError for missing scores, rho outside [0, 1] and an unknown mode too."""

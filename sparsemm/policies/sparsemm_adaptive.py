@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class SparseMMAdaptive(SparseMM):
 
     mode: str = field(default="exact", init=False)
     adapt: float = field(default=0.5, kw_only=True)
+    summary: ClassVar[str] = "as sparsemm, with part of each layer's slots moved between its heads by the prompt."
 
     def __post_init__(self) -> None:
         """As `SparseMM`; raises BudgetError for an adapt outside [0, 1] too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -47,3 +48,4 @@ class Streaming(SnapKV):
     """
 
     selector: Selector = Recency()
+    summary: ClassVar[str] = "the same slots for every head, filled with the first tokens and the newest ones."

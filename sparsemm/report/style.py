@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sparsemm.policies import METHODS as REGISTRY
+
 INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"  # page.css says what these are by day and by night
 
 
@@ -39,6 +41,12 @@ METHODS = {
     "sparsemm-adaptive": Style("#E69F00", "star", "★", "10px,2px"),
     "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
 }
+# Of methods that have none of their own yet, in the order of the registry.
+SPARE = (
+    Style("#1B7A43", "hexagon-open", "⬡", "dash"),
+    Style("#7A1F3D", "pentagon-open", "⬠", "dot"),
+    Style("#4B4BA6", "star-open", "☆", "dashdot"),
+)
 # Of what a study varies that is no method.
 SETTINGS = (
     Style("#6A8EAE", "circle", "●"),
@@ -54,8 +62,9 @@ SYMBOLS = ("circle●", "square■", "diamond◆", "triangle-up▲", "triangle-d
 
 
 def method_style(method: str) -> Style:
-    """The style of a method; grey for one that has none of its own."""
-    return METHODS.get(method, OTHER)
+    """The style of a method: its own, a spare one where it has none, and grey where it is not in the registry."""
+    new = [name for name in REGISTRY if name not in METHODS]
+    return METHODS.get(method) or (SPARE[new.index(method) % len(SPARE)] if method in new else OTHER)
 
 
 def model_style(number: int) -> Style:
@@ -67,5 +76,5 @@ def model_style(number: int) -> Style:
 def setting_styles(settings: Iterable[str]) -> dict[str, Style]:
     """A style for every setting of a study: its own where it is a method, else one that no other setting has."""
     names = list(dict.fromkeys(settings))
-    others = [name for name in names if name not in METHODS]
-    return {name: METHODS.get(name) or SETTINGS[others.index(name) % len(SETTINGS)] for name in names}
+    others = [name for name in names if name not in METHODS and name not in REGISTRY]
+    return {n: SETTINGS[others.index(n) % len(SETTINGS)] if n in others else method_style(n) for n in names}

@@ -18,6 +18,12 @@ from tests.policies.making import policy_for
 L, H, B, W = 4, 3, 10, 3
 
 
+def test_every_method_is_summed_up_in_its_own_words():
+    summaries = {method: policy_class(method).summary for method in METHODS if policy_class(method).compresses}
+    assert all(summaries.values()) and len(set(summaries.values())) == len(summaries)
+    assert not policy_class("full").summary
+
+
 def make(method, budget=B, window=W, **options):
     scores = np.arange(L * H, dtype=float).reshape(L, H) if policy_class(method).needs_scores else None
     return policy_for(method, L, H, budget, window, scores=scores, **options)

@@ -8,7 +8,7 @@ import pytest
 from sparsemm.policies import METHODS as KNOWN
 from sparsemm.report import charts
 from sparsemm.report.results import PaperPoint
-from sparsemm.report.style import METHODS, OTHER, model_style, setting_styles
+from sparsemm.report.style import METHODS, OTHER, SPARE, method_style, model_style, setting_styles
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
 from sparsemm.studies.rho import STUDY as RHO
@@ -21,13 +21,19 @@ def traces(chart, panel=0):
 
 
 def test_every_method_has_a_style_of_its_own():
-    assert set(KNOWN) <= set(METHODS)
-    assert len({(one.colour, one.symbol) for one in METHODS.values()}) == len(METHODS)
-    assert len({one.colour for one in METHODS.values()}) == len(METHODS)
+    styles = [method_style(method) for method in KNOWN] + [METHODS["transformers"], *SPARE]
+    assert len({one.symbol for one in styles}) == len({one.colour for one in styles}) == len({*KNOWN}) + 1 + len(SPARE)
+
+
+def test_a_new_method_takes_a_spare_style(monkeypatch):
+    monkeypatch.setattr("sparsemm.report.style.REGISTRY", {**KNOWN, "newer": "", "newest": ""})
+    assert [method_style("newer"), method_style("newest")] == [*SPARE[:2]] and method_style("unknown") == OTHER
+    styles = setting_styles(["top", "newest", "sparsemm"])
+    assert styles["newest"] == SPARE[1] and styles["sparsemm"] is METHODS["sparsemm"]
 
 
 def test_models_and_settings_have_colours_that_no_method_has():
-    methods = {one.colour for one in METHODS.values()}
+    methods = {one.colour for one in (*METHODS.values(), *SPARE)}
     assert len({model_style(n).colour for n in range(8)}) == 8
     assert not {model_style(n).colour for n in range(20)} & methods
     assert model_style(9) != model_style(1) and model_style(9).colour == model_style(1).colour

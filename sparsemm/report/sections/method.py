@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sparsemm.evaluate.tasks import LOCAL
 from sparsemm.evaluate.tasks.published import PUBLISHED
 from sparsemm.params.datasets import SyntheticParams, may_share
-from sparsemm.policies import policy_class
+from sparsemm.policies import METHODS, policy_class
 from sparsemm.report.findings import count_range
 from sparsemm.report.html import bullets, details, paragraph, terms
 from sparsemm.report.results import Accuracy, Results
@@ -23,16 +23,6 @@ TERMS = (
 )
 TASKS = {"read": "read the page aloud", "qa": "answer a question about the page"}
 RATE = {"word_accuracy": ", one minus the word error rate"}
-METHODS = {
-    "sparsemm": "slots by visual score of the head.",
-    "snapkv": "the same slots for every head, filled with what the window attends to.",
-    "pyramidkv": "as snapkv, with more slots in the first layers and fewer in the last.",
-    "adakv": "as snapkv, with slots that move between the heads of a layer by attention, anew for every prompt.",
-    "random": "as sparsemm, with random scores",
-    "streaming": "the same slots for every head, filled with the first tokens and the newest ones.",
-    "h2o": "the same slots for every head, filled with the newest tokens and those that all rows attend to most.",
-    "sparsemm-adaptive": "as sparsemm, with part of each layer's slots moved between its heads by the prompt.",
-}
 
 
 def parts(results: Results) -> list[str]:
@@ -140,9 +130,9 @@ def _terms(results: Results, rows: list[Accuracy]) -> list[tuple[str, str]]:
     for task in dict.fromkeys(row.task for row in rows):
         found.append((task, f"task: {TASKS.get(task, 'as lmms-eval asks it')}."))
     for method in dict.fromkeys([*evaluate.methods, *(row.method for row in rows)]):
-        if method in METHODS:
+        if method in METHODS and (kind := policy_class(method)).summary:
             times = f", drawn {evaluate.random_seeds} times." if evaluate.random_seeds > 1 else ", drawn once."
-            found.append((method, METHODS[method] + (times if policy_class(method).drawn else "")))
+            found.append((method, kind.summary + (times if kind.drawn else "")))
     if rows:
         found += [
             ("95 % interval", f"bootstrap {resampled(rows)}: others of this kind would move the number about so far."),
