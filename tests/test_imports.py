@@ -16,10 +16,6 @@ EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plo
 # Circles of type annotations alone, which no import at run time follows. `Pending` stands in attention and hands a
 # RaggedLayer on, which the layer makes and the turns change: three files about one layer.
 OF_TYPES = [["sparsemm.cache.attention", "sparsemm.cache.layer", "sparsemm.cache.turns"]]
-<<<<<<< HEAD
-VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}
-CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS and p not in VLLM]
-=======
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (
     "__init__ errors files compat tables progress processes published",
@@ -42,8 +38,8 @@ UPWARD = {
     ("sparsemm.params.stages", "sparsemm.policies"): "the names of the methods; no torch",
     ("sparsemm.training.card", "sparsemm.evaluate.metrics"): "a card measures what evaluation measures",
 }
-CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS]
->>>>>>> 88ec2c9 (make check, CONTRIBUTING, design, glossary, CI workflow; figures by a command; methods carry the report's summary)
+VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}
+CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS and p not in VLLM]
 
 
 def top_level_imports(path):
