@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from sparsemm.cache import detour, tiles
+from sparsemm.cache import tiles
+from sparsemm.cache.detour import Pending, own_attention
 from sparsemm.cache.masks import Mask, newest_rows
 from sparsemm.cache.slab import Slab, alike
 from sparsemm.cache.turns import compress_again
@@ -21,52 +21,8 @@ from sparsemm.ops.causal_attention import causal_attention
 if TYPE_CHECKING:
     from sparsemm.cache.layer import RaggedLayer
 
-UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")  # what changes the weights
+UNSUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}  # what changes the weights
 MOST_LOGITS = 1 << 24  # logits held at once
-
-
-class Pending:
-    """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function.
-
-    Attributes:
-        config: whose attention calls are led to `ragged_attention`, while they are.
-    """
-
-    def __init__(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor) -> None:
-        self.layer, self.key, self.value = layer, key, value
-        self.config: Any = None
-
-    def await_attention(self, config: Any) -> None:
-        """Have the attention call that follows under this config take them."""
-        self.config = config
-        detour.begin(config, ragged_attention)
-
-    def take(self) -> tuple[RaggedLayer, torch.Tensor, torch.Tensor]:
-        """Layer, keys and values; the config is as it was."""
-        if self.config is not None:
-            detour.end(self.config)
-        return self.layer, self.key, self.value
-
-    def _refusal(self) -> CacheError:
-        self.take()
-        what = "this cache is another's, or the model computes with keys itself"
-        return CacheError(what, hint="make the cache for this model; DiffLlama and its like are not served")
-
-    def __getattr__(self, name: str) -> Any:
-        """Whatever takes this for a tensor ends here."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self._refusal()
-
-    @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """As does a model that computes with keys and values before they reach an attention function."""
-        raise next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls))._refusal()
-
-    def _operator(self, *_: Any) -> Any:
-        raise self._refusal()
-
-    __getitem__ = __len__ = __iter__ = __neg__ = __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = _operator
 
 
 def ragged_attention(
@@ -100,15 +56,25 @@ def ragged_attention(
         CacheError: if a prompt is padded on the right, a later batch is not the prompt's, or the attention has what
             the ragged attention does not compute.
     """
-    own = detour.own_attention(module, implementation)
-    if not isinstance(key, Pending):
+    if type(key) is not Pending:
+        own = own_attention(module, implementation)
         return own(module, query, key, value, attention_mask, scaling=scaling, **options)  # type: ignore[no-any-return]
-    layer, key, value = key.take()
-    if unsupported := [name for name in UNSUPPORTED if options.get(name) is not None]:
-        raise CacheError(f"attention with {', '.join(unsupported)} is not supported", where=type(module).__name__)
+    layer, switch, key, value = key.layer, key.switch, key.key, key.value
+    if switch is not None:
+        switch.end()
+    if UNSUPPORTED & options.keys() and any(options.get(name) is not None for name in UNSUPPORTED):
+        names = sorted(name for name in UNSUPPORTED if options.get(name) is not None)
+        raise CacheError(f"attention with {', '.join(names)} is not supported", where=type(module).__name__)
+    device = query.device.type
+    slab = layer.slab
+    # Decoding without padding, on a processor: the one path that is taken for every token of every layer.
+    if slab is not None and attention_mask is None and layer.eviction is None and not torch.is_autocast_enabled(device):
+        output = slab.append_and_attend(query, key, value, scaling)
+        if output is not None:
+            return output, None
+    own = own_attention(module, implementation)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     work = partial(attend_and_keep, own, layer, module, mask=attention_mask, scaling=factor, options=options)
-    device = query.device.type
     if not torch.is_autocast_enabled(device):
         return work(query, key, value)
     # sdpa would cast all three; what rates positions stays in fp32.

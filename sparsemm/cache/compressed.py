@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from sparsemm.cache.attention import Pending
+from sparsemm.cache.attention import ragged_attention
+from sparsemm.cache.detour import Switch
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
@@ -38,9 +39,12 @@ class CompressedCache(Cache):
         self._warned = False  # at most one line of the log for a cache
         self._candidates = False  # whether assisted decoding feeds candidate tokens
         self.config = weakref.ref(config)  # a copy of the cache serves the same model
+        self.switch = Switch(config, ragged_attention)
         self.rope = rope
         self.forwards = [0] * len(layers)  # begun in every linear-attention layer
-        self.first = next(index for index, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin))
+        self.linear = [at for at, layer in enumerate(layers) if not isinstance(layer, CacheLayerMixin)]
+        counting = [at for at in range(len(layers)) if at not in self.linear]
+        self.first, self.last = counting[0], counting[-1]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kw: Any
@@ -59,10 +63,12 @@ class CompressedCache(Cache):
                 self._check_whole()
             if self.rope is not None:
                 self.rope.take(key_states.shape[2])
-        key, value = super().update(key_states, value_states, layer_idx, *args, **kw)
-        if isinstance(key, Pending):
-            key.await_attention(self.config())
-        return key, value
+        layer = self.layers[layer_idx]
+        if not isinstance(layer, RaggedLayer):
+            return super().update(key_states, value_states, layer_idx, *args, **kw)
+        pending = layer.update(key_states, value_states, self.switch)
+        self.switch.begin()
+        return pending
 
     def _warn_once(self, new: int) -> None:
         """One line of the log where a method that compresses has kept everything of more tokens than its budget.
@@ -105,8 +111,8 @@ class CompressedCache(Cache):
 
     def _check_whole(self) -> None:
         """Raises CacheError unless all layers have seen the same tokens."""
-        seen = [layer.get_seq_length() for layer in self.layers if isinstance(layer, CacheLayerMixin)]
-        begun = {self.forwards[at] for at, layer in enumerate(self.layers) if not isinstance(layer, CacheLayerMixin)}
+        seen = [self.layers[at].get_seq_length() for at in (self.first, self.last)]
+        begun = {self.forwards[at] for at in self.linear}
         if seen[0] != seen[-1] or len(begun) > 1:
             what = f"the first layer has seen {seen[0]} tokens and the last {seen[-1]}: a forward broke off"
             if seen[0] == seen[-1]:

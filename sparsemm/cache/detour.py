@@ -10,12 +10,18 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from sparsemm.errors import CacheError
+
+if TYPE_CHECKING:
+    from sparsemm.cache.layer import RaggedLayer
 
 
 class Detour(str):
@@ -35,31 +41,76 @@ class Detour(str):
 
 
 _lock = threading.Lock()
-_registered: set[Detour] = set()
 _under_way: dict[int, set[int]] = {}  # id of a config -> threads between an update and the attention call after it
+PLACE = "_attn_implementation_internal"  # where transformers keeps the name; its property takes 10 us a layer and step
 
 
-def begin(config: Any, function: Callable[..., Any]) -> None:
-    """Lead this thread's next attention call under a config to `function`, with the model's own as `implementation`."""
-    detour = Detour(config._attn_implementation)
-    with _lock:
-        if detour not in _registered:
-            if str(detour) in ALL_MASK_ATTENTION_FUNCTIONS:
-                AttentionMaskInterface.register(detour, ALL_MASK_ATTENTION_FUNCTIONS[str(detour)])
-            AttentionInterface.register(detour, partial(function, implementation=str(detour)))
-            _registered.add(detour)
-        _under_way.setdefault(id(config), set()).add(threading.get_ident())
-        config._attn_implementation = {"": detour}  # a bare name would reach configs of other parts
+class Switch:
+    """Leads single attention calls under one config to a function, with the model's own as `implementation`."""
+
+    def __init__(self, config: Any, function: Callable[..., Any]) -> None:
+        self.names, self.function = vars(config), function
+        self.own, self.detour = "", Detour("")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Switch:
+        return self  # a copy of a cache serves the same model
+
+    def _register(self, own: str) -> None:
+        self.own, self.detour = own, Detour(own)
+        if own in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(self.detour, ALL_MASK_ATTENTION_FUNCTIONS[own])
+        AttentionInterface.register(self.detour, partial(self.function, implementation=own))
+
+    def begin(self) -> None:
+        """Lead this thread's next attention call under the config to the function."""
+        with _lock:
+            own = self.names[PLACE]
+            if own != self.own:
+                self._register(str(own))
+            _under_way.setdefault(id(self.names), set()).add(threading.get_ident())
+            self.names[PLACE] = self.detour
+
+    def end(self) -> None:
+        """Put the name back, unless another thread is under way."""
+        with _lock:
+            threads = _under_way.get(id(self.names), set())
+            threads.discard(threading.get_ident())
+            if not threads:
+                _under_way.pop(id(self.names), None)
+                self.names[PLACE] = self.own
 
 
-def end(config: Any) -> None:
-    """Put the name back, unless another thread is under way."""
-    with _lock:
-        threads = _under_way.get(id(config), set())
-        threads.discard(threading.get_ident())
-        if not threads:
-            _under_way.pop(id(config), None)
-            config._attn_implementation = {"": str(config._attn_implementation)}
+class Pending:
+    """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function.
+
+    Attributes:
+        switch: leads the attention call that follows to the attention function; None if nothing does.
+    """
+
+    def __init__(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor, switch: Switch | None) -> None:
+        self.layer, self.key, self.value, self.switch = layer, key, value, switch
+
+    def _refusal(self) -> CacheError:
+        if self.switch is not None:
+            self.switch.end()
+        what = "this cache is another's, or the model computes with keys itself"
+        return CacheError(what, hint="make the cache for this model; DiffLlama and its like are not served")
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever takes this for a tensor ends here."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._refusal()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """As does a model that computes with keys and values before they reach an attention function."""
+        raise next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls))._refusal()
+
+    def _operator(self, *_: Any) -> Any:
+        raise self._refusal()
+
+    __getitem__ = __len__ = __iter__ = __neg__ = __add__ = __sub__ = __mul__ = __truediv__ = __matmul__ = _operator
 
 
 def own_attention(module: torch.nn.Module, implementation: str) -> Callable[..., Any]:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.cache_utils import CacheLayerMixin
 
-from sparsemm.cache.attention import Pending
 from sparsemm.cache.decode_eviction import Eviction
+from sparsemm.cache.detour import Pending, Switch
 from sparsemm.cache.held import Held
 from sparsemm.cache.masks import newest_rows
 from sparsemm.cache.quantized import QuantizedSlab
@@ -74,11 +74,13 @@ class RaggedLayer(CacheLayerMixin):
         """Nothing to do: storage is made when the prompt is compressed."""
         self.is_initialized = True
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Take new keys and values (B, Hkv, T, D); the attention function gets them as `Pending`."""
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, switch: Switch | None = None, **kwargs: Any
+    ) -> Any:
+        """Take new keys and values (B, Hkv, T, D); the attention function gets them as `Pending`, led by `switch`."""
         self.is_initialized = True
         self.seen += key_states.shape[2]
-        pending = Pending(self, key_states, value_states)
+        pending = Pending(self, key_states, value_states, switch)
         return pending, pending
 
     def real_tokens(self, mask: torch.Tensor | BlockMask, new: int) -> torch.Tensor:

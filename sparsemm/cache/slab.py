@@ -9,6 +9,7 @@ import torch
 from sparsemm.errors import CacheError
 from sparsemm.ops.append import append_row
 from sparsemm.ops.compact import compact
+from sparsemm.ops.decode_step import decode_step, serves_steps
 
 BLOCK, SHARE = 16, 32  # rows a stretch grows by: at least BLOCK, or 1 / SHARE of the layer's mean length
 PIECES, PIECE = 8, 1 << 18  # pieces at most, and numbers of a piece at least: see `pieces`
@@ -61,6 +62,7 @@ class Slab:
         longest: rows of the longest stretch, at most; on the host too.
         fixed: whether `longest` is a capacity that appending does not change.
         dtype: of the rows that come and go.
+        steps: whether `append_and_attend` may serve.
     """
 
     BUFFERS: ClassVar[tuple[str, ...]] = ("keys", "values")
@@ -113,6 +115,7 @@ class Slab:
             ends = (self.lengths + slack if capacity is None else capacity).cumsum(0)
             self.starts = torch.cat([ends.new_zeros(1), ends])[:-1]
             self._allocate(int(ends[-1]) if capacity is not None else used + slack * len(lengths), like)
+        self.steps = type(self) is Slab and serves_steps(self.keys, self.values)
         self.slack = slack
         if capacity is not None:
             longest = int(capacity.max())
@@ -144,8 +147,8 @@ class Slab:
             CacheError: if a fixed room is used up.
         """
         new = keys.shape[2]
-        if self.room is None and new > self.slack:
-            self.rearrange(rows_of(self.starts, self.lengths), self.lengths, new)
+        if new > self.slack:
+            self._make_room(new)
         self.reserve(new)
         if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
             valid = None
@@ -167,6 +170,38 @@ class Slab:
         rows = (self.starts + self.lengths)[:, None] + offset
         self._write(rows.flatten(), keys.reshape(-1, keys.shape[-1]), values.reshape(-1, values.shape[-1]))
         self.lengths += count
+
+    def _make_room(self, count: int) -> None:
+        if self.room is not None:
+            self.reserve(count)  # says that it is used up
+        self.rearrange(rows_of(self.starts, self.lengths), self.lengths, count)
+
+    def append_and_attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor | None:
+        """`append` of one token (B, Hkv, 1, D) without padding, and its attention, where one call does both.
+
+        Args:
+            query: (B, Hq, 1, D).
+            scaling: factor of the logits; None means 1 / sqrt(D).
+
+        Returns:
+            (B, 1, Hq, D), or None, with nothing changed, where the two have to be called by themselves.
+
+        Raises:
+            CacheError: if a fixed room is used up.
+        """
+        if not self.steps or query.shape[2] != 1:
+            return None
+        if self.slack < 1:
+            self._make_room(1)
+        factor = self.keys.shape[1] ** -0.5 if scaling is None else scaling
+        output = decode_step(self.keys, self.values, self.starts, self.lengths, query, keys, values, factor)
+        if output is not None:
+            self.slack -= 1
+            if not self.fixed:
+                self.longest += 1
+        return output
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy the rows `source` (N,) over the rows `target` (N,), both row numbers."""

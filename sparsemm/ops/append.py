@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -97,7 +97,8 @@ def check(
         raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where="append")
 
 
-def _refuse(segment: int, rows: int) -> None:
+def refuse(segment: int, rows: int) -> NoReturn:
+    """Raise the CacheError of a segment that has no room of `rows` rows."""
     what = f"it has no room for another row before the next segment, in a slab of {rows} rows"
     raise CacheError(what, where=f"append, segment {segment}")
 
@@ -111,7 +112,7 @@ def c_arguments(keys: torch.Tensor, *others: torch.Tensor) -> tuple[Any, ...]:
 def _compiled_on_cpu(keys: torch.Tensor, *others: torch.Tensor) -> None:
     code = call_cpu("append", *c_arguments(keys, *others))
     if code != DONE:
-        _refuse(code, keys.shape[0])
+        refuse(code, keys.shape[0])
 
 
 def on_cpu(
@@ -130,7 +131,7 @@ def on_cpu(
     ends = segment_ends(starts, rows)
     full = first_true((starts < 0) | (lengths < 0) | (ends > rows) | (lengths >= ends - starts))
     if full is not None:
-        _refuse(full, rows)
+        refuse(full, rows)
     reference(keys, values, new_keys, new_values, starts, lengths)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import functional as F
@@ -85,7 +85,8 @@ def check(
         raise CacheError(what, where=op, hint="there is one for each batch row and KV head")
 
 
-def _refuse(segment: int, rows: int) -> None:
+def refuse(segment: int, rows: int) -> NoReturn:
+    """Raise the CacheError of a segment that leaves the slab of `rows` rows."""
     what = f"its start or length leaves a slab of {rows} rows"
     raise CacheError(what, where=f"ragged_decode, segment {segment}")
 
@@ -120,7 +121,7 @@ def on_cpu(
     arguments = c_arguments(query, keys, values, starts, lengths, output, scaling)
     code = call_cpu("ragged_decode", *arguments, torch.get_num_threads())
     if code != DONE:
-        _refuse(code, keys.shape[0])
+        refuse(code, keys.shape[0])
     return output
 
 
@@ -177,7 +178,7 @@ def _reference_on_cpu(
     rows = keys.shape[0]
     outside = first_true((starts < 0) | (lengths < 0) | (lengths > rows) | (starts > rows - lengths))
     if outside is not None:
-        _refuse(outside, rows)
+        refuse(outside, rows)
     return reference(query, keys, values, starts, lengths, scaling)
 
 

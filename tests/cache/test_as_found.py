@@ -224,16 +224,17 @@ def test_what_is_stored_meanwhile_needs_no_sparsemm(lab, monkeypatch, tmp_path):
     with torch.no_grad():
         want = own.model.generate(torch.arange(3, 20)[None], max_new_tokens=4, do_sample=False).tolist()
 
-    def store(config, function):
-        begin(config, function)
+    def store(switch):
+        begin(switch)
         if not stored.exists():
+            config = own.model.config
             assert type(config._attn_implementation) is detour.Detour
             assert type(copy.deepcopy(config)._attn_implementation) is str
             torch.save(own.model, stored)
             own.model.save_pretrained(tmp_path / "saved")
 
-    begin = detour.begin
-    monkeypatch.setattr(detour, "begin", store)
+    begin = detour.Switch.begin
+    monkeypatch.setattr(detour.Switch, "begin", store)
     own.run(own.cache(), lab.ids())
     out = subprocess.run([sys.executable, "-c", READ, str(stored)], capture_output=True, text=True, timeout=120)
     assert out.stdout.strip() == str(want), out.stderr

@@ -21,7 +21,7 @@ from transformers import (
 
 from sparsemm import compressed_cache
 from sparsemm.budgets import allocate, allocate_paper
-from sparsemm.cache.attention import Pending
+from sparsemm.cache.detour import Pending
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.errors import CacheError, ScoreTableError
 from sparsemm.models import fingerprint
@@ -321,7 +321,7 @@ def test_the_cache_of_another_model_is_refused(lab, implementation, changed):
 )
 def test_keys_that_are_not_there_yet_are_no_tensor(use):
     with pytest.raises(CacheError, match="computes with keys itself"):
-        use(Pending(None, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)))
+        use(Pending(None, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), None))
 
 
 def test_a_model_that_computes_with_values_before_its_attention_is_refused():

@@ -1,0 +1,104 @@
+"""One decode step of one layer on the CPU: `append` and `ragged_decode` of a slab in two calls of the C++ library.
+
+It does what the two operations do one after the other, with their checks written out in one place: it runs for every
+token of every layer, where a Python call costs as much as the arithmetic of a small head.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sparsemm.ops import append, fastest, ragged_decode
+from sparsemm.ops.library import DONE, DTYPES, library, serves
+
+
+def serves_steps(keys: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether `decode_step` may serve a slab with these buffers (rows, D); asked once, when they are allocated.
+
+    It does not where the library does not, or where $SPARSEMM_DECODE or a measurement prefers another backend.
+    """
+    if not keys.is_cpu or not serves(keys, values) or os.environ.get("SPARSEMM_DECODE", "ours") != "ours":
+        return False
+    return all(shape["backend"] == "ours" for shape in fastest.measured(keys.device))
+
+
+def decode_step(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    starts: torch.Tensor,
+    lengths: torch.Tensor,
+    query: torch.Tensor,
+    new_keys: torch.Tensor,
+    new_values: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor | None:
+    """Append one token to every segment, and attend from it to its head's own rows.
+
+    Args:
+        keys, values: (rows, D), contiguous; changed.
+        starts, lengths: (B * Hkv,) int64, contiguous; 1 is added to the lengths.
+        query: (B, Hq, 1, D) of the keys' dtype, any strides.
+        new_keys, new_values: (B, Hkv, 1, D) of the same dtype, any strides.
+        scaling: factor of the logits.
+
+    Returns:
+        (B, 1, Hq, D), as `append` followed by `ragged_decode`; None, with nothing changed, where shapes, dtypes,
+        devices, autograd or a compiler want the operations themselves, which say what does not fit.
+
+    Raises:
+        CacheError: if a segment has no room or leaves the slab.
+    """
+    segments, dim, dtype = lengths.shape[0], keys.shape[1], keys.dtype
+    batch, heads = query.shape[0], query.shape[1]
+    if (
+        query.dtype != dtype
+        or new_keys.dtype != dtype
+        or new_values.dtype != dtype
+        or values.dtype != dtype
+        or not (keys.is_cpu and values.is_cpu and query.is_cpu and new_keys.is_cpu and new_values.is_cpu)
+        or not (keys.is_contiguous() and values.is_contiguous() and values.shape == keys.shape)
+        or not (starts.is_cpu and lengths.is_cpu and starts.is_contiguous() and lengths.is_contiguous())
+        or not starts.dtype == lengths.dtype == torch.int64
+        or starts.shape != lengths.shape
+        or query.shape[2:] != (1, dim)
+        or new_keys.shape != (batch, segments // max(batch, 1), 1, dim)
+        or new_values.shape != new_keys.shape
+        or batch * new_keys.shape[1] != segments
+        or not segments
+        or heads % new_keys.shape[1]
+        or (torch.is_grad_enabled() and (query.requires_grad or new_keys.requires_grad or new_values.requires_grad))
+        or torch.compiler.is_compiling()
+    ):
+        return None
+    compiled = library()
+    if compiled is None:
+        return None
+    query, new_keys, new_values = query.contiguous(), new_keys.contiguous(), new_values.contiguous()
+    output = torch.empty((batch, 1, heads, dim), dtype=dtype, device="cpu")
+    pointers = keys.data_ptr(), values.data_ptr()
+    bounds = starts.data_ptr(), lengths.data_ptr()
+    rows = keys.shape[0]
+    code = compiled.sparsemm_append(
+        *pointers, new_keys.data_ptr(), new_values.data_ptr(), *bounds, segments, dim * keys.element_size(), rows
+    )
+    if code != DONE:
+        append.refuse(code, rows)
+    lengths += 1
+    code = compiled.sparsemm_ragged_decode(
+        DTYPES[dtype],
+        query.data_ptr(),
+        *pointers,
+        *bounds,
+        output.data_ptr(),
+        segments,
+        batch * heads // segments,
+        dim,
+        rows,
+        scaling,
+        torch.get_num_threads(),
+    )
+    if code != DONE:
+        ragged_decode.refuse(code, rows)
+    return output
