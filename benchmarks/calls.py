@@ -31,7 +31,7 @@ LAYERS, HEADS, HEAD_DIM = 6, 16, 16
 def small_model() -> Any:
     """A text model of random weights with the sizes of the tiny checkpoints; weights do not matter to time."""
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 4}
+    sizes: dict[str, Any] = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 4}
     hidden = HEADS * HEAD_DIM
     config = LlamaConfig(vocab_size=256, hidden_size=hidden, intermediate_size=2 * hidden, eos_token_id=None, **sizes)
     return LlamaForCausalLM._from_config(config, dtype=torch.float32).eval()

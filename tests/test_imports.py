@@ -8,14 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.imports import circles, import_graph
 
 PACKAGE = Path(__file__).parent.parent / "sparsemm"
 ALLOWED = {"torch", "torchvision", "transformers", "tokenizers", "numpy", "safetensors", "PIL", "pydantic", "yaml"}
 EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plotly
-# Circles of type annotations alone, which no import at run time follows. `Pending` stands in attention and hands a
-# RaggedLayer on, which the layer makes and the turns change: three files about one layer.
-OF_TYPES = [["sparsemm.cache.attention", "sparsemm.cache.layer", "sparsemm.cache.turns"]]
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (
     "__init__ errors files compat tables progress processes published",
@@ -58,12 +57,10 @@ def test_core_modules_import_only_what_the_core_needs():
     assert {path: names for path, names in foreign.items() if names} == {}
 
 
-def test_no_module_imports_itself_through_others():
-    assert circles(import_graph()) == []
-
-
-def test_circles_of_type_annotations_are_the_known_ones():
-    assert circles(import_graph(types=True)) == OF_TYPES
+@pytest.mark.parametrize("types", [False, True])
+def test_no_module_imports_itself_through_others(types):
+    """Neither when it runs nor for its type annotations."""
+    assert circles(import_graph(types=types)) == []
 
 
 def test_imports_point_down():

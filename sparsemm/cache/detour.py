@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from inspect import unwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -19,9 +19,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparsemm.errors import CacheError
-
-if TYPE_CHECKING:
-    from sparsemm.cache.layer import RaggedLayer
 
 
 class Detour(str):
@@ -84,10 +81,11 @@ class Pending:
     """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function.
 
     Attributes:
+        layer: the `RaggedLayer`.
         switch: leads the attention call that follows to the attention function; None if nothing does.
     """
 
-    def __init__(self, layer: RaggedLayer, key: torch.Tensor, value: torch.Tensor, switch: Switch | None) -> None:
+    def __init__(self, layer: Any, key: torch.Tensor, value: torch.Tensor, switch: Switch | None) -> None:
         self.layer, self.key, self.value, self.switch = layer, key, value, switch
 
     def _refusal(self) -> CacheError:
