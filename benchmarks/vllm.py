@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "small": dict(hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, vocab_size=512),
     "1b": dict(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, vocab_size=32000
@@ -36,7 +36,8 @@ def build(shape: str, folder: Path) -> None:
     config = LlamaConfig(
         **SHAPES[shape], num_key_value_heads=KV_HEADS[shape], max_position_embeddings=8192, tie_word_embeddings=True
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]:
@@ -82,8 +83,10 @@ def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]
     llm_prompts: Any = prompts
     parameters = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, detokenize=False)
     llm.enqueue(llm_prompts, parameters, use_tqdm=False)
-    running, first, pool = [], {}, scheduler.kv_cache_manager.block_pool
-    used = []
+    pool = scheduler.kv_cache_manager.block_pool
+    running: list[int] = []
+    used: list[tuple[int, int]] = []
+    first: dict[str, float] = {}
     start = time.perf_counter()
     while engine.has_unfinished_requests():
         spent.append(0.0)

@@ -117,7 +117,6 @@ class Windows:
     """The newest queries of prompts that come in chunks: request -> layer -> (tokens so far, queries (R, Hq, D))."""
 
     queries: dict[str, dict[str, tuple[int, torch.Tensor]]] = field(default_factory=dict)
-    compressed: int = 0  # prompts
 
     def extend(self, prompt: Prompt, layer: str, query: torch.Tensor, window: int) -> torch.Tensor:
         """The newest queries with those of this step (T, Hq, D), at most `window`; kept if the prompt goes on."""

@@ -173,9 +173,8 @@ def test_random_mixes_of_requests(sparse):
     """200 mixes in one engine: whatever comes together, in whatever chunks, each is answered as if alone."""
     pool = asks(4) + texts((5, 30, 47, 48, 90)) + asks(2, pages=2)
     rng = random.Random(1)
-    with engine(
-        QWEN, sparse, block_size=8, max_num_batched_tokens=96, max_num_seqs=8, enable_prefix_caching=True
-    ) as llm:
+    options = dict(block_size=8, num_gpu_blocks_override=1000, max_num_batched_tokens=96, max_num_seqs=8)
+    with engine(QWEN, sparse, enable_prefix_caching=True, **options) as llm:
         for _ in range(200):
             mix = rng.choices(pool, k=rng.randint(1, 4))
             new = [Ask(ask.text, ask.pages, rng.randint(1, 5)) for ask in mix]
