@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-# A group is a stage of dvc.yaml, which takes the names from params.yaml.
-GROUPS = {
-    "derived": ("curve", "length", "cost"),  # these read what other stages wrote
-    "measured": ("masking", "rho", "parts", "later", "holding", "storage"),  # these and all others ask the model
-    "compared": ("sources",),
-    "watched": ("looking",),
-    "searched": ("search",),
-    "confirmed": ("confirm",),
-}
+from sparsemm.params.studies import StudiesParams
+
+# A group is a stage of dvc.yaml, which takes the names from params.yaml. `derived` reads what other stages wrote; all
+# others ask the model.
+GROUPS = {name: tuple(field.default.__class__.model_fields) for name, field in StudiesParams.model_fields.items()}
 DERIVED = GROUPS["derived"]
 STUDIES = tuple(name for names in GROUPS.values() for name in names)
 

@@ -21,12 +21,13 @@ def traces(chart, panel=0):
 
 
 def test_every_method_has_a_style_of_its_own():
-    styles = [method_style(method) for method in KNOWN] + [METHODS["transformers"], *SPARE]
-    assert len({one.symbol for one in styles}) == len({one.colour for one in styles}) == len({*KNOWN}) + 1 + len(SPARE)
+    styles = [*METHODS.values(), *SPARE]
+    assert len({one.symbol for one in styles}) == len({one.colour for one in styles}) == len(styles)
+    assert OTHER not in [method_style(method) for method in KNOWN]
 
 
 def test_a_new_method_takes_a_spare_style(monkeypatch):
-    monkeypatch.setattr("sparsemm.report.style.REGISTRY", {**KNOWN, "newer": "", "newest": ""})
+    monkeypatch.setattr("sparsemm.report.style.REGISTRY", [*METHODS, "newer", "newest"])
     assert [method_style("newer"), method_style("newest")] == [*SPARE[:2]] and method_style("unknown") == OTHER
     styles = setting_styles(["top", "newest", "sparsemm"])
     assert styles["newest"] == SPARE[1] and styles["sparsemm"] is METHODS["sparsemm"]
