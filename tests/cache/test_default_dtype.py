@@ -1,6 +1,6 @@
 """Torch's default dtype changes nothing: from_pretrained sets it in one thread for all others.
 
-The whole suites run under another one with `SPARSEMM_TEST_DTYPE=bfloat16 pytest tests/cache tests/policies`.
+The whole suites run under another one with `SPARSEMM_TEST_DTYPE=bfloat16 pytest tests/ops tests/policies tests/cache`.
 """
 
 from __future__ import annotations
