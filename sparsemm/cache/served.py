@@ -64,7 +64,7 @@ def shape_of(model: Any) -> ModelShape:
         CacheError: if the model has layers the cache cannot serve.
     """
     config = model.config.get_text_config()
-    check_attention(model, config)
     _, full = layers_of(config, type(model).__name__)
+    check_attention(model, config)
     heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
     return ModelShape(tuple(full), *heads, config.num_hidden_layers, model.config)

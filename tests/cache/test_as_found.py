@@ -270,6 +270,11 @@ def test_other_threads_meet_the_own_attention_at_any_time(lab, monkeypatch):
     assert type(own.model.config._attn_implementation) is str
 
 
+# peft 0.21 asks transformers by a name that is deprecated there.
+OF_PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+@OF_PEFT
 def test_prefix_tuning_is_refused(lab, monkeypatch):
     peft = pytest.importorskip("peft")
     model = model_with("sdpa", monkeypatch)
@@ -281,6 +286,7 @@ def test_prefix_tuning_is_refused(lab, monkeypatch):
         tuned.generate(input_ids=lab.ids(), past_key_values=cache, max_new_tokens=2)
 
 
+@OF_PEFT
 def test_lora_is_served(lab, monkeypatch):
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(model_with("sdpa", monkeypatch), peft.LoraConfig(target_modules=["q_proj"])).eval()

@@ -8,6 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+import sparsemm
 from sparsemm.errors import CacheError
 from sparsemm.policies import METHODS, policy_class
 from sparsemm.policies.snapkv import SnapKV
@@ -91,7 +92,7 @@ def logged(caplog):
 
 
 def test_a_method_that_keeps_a_prompt_beyond_its_budget_is_told_once(lab, caplog):
-    cache = lab.cache(Forgetful(LAYERS, KV_HEADS, 9, 4))
+    cache = sparsemm.compressed_cache(lab.model, Forgetful(budget=9, window=4))
     with caplog.at_level(logging.WARNING):
         lab.generate(lab.ids(length=30), cache)
     assert logged(caplog) == [

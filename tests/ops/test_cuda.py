@@ -45,6 +45,7 @@ def device(emulated, monkeypatch) -> Iterator[None]:
     fault = word, (library.ctypes.c_int64 * 2).from_address(word.data_ptr())
     monkeypatch.setattr(library, "cuda_library", lambda: emulated)
     monkeypatch.setattr(library, "fault_word", lambda: fault)
+    monkeypatch.setattr(library, "CUDA", "cpu")
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
