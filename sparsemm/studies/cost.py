@@ -16,11 +16,11 @@ TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times tra
 
 def conclusion(rows: Rows) -> str:
     """What sparsemm loses against the full cache, and what a token costs."""
-    own = [row for row in rows if row.setting == "sparsemm"]
+    own = [row for row in rows if row.of_sparsemm]
     times = [row for row in own if row.condition == TIMES["decode_ratio_to_full"] and row.level is not None]
     longest = max((row.level for row in times if row.level is not None), default=None)
     ratios = [row.value for row in times if row.level == longest]
-    lost = compared(row for row in own if row.against == "full")
+    lost = compared(row for row in own if row.against_full)
     return sentence(
         "At the profiled budget ",
         [
@@ -36,7 +36,7 @@ STUDY = Study(
     title="Accuracy and latency together",
     question="Both at the profiled budget. Times are medians and have no interval.",
     conclusion=conclusion,
-    headline=lambda row: (row.setting, row.against) == ("sparsemm", "full"),
+    headline=lambda row: row.of_sparsemm and row.against_full,
     level="prompt length, tokens",
 )
 

@@ -32,7 +32,7 @@ def conclusion(rows: Rows) -> str:
 
 def headline(row: StudyRow) -> bool:
     """Areas of sparsemm against other methods."""
-    return (row.condition, row.setting) == (AREA, "sparsemm")
+    return row.condition == AREA and row.of_sparsemm
 
 
 STUDY = Study(

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from sparsemm.studies.names import FULL, PAPER
 from sparsemm.tables import VERDICTS, Estimate, Row, interval
 
 
@@ -64,6 +65,16 @@ class StudyRow(Row):
     def difference(self) -> Estimate | None:
         """Setting minus `against` with the interval of this paired difference; None where nothing is compared."""
         return None if self.diff is None else Estimate(self.diff, self.diff_ci_low, self.diff_ci_high)
+
+    @property
+    def of_sparsemm(self) -> bool:
+        """Whether the row is of the project's own method, of which conclusions speak."""
+        return self.setting == PAPER
+
+    @property
+    def against_full(self) -> bool:
+        """Whether it is compared with the full cache."""
+        return self.against == FULL
 
 
 Rows = Sequence[StudyRow]

@@ -69,7 +69,7 @@ def cut_batches(processor: Any, prompts: list[tuple[str, str]], records: list[Re
 
 def conclusion(rows: Rows) -> str:
     """sparsemm against other methods where the cache is compressed before the question is there."""
-    mine = [row for row in rows if row.setting == "sparsemm" and row.condition in (IMAGE, NEUTRAL, TURN)]
+    mine = [row for row in rows if row.of_sparsemm and row.condition in (IMAGE, NEUTRAL, TURN)]
     others = dict.fromkeys(row.against for row in mine if row.against in METHODS)
     return sentence("Compressed before the question is known, sparsemm is, against ", against_each(mine, others))
 
@@ -80,7 +80,7 @@ STUDY = Study(
     " is there: after the page, after a neutral prompt, or after another question about the page (a second "
     "turn). The full cache shows what the wording alone costs.",
     conclusion=conclusion,
-    headline=lambda row: row.setting == "sparsemm" and row.condition == IMAGE and row.against in METHODS,
+    headline=lambda row: row.of_sparsemm and row.condition == IMAGE and row.against in METHODS,
 )
 
 

@@ -32,7 +32,7 @@ def conclusion(rows: Rows) -> str:
     """Whether sparsemm loses more on the longest answers than on the shortest."""
     losses: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in rows:
-        if (row.setting, row.against) == ("sparsemm", "full") and row.diff is not None:
+        if row.of_sparsemm and row.against_full and row.diff is not None:
             characters = int(row.condition.split("-")[0].split()[0])
             losses.setdefault((row.model, row.task), []).append((characters, row.diff))
     cases = [(min(groups)[1], max(groups)[1]) for groups in losses.values() if len(groups) > 1]
@@ -52,7 +52,7 @@ STUDY = Study(
     question="Does a method lose more where the reference answer is long? Accuracy is a mean over all budgets, within "
     "groups of answers by their length.",
     conclusion=conclusion,
-    headline=lambda row: (row.setting, row.against) == ("sparsemm", "full"),
+    headline=lambda row: row.of_sparsemm and row.against_full,
 )
 
 

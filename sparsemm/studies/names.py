@@ -10,6 +10,7 @@ GROUPS = {name: tuple(field.default.__class__.model_fields) for name, field in S
 DERIVED = GROUPS["derived"]
 STUDIES = tuple(name for names in GROUPS.values() for name in names)
 
-# What the rows of `search` and `confirm` are called, for who reads them.
+# What rows are called, for who reads them.
 PAPER = "sparsemm"  # the allocation that the others are held against
+FULL = "full"  # the cache that all methods are held against
 OVERALL = "all tasks"
