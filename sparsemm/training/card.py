@@ -159,8 +159,9 @@ def _card(
     if tuned:
         card["base"] = asdict(read_pin(folder)) | ATTRIBUTION
     if prose is not None:
-        loss = held_out_loss(model, processor.tokenizer, prose, FEW_WINDOWS if tuned else WINDOWS)
-        card["prose"] = prose.source | {"held_out_nats_per_character": round(loss, 4)}
+        windows = FEW_WINDOWS if tuned else WINDOWS
+        loss = held_out_loss(model, processor.tokenizer, prose, windows)
+        card["prose"] = prose.source | {"held_out_nats_per_character": round(loss, 4), "held_out_windows": windows}
         if tuned:
             card["prose"]["held_out_nats_per_character_before"] = round(prose_before(folder, prose), 4)
     return card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from sparsemm.assemble import stage
-from sparsemm.assemble.updates import UPDATES
+from sparsemm.assemble.updates import UPDATES, read_pin
 from sparsemm.cli import main
 from sparsemm.datasets.synthetic import PageStyle
 from sparsemm.errors import ModelError
-from sparsemm.models import content_revision, load_model, new_entry
+from sparsemm.models import check_weights, content_revision, load_model, new_entry
+from sparsemm.params import load_params
 from sparsemm.training import tuning
 from sparsemm.training.batches import BatchMaker
-from sparsemm.training.tuning import Tuning
+from sparsemm.training.tuning import BASES, Tuning
 from tests import tiny_base
 
 NAME = "smollm2-llava-next"
@@ -156,3 +158,27 @@ def test_what_is_no_folder_of_updates_is_refused(tuned, tmp_path):
     (folder / UPDATES).write_bytes(b"half")
     with pytest.raises(ModelError, match="updates.safetensors cannot be read"):
         stage.assemble(folder, tmp_path / "whole")
+
+
+COMMITTED, PINS = load_params(ROOT / "params.yaml").assembled, dict(BASES)
+
+
+@pytest.mark.parametrize("key", COMMITTED)
+def test_committed_updates_are_small_and_name_the_pinned_base(key):
+    folder = ROOT / COMMITTED[key].updates
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 15e6
+    assert read_pin(folder) == PINS[key]
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    assert card["licence"] == card["base"]["base_licence"] == "Apache-2.0"
+    assert {"model", "quantised", "packaged", "changes"} <= card["base"].keys()
+
+
+@pytest.mark.parametrize("key", COMMITTED)
+def test_committed_updates_fit_the_real_base(key, tmp_path):
+    folder = ROOT / COMMITTED[key].updates
+    pin = read_pin(folder)
+    if importlib.util.find_spec(pin.file.partition("/")[0]) is None:
+        pytest.skip("the package of the base is not installed")
+    stage.assemble(folder, tmp_path / key)
+    check_weights(tmp_path / key)
+    assert new_entry(str(tmp_path / key)).dtype == "float32"
