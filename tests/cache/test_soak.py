@@ -73,7 +73,7 @@ def one_round(lab, draw):
     tokens = torch.randint(2, 48, (batch, longest), generator=torch.Generator().manual_seed(draw.randint(0, 10**9)))
     mask = (torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]).long()
     tokens = tokens * mask
-    method, window = draw.choice(METHODS), draw.randint(1, 5)
+    method, window = draw.choice(list(METHODS)), draw.randint(1, 5)
     budget = draw.randint(window, 40)
     options = draw.choice([{}, {"max_new_tokens": new}, {"prompt_length": longest}])
     chunks = {"prefill_chunk_size": draw.randint(1, longest)} if "prompt_length" in options else {}
