@@ -22,7 +22,7 @@ import pytest
 from tests.vllm.engines import answer, asks, checkpoint, loaded, table
 
 QWEN = "tiny-qwen2-vl"
-REQUESTS = 24
+REQUESTS, LEAVING = 24, 4
 
 
 @contextmanager
@@ -86,7 +86,9 @@ def metrics(address):
 
 def test_a_server(folder, tmp_path):
     cache = dict(method="sparsemm", budget=48, window=8, scores=str(table(QWEN, folder)))
-    requests = asks(REQUESTS)
+    # Those that leave have pages of their own: vLLM's cache of images refuses a request (500, to be sent again) whose
+    # image was first seen in one that was aborted at once.
+    requests = asks(REQUESTS + LEAVING)
     said = {}
 
     def ask(number):
@@ -102,7 +104,7 @@ def test_a_server(folder, tmp_path):
 
     with server(QWEN, cache, log=tmp_path / "log") as address:
         work = [threading.Thread(target=ask, args=(i,)) for i in range(REQUESTS)]
-        work += [threading.Thread(target=leave, args=(i,)) for i in range(4)]
+        work += [threading.Thread(target=leave, args=(REQUESTS + i,)) for i in range(LEAVING)]
         for thread in work:
             thread.start()
         for thread in work:
@@ -111,11 +113,11 @@ def test_a_server(folder, tmp_path):
         while (now := metrics(address))["sparsemm:kv_bytes_held"] > 0 and time.monotonic() < end:
             time.sleep(1)
     tokenizer = loaded(QWEN)[1].tokenizer
-    for number, request in enumerate(requests):
+    for number, request in enumerate(requests[:REQUESTS]):
         right = tokenizer.decode(answer(QWEN, request, **cache)[0], skip_special_tokens=True)
         assert said[number].strip() == right.strip()
     assert now["sparsemm:kv_bytes_held"] == 0
-    assert REQUESTS <= now["sparsemm:requests_compressed_total"] <= REQUESTS + 4
+    assert REQUESTS <= now["sparsemm:requests_compressed_total"] <= REQUESTS + LEAVING
     assert 3 < now["sparsemm:prompt_rows_total"] / now["sparsemm:kept_rows_total"] < 8
     assert now["sparsemm:blocks_freed_total"] > 0
     (about,) = (name for name in now if name.startswith("sparsemm:info"))
