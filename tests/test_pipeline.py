@@ -18,6 +18,7 @@ from sparsemm.datasets.records import read_records
 from sparsemm.errors import AlignError, BudgetError, DataError, ScoreTableError
 from sparsemm.files import sha256_file
 from sparsemm.params import load_params
+from sparsemm.report.stage import PAPER
 from sparsemm.scores import ScoreTable
 
 ROOT = Path(__file__).parent.parent
@@ -44,7 +45,7 @@ def place(tmp_path_factory):
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for dataset in params["datasets"]:
         assert run(folder, "download", dataset) == 0
-    for stage in (*STAGES, "profile"):
+    for stage in (*STAGES, "explore", "profile"):
         assert run(folder, stage, KEY) == 0
     for name in ("rho", "cost"):
         assert run(folder, "study", name, KEY) == 0
@@ -190,22 +191,23 @@ def test_the_report_is_one_file_and_does_not_change(place):
     folder = place / "artifacts" / "report"
     first = {path.name: sha256_file(path) for path in folder.rglob("*.*")}
     text = (folder / "index.html").read_text(encoding="utf-8")
-    assert f"accuracy-{KEY}-read.png" in first and f"looking-{KEY}.png" in first
-    own = text.replace(get_plotlyjs(), "").replace("http-equiv", "")
-    assert "http" not in own and len(own) < len(text) < 10_000_000 and "sparsemm against snapkv" in text
+    assert {"accuracy.csv", "heads.csv"} <= first.keys()
+    own = text.replace(get_plotlyjs(), "").replace("http-equiv", "").replace(PAPER, "")
+    assert "http" not in own and len(own) < len(text) < 10_000_000
+    assert ">snapkv, B = 24</th>" in text and ">snapkv, read, B = 24, against full</th>" in text
     assert 'id="explorer-data"' in text and "is not in the explorer" not in text
     assert run(place, "report") == 0
     assert {path.name: sha256_file(path) for path in folder.rglob("*.*")} == first
 
 
 def test_a_report_without_scores_names_the_stage(place, capsys):
-    path = place / "artifacts" / "scores" / f"{KEY}.safetensors"
+    path = place / "artifacts" / "scores" / f"{KEY}.csv"
     path.rename(path.with_name("away"))
     try:
         assert run(place, "report") == 1
     finally:
         path.with_name("away").rename(path)
-    assert "chase stage" in capsys.readouterr().err
+    assert "run the chase stage first" in capsys.readouterr().err
 
 
 def test_scores_commands(place, capsys, tmp_path):
