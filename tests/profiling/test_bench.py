@@ -87,8 +87,8 @@ def test_the_fastest_backend_is_kept_and_a_second_shape_added(
     assert main(["bench", "backends", "--device", "cpu", "--keep", "--dtype", "bfloat16", "--json"]) == 0
     assert Path(json.loads(capsys.readouterr().out)["kept"]).parent == tmp_path
     kept = fastest.measured(torch.device("cpu"))
-    assert [(one["dtype"], one["stretches"], one["backend"]) for one in kept] == [
-        (dtype, stretches, "twin") for dtype in ("float32", "bfloat16") for stretches in (2, 2, 16, 16)
+    assert [(one["dtype"], one["segments"], one["backend"]) for one in kept] == [
+        (dtype, segments, "twin") for dtype in ("float32", "bfloat16") for segments in (2, 2, 16, 16)
     ]
     fastest.measured.cache_clear()
     fastest.backend.cache_clear()
