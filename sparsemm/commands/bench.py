@@ -20,19 +20,22 @@ def add(commands: Commands) -> None:
         help="time the cache's operations against others and against a copy",
         epilog="example: sparsemm bench decode --shape small",
     )
-    bench.add_argument(
-        "name", help="append, compact, observe, attention, decode, step, graph, memory, agreement, backends or chase"
-    )
-    bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
-    bench.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
-    bench.add_argument("--dtype", help="float32, float16 or bfloat16")
-    bench.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
-    bench.add_argument("--repeats", type=int, help="timed turns (9)")
+    add_options(bench, "decode, step, backends or chase")
     bench.add_argument("--checkpoint", type=Path, help="of `chase`: runs it without --shape (the small Qwen2-VL)")
     for name, what in SIZES.items():
         bench.add_argument(f"--{name}", type=int, help=f"of `chase --shape`: {what}")
     bench.add_argument("--keep", action="store_true", help="of `backends`: decode with the fastest from now on")
     bench.set_defaults(run=run_bench)
+
+
+def add_options(parser: argparse.ArgumentParser, names: str) -> None:
+    """What every bench is measured with; `names` says which there are."""
+    parser.add_argument("name", help=names)
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument("--shape", help="small, vicuna-7b, mistral-7b or qwen2-vl-7b")
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where there is one")
+    parser.add_argument("--repeats", type=int, help="timed turns (9)")
 
 
 def run_bench(given: argparse.Namespace) -> None:
@@ -58,7 +61,14 @@ def run_bench(given: argparse.Namespace) -> None:
         result = run(given.name, given.shape, given.dtype, given.device, **turns)
     if given.keep:
         result["kept"] = _keep(result["rows"], given.device)
-    if given.json:
+    show(result, given.json)
+    if given.keep and not given.json:
+        print(f"  written to {result['kept']}")
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Prints what a bench returned: its ratios, or everything as one JSON object."""
+    if as_json:
         print(json.dumps(result, indent=2))
         return
     what = (result.get("shape") or result.get("model"), result["dtype"], result["device"])
@@ -70,8 +80,6 @@ def run_bench(given: argparse.Namespace) -> None:
             print(f"  {row['variant']} is left out: {row['left_out']}")
         if "backend" in row:
             print(f"  batch {row['batch']}, {row['budget']} rows a head  {row['backend']}")
-    if given.keep:
-        print(f"  written to {result['kept']}")
 
 
 def _keep(rows: list[dict[str, Any]], device: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What the cache is measured against: the appends and the eviction that others have."""
+"""What the cache is measured against: the append of the public head-wise codes, of one layer and of a whole cache."""
 
 from __future__ import annotations
 
@@ -35,34 +35,6 @@ class CopyingAppend:
         grown[self.old] = held
         grown[self.new] = new
         return grown
-
-
-class StaticAppend:
-    """A row of a preallocated cache (B, Hkv, S, D) is overwritten."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.keys, self.values = keys, values
-        self.at = torch.tensor([keys.shape[2] - 1], dtype=torch.int64, device=keys.device)
-
-    def __call__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keys and values (B, Hkv, 1, D)."""
-        self.keys.index_copy_(2, self.at, keys)
-        self.values.index_copy_(2, self.at, values)
-
-
-def compact_head_by_head(
-    keys: torch.Tensor, values: torch.Tensor, chosen: list[tuple[int, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The eviction of the public head-wise codes: a loop over the heads, and everything joined at the end.
-
-    Args:
-        keys, values: (Hkv, S, D).
-        chosen: head and its kept positions (n,) int64, known beforehand.
-
-    Returns:
-        Keys and values (sum of n, D).
-    """
-    return torch.cat([keys[h, at] for h, at in chosen]), torch.cat([values[h, at] for h, at in chosen])
 
 
 class CopyingLayer(RaggedLayer):

@@ -19,7 +19,7 @@ from sparsemm.chase.hits import look, score_sample
 from sparsemm.errors import SparseMMError
 from sparsemm.ops import library
 from sparsemm.profiling import arithmetic, clock
-from sparsemm.profiling.peak import peak_bytes
+from sparsemm.profiling.memory import peak_bytes
 from sparsemm.profiling.samples import Samples, Sizes, of_checkpoint, of_shape
 from sparsemm.profiling.shapes import SHAPES, free_bytes
 

@@ -15,7 +15,7 @@ from sparsemm.params import Params
 from sparsemm.policies import make_policy_from
 from sparsemm.profiling import clock
 from sparsemm.profiling.latency import Timing, time_once
-from sparsemm.profiling.memory import cache_bytes, peak_bytes, weight_bytes
+from sparsemm.profiling.memory import cache_bytes, peak_bytes_of_model, weight_bytes
 from sparsemm.progress import progress
 
 BASELINE = "transformers"  # its own growing cache and sdpa, nothing of ours
@@ -79,7 +79,7 @@ def measure(params: Params, key: str, model: Any, scores: Any, inputs: Callable[
             cache = _cache(model, method, params, scores)
             once = partial(time_once, model, prompt, cache, given.new_tokens)
             if turn == 0:  # warms up
-                peak = peak_bytes(model, once)
+                peak = peak_bytes_of_model(model, once)
                 found.cases[length, method] = Case([], peak, *cache_bytes(cache))
             else:
                 found.cases[length, method].timings.append(once())

@@ -33,19 +33,19 @@ def cache_bytes(cache: Any) -> tuple[int, int]:
     return total, total
 
 
-def peak_bytes(model: Any, call: Callable[[], Any]) -> int:
-    """The most bytes that tensors held at once during `call()`, the model's weights included.
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
+    """Returns the most bytes that `call()` held at once beyond what was allocated before it.
 
-    On a CUDA device what its allocator says; on a CPU the weights, and torch's own record of what it allocated and
-    freed since the call began. Slows the call down.
+    On a CUDA device the allocator counts. On a CPU torch's own record of what it allocated and freed is added up, which
+    is exact but does not see what libraries take for themselves, and slows the call down.
     """
-    device = next(model.parameters()).device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         call()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device)
+        return torch.cuda.max_memory_allocated(device) - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler talks on stderr
     with profile(profile_memory=True) as seen:
         call()
@@ -53,6 +53,14 @@ def peak_bytes(model: Any, call: Callable[[], Any]) -> int:
     marks = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
     held = most = 0
     for event in sorted(marks, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # negative where memory is given back
         most = max(most, held)
-    return most + tensor_bytes(*model.parameters(), *model.buffers())
+    return most
+
+
+def peak_bytes_of_model(model: Any, call: Callable[[], Any]) -> int:
+    """Returns the most bytes that tensors held at once during `call()`, the model's weights included."""
+    device = next(model.parameters()).device
+    on_cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_cuda else tensor_bytes(*model.parameters(), *model.buffers())
+    return before + peak_bytes(call, device)

@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import sparsemm
+from benchmarks.operations import check
 from sparsemm.cache.graphs import greedy
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.ops import OPERATIONS, decode_backends, fastest
 from sparsemm.policies import METHODS
-from sparsemm.profiling.agreement import check
 from sparsemm.prompts import build_inputs
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

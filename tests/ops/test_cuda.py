@@ -1,6 +1,6 @@
 """The CUDA kernels, compiled for the processor and run thread by thread (cuda_stand_in/kernels.h), against the twins.
 
-Whether they are fast, and what a real GPU makes of them, only a GPU tells: `python -m sparsemm.profiling.gpu_check`.
+Whether they are fast, and what a real GPU makes of them, only a GPU tells: `python -m benchmarks.gpu_check`.
 """
 
 from __future__ import annotations

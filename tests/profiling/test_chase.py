@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sparsemm.cli import main
-from sparsemm.profiling import arithmetic, chase, peak, samples, shapes
+from sparsemm.profiling import arithmetic, chase, memory, samples, shapes
 from sparsemm.profiling.shapes import Shape
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_what_is_unknown_is_refused(capsys: Any) -> None:
     for words, given in wrong.items():
         assert main(["bench", "chase", *given, "--device", "cpu"]) == 1
         assert words in capsys.readouterr().err
-    assert main(["bench", "append", "--prompt", "40"]) == 1
+    assert main(["bench", "decode", "--prompt", "40"]) == 1
     assert "no --prompt" in capsys.readouterr().err
 
 
@@ -106,4 +106,4 @@ def test_peak_is_what_is_held_at_one_time() -> None:
         third = torch.zeros(500, dtype=torch.uint8)
         del second, third
 
-    assert 3000 <= peak.peak_bytes(function, torch.device("cpu")) < 3500
+    assert 3000 <= memory.peak_bytes(function, torch.device("cpu")) < 3500

@@ -68,4 +68,4 @@ def test_the_peak_counts_what_was_freed_again():
         second, third = torch.empty(700, dtype=torch.uint8), torch.empty(800, dtype=torch.uint8)
         del second, third
 
-    assert memory.peak_bytes(model, call) == weights + 1500
+    assert memory.peak_bytes_of_model(model, call) == weights + 1500

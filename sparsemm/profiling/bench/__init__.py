@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,39 +12,13 @@ import torch
 from sparsemm.errors import SparseMMError
 from sparsemm.ops import library
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench import (
-    agreement,
-    append,
-    attention,
-    backends,
-    compact,
-    decode,
-    graph,
-    memory,
-    observe,
-    skew,
-    step,
-)
-from sparsemm.profiling.bench.setting import Found, Setting
+from sparsemm.profiling.bench import backends, decode, step
+from sparsemm.profiling.bench.setting import Bench, Setting
 from sparsemm.profiling.shapes import SHAPES, check_room
 
 BUDGET, WINDOW = 256, 32
 LENGTHS = (1024, 8192, 32768)
-BENCHES: dict[str, Callable[[Setting], Found]] = {
-    "append": append.run,
-    "compact": compact.run,
-    "observe": observe.run,
-    "attention": attention.run,
-    "decode": decode.run,
-    "skew": skew.run,
-    "step": step.run,
-    "graph": graph.run,
-    "memory": memory.run,
-    "agreement": agreement.run,
-    "backends": backends.run,
-}
-WHOLE_MODEL = ("step", "graph", "memory")
-UNUSED = {"agreement": ("shape", "dtype", "repeats"), "memory": ("repeats",)}  # options that a bench has not
+BENCHES = {"decode": Bench(decode.run), "step": Bench(step.run, whole_model=True), "backends": Bench(backends.run)}
 REPEATS = 9
 
 
@@ -54,52 +28,48 @@ def run(
     dtype: str | None = None,
     device: str | None = None,
     repeats: int | None = None,
+    benches: Mapping[str, Bench] = BENCHES,
 ) -> dict[str, Any]:
     """One bench: {bench, shape, dtype, device, load, date, versions, rows, ratios}.
 
     Args:
-        name: of `BENCHES`.
-        shape: of `SHAPES`; mistral-7b, but "small" for a whole model on a CPU. None in what is returned for
-            "agreement", which has checkpoints and shapes of its own, and dtypes too.
+        name: of `benches`.
+        shape: of `SHAPES`; mistral-7b, but "small" for a whole model on a CPU. None in what is returned
+            where a bench has shapes of its own; so are dtypes.
         dtype: float32, float16 or bfloat16; on a CUDA device bfloat16, elsewhere float32.
         device: cpu or cuda; cuda where there is one.
         repeats: timed turns, at least 2; `REPEATS` where none are given.
+        benches: what there is to choose from.
 
     Raises:
         SparseMMError: if one of them is unknown, is nothing the bench uses, or there is no such device.
         ModelError: if the device has too little memory for a whole model.
     """
     where = clock.device_of(device)
-    unused = UNUSED.get(name, ())
+    if name not in benches:
+        names = [*benches, "chase"] if benches is BENCHES else [*benches]  # that one has a file and options of its own
+        raise SparseMMError(f"no bench is called {name!r}", hint=f"one of {', '.join(names)}")
+    bench = benches[name]
     for what, asked in (("shape", shape), ("dtype", dtype), ("repeats", repeats)):
-        if what in unused and asked is not None:
+        if what in bench.unused and asked is not None:
             raise SparseMMError(f"`bench {name}` has no --{what}", hint="leave it out")
-    shape = shape or ("small" if where.type == "cpu" and name in WHOLE_MODEL else "mistral-7b")
+    shape = shape or ("small" if where.type == "cpu" and bench.whole_model else "mistral-7b")
     dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
     repeats = REPEATS if repeats is None else repeats
     dtypes = {str(t).removeprefix("torch."): t for t in library.DTYPES}
-    names = [*BENCHES, "chase"]  # which is in a file of its own, with options of its own
-    for what, given, known in (("bench", name, names), ("shape", shape, [*SHAPES]), ("dtype", dtype, [*dtypes])):
+    for what, given, known in (("shape", shape, [*SHAPES]), ("dtype", dtype, [*dtypes])):
         if given not in known:
             raise SparseMMError(f"no {what} is called {given!r}", hint=f"one of {', '.join(known)}")
     if repeats < 2:
         raise SparseMMError(f"{repeats} turns have no spread", hint="at least 2")
     setting = Setting(SHAPES[shape], dtypes[dtype], where, repeats, LENGTHS, BUDGET, WINDOW)
-    if name in WHOLE_MODEL:
-        _check_room(name, shape, setting)
+    if bench.whole_model:
+        beside = 2 * clock.COPIED[where.type] + bench.beside(setting)
+        check_room(shape, bench.longest(setting), 1, setting.dtype, where, beside)
     words, versions = clock.machine(where)
-    used = {what: None if what in unused else value for what, value in (("shape", shape), ("dtype", dtype))}
+    used = {what: None if what in bench.unused else value for what, value in (("shape", shape), ("dtype", dtype))}
     head: dict[str, Any] = {"bench": name} | used | {"device": words, "versions": versions}
     head |= {"load": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d")}  # before this adds to it
     with torch.inference_mode():
-        rows, ratios = BENCHES[name](setting)
+        rows, ratios = bench.run(setting)
     return head | {"rows": rows, "ratios": ratios}
-
-
-def _check_room(name: str, shape: str, setting: Setting) -> None:
-    """Refuse a whole model that would not fit, before anything is made of it."""
-    length, beside = max(setting.prompts), 2 * clock.COPIED[setting.device.type]
-    if name == "graph":  # more rows have caches only: no model sees their prompt
-        length = setting.lengths[-1]
-        beside += (graph.most_rows(setting) - 1) * length * setting.shape.cache() * setting.dtype.itemsize
-    check_room(shape, length, 1, setting.dtype, setting.device, beside)

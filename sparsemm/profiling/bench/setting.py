@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -9,7 +10,6 @@ import torch
 
 from sparsemm.profiling.shapes import Shape
 
-POOLING = 5
 Found: TypeAlias = tuple[list[dict[str, Any]], dict[str, float]]  # rows and ratios of a bench
 
 
@@ -62,3 +62,22 @@ class Setting:
             drawn = torch.rand(heads, length, generator=generator, dtype=torch.float32, device="cpu")
             keep = drawn.argsort(-1).argsort(-1) < slots[:, None]
         return keep.view(batch, -1, length).to(self.device)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One bench.
+
+    Attributes:
+        run: measures, and returns rows and ratios.
+        unused: options that it does not have, of shape, dtype and repeats.
+        whole_model: whether it runs a whole model, which must have room on the device.
+        beside: bytes on the device besides that model and one full cache, of a setting.
+        longest: the longest prompt that the model sees, of a setting.
+    """
+
+    run: Callable[[Setting], Found]
+    unused: tuple[str, ...] = ()
+    whole_model: bool = False
+    beside: Callable[[Setting], int] = lambda setting: 0
+    longest: Callable[[Setting], int] = lambda setting: max(setting.prompts)

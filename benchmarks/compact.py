@@ -1,4 +1,4 @@
-"""`sparsemm bench compact`: the kept positions of one layer's prompt, into the slab."""
+"""`python -m benchmarks compact`: the kept positions of one layer's prompt, into the slab."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from transformers import DynamicCache
 from sparsemm.cache.slab import Slab
 from sparsemm.ops.compact import compact, reference
 from sparsemm.profiling import clock
-from sparsemm.profiling.baselines import compact_head_by_head
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.memory import tensor_bytes
 
@@ -51,3 +50,18 @@ def _compactions(keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -
         "static": lambda: (room[0].copy_(keys), room[1].copy_(values)),
         "dynamic": lambda: DynamicCache().update(keys, values, 0),
     }
+
+
+def compact_head_by_head(
+    keys: torch.Tensor, values: torch.Tensor, chosen: list[tuple[int, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The eviction of the public head-wise codes: a loop over the heads, and everything joined at the end.
+
+    Args:
+        keys, values: (Hkv, S, D).
+        chosen: head and its kept positions (n,) int64, known beforehand.
+
+    Returns:
+        Keys and values (sum of n, D).
+    """
+    return torch.cat([keys[h, at] for h, at in chosen]), torch.cat([values[h, at] for h, at in chosen])

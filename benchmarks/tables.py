@@ -1,8 +1,8 @@
-"""Rewrite the tables of the docs from stored benches: `python -m sparsemm.profiling.tables`.
+"""Rewrite the tables of the docs from stored benches: `python -m benchmarks.tables`.
 
-A bench is stored by `sparsemm bench NAME --json > artifacts/benchmarks/NAME-cpu.json`, those of the chase as
-chase-WHAT-cpu.json. In a document,
-`<!-- table: KIND -->` and `<!-- end -->`, each a line of its own, enclose what is rewritten.
+A bench is stored by `sparsemm bench NAME --json > artifacts/benchmarks/NAME-cpu.json`, or the same of
+`python -m benchmarks NAME`; those of the chase as chase-WHAT-cpu.json. In a document, `<!-- table: KIND -->` and
+`<!-- end -->`, each a line of its own, enclose what is rewritten.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from sparsemm.errors import DataError, SparseMMError
 from sparsemm.files import atomic_path
+from sparsemm.profiling.bench import BENCHES
 
 FOLDER = Path("artifacts/benchmarks")
 DOCS = tuple(Path("docs") / name for name in ("cache.md", "chase.md", "kernels.md"))
@@ -76,7 +77,8 @@ def read(folder: Path) -> Results:
 
 def _one(results: Results, bench: str) -> dict[str, Any]:
     if bench not in results:
-        hint = f"sparsemm bench {bench} --json > artifacts/benchmarks/{bench}-cpu.json"
+        command = "sparsemm bench" if bench in (*BENCHES, "chase-WHAT") else "python -m benchmarks"
+        hint = f"{command} {bench} --json > artifacts/benchmarks/{bench}-cpu.json"
         raise DataError(f"no stored bench {bench}", where=str(FOLDER), hint=hint)
     return results[bench]
 

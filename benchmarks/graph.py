@@ -1,4 +1,4 @@
-"""`sparsemm bench graph`: decode steps of a whole model after a long prompt, captured in a CUDA graph."""
+"""`python -m benchmarks graph`: decode steps of a whole model after a long prompt, captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def most_rows(setting: Setting) -> int:
     one = setting.lengths[-1] * setting.shape.cache() * setting.dtype.itemsize
     most = max(1, min(MOST, int(LARGEST // one)))
     return 1 << most.bit_length() - 1
+
+
+def other_rows(setting: Setting) -> int:
+    """Bytes of the full caches of all rows but the first; no model sees their prompts."""
+    return (most_rows(setting) - 1) * setting.lengths[-1] * setting.shape.cache() * setting.dtype.itemsize
 
 
 def run(setting: Setting) -> Found:

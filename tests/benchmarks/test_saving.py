@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import saving
 from sparsemm import allocate
 from sparsemm.errors import DataError
-from sparsemm.profiling import saving
 from tests.studies.crafted import KEY, begin
 
 

@@ -1,4 +1,4 @@
-"""`sparsemm bench agreement`: operations against their twins, and 8-bit storage against the model's own dtype."""
+"""`python -m benchmarks agreement`: operations against their twins, and 8-bit storage against the model's own dtype."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.operations import check
 from sparsemm.cache import compressed_cache
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.datasets.synthetic import PageStyle, draw_record
@@ -14,7 +15,6 @@ from sparsemm.errors import DataError
 from sparsemm.models import load_model
 from sparsemm.ops import OPERATIONS
 from sparsemm.params import ModelParams
-from sparsemm.profiling.agreement import check
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.prompts import build_inputs
 

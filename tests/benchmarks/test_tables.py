@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import tables
 from sparsemm.errors import DataError
-from sparsemm.profiling import tables
 
 ROOT = Path(__file__).parents[2]
 HEAD = {"device": "a processor, 1 threads", "load": 0.5, "date": "2026-01-02", "shape": "small", "rows": []}
@@ -67,6 +67,9 @@ def test_a_bench_that_is_not_stored_is_named(results):
     del results["step"]
     with pytest.raises(DataError, match="sparsemm bench step --json"):
         tables.rewritten("<!-- table: steps -->\n<!-- end -->", results, "d")
+    del results["agreement"]
+    with pytest.raises(DataError, match="python -m benchmarks agreement --json"):
+        tables.rewritten("<!-- table: agreement -->\n<!-- end -->", results, "d")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"bench": "step"}', "half {"])

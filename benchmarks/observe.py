@@ -1,4 +1,4 @@
-"""`sparsemm bench observe`: observation scores of one layer's prompt."""
+"""`python -m benchmarks observe`: observation scores of one layer's prompt."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch
 
 from sparsemm.ops.observe import observe, reference
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench.setting import POOLING, Found, Setting
+from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.memory import tensor_bytes
+
+POOLING = 5
 
 
 def run(setting: Setting) -> Found:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import lengths
 from sparsemm.errors import DataError
-from sparsemm.profiling import clock, lengths
+from sparsemm.profiling import clock
 from sparsemm.profiling.table import COLUMNS
 from tests.studies.crafted import KEY, begin
 

@@ -1,4 +1,4 @@
-"""What sharing prefills saves: `python -m sparsemm.profiling.saving KEY` times the stage's questions both ways."""
+"""What sharing prefills saves: `python -m benchmarks.saving KEY` times the stage's questions both ways."""
 
 from __future__ import annotations
 

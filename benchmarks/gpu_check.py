@@ -1,4 +1,4 @@
-"""Everything worth knowing about a GPU, in ten minutes: `python -m sparsemm.profiling.gpu_check [folder [part ...]]`.
+"""Everything worth knowing about a GPU, in ten minutes: `python -m benchmarks.gpu_check [folder [part ...]]`.
 
 Builds the CUDA library, holds every operation against its twin, replays a CUDA graph, runs the benches at the shapes
 of three 7B models, the chase and the profile stage at one. Every part is a process of its own with a time limit, and
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.__main__ import BENCHES
+from benchmarks.operations import check
 from sparsemm.errors import CacheError
 from sparsemm.files import write_json
 from sparsemm.ops import OPERATIONS
@@ -29,7 +31,6 @@ from sparsemm.ops.library import raise_faults
 from sparsemm.ops.ragged_decode import ragged_decode, reference, usable
 from sparsemm.params import load_params
 from sparsemm.profiling import bench, chase, clock
-from sparsemm.profiling.agreement import check
 from sparsemm.profiling.stage import run_shape
 
 LIMIT = 570  # seconds of everything
@@ -98,12 +99,12 @@ def _graph() -> Iterator[dict[str, Any]]:
 
 def _operations(shape: str) -> Iterator[dict[str, Any]]:
     for name in ("decode", "append", "compact", "observe", "backends"):
-        yield bench.run(name, shape, device="cuda")
+        yield bench.run(name, shape, device="cuda", benches=bench.BENCHES | BENCHES)
 
 
 def _model(shape: str) -> Iterator[dict[str, Any]]:
     for name in ("memory", "step", "graph"):
-        yield bench.run(name, shape, device="cuda")
+        yield bench.run(name, shape, device="cuda", benches=bench.BENCHES | BENCHES)
 
 
 def _chase(shape: str) -> Iterator[dict[str, Any]]:
@@ -146,7 +147,7 @@ def run(folder: Path, limit: float = LIMIT, parts: list[str] | None = None) -> d
         if left < 5:
             entry["error"] = "no time left"
         else:
-            command = [sys.executable, "-m", "sparsemm.profiling.gpu_check", "--part", part]
+            command = [sys.executable, "-m", "benchmarks.gpu_check", "--part", part]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=min(left, PARTS[part][0]))
                 printed, complaint = done.stdout, done.stderr if done.returncode else ""

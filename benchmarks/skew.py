@@ -1,4 +1,4 @@
-"""`sparsemm bench skew`: what reading one layer takes when one head holds nearly all of its rows."""
+"""`python -m benchmarks skew`: what reading one layer takes when one head holds nearly all of its rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.cache.quantized import STORAGES, QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.peak import peak_bytes
+from sparsemm.profiling.memory import peak_bytes
 
 TURN = 8  # tokens of a later turn
 

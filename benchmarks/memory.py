@@ -1,4 +1,4 @@
-"""`sparsemm bench memory`: bytes of caches after a prompt, and the most that were ever held."""
+"""`python -m benchmarks memory`: bytes of caches after a prompt, and the most that were ever held."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.caches import Caches, caches
 from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import cache_bytes, peak_bytes, tensor_bytes, weight_bytes
+from sparsemm.profiling.memory import cache_bytes, peak_bytes_of_model, tensor_bytes, weight_bytes
 from sparsemm.profiling.shapes import random_model
 
 TURNS = 2
@@ -25,7 +25,7 @@ def run(setting: Setting) -> Found:
         prompt = torch.randint(setting.shape.vocab_size, (1, length), dtype=torch.int64, device=setting.device)
         makers = caches(model, setting, length, 1)
         peaks = {
-            f"{name}_peak_bytes": peak_bytes(model, partial(_run, model, prompt, make(), tokens=1))
+            f"{name}_peak_bytes": peak_bytes_of_model(model, partial(_run, model, prompt, make(), tokens=1))
             for name, make in makers.items()
         }
         row = {"length": length, "weight_bytes": tensor_bytes(*model.parameters())} | peaks

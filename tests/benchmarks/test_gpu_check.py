@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from sparsemm.profiling import gpu_check
+from benchmarks import gpu_check
 
 
 def test_without_a_gpu_it_says_so(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The profile stage's table at other lengths: `python -m sparsemm.profiling.lengths KEY` prints it as JSON, to 32K."""
+"""The profile stage's table at other lengths: `python -m benchmarks.lengths KEY` prints it as JSON, to 32K."""
 
 from __future__ import annotations
 

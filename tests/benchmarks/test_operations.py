@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.operations import check
 from sparsemm.ops import OPERATIONS, append
-from sparsemm.profiling.agreement import check
 
 
 @pytest.mark.parametrize("op", [*OPERATIONS, "decode/twin"])

@@ -1,4 +1,4 @@
-"""`sparsemm bench append`: one new token behind caches of different length."""
+"""`python -m benchmarks append`: one new token behind caches of different length."""
 
 from __future__ import annotations
 
@@ -12,9 +12,22 @@ from transformers import DynamicCache
 from sparsemm.cache.slab import Slab
 from sparsemm.ops.append import append_row
 from sparsemm.profiling import clock
-from sparsemm.profiling.baselines import CopyingAppend, StaticAppend
+from sparsemm.profiling.baselines import CopyingAppend
 from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.memory import tensor_bytes
+
+
+class StaticAppend:
+    """A row of a preallocated cache (B, Hkv, S, D) is overwritten."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values
+        self.at = torch.tensor([keys.shape[2] - 1], dtype=torch.int64, device=keys.device)
+
+    def __call__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keys and values (B, Hkv, 1, D)."""
+        self.keys.index_copy_(2, self.at, keys)
+        self.values.index_copy_(2, self.at, values)
 
 
 def run(setting: Setting) -> Found:

@@ -1,4 +1,4 @@
-"""`sparsemm bench attention`: causal attention of whole prompts, against torch's sdpa."""
+"""`python -m benchmarks attention`: causal attention of whole prompts, against torch's sdpa."""
 
 from __future__ import annotations
 

@@ -1,0 +1,42 @@
+"""Times one operation or cache against others: `python -m benchmarks NAME`, with the options of `sparsemm bench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks import agreement, append, attention, compact, graph, memory, observe, skew
+from sparsemm.commands.bench import add_options, show
+from sparsemm.errors import SparseMMError
+from sparsemm.profiling import bench
+from sparsemm.profiling.bench.setting import Bench
+
+BENCHES = {
+    "append": Bench(append.run),
+    "compact": Bench(compact.run),
+    "observe": Bench(observe.run),
+    "attention": Bench(attention.run),
+    "skew": Bench(skew.run),
+    "graph": Bench(graph.run, whole_model=True, beside=graph.other_rows, longest=lambda setting: setting.lengths[-1]),
+    "memory": Bench(memory.run, whole_model=True, unused=("repeats",)),
+    "agreement": Bench(agreement.run, unused=("shape", "dtype", "repeats")),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the ratios of one bench, or with --json all of it; 0, or 1 after saying what was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    add_options(parser, ", ".join(BENCHES))
+    chosen = parser.parse_args(arguments)
+    try:
+        options = chosen.shape, chosen.dtype, chosen.device, chosen.repeats
+        show(bench.run(chosen.name, *options, benches=BENCHES), chosen.json)
+    except SparseMMError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
