@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
+
+from sparsemm.errors import FetchError
 
 
 @contextmanager
@@ -24,6 +27,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def room(where: str) -> Iterator[None]:
+    """Tell of a full disk as one.
+
+    Raises:
+        FetchError: if what happens inside fails for want of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            raise FetchError("the disk is full", where=where, hint="free some space and run it again") from error
+        raise
 
 
 def result_path(root: Path, folder: str, key: str, suffix: str, dataset: str | None = None) -> Path:

@@ -21,8 +21,7 @@ from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
 from sparsemm.fetch import Place
-from sparsemm.fetch.blocks import room
-from sparsemm.files import plain_name
+from sparsemm.files import plain_name, room
 from sparsemm.params import Params
 from sparsemm.params.datasets import FolderParams, HubParams, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sparsemm.errors import DataError, SparseMMError
-from sparsemm.fetch.blocks import room
+from sparsemm.files import room
 
 
 @contextmanager

@@ -1,26 +1,27 @@
 """A remote file that is fetched block by block, as it is read, and kept on disk until it is no longer needed.
 
-Beside the data lies a journal with one line (number, CRC-32) for every block that arrived whole. A killed process
-leaves at worst a block without a line or half a line; both count as not there.
+Behind the file's bytes stands a CRC-32 of every block that arrived whole. A killed process leaves at worst a block
+whose checksum is missing or wrong; it is fetched again.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from fsspec.spec import AbstractBufferedFile
 
 from sparsemm.errors import CorruptFetch, FetchError
+from sparsemm.files import room
 
 BLOCK = 4 * 2**20  # bytes of one request
 LARGE = 2**30  # bytes of a file that is asked for in blocks four times as large
@@ -29,13 +30,13 @@ WORKERS = 4  # requests at a time while a whole file is fetched
 
 @dataclass(frozen=True)
 class Remote:
-    """How a transport gives a file.
+    """How a transport reads a file.
 
     Attributes:
         where: address for messages.
         identity: changes when the content may have changed.
         size: in bytes.
-        read: the bytes [start, stop); retries what may pass by itself.
+        read: returns the bytes [start, stop), and retries what may pass by itself.
         verify: whether the whole file at a path is what the source promised.
     """
 
@@ -44,21 +45,6 @@ class Remote:
     size: int
     read: Callable[[int, int], bytes]
     verify: Callable[[Path], bool]
-
-
-@contextmanager
-def room(where: str) -> Iterator[None]:
-    """Tell of a full disk as one.
-
-    Raises:
-        FetchError: if what happens inside fails for want of space.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            raise FetchError("the disk is full", where=where, hint="free some space and run it again") from error
-        raise
 
 
 class Blocks:
@@ -70,44 +56,25 @@ class Blocks:
 
     Attributes:
         size: of a block, in bytes; the last one may be shorter.
+        count: blocks of the whole file.
     """
 
     def __init__(self, remote: Remote, folder: Path) -> None:
         self.remote = remote
         self.size = BLOCK if remote.size < LARGE else 4 * BLOCK
+        self.count = -(-remote.size // self.size)
         name = sha256(f"{remote.where}\n{remote.identity}\n{remote.size}\n{self.size}".encode()).hexdigest()[:32]
-        self._data, self._journal = folder / f"{name}.data", folder / f"{name}.journal"
+        self.path = folder / f"{name}.blocks"
         with room(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._data, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         self._lock = threading.Lock()
-        self._checks = self._read_journal()
-        self._sound: set[int] = set()  # read or fetched by this process, so known to match their checks
+        self._sound: set[int] = set()  # read or fetched by this process, so known to match their checksums
         self._verified = False
 
-    def _read_journal(self) -> dict[int, int]:
-        try:
-            lines = self._journal.read_text(encoding="ascii").split("\n")[:-1]  # what follows the last \n is torn
-        except (FileNotFoundError, UnicodeDecodeError):
-            return {}
-        checks = {}
-        for line in lines:
-            number, _, check = line.partition(" ")
-            if number.isdecimal() and len(check) == 8 and int(number) < self.count:
-                try:
-                    checks[int(number)] = int(check, 16)
-                except ValueError:
-                    continue
-        return checks
-
-    @property
-    def count(self) -> int:
-        """Blocks of the whole file."""
-        return -(-self.remote.size // self.size)
-
-    def missing(self) -> list[int]:
-        """Numbers of the blocks that are not on disk."""
-        return [number for number in range(self.count) if number not in self._checks]
+    def _checksum(self, number: int) -> bytes:
+        """The stored checksum; empty or zero where the block never arrived."""
+        return os.pread(self._file, 4, self.remote.size + 4 * number)
 
     def get(self, number: int) -> bytes:
         """The bytes of a block, fetched if they are not on disk.
@@ -117,36 +84,33 @@ class Blocks:
             CorruptFetch: if it was the last block and the whole file is not what the source promised.
         """
         start, stop = number * self.size, min((number + 1) * self.size, self.remote.size)
-        if number in self._checks:
-            block = os.pread(self._file, stop - start, start)
-            if number in self._sound or (len(block) == stop - start and zlib.crc32(block) == self._checks[number]):
-                self._sound.add(number)
-                self._verify()
-                return block
-            with self._lock:
-                self._checks.pop(number, None)  # torn by a power cut, say
-        block = self.remote.read(start, stop)
-        if len(block) != stop - start:
-            what = f"{len(block)} bytes arrived, not {stop - start}"
-            raise CorruptFetch(what, where=self.remote.where, hint="run it again")
-        with room(self.remote.where), self._lock:
-            os.pwrite(self._file, block, start)
-            with open(self._journal, "ab") as journal:
-                journal.write(f"{number} {zlib.crc32(block):08x}\n".encode())
-            self._checks[number] = zlib.crc32(block)
+        block = os.pread(self._file, stop - start, start)
+        if len(block) != stop - start or self._checksum(number) != _checksum(block):
+            block = self.remote.read(start, stop)
+            if len(block) != stop - start:
+                what = f"{len(block)} bytes arrived, not {stop - start}"
+                raise CorruptFetch(what, where=self.remote.where, hint="run it again")
+            with room(self.remote.where):
+                os.pwrite(self._file, block, start)
+                os.pwrite(self._file, _checksum(block), self.remote.size + 4 * number)
+        with self._lock:
             self._sound.add(number)
         self._verify()
         return block
 
     def _verify(self) -> None:
+        """Compare the whole file with what the source promised, once all of its blocks are here."""
         with self._lock:
-            if self._verified or len(self._checks) < self.count:
+            if self._verified or len(self._sound) < self.count:
                 return
-            if not self.remote.verify(self._data):
-                self._journal.unlink(missing_ok=True)
-                self._checks.clear()
+            checksums = os.pread(self._file, 4 * self.count, self.remote.size)
+            os.ftruncate(self._file, self.remote.size)
+            if not self.remote.verify(self.path):
+                os.ftruncate(self._file, 0)
+                self._sound.clear()
                 what = "what arrived is not what the source promised (its hash differs)"
                 raise CorruptFetch(what, where=self.remote.where, hint="it was thrown away; run it again")
+            os.pwrite(self._file, checksums, self.remote.size)
             self._verified = True
 
     def fill(self) -> None:
@@ -155,32 +119,29 @@ class Blocks:
         Raises:
             FetchError: as `get`; before anything is fetched if the disk has no room for it.
         """
-        missing = self.missing()
-        free = shutil.disk_usage(self._data.parent).free
+        missing = [number for number in range(self.count) if not any(self._checksum(number))]
+        free = shutil.disk_usage(self.path.parent).free
         if len(missing) * self.size > free + self.size:
             needed = f"{len(missing) * self.size / 2**30:.1f} GiB are needed, {free / 2**30:.1f} GiB are free"
             raise FetchError(f"the disk is too small: {needed}", where=self.remote.where, hint="free some space")
         with ThreadPoolExecutor(WORKERS) as pool:
             try:
-                for _ in pool.map(self.get, missing):
+                for _ in pool.map(self.get, range(self.count)):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        for number in set(range(self.count)) - self._sound:
-            self.get(number)
-        self._verify()
+        self._verify()  # an empty file has no blocks
 
     def move(self, target: Path) -> None:
         """Give the whole, verified file its final name; the blocks are gone afterwards."""
         self.fill()
         with room(str(target)):
+            os.ftruncate(self._file, self.remote.size)
             os.fsync(self._file)  # a name that survives a power cut has its content
-        self.close()
-        with room(str(target)):
+            self.close()
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self._data, target)
-        self._journal.unlink(missing_ok=True)
+            os.replace(self.path, target)
 
     def close(self) -> None:
         """Close the data file; the blocks stay on disk."""
@@ -189,44 +150,28 @@ class Blocks:
             self._file = -1
 
 
-class BlockFile(io.RawIOBase):
-    """Blocks as a seekable file to read."""
+def _checksum(block: bytes) -> bytes:
+    return (zlib.crc32(block) or 1).to_bytes(4, "little")  # zero is for what never arrived
+
+
+class BlockFile(AbstractBufferedFile):
+    """Blocks as a seekable file to read; the last two stay in memory."""
 
     def __init__(self, blocks: Blocks) -> None:
-        super().__init__()
-        self._blocks, self._at = blocks, 0
-        self._last: tuple[int, bytes] = (-1, b"")  # most reads go on where the one before ended
+        self._blocks = blocks
+        options: dict[str, Any] = {"cache_type": "blockcache", "cache_options": {"maxblocks": 2}}
+        super().__init__(None, blocks.remote.where, block_size=blocks.size, size=blocks.remote.size, **options)
 
-    def readable(self) -> bool:
-        return True
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self._blocks.get(start // self._blocks.size)  # fsspec's block cache asks for one block at a time
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._blocks.remote.size}[whence]
-        if base + offset < 0:
-            raise ValueError("seek before the beginning")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer, /) -> int:  # type: ignore[no-untyped-def]
-        if self._at >= self._blocks.remote.size:
-            return 0
-        number, offset = divmod(self._at, self._blocks.size)
-        if number != self._last[0]:
-            self._last = number, self._blocks.get(number)
-        piece = memoryview(self._last[1])[offset : offset + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
+    def readinto(self, buffer: Any) -> int:
+        """As of any file, but no further than the end of a block: a buffered reader fetches none ahead."""
+        return super().readinto(memoryview(buffer)[: self.blocksize - self.loc % self.blocksize])
 
     def close(self) -> None:
-        if not self.closed:
-            self._blocks.close()
+        """Close the file; the blocks stay on disk."""
+        self._blocks.close()
         super().close()
 
 

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from sparsemm.errors import FetchError
 from sparsemm.fetch import patience
-from sparsemm.fetch.blocks import Remote, open_remote, room, save_remote
+from sparsemm.fetch.blocks import Remote, open_remote, save_remote
 from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place, by_name
-from sparsemm.files import sha256_file
+from sparsemm.files import room, sha256_file
 
 CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 

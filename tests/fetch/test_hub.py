@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -56,7 +57,7 @@ def test_only_what_is_read_is_fetched(served, tmp_path):
 
 def test_what_came_before_a_crash_is_not_fetched_again(served, tmp_path):
     handle = fetch.hub("org/data", tmp_path).files["data/big.bin"].open()
-    handle.raw.read(3500)  # the process ends here, without closing anything
+    handle.raw.read(2500)  # the process ends here, without closing anything
     handle.raw.seek(1000), handle.raw.read(1000), handle.raw.seek(2000), handle.raw.read(1000)
     before = served.sent
     assert before == 3000
@@ -97,12 +98,11 @@ def test_a_wrong_hash_is_thrown_away(served, tmp_path, name):
 
 def test_blocks_that_the_disk_lost_are_fetched_again(served, tmp_path):
     assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
-    (data,) = [path for path in tmp_path.glob("*.data") if path.stat().st_size == len(BIG)]
-    journal = data.with_suffix(".journal")
+    (data,) = [path for path in tmp_path.iterdir() if path.stat().st_size > len(BIG)]
     with open(data, "r+b") as handle:
         handle.seek(4200)
         handle.write(b"damage")
-    journal.write_bytes(journal.read_bytes()[:-4] + b"\nnonsense\n99 0000\n-1 00000000\n7")
+    os.truncate(data, data.stat().st_size - 2)  # half of the last checksum is torn off
     before = served.sent
     assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
     assert served.sent == before + 2000
