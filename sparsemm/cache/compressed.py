@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from sparsemm.cache.attention import ragged_attention
 from sparsemm.cache.detour import Switch
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.cache.projection import projections
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
 from sparsemm.cache.served import check_attention, layers_of, shape_of, tuned_prefix
@@ -337,7 +338,8 @@ def compressed_cache(
     Args:
         model: a generating model of transformers, multimodal or text only.
         method: a configured method such as `SparseMM(scores, budget=256, rho=0.1)`, or a name of
-            `sparsemm.policies.METHODS` with budget, scores and options beside it.
+            `sparsemm.policies.METHODS` with budget, scores and options beside it, alone or with one of
+            `sparsemm.policies.SELECTORS` behind a plus: "sparsemm+peak".
         budget: mean slots per KV head, window included; ignored by "full".
         scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
         recompress: whether a later turn (a forward of more than one token) brings everything kept back to the budget.
@@ -356,7 +358,8 @@ def compressed_cache(
     Raises:
         BudgetError: if method, budget, an option or scores are impossible.
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
-        CacheError: if the model has layers this cache cannot serve, or options exclude each other.
+        CacheError: if the model has layers this cache cannot serve, or options exclude each other, or the selector
+            needs what the model does not show.
     """
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
         if count is not None and (not isinstance(count, Integral) or count < 1):
@@ -375,7 +378,10 @@ def compressed_cache(
         raise CacheError(
             "hold_budget with method full or max_new_tokens", hint="there is nothing to hold, or no growth"
         )
-    return build(
+    if hold_budget and not policy.selector.rates_answers:
+        what = f"hold_budget with the selector {type(policy.selector).__name__}, which rates no tokens of an answer"
+        raise CacheError(what, hint="use recompress=True, or a selector that rates by attention")
+    cache = build(
         model,
         lambda index: RaggedLayer(
             index,
@@ -387,3 +393,13 @@ def compressed_cache(
             storage=storage,
         ),
     )
+    if policy.compresses and "projection" in policy.selector.reads:
+        shape = policy.shape
+        assert shape is not None
+        of_layers = projections(model, shape.layers, shape.num_heads, shape.num_kv_heads)
+        for layer, projection in zip(cache.ragged, of_layers, strict=True):
+            layer.projection = projection
+    scratch: dict[int, torch.Tensor] = {}
+    for layer in cache.ragged:
+        layer.scratch = scratch
+    return cache

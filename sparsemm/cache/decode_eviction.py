@@ -67,7 +67,7 @@ class Eviction:
 
         Args, Returns: as `sparsemm.cache.attention.attend`, for T = 1.
         """
-        output, weights = tiles.watched_decode(query, slab, scaling)
+        output, weights = tiles.watched_decode(query, slab, scaling, self.policy.selector.by_group)
         new = query.new_ones(len(self.limit), dtype=torch.bool)
         if valid is not None:
             output = output.masked_fill(~valid[:, None, :, None], 0.0)

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.cache_utils import CacheLayerMixin
 
+from sparsemm.budgets import Slots
 from sparsemm.cache.decode_eviction import Eviction
 from sparsemm.cache.detour import Pending, Switch
 from sparsemm.cache.held import Held
 from sparsemm.cache.masks import newest_rows
+from sparsemm.cache.projection import Projection
 from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
 from sparsemm.policies.policy import Policy
-from sparsemm.policies.selector import select
+from sparsemm.policies.selector import Prompt, select
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -50,6 +51,8 @@ class RaggedLayer(CacheLayerMixin):
         self.index, self.policy = index, policy
         self.recompress, self.hold_budget = policy.compresses and (recompress or hold_budget), hold_budget
         self.prompt_length, self.max_new_tokens, self.storage = prompt_length, max_new_tokens, storage
+        self.projection: Projection | None = None  # of this layer's attention, where the selector reads it
+        self.scratch: dict[int, torch.Tensor] = {}  # one for all layers of a cache
         self.reset()
 
     def reset(self) -> None:
@@ -144,13 +147,12 @@ class RaggedLayer(CacheLayerMixin):
         rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
         # "paper" cuts a prompt of B tokens already.
         if self.policy.compresses and (self.hold_budget or max(self.tokens) >= self.policy.budget):
-            if not self.policy.selector.every_row and query.shape[2] < length:
-                query = F.pad(query, (0, 0, length - query.shape[2], 0))
-            rated = self.policy.selector.rate(query, key, valid, self.policy.window, scaling)
-            slots = self.policy.slots(self.index, self.tokens, rated)
+            prompt = self.prompt(query, key, value, valid, scaling)
+            rated, slots = self.rate(prompt)
             missing = np.maximum(np.array(self.tokens, dtype=np.int64)[:, None] - slots, 0)
             self.evicted = missing.sum(-1).tolist()  # known on the host: nothing waits for the device
-            keep = select(rated, valid, torch.from_numpy(slots).to(key.device), self.policy.window)
+            held = torch.from_numpy(slots).to(key.device)
+            keep = select(self.policy.selector.refine(rated, held, prompt), valid, held, self.policy.window)
         limit = None
         if self.hold_budget and rated is not None:
             order = (valid.cumsum(-1) - 1)[:, None].expand_as(keep)
@@ -164,6 +166,33 @@ class RaggedLayer(CacheLayerMixin):
         self.settle(length)
         if not self.policy.compresses:
             self.barrier -= min(self.tokens)  # nothing was evicted: everything but padding can be taken back
+
+    def prompt(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor | None,
+        valid: torch.Tensor,
+        scaling: float,
+        heads: torch.Tensor | None = None,
+    ) -> Prompt:
+        """What the selector may look at; with `heads` (N,) int64 the batch rows are these KV heads, one each."""
+        projection = None
+        if self.projection is not None:
+            whole = self.projection.by_head()
+            projection = whole[None] if heads is None else whole[heads][:, None]
+        budget, scratch = self.policy.budget, self.scratch if heads is None else {}
+        return Prompt(query, key, valid, self.policy.window, scaling, value, projection, budget, self.index, scratch)
+
+    def rate(self, prompt: Prompt) -> tuple[torch.Tensor, Slots]:
+        """What positions are worth, (B, Hkv, S) fp32, and how many of them each head keeps, (B, Hkv) int64."""
+        if self.index == 0:
+            self.scratch.clear()
+        rated = self.policy.selector.rate(prompt)
+        if self.index == self.policy.num_layers - 1:
+            self.scratch.clear()
+        # What is kept in any case takes no part in the split.
+        return rated, self.policy.slots(self.index, self.tokens, rated.masked_fill(~prompt.candidates(), float("-inf")))
 
     def watch(self, keep: torch.Tensor, rated: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """Start evicting; the rows (B * Hkv,) each stretch may hold: what it kept, or B while that is not reached."""

@@ -76,29 +76,32 @@ class Tiles:
         ]
         return self.sum(torch.cat(parts))
 
-    def by_row(self, weights: torch.Tensor, owner: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Of weights (M, G, size) the mean over G, fp32, of each row (rows,): the `at`-th of the stretch `owner`."""
-        mean = weights.mean(dim=1, dtype=torch.float32).flatten()
-        return mean[(self.first[owner] * self.size + at).clamp(max=len(mean) - 1)]
+    def by_row(self, weights: torch.Tensor, owner: torch.Tensor, at: torch.Tensor, by_group: str) -> torch.Tensor:
+        """Of weights (M, G, size) the "mean" or "max" over G, fp32 (rows,): row `at` of the stretch `owner`."""
+        one = weights.mean(dim=1, dtype=torch.float32) if by_group == "mean" else weights.amax(dim=1).float()
+        one = one.flatten()
+        return one[(self.first[owner] * self.size + at).clamp(max=len(one) - 1)]
 
 
 def decode(query: torch.Tensor, slab: Slab, scaling: float) -> torch.Tensor:
     """Attention (B, Hq, 1, D) of the newest token, (B, Hq, 1, D) and appended, by the library where one serves."""
-    output, _ = _decode(query, slab, scaling, watched=False)
+    output, _ = _decode(query, slab, scaling, watched="")
     return output
 
 
-def watched_decode(query: torch.Tensor, slab: Slab, scaling: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `decode`; and how much each row of the slab was looked at, fp32 (rows,), mean over the query group.
+def watched_decode(
+    query: torch.Tensor, slab: Slab, scaling: float, by_group: str = "mean"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `decode`; and how much each row was looked at, fp32 (rows,), the "mean" or "max" over the query group.
 
     What belongs to a row that is not in use has no meaning.
     """
-    output, weights = _decode(query, slab, scaling, watched=True)
+    output, weights = _decode(query, slab, scaling, by_group)
     assert weights is not None
     return output, weights
 
 
-def _decode(query: torch.Tensor, slab: Slab, scaling: float, watched: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _decode(query: torch.Tensor, slab: Slab, scaling: float, watched: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     batch, num_heads, _, dim = query.shape
     keys, values = slab.read()
     one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
@@ -112,4 +115,4 @@ def _decode(query: torch.Tensor, slab: Slab, scaling: float, watched: bool) -> t
     weights = tiles.weights(grouped, keys, scaling)
     if not served:
         output = tiles.mix(weights, values).to(query.dtype).view(query.shape)
-    return output, tiles.by_row(weights, *slab.owners()) if watched else None
+    return output, tiles.by_row(weights, *slab.owners(), watched) if watched else None

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from sparsemm.budgets import Slots, fill
 from sparsemm.cache.slab import Slab, alike
-from sparsemm.policies.policy import Policy
-from sparsemm.policies.selector import select
+from sparsemm.policies.selector import Prompt, select
 
 if TYPE_CHECKING:
     from sparsemm.cache.layer import RaggedLayer
@@ -27,8 +25,7 @@ def within(slots: Slots, total: int, available: Slots, window: int) -> Slots:
 
 
 def choose(
-    policy: Policy,
-    layer: int,
+    layer: RaggedLayer,
     slab: Slab,
     order: torch.Tensor,
     query: torch.Tensor,
@@ -43,6 +40,8 @@ def choose(
     rows that observe are the turn's newest, at most `policy.window`.
 
     Args:
+        layer: whose policy, window and output projection count.
+        slab: what it holds.
         order: (B, Hkv, longest) int64 number of each row's token, negative where it is not in use.
         query: (B, Hq, T, D) of the turn.
         new: real tokens of the turn in each batch row, the last ones of T.
@@ -53,6 +52,7 @@ def choose(
         Row numbers (B, Hkv, longest), oldest first and aligned to the right; which to keep, bool; what they are worth,
         fp32; the number of their tokens, negative where there is none.
     """
+    policy = layer.policy
     rows, _ = slab.padded_rows()
     order, by_age = order.sort(dim=-1, stable=True)
     rows, real = rows.gather(-1, by_age), order >= 0
@@ -60,23 +60,31 @@ def choose(
     rated = torch.full(rows.shape, float("-inf"), dtype=torch.float32, device=rows.device)
     keep = torch.zeros_like(real)
     held = real.sum(-1).cpu().numpy()
+    reads = policy.selector.reads
+    refines = "slots" in reads
     for b in range(batch):  # batch rows differ in how many of their newest rows may observe
-        observing = min(policy.window, new[b])
+        prompts: list[tuple[torch.Tensor, int, Prompt]] = []
         for heads, width in alike(held[b].tolist()):
             mine = query[b].unflatten(0, (num_kv_heads, -1))[heads, :, -new[b] :]
-            if not policy.selector.every_row:
-                mine = F.pad(mine, (0, 0, width - new[b], 0))
             own = b, heads, slice(longest - width, None)
             keys = slab.read_keys(rows[own])[:, None]
-            rated[own] = policy.selector.rate(mine, keys, real[own], observing, scaling)[:, 0]
+            values = slab.read_values(rows[own])[:, None] if "value" in reads else None
+            numbers = torch.tensor(heads, dtype=torch.int64, device=rows.device)
+            prompt = layer.prompt(mine, keys, values, real[own], scaling, numbers)
+            rated[own] = policy.selector.rate(prompt)[:, 0]
+            if refines:
+                prompts.append((numbers, width, prompt))
         outside = rated[b].clone()
         outside[:, max(longest - policy.window, 0) :] = float("-inf")
-        slots = policy.slots(layer, [tokens[b]], outside[None])[0]
+        slots = policy.slots(layer.index, [tokens[b]], outside[None])[0]
         total = int(slots.sum()) if totals is None else min(totals[b], int(held[b].sum()))
         slots = within(slots, total, held[b], policy.window)
-        keep[b] = select(rated[b][:, None], real[b], torch.from_numpy(slots).to(rows.device)[:, None], policy.window)[
-            :, 0
-        ]
+        settled = torch.from_numpy(slots).to(rows.device)[:, None]
+        worth = rated[b][:, None].clone() if refines else rated[b][:, None]
+        for numbers, width, prompt in prompts:
+            own = numbers, slice(None), slice(longest - width, None)
+            worth[own] = policy.selector.refine(worth[own], settled[numbers], prompt)
+        keep[b] = select(worth, real[b], settled, policy.window)[:, 0]
     return rows, keep, rated, order
 
 
@@ -104,9 +112,7 @@ def compress_again(layer: RaggedLayer, query: torch.Tensor, valid: torch.Tensor 
         order = torch.arange(rows.shape[-1], dtype=torch.int64, device=rows.device).masked_fill(~real, -1)
         grown = slab.lengths.view(batch, heads)[:, 0] - layer.slots[:, 0]
         layer.tokens = [before + new for before, new in zip(layer.tokens, grown.tolist(), strict=True)]
-    rows, keep, rated, order = choose(
-        layer.policy, layer.index, slab, order, query, count, layer.tokens, totals, scaling
-    )
+    rows, keep, rated, order = choose(layer, slab, order, query, count, layer.tokens, totals, scaling)
     capacity = layer.watch(keep, rated, order) + 1 if layer.hold_budget else None
     slab.rearrange(rows[keep], keep.flatten(0, 1).sum(-1), capacity=capacity)
     layer.settle(layer.seen)

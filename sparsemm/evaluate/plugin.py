@@ -17,10 +17,10 @@ from sparsemm.errors import DataError, ModelError
 from sparsemm.evaluate.model import answer
 from sparsemm.evaluate.questions import batches, question
 from sparsemm.models import load_model, new_entry
-from sparsemm.policies import METHODS, make_policy_from, method_options
+from sparsemm.policies import every_option, make_policy_from
 from sparsemm.registry.lookup import load_scores
 
-OPTIONS = sorted(set[str]().union(*map(method_options, METHODS)) - {"selector"})  # that a command line can give
+OPTIONS = sorted(every_option() - {"selector"})  # that a command line can give
 
 
 class SparseMM(lmms):

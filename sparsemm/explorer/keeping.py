@@ -8,7 +8,7 @@ import torch
 
 from sparsemm.cache import CompressedCache, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
-from sparsemm.policies import make_policy_from, policy_class
+from sparsemm.policies import make_policy_from, policy_class, selector_of
 from sparsemm.scores import ScoreTable
 
 Choice = tuple[str, int]  # method, budget
@@ -25,6 +25,8 @@ def caches(
 ) -> dict[Choice, CompressedCache]:
     """An empty cache for every method that evicts, at every budget.
 
+    Methods that rate positions by their values are left out: `kept_positions` puts numbers in the values' place.
+
     Raises:
         BudgetError, CacheError, ScoreTableError: as `sparsemm.cache.compressed_cache`.
     """
@@ -34,7 +36,7 @@ def caches(
             make_policy_from(method, budget, table, {**settings, "pooling_kernel": pooling_kernel, "seed": seed}),
         )
         for method in methods
-        if policy_class(method).compresses
+        if policy_class(method).compresses and "value" not in selector_of(method).reads
         for budget in budgets
     }
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from sparsemm.errors import BudgetError
 from sparsemm.params.base import Count, Strict, without_repeats
-from sparsemm.policies import METHODS
+from sparsemm.policies import METHODS, SELECTORS, parts
 
-if TYPE_CHECKING:
-    Method = str
-else:
-    Method = Literal[tuple(METHODS)]
+
+def _known(method: str) -> str:
+    try:
+        parts(method)
+    except BudgetError as error:
+        raise ValueError(str(error)) from error
+    return method
+
+
+WITH_SELECTOR = "|".join(name for name in METHODS if name != "full")
+PATTERN = rf"^(full|({WITH_SELECTOR})(\+({'|'.join(SELECTORS)}))?)$"  # for editors; `parts` says what is wrong
+Method = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"pattern": PATTERN})]
 Shape = Literal["small", "vicuna-7b", "mistral-7b", "qwen2-vl-7b"]  # of sparsemm.profiling.shapes
 Task = Literal[
     "read",

@@ -1,7 +1,9 @@
 """Methods: how many slots every KV head gets (a policy, one file each), and which positions it keeps (a selector).
 
-A method is its own configuration: `SparseMM(scores, budget=256, rho=0.1)`. `METHODS` is the one list of them; params,
-commands, report and docs derive names and options from it, and `make_policy` turns a name and options into a method.
+A method is its own configuration: `SparseMM(scores, budget=256, rho=0.1, selector=Peak())`. `METHODS` lists the
+policies, each with the selector that its paper has, and `SELECTORS` what any of them can have instead: the name
+`sparsemm+peak` is the policy `sparsemm` with the selector `peak`. Params, commands, report and docs derive names and
+options from these two lists, and `make_policy` turns a name and options into a method.
 This module imports no torch: a command that reads params.yaml starts fast.
 """
 
@@ -17,6 +19,7 @@ from sparsemm.errors import BudgetError
 
 if TYPE_CHECKING:
     from sparsemm.policies.policy import Policy
+    from sparsemm.policies.selector import Selector
 
 # Name -> class, or where it is. A new method is its file, its test, a line here, and a row in docs/cache.md.
 METHODS: dict[str, str | type[Policy]] = {
@@ -31,21 +34,85 @@ METHODS: dict[str, str | type[Policy]] = {
     "sparsemm-adaptive": "sparsemm_adaptive.SparseMMAdaptive",
 }
 
+# The same for selectors: a new one is its file, its test, a line here, and a row in docs/cache.md.
+SELECTORS: dict[str, str | type[Selector]] = {
+    "snapkv": "window_attention.WindowAttention",
+    "unpooled": "window_attention.UnpooledAttention",
+    "peak": "peak.Peak",
+    "echo": "echo.Echo",
+    "accumulated": "h2o.AccumulatedAttention",
+    "recency": "streaming.Recency",
+}
+
+
+def _checked(name: str, known: Iterable[str], what: str) -> str:
+    if name not in known:
+        near = "".join(f", did you mean {one}?" for one in get_close_matches(name, known, 1))
+        raise BudgetError(f"{what} {name!r} is unknown{near}", hint=f"use one of {', '.join(known)}")
+    return name
+
+
+def parts(method: str) -> tuple[str, str | None]:
+    """The names of a method's policy and of its selector; None where it has the policy's own.
+
+    Raises:
+        BudgetError: if one of them is unknown, or the policy keeps everything and leaves nothing to select.
+    """
+    policy, plus, selector = str(method).partition("+")
+    _checked(policy, METHODS, "method")
+    if not plus:
+        return policy, None
+    if policy == "full":
+        raise BudgetError(f"method {method!r}: full keeps every position", hint="use full, or another policy")
+    return policy, _checked(selector, SELECTORS, "selector")
+
+
+def is_method(name: str) -> bool:
+    """Whether this is the name of a method, with or without a selector."""
+    try:
+        return bool(parts(name))
+    except BudgetError:
+        return False
+
+
+def _loaded(where: str | type) -> Any:
+    if isinstance(where, str):
+        module, _, name = where.partition(".")
+        return getattr(import_module(f"sparsemm.policies.{module}"), name)
+    return where
+
 
 def policy_class(method: str) -> type[Policy]:
-    """The class of a method, which says what is particular about it: ask it instead of comparing names.
+    """The class of a method's policy, which says what is particular about it: ask it instead of comparing names.
 
     Raises:
         BudgetError: if the name is unknown.
     """
-    if method not in METHODS:
-        near = "".join(f", did you mean {name}?" for name in get_close_matches(str(method), METHODS, 1))
-        raise BudgetError(f"method {method!r} is unknown{near}", hint=f"use one of {', '.join(METHODS)}")
-    kind = METHODS[method]
-    if isinstance(kind, str):
-        module, _, name = kind.partition(".")
-        kind = getattr(import_module(f"sparsemm.policies.{module}"), name)
-    return cast("type[Policy]", kind)
+    return cast("type[Policy]", _loaded(METHODS[parts(method)[0]]))
+
+
+def selector_of(method: str) -> Selector:
+    """A method's selector with its usual options, which says what it has to see.
+
+    Raises:
+        BudgetError: if the name is unknown.
+    """
+    _, name = parts(method)
+    if name is None:
+        return cast("Selector", next(f for f in fields(policy_class(method)) if f.name == "selector").default)
+    return cast("Selector", _loaded(SELECTORS[name])())
+
+
+def summary_of(method: str) -> str:
+    """What the report explains a method with, one line without a full stop at its end; empty for the full cache.
+
+    Raises:
+        BudgetError: if the name is unknown.
+    """
+    policy, selector = parts(method)
+    if selector is None:
+        return policy_class(method).summary.removesuffix(".")
+    return f"the slots of {policy}, filled with {selector_of(method).summary}"
 
 
 def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
@@ -53,27 +120,32 @@ def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
     return list(budgets) if policy_class(method).compresses else [None]
 
 
-def _selector_options(kind: type[Policy]) -> set[str]:
-    selector = next(f for f in fields(kind) if f.name == "selector").default
-    return {f.name for f in fields(selector)}  # type: ignore[arg-type]
+def _names(one: Any) -> set[str]:
+    return {f.name for f in fields(one) if f.init and not f.name.startswith("_")}
 
 
 def method_options(method: str) -> set[str]:
     """Names of a method's options, its selector's included; budget and scores are no options.
 
+    A method whose name says which selector it has, takes no other one.
+
     Raises:
         BudgetError: if the method is unknown.
     """
-    kind = policy_class(method)
-    own = {f.name for f in fields(kind) if f.init and not f.name.startswith("_")}
-    return own - {"budget", "scores", "shape"} | _selector_options(kind)
+    own = _names(policy_class(method)) - {"budget", "scores", "shape"}
+    return (own if parts(method)[1] is None else own - {"selector"}) | _names(selector_of(method))
+
+
+def every_option() -> set[str]:
+    """Names of the options of all methods with all selectors."""
+    return set[str]().union(*map(method_options, METHODS), *(_names(_loaded(one)) for one in SELECTORS.values()))
 
 
 def make_policy(method: str, budget: int | None = None, scores: Any = None, **options: Any) -> Policy:
     """The method of a name, configured; the short form of its class.
 
     Args:
-        method: a name of `METHODS`.
+        method: a name of `METHODS`, alone or with one of `SELECTORS` behind a plus.
         budget: mean slots per KV head, window included; ignored by "full".
         scores: head scores for the methods that need them, ignored by the others.
         options: of `method_options`.
@@ -82,14 +154,16 @@ def make_policy(method: str, budget: int | None = None, scores: Any = None, **op
         BudgetError: if the name or an option is unknown, or a value is impossible.
     """
     kind, known = policy_class(method), method_options(method)
+    selector = options.get("selector", selector_of(method)) if "selector" in known else selector_of(method)
+    known = known - _names(selector_of(method)) | _names(selector)
     if unknown := sorted(set(options) - known):
         hint = f"{method} has {', '.join(sorted(known))}"
         raise BudgetError(f"{method} has no option {', '.join(unknown)}", hint=hint)
-    of_selector = {name: options.pop(name) for name in _selector_options(kind) & set(options)}
+    of_selector = {name: options.pop(name) for name in _names(selector) & set(options)}
+    options["selector"] = replace(selector, **of_selector)
     if kind.needs_scores:
         options["scores"] = scores
-    policy = kind(budget=0 if budget is None else budget, **options)
-    return replace(policy, selector=replace(policy.selector, **of_selector)) if of_selector else policy
+    return kind(budget=0 if budget is None else budget, **options)
 
 
 def make_policy_from(method: str, budget: int | None, scores: Any, settings: Mapping[str, Any]) -> Policy:

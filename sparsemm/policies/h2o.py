@@ -8,10 +8,9 @@ from typing import ClassVar, Self
 import torch
 
 from sparsemm.policies.policy import ModelShape
-from sparsemm.policies.selector import Selector
+from sparsemm.policies.row_attention import row_attention
+from sparsemm.policies.selector import Prompt, Selector
 from sparsemm.policies.snapkv import SnapKV
-
-CHUNK = 1 << 24  # logits held at once
 
 
 @dataclass(frozen=True)
@@ -23,27 +22,14 @@ class AccumulatedAttention(Selector):
     """
 
     every_row: ClassVar[bool] = True
+    summary: ClassVar[str] = "the positions that all rows of the prompt together attend to most"
 
-    def rate(
-        self, query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int, scaling: float
-    ) -> torch.Tensor:
+    def rate(self, prompt: Prompt) -> torch.Tensor:
         """(B, Hkv, S) fp32, a chunk of rows at a time, so that no (S, S) tensor exists; O(S^2) time."""
-        batch, num_heads, rows, _ = query.shape
-        num_kv_heads, length = key.shape[1], key.shape[2]
-        grouped = query.unflatten(1, (num_kv_heads, -1))
-        total = torch.zeros(batch, num_kv_heads, length, dtype=torch.float32, device=key.device)
-        at = torch.arange(length, dtype=torch.int64, device=key.device)
-        first = length - rows  # position of the first row
-        step = max(CHUNK // max(batch * num_heads * length, 1), 1)
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            end = first + stop
-            part = grouped[..., start:stop, :].float()
-            logits = torch.einsum("bhgrd,bhkd->bhgrk", part, key[:, :, :end].float()) * scaling
-            seen = (at[:end] <= at[first + start : end, None]) & valid[:, None, :end]
-            weights = torch.softmax(logits.masked_fill(~seen[:, None, None], float("-inf")), dim=-1).nan_to_num(0.0)
+        total = torch.zeros(prompt.key.shape[:3], dtype=torch.float32, device=prompt.key.device)
+        for weights, end in row_attention(prompt):
             total[..., :end] += weights.sum(dim=-2).mean(dim=2)
-        return total.masked_fill(~valid[:, None], float("-inf"))
+        return total.masked_fill(~prompt.valid[:, None], float("-inf"))
 
     def update(
         self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int

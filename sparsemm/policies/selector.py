@@ -3,10 +3,50 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What a selector may look at: one layer of a prompt, or of what a later turn finds in the cache.
+
+    The first five are enough for most selectors. The others are each there for one of them, which names it in `reads`.
+
+    Attributes:
+        query: (B, Hq, R, D) post-RoPE, the newest R rows: all of them for a selector of every row, at least
+            min(window, S) otherwise. In a later turn they are that turn's.
+        key: (B, Hkv, S, D) post-RoPE.
+        valid: (B, S) bool, false on left padding.
+        window: w, at least 1: newest rows, which are kept whatever they are worth.
+        scaling: factor of the logits, 1 / sqrt(D).
+        value: (B, Hkv, S, D): what a position says counts, not only who looks at it.
+        projection: (1 or B, Hkv, G, D, M), the part of the layer's output projection that each query head has, M
+            being the model's hidden size: a value counts by what it adds to the residual stream.
+        budget: B, mean slots per KV head, window included: how many of the best positions are looked at closely.
+        layer: its index among those that are compressed.
+        scratch: what earlier layers of this prefill left here for this one, by their index; empty in a later turn,
+            where heads hold different positions, and after the last layer.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    valid: torch.Tensor
+    window: int
+    scaling: float
+    value: torch.Tensor | None = None
+    projection: torch.Tensor | None = None
+    budget: int = 0
+    layer: int = 0
+    scratch: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def candidates(self) -> torch.Tensor:
+        """(B, 1, S) bool: the positions among which there is a choice, which are neither padding nor in the window."""
+        length = self.valid.shape[-1]
+        at = torch.arange(length, dtype=torch.int64, device=self.valid.device)
+        return (self.valid & (at < length - self.window))[:, None]
 
 
 @dataclass(frozen=True)
@@ -15,26 +55,35 @@ class Selector(ABC):
 
     Attributes:
         every_row: whether `rate` wants every row of the prompt, not the last `window`.
+        reads: what it needs beside queries and keys: "value", "projection", "scratch" of the `Prompt`, and "slots" if
+            it has a `refine`.
+        rates_answers: whether `update` can say what an answer's own tokens are worth beside those of the prompt.
+        by_group: what one token's attention counts for its KV head, over the query group: the "mean" or the "max".
+        summary: how it fills slots, what the report explains a method with.
     """
 
     every_row: ClassVar[bool] = False
+    reads: ClassVar[frozenset[str]] = frozenset()
+    rates_answers: ClassVar[bool] = True
+    by_group: ClassVar[str] = "mean"
+    summary: ClassVar[str] = ""
 
     @abstractmethod
-    def rate(
-        self, query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int, scaling: float
-    ) -> torch.Tensor:
-        """What every position is worth.
+    def rate(self, prompt: Prompt) -> torch.Tensor:
+        """What every position is worth: (B, Hkv, S) fp32, -inf on padding.
+
+        What is said of the window has no meaning: it is kept, and no policy sees it.
+        """
+
+    def refine(self, worth: torch.Tensor, slots: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """What every position is worth once the budget is split; the same as before, unless a selector says otherwise.
 
         Args:
-            query: (B, Hq, S, D) post-RoPE.
-            key: (B, Hkv, S, D) post-RoPE.
-            valid: (B, S) bool, false on left padding.
-            window: w, at least 1: newest rows, which are kept whatever they are worth.
-            scaling: factor of the logits, 1 / sqrt(D).
-
-        Returns:
-            (B, Hkv, S) fp32; -inf on padding.
+            worth: (B, Hkv, S) fp32 as from `rate`.
+            slots: (B, Hkv) int64, window included.
+            prompt: that was rated.
         """
+        return worth
 
     def update(
         self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int
@@ -46,7 +95,7 @@ class Selector(ABC):
 
         Args:
             worth: (rows,) fp32 of the rows of all heads so far; zero for the newest token.
-            weights: (rows,) fp32, the new token's attention, mean over the query group.
+            weights: (rows,) fp32, the new token's attention, over the query group as `by_group` says.
             age: (rows,) int32 tokens after this one.
             since: (rows,) int32 tokens since the prompt was compressed, this one included.
             window: w.

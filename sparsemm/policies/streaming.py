@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from sparsemm.policies.selector import Selector
+from sparsemm.policies.selector import Prompt, Selector
 from sparsemm.policies.snapkv import SnapKV
 
 
@@ -20,17 +20,16 @@ class Recency(Selector):
     """
 
     sinks: int = 4
+    summary: ClassVar[str] = "the first and the newest positions"
 
-    def rate(
-        self, query: torch.Tensor, key: torch.Tensor, valid: torch.Tensor, window: int, scaling: float
-    ) -> torch.Tensor:
+    def rate(self, prompt: Prompt) -> torch.Tensor:
         """(B, Hkv, S) fp32: minus the number of tokens after a position; the sinks come first of all."""
-        order = valid.cumsum(-1)  # 1 for a row's first token
+        order = prompt.valid.cumsum(-1)  # 1 for a row's first token
         score = (order - order[:, -1:]).float()
         sink = torch.finfo(torch.float32).max / order.clamp(min=1).float()
         score = torch.where(order <= self.sinks, sink, score)
-        score = score.masked_fill(~valid, float("-inf"))
-        return score[:, None].expand(-1, key.shape[1], -1)
+        score = score.masked_fill(~prompt.valid, float("-inf"))
+        return score[:, None].expand(-1, prompt.key.shape[1], -1)
 
     def update(
         self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int

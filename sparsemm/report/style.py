@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsemm.policies import METHODS as REGISTRY
+from sparsemm.policies import SELECTORS, is_method, parts
 
 INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"  # page.css says what these are by day and by night
 
@@ -47,6 +48,23 @@ SPARE = (
     Style("#7A1F3D", "pentagon-open", "⬠", "dot"),
     Style("#4B4BA6", "star-open", "☆", "dashdot"),
 )
+# Of methods with a selector that is not their own, in the order of the registry; the policy gives symbol and line.
+SELECTED = (
+    "#3D3D3D",
+    "#B8336A",
+    "#C1121F",
+    "#F26A8D",
+    "#2D6A4F",
+    "#006D77",
+    "#5E548E",
+    "#7F5539",
+    "#1D3557",
+    "#BC6C25",
+    "#6A994E",
+    "#9D4EDD",
+    "#3A86C8",
+    "#A44A3F",
+)
 # Of what a study varies that is no method.
 SETTINGS = (
     Style("#6A8EAE", "circle", "●"),
@@ -62,7 +80,13 @@ SYMBOLS = ("circle●", "square■", "diamond◆", "triangle-up▲", "triangle-d
 
 
 def method_style(method: str) -> Style:
-    """The style of a method: its own, a spare one where it has none, and grey where it is not in the registry."""
+    """The style of a method: its own, a spare one where it has none, and grey where it is not in the registry.
+
+    With a selector behind its name it has the colour of that selector.
+    """
+    if "+" in method and is_method(method):
+        policy, selector = parts(method)
+        return replace(method_style(policy), colour=SELECTED[list(SELECTORS).index(str(selector)) % len(SELECTED)])
     new = [name for name in REGISTRY if name not in METHODS]
     return METHODS.get(method) or (SPARE[new.index(method) % len(SPARE)] if method in new else OTHER)
 
@@ -76,5 +100,5 @@ def model_style(number: int) -> Style:
 def setting_styles(settings: Iterable[str]) -> dict[str, Style]:
     """A style for every setting of a study: its own where it is a method, else one that no other setting has."""
     names = list(dict.fromkeys(settings))
-    others = [name for name in names if name not in METHODS and name not in REGISTRY]
+    others = [name for name in names if name not in METHODS and name not in REGISTRY and not is_method(name)]
     return {n: SETTINGS[others.index(n) % len(SETTINGS)] if n in others else method_style(n) for n in names}

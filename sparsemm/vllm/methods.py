@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from sparsemm.budgets import Slots
 from sparsemm.cache.served import layers_of
 from sparsemm.files import sha256_file
-from sparsemm.policies import METHODS, make_policy, policy_class
+from sparsemm.policies import is_method, make_policy, parts, policy_class, selector_of
 from sparsemm.policies.policy import ModelShape, Policy
-from sparsemm.policies.selector import select
+from sparsemm.policies.selector import Prompt, select
 from sparsemm.policies.sparsemm import kv_scores
 
 __all__ = [
-    "METHODS",
+    "RATES",
     "STATIC",
     "bound_policy",
     "full_layers",
@@ -27,10 +27,26 @@ __all__ = [
     "needs_scores",
     "window_of",
     "read_scores",
+    "why_not",
 ]
 
 # Their split of the budget follows from the scores and the prompt's length alone.
 STATIC = ("full", "sparsemm", "snapkv", "pyramidkv", "random", "streaming")
+# They rate by what the worker has when a prompt ends: its last rows and all keys of its own heads.
+RATES = ("snapkv", "unpooled", "recency")
+CONTENT = "its split follows the prompt's content, which vLLM's scheduler does not see"
+ROWS = "it rates by every row of the prompt, and the queries of earlier chunks are gone"
+OTHER = "its selector has not been compared with transformers there"
+
+
+def why_not(method: str) -> str | None:
+    """Why vLLM does not serve a method; None if it does, or if there is no such method."""
+    if not is_method(method):
+        return None
+    policy, selector = parts(method)
+    if policy not in STATIC or selector not in (None, *RATES):
+        return ROWS if selector_of(method).every_row else CONTENT if policy not in STATIC else OTHER
+    return None
 
 
 def bound_policy(
@@ -90,7 +106,7 @@ def kept_positions(
     valid = torch.ones(1, key.shape[1], dtype=torch.bool, device=key.device)
     if not policy.compresses or key.shape[1] < policy.budget:
         return valid.expand(key.shape[0], -1)
-    worth = policy.selector.rate(query[None], key[None], valid, policy.window, scaling)
+    worth = policy.selector.rate(Prompt(query[None], key[None], valid, policy.window, scaling))
     return select(worth, valid, slots[None], policy.window)[0]
 
 

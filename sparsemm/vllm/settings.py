@@ -25,11 +25,6 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
 )
 WORKERS = {"cpu": "sparsemm.vllm.worker.HeadwiseWorker"}
-WHY = {
-    "adakv": "its split follows the prompt's content, which vLLM's scheduler does not see",
-    "sparsemm-adaptive": "its split follows the prompt's content, which vLLM's scheduler does not see",
-    "h2o": "it rates by every row of the prompt, and the queries of earlier chunks are gone",
-}
 
 
 def options_of(vllm_config: Any) -> dict[str, Any] | None:
@@ -142,9 +137,10 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
         of_method.pop(name, default)
         for name, default in (("method", "sparsemm"), ("budget", None), ("scores", None), ("groups", None))
     )
-    if method in methods.METHODS and method not in methods.STATIC:
-        hint = f"use one of {', '.join(methods.STATIC)}, or transformers with sparsemm.compressed_cache"
-        raise EngineError(f"method {method} is not served by vLLM: {WHY[method]}", hint=hint)
+    if why := methods.why_not(method):
+        served = f"use one of {', '.join(methods.STATIC)}, alone or with a selector of {', '.join(methods.RATES)}"
+        hint = f"{served}, or transformers with sparsemm.compressed_cache"
+        raise EngineError(f"method {method} is not served by vLLM: {why}", hint=hint)
     text = vllm_config.model_config.hf_text_config
     layers = methods.full_layers(text, vllm_config.model_config.architecture)
     scores, digest = None, None

@@ -37,14 +37,16 @@ def skewed(seed, storage="model", dtype=torch.float32, batch=3):
 @pytest.mark.parametrize("storage", ["model", *STORAGES])
 @pytest.mark.parametrize("group", [1, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_one_token_agrees_with_the_padded_way(both, storage, group, seed):
+@pytest.mark.parametrize("by_group", ["mean", "max"])
+def test_one_token_agrees_with_the_padded_way(both, storage, group, seed, by_group):
     held = skewed(seed, storage)
     query = torch.randn(3, HEADS * group, 1, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     want, looked_at = attention(query, held, 0.3)
     torch.testing.assert_close(tiles.decode(query, held, 0.3), want.float(), rtol=1e-4, atol=1e-5)
-    got, weights = tiles.watched_decode(query, held, 0.3)
+    got, weights = tiles.watched_decode(query, held, 0.3, by_group)
     torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
-    looked_at = looked_at.unflatten(1, (HEADS, group)).mean(2).flatten(0, 1)
+    looked_at = looked_at.unflatten(1, (HEADS, group))
+    looked_at = (looked_at.mean(2) if by_group == "mean" else looked_at.amax(2)).flatten(0, 1)
     owner, at = held.owners()
     in_use = at < held.lengths[owner]
     assert int(in_use.sum()) == int(held.lengths.sum())

@@ -21,7 +21,7 @@ from sparsemm.doctor.machine import torchvision
 from sparsemm.errors import BudgetError, DataError, ModelError, ScoreTableError
 from sparsemm.evaluate.tasks import load_published
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
-from sparsemm.policies import METHODS, method_options
+from sparsemm.policies import METHODS, SELECTORS, method_options
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "tiny-qwen2-vl"
@@ -133,7 +133,8 @@ def test_answers_come_in_the_order_of_the_requests(make, name, twins, tmp_path):
 def test_every_option_of_a_method_is_an_argument(make, table):
     docs = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| (`.*`) \|.*methods' options", docs, re.MULTILINE)
-    options = set().union(*map(method_options, METHODS)) - {"selector"}
+    names = [*METHODS, *(f"sparsemm+{selector}" for selector in SELECTORS)]
+    options = set().union(*map(method_options, names)) - {"selector"}
     assert set(re.findall(r"`(\w+)`", documented[0])) == options
     known = "method=sparsemm-adaptive,budget=24,window=4,rho=0.3,adapt=1,pooling_kernel=3"
     policy = make.create_from_arg_string(f"pretrained={CHECKPOINT},scores={table},sinks=2,{known}").policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from sparsemm.evaluate.tasks import METRICS
 from sparsemm.layouts import families
 from sparsemm.params import ModelParams, load_params, parse_params, schema
 from sparsemm.params.models import without_folder
-from sparsemm.policies import METHODS
+from sparsemm.policies import METHODS, SELECTORS, is_method
 
 OWN = Path(__file__).parents[2] / "params.yaml"
 
@@ -231,7 +232,10 @@ def test_choices_agree_with_the_code():
     properties = schema()["$defs"]
     assert tuple(properties["ModelParams"]["properties"]["family"]["enum"]) == families()
     evaluate = properties["EvaluateParams"]["properties"]
-    assert evaluate["methods"]["items"]["enum"] == list(METHODS)
+    pattern = re.compile(evaluate["methods"]["items"]["pattern"])
+    names = [*METHODS, *(f"{policy}+{selector}" for policy in METHODS for selector in SELECTORS)]
+    assert [name for name in names if pattern.match(name)] == [name for name in names if is_method(name)]
+    assert is_method("sparsemm+peak") and not pattern.match("sparsemm+") and not pattern.match("peak")
     assert tuple(evaluate["tasks"]["items"]["enum"]) == tuple(METRICS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsemm.policies.selector import select
+from sparsemm.policies.selector import Prompt, select
 from sparsemm.policies.window_attention import WindowAttention
 
 
@@ -38,14 +38,14 @@ def test_observe_equals_the_slow_way(kernel, pads):
     torch.manual_seed(kernel)
     q, k = torch.randn(2, 4, 19, 8, dtype=torch.float32), torch.randn(2, 2, 19, 8, dtype=torch.float32)
     valid = torch.arange(19) >= torch.tensor(pads)[:, None]
-    got = WindowAttention(kernel).rate(q, k, valid, 4, 0.3)
+    got = WindowAttention(kernel).rate(Prompt(q, k, valid, 4, 0.3))
     for row in range(2):
         torch.testing.assert_close(got[row], slow_scores(q[row], k[row], pads[row], 4, kernel, 0.3))
 
 
 def test_observe_of_a_prompt_shorter_than_the_window_is_all_window():
     query, key = torch.randn(2, 1, 2, 3, 4, dtype=torch.float32)
-    got = WindowAttention().rate(query, key, torch.ones(1, 3, dtype=torch.bool), 8, 1.0)
+    got = WindowAttention().rate(Prompt(query, key, torch.ones(1, 3, dtype=torch.bool), 8, 1.0))
     assert torch.isneginf(got).all()
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from sparsemm.policies import METHODS as KNOWN
+from sparsemm.policies import SELECTORS, is_method
 from sparsemm.report import charts
 from sparsemm.report.results import PaperPoint
-from sparsemm.report.style import METHODS, OTHER, SPARE, method_style, model_style, setting_styles
+from sparsemm.report.style import METHODS, OTHER, SELECTED, SPARE, method_style, model_style, setting_styles
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
 from sparsemm.studies.rho import STUDY as RHO
@@ -31,6 +32,16 @@ def test_a_new_method_takes_a_spare_style(monkeypatch):
     assert [method_style("newer"), method_style("newest")] == [*SPARE[:2]] and method_style("unknown") == OTHER
     styles = setting_styles(["top", "newest", "sparsemm"])
     assert styles["newest"] == SPARE[1] and styles["sparsemm"] is METHODS["sparsemm"]
+
+
+def test_a_method_with_another_selector_has_a_style_of_its_own():
+    names = [*KNOWN, *(f"{policy}+{selector}" for policy in KNOWN for selector in SELECTORS)]
+    styles = [method_style(name) for name in names if is_method(name)]
+    assert len(set(styles)) == len(styles) and OTHER not in styles
+    assert len({one.colour for one in (*METHODS.values(), *SPARE)} | set(SELECTED)) == 13 + len(SELECTED)
+    assert len(SELECTED) >= len(SELECTORS)
+    assert setting_styles(["top", "sparsemm+peak"])["sparsemm+peak"] == method_style("sparsemm+peak")
+    assert method_style("sparsemm+nothing") == OTHER
 
 
 def test_models_and_settings_have_colours_that_no_method_has():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,9 +135,19 @@ def test_other_versions_and_platforms_are_refused(checkpoint):
         configure(vllm_config(checkpoint), TESTED[0], "tpu")
 
 
-@pytest.mark.parametrize("method", ["adakv", "h2o", "sparsemm-adaptive"])
-def test_methods_whose_split_is_not_known_beforehand_are_refused(checkpoint, method):
-    with pytest.raises(EngineError, match=f"method {method} is not served by vLLM: .*use one of full, sparsemm"):
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("adakv", "its split follows the prompt's content"),
+        ("h2o", "it rates by every row"),
+        ("sparsemm-adaptive", "its split follows the prompt's content"),
+        ("sparsemm+peak", "it rates by every row"),
+        ("adakv+unpooled", "its split follows the prompt's content"),
+    ],
+)
+def test_methods_that_the_scheduler_or_the_worker_cannot_serve_are_refused(checkpoint, method, why):
+    what = f"method {re.escape(method)} is not served by vLLM: {why}.*use one of full, sparsemm"
+    with pytest.raises(EngineError, match=what):
         configure(vllm_config(checkpoint, GOOD | {"method": method}), TESTED[0], "cpu")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sparsemm.evaluate.tasks import LOCAL
 from sparsemm.evaluate.tasks.published import PUBLISHED
 from sparsemm.params.datasets import SyntheticParams, may_share
-from sparsemm.policies import METHODS, policy_class
+from sparsemm.policies import is_method, policy_class, summary_of
 from sparsemm.report.findings import count_range
 from sparsemm.report.html import bullets, details, paragraph, terms
 from sparsemm.report.results import Accuracy, Results
@@ -130,9 +130,9 @@ def _terms(results: Results, rows: list[Accuracy]) -> list[tuple[str, str]]:
     for task in dict.fromkeys(row.task for row in rows):
         found.append((task, f"task: {TASKS.get(task, 'as lmms-eval asks it')}."))
     for method in dict.fromkeys([*evaluate.methods, *(row.method for row in rows)]):
-        if method in METHODS and (kind := policy_class(method)).summary:
-            times = f", drawn {evaluate.random_seeds} times." if evaluate.random_seeds > 1 else ", drawn once."
-            found.append((method, kind.summary + (times if kind.drawn else "")))
+        if is_method(method) and (summary := summary_of(method)):
+            times = f", drawn {evaluate.random_seeds} times" if evaluate.random_seeds > 1 else ", drawn once"
+            found.append((method, summary + (times if policy_class(method).drawn else "") + "."))
     if rows:
         found += [
             ("95 % interval", f"bootstrap {resampled(rows)}: others of this kind would move the number about so far."),
