@@ -22,8 +22,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         ScoreTableError: if the score table is missing or damaged.
         BudgetError: if a budget cannot be met.
     """
-    params.model(key)
-    given = params.allocate
+    given = params.of(key).allocate
     table = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     layers = table.full_layers()
     scores = np.asarray(table.to_kv(table.header["num_kv_heads"]))[layers]

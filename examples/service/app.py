@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        params = load_params(settings.params)
+        params = load_params(settings.params).of(settings.model)
         entry = params.model(settings.model)
         model, processor = load_model(entry)
         follower = Follower(settings.scores, model.config, settings.refresh_seconds)

@@ -94,7 +94,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
 
     from sparsemm.models import load_model
 
-    params = params.over(dataset)
+    params = params.of(key).over(dataset)
     given, entry = params.chase, params.model(key)
     source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
     records = read_records(source)

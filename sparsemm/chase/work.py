@@ -70,7 +70,8 @@ class Work:
             AlignError: if the align stage's file is missing or does not fit the data set.
             ParamsError: if the model or the data set is unknown.
         """
-        given, entry = params.over(dataset).chase, params.model(key)
+        params = params.of(key).over(dataset)
+        given, entry = params.chase, params.model(key)
         source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
         aligned = result_path(root, "align", key, ".parquet", dataset)
         self.params = given

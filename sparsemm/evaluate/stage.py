@@ -38,6 +38,7 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
         DataError: if an evaluation set is missing or too small, or a metric cannot run here.
         ScoreTableError: if the score table is missing or of another model.
     """
+    params = params.of(key)
     given = params.evaluate
     if limit is not None:
         if limit < 1:

@@ -21,7 +21,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         ModelError: if the checkpoint is not the one in params.yaml.
         ScoreTableError: if the score table is missing or belongs to another model.
     """
-    folder = root / "artifacts"
+    params, folder = params.of(key), root / "artifacts"
     table = ScoreTable.load(folder / "scores" / f"{key}.safetensors")
     reason = too_much_to_load(params.models[key])
     pages = [] if reason else read_pages(params, key, table, root)

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sparsemm.errors import ParamsError
 from sparsemm.params.base import Strict, check_key
 from sparsemm.params.datasets import DatasetParams, may_share
-from sparsemm.params.models import AssembledParams, ModelParams, WatchParams, without_folder
+from sparsemm.params.models import OVERRIDDEN, AssembledParams, ModelParams, WatchParams, without_folder
 from sparsemm.params.registry import RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
 from sparsemm.params.studies import StudiesParams
@@ -77,6 +77,18 @@ class Params(Strict):
             raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")
         return self
 
+    @model_validator(mode="after")
+    def _overrides_fit(self) -> Self:
+        for key in self.models:
+            try:
+                own = self.of(key)
+            except ValidationError as error:
+                raise ValueError("; ".join(f"models.{key}.{reason}" for reason in _reasons(error))) from error
+            for stage in ("chase", "evaluate"):
+                if getattr(own, stage).dataset != getattr(self, stage).dataset:
+                    raise ValueError(f"models.{key}.{stage}.dataset: the data set is the same for all models")
+        return self
+
     def model(self, key: str) -> ModelParams:
         """The entry of one model.
 
@@ -87,6 +99,24 @@ class Params(Strict):
             known = ", ".join(self.models) or "none yet"
             raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {known}")
         return self.models[key]
+
+    def of(self, key: str) -> Params:
+        """These params with what the entry of one model overrides; asked again, the same.
+
+        Raises:
+            ParamsError: if there is no such model.
+            ValidationError: if the overridden params are not valid, which those of a params file always are.
+        """
+        entry = self.model(key)
+        changes = {name: getattr(entry, name) for name in OVERRIDDEN if getattr(entry, name)}
+        if not changes:
+            return self
+        raw = self.model_dump(mode="json", exclude_unset=True)
+        raw["models"] = {key: {k: v for k, v in raw["models"][key].items() if k not in OVERRIDDEN}}
+        own = Params.model_validate_json(json.dumps(_merged(raw, changes)))
+        return self.model_copy(
+            update={name: getattr(own, name) for name in OVERRIDDEN} | {"models": self.models | own.models}
+        )
 
     def check_folders(self, keys: Iterable[str], where: str = "params.yaml") -> None:
         """Check that local checkpoints are there; hub ids are not asked for.
@@ -122,6 +152,15 @@ class Params(Strict):
         prompt = self.robustness[dataset].prompt or self.chase.prompt
         chase = self.chase.model_copy(update={"dataset": dataset, "prompt": prompt})
         return self.model_copy(update={"chase": chase})
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes`; mappings are merged key by key, everything else is replaced."""
+    merged = dict(values)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
 
 
 # What pydantic says in words of Python.

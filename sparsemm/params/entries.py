@@ -54,7 +54,7 @@ def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
         text = _without(text, key, str(path))
     node, name = _models_node(text, str(path))
     values = entry.model_dump(exclude_defaults=False)
-    values = {k: v for k, v in values.items() if v not in (None, "")}
+    values = {k: v for k, v in values.items() if v not in (None, "", {})}
     body = yaml.dump({key: values}, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
     lines = text.splitlines(keepends=True)
     block = ["  " + line for line in body.splitlines(keepends=True)]

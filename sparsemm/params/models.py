@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
@@ -19,6 +19,10 @@ def _known(family: str) -> str:
 
 
 Family = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(families())})]
+
+
+Overrides = dict[str, Any]  # checked together with what they override: `Params.of`
+OVERRIDDEN = ("chase", "allocate", "evaluate", "profile", "studies")
 
 
 def without_folder(checkpoint: str) -> bool:
@@ -39,6 +43,11 @@ class ModelParams(Strict):
     ] = None
     load_in: Annotated[Literal["4bit", "8bit"] | None, Field(description="quantise the weights (bitsandbytes)")] = None
     note: str = Field("", description="shown beside the model in every table")
+    chase: Overrides = Field({}, description="keys of `chase` that have other values for this model")
+    allocate: Overrides = Field({}, description="the same of `allocate`")
+    evaluate: Overrides = Field({}, description="the same of `evaluate`")
+    profile: Overrides = Field({}, description="the same of `profile`")
+    studies: Overrides = Field({}, description="the same of `studies`")
 
 
 class AssembledParams(Strict):

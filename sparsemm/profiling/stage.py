@@ -34,6 +34,7 @@ def profiled(params: Params, key: str, root: Path = Path(".")) -> Measured:
         ScoreTableError: if the score table is missing or of another model.
         DataError: if a length is too short for the image.
     """
+    params = params.of(key)
     model, processor = load_model(params.model(key))
     scores = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     scores.check_model(model.config)

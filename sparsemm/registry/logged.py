@@ -15,6 +15,7 @@ from sparsemm.registry.lockfile import STALE
 
 def flat_params(params: Params, key: str) -> dict[str, str]:
     """Params of the run: the model's entry, chase, allocate and evaluate, as `section/name`."""
+    params = params.of(key)
     sections = {"model": params.model(key), "chase": params.chase, "allocate": params.allocate}
     sections["evaluate"] = params.evaluate
     flat = [pair for name, section in sections.items() for pair in _flat(section.model_dump(mode="json"), name)]

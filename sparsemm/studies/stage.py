@@ -22,12 +22,12 @@ def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
         DataError: if what the study reads is missing, malformed or too small.
         ScoreTableError: if the score table is missing or of another model.
     """
+    params = params.of(key)
     made = params.studies.made()
     if name not in made:
         known = ", ".join(made) or "none"
         raise ParamsError(f"no study {name!r}", where="params.yaml: studies", hint=f"known: {known}")
     given = made[name]
-    params.model(key)
     module = importlib.import_module(f"sparsemm.studies.{name}")
     if name in DERIVED:
         write(module.run(params, given, key, root), name, key, root)

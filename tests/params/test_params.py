@@ -280,3 +280,37 @@ def test_params_over_another_data_set():
     assert (params.over("evaluation").chase.dataset, params.over("evaluation").chase.prompt) == ("evaluation", "Read")
     with pytest.raises(ParamsError, match="no data set 'calibration'"):
         params.over("calibration")
+
+
+def test_a_model_may_override_the_params_of_its_stages():
+    raw = yaml.safe_load(OWN.read_text())
+    key = next(iter(raw["models"]))
+    raw["models"][key] |= {"evaluate": {"samples": 7, "methods": ["full"]}, "allocate": {"rho": 0.5}}
+    params = parse_params(yaml.safe_dump(raw))
+    own = params.of(key)
+    assert (own.evaluate.samples, own.evaluate.methods, own.allocate.rho) == (7, ("full",), 0.5)
+    assert own.evaluate.tasks == params.evaluate.tasks and own.allocate.budgets == params.allocate.budgets
+    assert own.of(key) == own and own.model(key) == params.model(key).model_copy(update={"evaluate": {}, "allocate": {}})
+    other = list(raw["models"])[1]
+    assert params.of(other) is params and own.model(other) == params.model(other)
+    with pytest.raises(ParamsError, match="no model 'nowhere'"):
+        params.of("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ({"evaluate": {"sample": 3}}, "evaluate.sample: unknown key"),
+        ({"evaluate": {"samples": 10**6}}, "evaluate.samples is more than"),
+        ({"evaluate": {"dataset": "small-type"}}, "evaluate.dataset|same split"),
+        ({"chase": {"dataset": "small-type"}}, "chase.dataset: the data set is the same for all models"),
+        ({"allocate": {"window": 99}}, "allocate: budget 12 is below the window of 99"),
+        ({"profile": 3}, "profile"),
+    ],
+)
+def test_overrides_are_checked_with_what_they_override(overrides, reason):
+    raw = yaml.safe_load(OWN.read_text())
+    key = next(iter(raw["models"]))
+    raw["models"][key] |= overrides
+    with pytest.raises(ParamsError, match=f"models.{key}.({reason})"):
+        parse_params(yaml.safe_dump(raw))

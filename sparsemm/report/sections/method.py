@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sparsemm.evaluate.tasks import LOCAL
 from sparsemm.evaluate.tasks.published import PUBLISHED
+from sparsemm.params import Params
 from sparsemm.params.datasets import SyntheticParams, may_share
 from sparsemm.policies import is_method, policy_class, summary_of
 from sparsemm.report.findings import count_range
@@ -29,12 +30,11 @@ def parts(results: Results) -> list[str]:
     """How heads are scored and methods compared; the settings and limits behind every number; the terms."""
     params = results.params
     rows = [row for model in results.models for row in model.accuracy]
-    allocate, evaluate = params.allocate, params.evaluate
     scored = (
         f"A head scores when, as the model reads a page aloud ({ANSWERS[params.chase.answer]} to "
         f"{params.chase.prompt!r}), the position it attends to most lies on the word about to be said. sparsemm gives "
         "KV "
-        f"heads slots by that score; the methods ({', '.join(evaluate.methods)}) are compared at equal numbers of "
+        f"heads slots by that score; the methods ({', '.join(params.evaluate.methods)}) are compared at equal numbers of "
         "slots."
     )
     verdicts = sum(1 for row in rows if row.gain and row.gain.verdict)
@@ -50,9 +50,7 @@ def parts(results: Results) -> list[str]:
         "evidence.",
         f"Scores come from the data set {params.chase.dataset!r}; the row that predicts a token counts, argmax of q.k "
         "over the whole prefix; a hit weighs one over the number of visual tokens under the word.",
-        f"Budgets: window {allocate.window}, rho {allocate.rho}, mode {allocate.mode}; observation scores are pooled "
-        "over "
-        f"{evaluate.pooling_kernel} positions for every method.",
+        *_budget_settings(params),
         *_documents(results),
         equal_slots(results),
     ]
@@ -83,6 +81,21 @@ def equal_slots(results: Results) -> str:
         f"At one budget, methods held up to {spread:.2f} slots per KV head more than others, measured: compare them by "
         "the slots kept, not by B. Bytes count keys and values."
     )
+
+
+def _budget_settings(params: Params) -> list[str]:
+    """A sentence for each set of models whose budgets are made with the same settings."""
+    alike: dict[str, list[str]] = {}
+    for key in params.models:
+        own = params.of(key)
+        settings = (
+            f"window {own.allocate.window}, rho {own.allocate.rho}, mode {own.allocate.mode}; observation scores are "
+            f"pooled over {own.evaluate.pooling_kernel} positions for every method."
+        )
+        alike.setdefault(settings, []).append(key)
+    if len(alike) == 1:
+        return [f"Budgets: {settings}" for settings in alike]
+    return [f"Budgets of {', '.join(keys)}: {settings}" for settings, keys in alike.items()]
 
 
 def _documents(results: Results) -> list[str]:
