@@ -79,14 +79,14 @@ class Params(Strict):
 
     @model_validator(mode="after")
     def _overrides_fit(self) -> Self:
-        for key in self.models:
+        for key, entry in self.models.items():
+            for name in ("chase", "evaluate"):  # dvc.yaml names their data sets as dependencies
+                if "dataset" in getattr(entry, name):
+                    raise ValueError(f"models.{key}.{name}.dataset: the data set is the same for all models")
             try:
-                own = self.of(key)
+                self.of(key)
             except ValidationError as error:
                 raise ValueError("; ".join(f"models.{key}.{reason}" for reason in _reasons(error))) from error
-            for stage in ("chase", "evaluate"):
-                if getattr(own, stage).dataset != getattr(self, stage).dataset:
-                    raise ValueError(f"models.{key}.{stage}.dataset: the data set is the same for all models")
         return self
 
     def model(self, key: str) -> ModelParams:

@@ -33,6 +33,12 @@ def pages_before(step: int, share: float, first: int = 0) -> int:
     return step - int(max(step - first, 0) * share)
 
 
+def learnt(stage: tuple[Any, float, float], running: dict[str, float]) -> bool:
+    """Whether the running accuracies reach a stage's goals; one without questions has 0 as the goal of these."""
+    _, read_goal, ask_goal = stage
+    return running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) >= ask_goal
+
+
 def train(
     name: str,
     output: Path,
@@ -125,8 +131,7 @@ def train(
         for key, value in zip(parts, values, strict=True):
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
             running[label] = 0.8 * running.get(label, value) + 0.2 * value
-        _, read_goal, ask_goal = recipe.stages[stage]
-        if not stays and running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) > ask_goal:
+        if not stays and learnt(recipe.stages[stage], running):
             stage += 1
             running = {}
             print(f"{name} step {step + 1}: stage {stage}", flush=True)

@@ -290,7 +290,9 @@ def test_a_model_may_override_the_params_of_its_stages():
     own = params.of(key)
     assert (own.evaluate.samples, own.evaluate.methods, own.allocate.rho) == (7, ("full",), 0.5)
     assert own.evaluate.tasks == params.evaluate.tasks and own.allocate.budgets == params.allocate.budgets
-    assert own.of(key) == own and own.model(key) == params.model(key).model_copy(update={"evaluate": {}, "allocate": {}})
+    assert own.of(key) == own and own.model(key) == params.model(key).model_copy(
+        update={"evaluate": {}, "allocate": {}}
+    )
     other = list(raw["models"])[1]
     assert params.of(other) is params and own.model(other) == params.model(other)
     with pytest.raises(ParamsError, match="no model 'nowhere'"):
@@ -302,7 +304,7 @@ def test_a_model_may_override_the_params_of_its_stages():
     [
         ({"evaluate": {"sample": 3}}, "evaluate.sample: unknown key"),
         ({"evaluate": {"samples": 10**6}}, "evaluate.samples is more than"),
-        ({"evaluate": {"dataset": "small-type"}}, "evaluate.dataset|same split"),
+        ({"evaluate": {"dataset": "small-type"}}, "evaluate.dataset: the data set is the same for all models"),
         ({"chase": {"dataset": "small-type"}}, "chase.dataset: the data set is the same for all models"),
         ({"allocate": {"window": 99}}, "allocate: budget 12 is below the window of 99"),
         ({"profile": 3}, "profile"),

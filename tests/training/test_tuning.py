@@ -6,6 +6,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from sparsemm.errors import ModelError
 from sparsemm.training import card, train, tuning
 from sparsemm.training.batches import IGNORE, BatchMaker
 from sparsemm.training.prose import read_prose
-from sparsemm.training.train import main
+from sparsemm.training.train import learnt, main
 from sparsemm.training.tuning import STAGES, Tuning
 from tests import tiny_base
 
@@ -168,3 +169,10 @@ def test_the_rate_warms_up_once_for_each_phase():
     rates = [recipe.rate_at(step / 200, step) for step in range(200)]
     assert rates[0] == rates[30] == 1 / tuning.WARM_UP and rates[29] == rates[60] == 1.0
     assert rates[-1] == pytest.approx(1 / 200 / tuning.DECAY)
+
+
+def test_every_stage_of_the_curriculum_can_be_left_by_what_it_trains():
+    for number, stage in enumerate(STAGES[:-1]):
+        kinds = {Tuning.plan(SimpleNamespace(stages=STAGES), batch, number)[1] for batch in range(12)}
+        best = {f"{'read' if reads else 'ask'}_accuracy": 1.0 for reads in kinds}
+        assert learnt(stage, best) and not learnt(stage, {})

@@ -33,9 +33,8 @@ def parts(results: Results) -> list[str]:
     scored = (
         f"A head scores when, as the model reads a page aloud ({ANSWERS[params.chase.answer]} to "
         f"{params.chase.prompt!r}), the position it attends to most lies on the word about to be said. sparsemm gives "
-        "KV "
-        f"heads slots by that score; the methods ({', '.join(params.evaluate.methods)}) are compared at equal numbers of "
-        "slots."
+        f"KV heads slots by that score; the methods ({', '.join(params.evaluate.methods)}) are compared at equal "
+        "numbers of slots."
     )
     verdicts = sum(1 for row in rows if row.gain and row.gain.verdict)
     notes = [
