@@ -10,9 +10,10 @@ import torch
 from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from sparsemm.attention_probe import UNSUPPORTED, own_attention, plain_attention
 from sparsemm.cache import tiles
-from sparsemm.cache.detour import Pending, own_attention
 from sparsemm.cache.masks import Mask, newest_rows
+from sparsemm.cache.pending import Pending
 from sparsemm.cache.slab import Slab, alike
 from sparsemm.cache.turns import compress_again
 from sparsemm.errors import CacheError
@@ -21,7 +22,6 @@ from sparsemm.ops.causal_attention import causal_attention
 if TYPE_CHECKING:
     from sparsemm.cache.layer import RaggedLayer
 
-UNSUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}  # what changes the weights
 MOST_LOGITS = 1 << 24  # logits held at once
 
 
@@ -57,8 +57,9 @@ def ragged_attention(
             the ragged attention does not compute.
     """
     if type(key) is not Pending:
-        own = own_attention(module, implementation)
-        return own(module, query, key, value, attention_mask, scaling=scaling, **options)  # type: ignore[no-any-return]
+        return plain_attention(
+            module, query, key, value, attention_mask, scaling, implementation=implementation, **options
+        )
     layer, switch, key, value = key.layer, key.switch, key.key, key.value
     if switch is not None:
         switch.end()

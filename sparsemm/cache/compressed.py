@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from sparsemm.attention_probe import Switch
 from sparsemm.cache.attention import ragged_attention
-from sparsemm.cache.detour import Switch
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.projection import projections
 from sparsemm.cache.quantized import STORAGES

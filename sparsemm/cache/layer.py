@@ -10,11 +10,12 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask
 from transformers.cache_utils import CacheLayerMixin
 
+from sparsemm.attention_probe import Switch
 from sparsemm.budgets import Slots
 from sparsemm.cache.decode_eviction import Eviction
-from sparsemm.cache.detour import Pending, Switch
 from sparsemm.cache.held import Held
 from sparsemm.cache.masks import newest_rows
+from sparsemm.cache.pending import Pending
 from sparsemm.cache.projection import Projection
 from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab

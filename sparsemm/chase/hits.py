@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsemm.chase.attention import recording
+from sparsemm.attention_probe import observe_attention
+from sparsemm.chase.attention import Recorder
 from sparsemm.errors import AlignError
 
 Positions = NDArray[np.int64]
@@ -112,8 +113,9 @@ def look(model: Any, inputs: Mapping[str, torch.Tensor], rows: Sequence[Sequence
     if not hasattr(base, "get_rope_index"):
         moved["position_ids"] = (moved["attention_mask"].long().cumsum(dim=-1) - 1).clamp(min=0)
     deltas = getattr(base, "rope_deltas", None)
+    recorder = Recorder(rows, _spans(mask))
     try:
-        with recording(model, rows, _spans(mask)) as recorder:
+        with observe_attention(model, recorder, recorder.spans):
             hidden = base(**moved, use_cache=False).last_hidden_state
     finally:
         if hasattr(base, "rope_deltas"):

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from sparsemm.align.stage import greedy_answers
 from sparsemm.align.words import align_answer, token_spans
+from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.budgets import load_budgets
 from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record, read_records
-from sparsemm.explorer.attention import watching, weights
 from sparsemm.explorer.keeping import Choice, caches, kept_positions
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.tokens import ImageTokens, box_positions
@@ -152,18 +152,16 @@ class Watch:
         self.cell = np.full(total, -1, dtype=np.int64)
         self.cell[self.positions] = np.arange(len(self.positions))
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float
-    ) -> None:
-        """One layer, as `sparsemm.explorer.attention.Watcher`."""
-        found = weights(query, key, self.rows, mask, scaling).cpu().numpy()
+    def __call__(self, call: AttentionCall) -> None:
+        """Note one layer."""
+        layer, found = call.layer, call.weights(self.rows).cpu().numpy()
         self.peak[layer] = self.cell[found.argmax(-1)]
         on_page = found[..., self.positions]
         self.levels[layer] = to_levels(on_page)
         self.sums[layer] = np.stack([on_page[..., ~self.coarse].sum(-1), on_page[..., self.coarse].sum(-1)], axis=-1)
-        before = query[:, :, : self.prompt], key[:, :, : self.prompt]
+        before = call.query[:, :, : self.prompt], call.key[:, :, : self.prompt]
         for choice, cache in self.empty.items():
-            self.kept[choice][layer] = kept_positions(cache.layers[layer], *before, scaling).numpy()
+            self.kept[choice][layer] = kept_positions(cache.layers[layer], *before, call.scaling).numpy()
 
 
 def read_page(
@@ -188,7 +186,7 @@ def read_page(
     rows = torch.arange(len(tokens), dtype=torch.int64, device=model.device) + forced.first_rows[0]
     shape = (*table.scores.shape, table.header["num_kv_heads"])
     watch = Watch(shape, rows, parts, length, length + len(answer), empty)
-    with watching(model, watch):
+    with observe_attention(model, watch):
         getattr(model, model.base_model_prefix)(**moved, use_cache=False)
     return Reading(
         record=record,

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sparsemm.align.stage import greedy_answers
 from sparsemm.align.words import align_answer
+from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
@@ -29,7 +25,6 @@ from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, sentence, spread
 from sparsemm.studies.rows import Arm, Outcome, Row
 
-NAME = "sparsemm_looking"
 WORD, PAGE = "on the word", "on the page"
 BEST, MIDDLE, LAST = "best heads", "middle heads", "last heads"
 
@@ -47,58 +42,14 @@ class Watch:
         self.rows, self.marks = rows, marks
         self.shares: dict[int, torch.Tensor] = {}
 
+    def __call__(self, call: AttentionCall) -> None:
+        """Note one layer."""
+        self.look(call.layer, call.weights(self.rows))
+
     def look(self, layer: int, weights: torch.Tensor) -> None:
         """Note what the rows' attention (Hq, T, S) fp32 says."""
         marks = self.marks.to(weights.device)
         self.shares[layer] = (torch.einsum("hts,kts->hk", weights, marks) / len(self.rows)).cpu()
-
-
-_watch: ContextVar[Watch | None] = ContextVar("sparsemm_looking", default=None)
-
-
-def watched_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """sdpa attention of one layer; what the watched rows look at is added up beside it, in fp32.
-
-    Args:
-        query: (1, Hq, S, D) post-RoPE.
-        key, value: (1, Hkv, S, D).
-        attention_mask: as sdpa takes it; without padding it is causal.
-        scaling: factor of the logits; None means 1 / sqrt(D).
-
-    Returns:
-        (1, S, Hq, D), None.
-    """
-    watch = _watch.get()
-    if watch is not None:
-        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        rows = watch.rows.to(query.device)
-        keys = key[0].float().repeat_interleave(query.shape[1] // key.shape[1], dim=0)
-        logits = query[0, :, rows].float() @ keys.transpose(-1, -2) * factor
-        ahead = torch.arange(keys.shape[1], dtype=torch.int64, device=query.device) > rows[:, None]
-        weights = torch.softmax(logits.masked_fill(ahead, float("-inf")), dim=-1)
-        watch.look(int(module.layer_idx), weights)  # type: ignore[arg-type]
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-
-
-@contextmanager
-def watching(model: Any, watch: Watch) -> Iterator[None]:
-    """Let the language model's attention write to `watch`; what was set before is restored."""
-    before = model.config.get_text_config()._attn_implementation
-    token = _watch.set(watch)
-    try:
-        model.set_attn_implementation({"text_config": NAME})
-        yield
-    finally:
-        model.set_attn_implementation({"text_config": before})
-        _watch.reset(token)
 
 
 @torch.inference_mode()
@@ -123,7 +74,7 @@ def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any
     for at, index in enumerate(aligned.entry_index):
         marks[0, at, torch.from_numpy(box_positions(image, record.entries[index].box))] = 1
     watch = kind(rows, marks)
-    with watching(model, watch):
+    with observe_attention(model, watch):
         model(**inputs, use_cache=False)
     return watch
 
@@ -193,7 +144,3 @@ def run(bench: Bench, given: LookingParams) -> list[Row]:
     return bench.rows(
         outcomes, lambda arm: [arm._replace(setting=o) for o in (MIDDLE, LAST)] if arm.setting == BEST else []
     )
-
-
-AttentionInterface.register(NAME, watched_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

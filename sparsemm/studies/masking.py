@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -12,10 +11,8 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.errors import ModelError
 from sparsemm.params.studies import MaskingParams
 from sparsemm.policies.random_heads import draw
@@ -25,7 +22,6 @@ from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, StudyRow, spread, tally
 from sparsemm.studies.rows import Arm, Outcome, Row, over_seeds
 
-NAME = "sparsemm_heads_off"
 Heads = NDArray[np.bool_]
 Zero = Literal["output", "query"]
 T = TypeVar("T")
@@ -34,7 +30,7 @@ TOP, RANDOM, LAYERS, NONE = "top", "random", "random, same layers", "none"
 
 @dataclass(frozen=True, eq=False)
 class Off:
-    """Heads that are off.
+    """Heads that are off, as an observer of attention.
 
     Attributes:
         heads: (L, Hq) bool, or (B, L, Hq) for heads of each row's own.
@@ -45,61 +41,32 @@ class Off:
     heads: Heads
     zero: Zero
 
+    def __call__(self, call: AttentionCall) -> torch.Tensor:
+        """What the heads of one layer put out, (B, T, Hq, D), some of them being off.
+
+        Raises:
+            ModelError: if the heads are not this model's.
+        """
+        rows = self.heads if self.heads.ndim == 3 else self.heads[None]
+        batch, heads = call.query.shape[:2]
+        if call.layer >= rows.shape[1] or rows.shape[2] != heads or len(rows) not in (1, batch):
+            what = f"heads {self.heads.shape} do not fit queries {tuple(call.query.shape)} of layer {call.layer}"
+            raise ModelError(what, where="heads_off", hint="(layers, heads), or (batch, layers, heads)")
+        off = torch.from_numpy(rows[:, call.layer]).to(call.query.device)  # (B or 1, Hq)
+        if self.zero == "query":
+            return call.attend(call.query.masked_fill(off[:, :, None, None], 0.0))
+        return call.attend().masked_fill(off[:, None, :, None], 0.0)
+
 
 Which = Callable[[list[int]], Off | None]  # heads that are off for the pages of these numbers
-
-_off: ContextVar[Off | None] = ContextVar("sparsemm_heads_off", default=None)
-
-
-def attention_with_heads_off(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """sdpa attention of one layer, some of whose heads are off.
-
-    Args:
-        query: (B, Hq, T, D) post-RoPE.
-        key, value: (B, Hkv, S, D).
-        attention_mask: (B, 1, T, S) bool, or None without padding.
-        scaling: factor of the logits.
-
-    Returns:
-        (B, T, Hq, D), None.
-
-    Raises:
-        ModelError: if the heads are not this model's.
-    """
-    off = _off.get()
-    if off is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    rows = off.heads if off.heads.ndim == 3 else off.heads[None]
-    if layer >= rows.shape[1] or rows.shape[2] != query.shape[1] or len(rows) not in (1, len(query)):
-        raise ModelError(
-            f"heads {off.heads.shape} for layer {layer} and queries {tuple(query.shape)}", where=type(module).__name__
-        )
-    mine = torch.from_numpy(rows[:, layer]).to(query.device)  # (B or 1, Hq)
-    if off.zero == "query":
-        query = query.masked_fill(mine[:, :, None, None], 0.0)
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    return (output.masked_fill(mine[:, None, :, None], 0.0) if off.zero == "output" else output), None
 
 
 def heads_off(call: Callable[..., T], off: Off | None, model: Any, *arguments: Any) -> T:
     """`call(model, *arguments)` while these heads of the language model are off; what was set before is restored."""
-    before = model.config.get_text_config()._attn_implementation
-    token = _off.set(off)
-    try:
-        model.set_attn_implementation({"text_config": NAME})
+    if off is None:
         return call(model, *arguments)
-    finally:
-        model.set_attn_implementation({"text_config": before})
-        _off.reset(token)
+    with observe_attention(model, off):
+        return call(model, *arguments)
 
 
 def chosen(table: ScoreTable, fraction: float) -> Heads:
@@ -204,7 +171,3 @@ def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Which]) -> di
         return replies(model, ways)
 
     return bench.ask(unit, task, asked, answer)
-
-
-AttentionInterface.register(NAME, attention_with_heads_off)
-AttentionMaskInterface.register(NAME, sdpa_mask)

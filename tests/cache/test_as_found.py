@@ -29,7 +29,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
 import sparsemm
-from sparsemm.cache import detour
+from sparsemm import attention_probe
 from sparsemm.errors import CacheError
 from tests.cache.conftest import SIZES
 
@@ -230,13 +230,13 @@ def test_what_is_stored_meanwhile_needs_no_sparsemm(lab, monkeypatch, tmp_path):
         begin(switch)
         if not stored.exists():
             config = own.model.config
-            assert type(config._attn_implementation) is detour.Detour
+            assert type(config._attn_implementation) is attention_probe.Detour
             assert type(copy.deepcopy(config)._attn_implementation) is str
             torch.save(own.model, stored)
             own.model.save_pretrained(tmp_path / "saved")
 
-    begin = detour.Switch.begin
-    monkeypatch.setattr(detour.Switch, "begin", store)
+    begin = attention_probe.Switch.begin
+    monkeypatch.setattr(attention_probe.Switch, "begin", store)
     own.run(own.cache(), lab.ids())
     out = subprocess.run([sys.executable, "-c", READ, str(stored)], capture_output=True, text=True, timeout=120)
     assert out.stdout.strip() == str(want), out.stderr

@@ -21,8 +21,8 @@ from transformers import (
 
 from sparsemm import compressed_cache
 from sparsemm.budgets import allocate, allocate_paper
-from sparsemm.cache.detour import Pending
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.cache.pending import Pending
 from sparsemm.errors import CacheError, ScoreTableError
 from sparsemm.models import fingerprint
 from sparsemm.policies import METHODS

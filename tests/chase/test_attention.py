@@ -1,4 +1,4 @@
-"""The chase's attention function: the same outputs as sdpa, the argmax as computed the slow way."""
+"""Where heads look: the argmax as computed the slow way."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsemm.attention_probe import AttentionCall
 from sparsemm.chase import attention
-from sparsemm.chase.attention import Recorder, chase_attention, recording, seen_keys
+from sparsemm.chase.attention import Recorder, seen_keys
 from sparsemm.errors import ModelError
+
+
+def call_of(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None) -> AttentionCall:
+    """An attention call that is only looked at."""
+    return AttentionCall(0, query, key, key, 1.0, mask, lambda query: (query, None))
 
 
 def argmax(query: torch.Tensor, key: torch.Tensor, rows: list[int], mask: torch.Tensor | None) -> torch.Tensor:
     """What a recorder of one sample writes down."""
     first = 0 if mask is None else int(mask[rows[-1]].byte().argmax()) if rows else 0
     recorder = Recorder([rows], [(first, query.shape[1])])
-    return attention._record(recorder, query[None], key[None], None if mask is None else mask[None, None])
+    recorder(call_of(query[None], key[None], None if mask is None else mask[None, None]))
+    return recorder.found[0]
 
 
 def slow(query: torch.Tensor, key: torch.Tensor, rows: list[int], mask: torch.Tensor | None) -> torch.Tensor:
@@ -71,32 +78,9 @@ def test_no_rows_give_an_empty_result() -> None:
 
 
 def test_a_longer_key_than_query_is_refused() -> None:
-    module = torch.nn.Module()
-    module.layer_idx = 0  # type: ignore[assignment]
     query, key = torch.randn(1, 2, 1, 4), torch.randn(1, 2, 5, 4)
-    token = attention._recorder.set(attention.Recorder([[0]], [(0, 1)]))
-    try:
-        with pytest.raises(ModelError, match="without a cache"):
-            chase_attention(module, query, key, key, None)
-    finally:
-        attention._recorder.reset(token)
-    out, _ = chase_attention(module, query, key, key, None)  # not recording: plain sdpa
-    assert out.shape == (1, 1, 2, 4)
-
-
-@pytest.mark.parametrize("name", ["tiny-llava-next-mistral", "tiny-qwen2-vl"])
-def test_recording_switches_the_language_model_alone_and_restores_it(tiny, name: str) -> None:  # type: ignore[no-untyped-def]
-    model, _ = tiny(name)
-    config = model.config
-    before = config._attn_implementation, config.text_config._attn_implementation
-    vision = config.vision_config._attn_implementation
-    with pytest.raises(RuntimeError, match="stop"), recording(model, [[0]], [(0, 1)]) as recorder:
-        assert config.text_config._attn_implementation == attention.NAME
-        assert config.vision_config._attn_implementation == vision
-        assert attention._recorder.get() is recorder
-        raise RuntimeError("stop")
-    assert (config._attn_implementation, config.text_config._attn_implementation) == before
-    assert attention._recorder.get() is None
+    with pytest.raises(ModelError, match="without a cache"):
+        Recorder([[0]], [(0, 1)])(call_of(query, key))
 
 
 def test_rows_of_a_mask_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,34 +88,3 @@ def test_rows_of_a_mask_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(attention, "MOST_SEEN", 2 * 9)
     begins, ends = seen_keys(mask, torch.tensor([8, 0, 3, 4, 5]))
     assert begins.tolist() == [5, 0, 0, 1, 2] and ends.tolist() == [9, 1, 4, 5, 6]
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_attention_is_that_of_a_mask(side: str) -> None:
-    length, pads = 7, [0, 2, 2, 3, 0]
-    spans = [(n, length) if side == "left" else (0, length - n) for n in pads]
-    query, key, value = (torch.randn(5, heads, length, 4) for heads in (4, 2, 2))
-    module = torch.nn.Module()
-    module.layer_idx, module.is_causal, module.num_key_value_groups = 0, True, 2  # type: ignore[assignment]
-    token = attention._recorder.set(Recorder([[span[0]] for span in spans], spans))
-    try:
-        assert attention.chase_mask(batch_size=5, q_length=length, kv_length=length) is None
-        out, _ = chase_attention(module, query, key, value, None)
-    finally:
-        attention._recorder.reset(token)
-    for b, (first, stop) in enumerate(spans):
-        at = slice(b, b + 1), slice(None), slice(first, stop)
-        alone, _ = chase_attention(module, query[at], key[at], value[at], None)
-        torch.testing.assert_close(out[b, first:stop], alone[0])
-        assert not out[b, :first].any() and not out[b, stop:].any()
-
-
-def test_masks_that_are_not_causal_are_those_of_sdpa() -> None:
-    window = {"batch_size": 1, "q_length": 6, "kv_length": 6, "local_size": 2, "allow_is_causal_skip": False}
-    token = attention._recorder.set(Recorder([[0]], [(0, 6)]))
-    try:
-        mask = attention.chase_mask(**window)
-    finally:
-        attention._recorder.reset(token)
-    assert mask is not None and mask.shape == (1, 1, 6, 6)
-    assert attention.chase_mask(**window) is not None  # not recording

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from sparsemm.attention_probe import observe_attention
 from sparsemm.cache import compressed_cache
-from sparsemm.explorer.attention import watching
 from sparsemm.explorer.keeping import caches, kept_positions
 from sparsemm.policies import METHODS, make_policy_from
 from sparsemm.prompts import build_inputs
@@ -38,10 +38,10 @@ def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
     (empty,) = caches(model, scores, ("full", method), [12], SETTINGS, 5, 0).values()
     found = {}
 
-    def watcher(layer, query, key, mask, scaling):
-        found[layer] = kept_positions(empty.layers[layer], query, key, scaling)
+    def observer(call):
+        found[call.layer] = kept_positions(empty.layers[call.layer], call.query, call.key, call.scaling)
 
-    with torch.inference_mode(), watching(model, watcher):
+    with torch.inference_mode(), observe_attention(model, observer):
         getattr(model, model.base_model_prefix)(**inputs, use_cache=False)
     policy = make_policy_from(method, 12, scores, SETTINGS | {"pooling_kernel": 5, "seed": 0})
     real = compressed_cache(model, policy)

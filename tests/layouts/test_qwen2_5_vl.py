@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import sparsemm
-from sparsemm.chase.attention import recording
+from sparsemm.attention_probe import observe_attention
 from sparsemm.layouts import get_layout
 from sparsemm.prompts import build_inputs
 from tests.families import made
@@ -44,7 +44,7 @@ def test_the_language_model_alone_is_switched():
     before = tower.config._attn_implementation
     with torch.no_grad():
         want = model(**inputs).logits
-        with recording(model, [[3]], [(0, inputs["input_ids"].shape[1])]):
+        with observe_attention(model, lambda call: None, [(0, inputs["input_ids"].shape[1])]):
             assert tower.config._attn_implementation == before
             got = model(**inputs, use_cache=False).logits
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)

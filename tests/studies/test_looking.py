@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sparsemm.attention_probe import observe_attention
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.looking import BEST, LAST, MIDDLE, Watch, groups, watching
+from sparsemm.studies.looking import BEST, LAST, MIDDLE, Watch, groups
 
 
 @pytest.mark.parametrize("name", ["tiny-llava-next-mistral", "tiny-qwen2-vl"])
@@ -21,7 +22,7 @@ def test_shares_are_sums_of_the_attention(tiny, name):
     rows, marks = torch.tensor([length - 3, length - 1]), torch.zeros(2, 2, length)
     marks[0, 0, 2:5], marks[0, 1, 9], marks[1] = 1, 1, 1
     watch = Watch(rows, marks)
-    with torch.inference_mode(), watching(model, watch):
+    with torch.inference_mode(), observe_attention(model, watch):
         model(**inputs, use_cache=False)
     assert model.config.get_text_config()._attn_implementation == before
     kinds = {part: getattr(model.config, part)._attn_implementation for part in model.config.sub_configs}
