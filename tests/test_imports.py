@@ -22,6 +22,7 @@ LAYERS = (
     "budgets scores weights models prompts layouts params fetch",
     "ops",
     "policies",
+    "attention_probe",
     "cache",
     "align chase allocate assemble datasets training",
     "evaluate profiling studies dependencies",
