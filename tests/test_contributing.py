@@ -10,6 +10,7 @@ import sys
 import pytest
 import yaml
 
+from benchmarks import front_page
 from benchmarks.figures import figures, files_to_touch
 from tests.conftest import MARKED, ROOT
 
@@ -72,3 +73,10 @@ def test_figures_are_printed_as_json():
     assert values == json.loads(json.dumps(figures()))
     assert values["import_circles"]["count"] == 0 and values["library"]["lines"] > 10_000
     assert set(values["files_to_touch"]) == {"a method", "a study", "a model family", "an operation", "a data source"}
+
+
+def test_the_table_of_the_readme_is_that_of_its_artifact():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = front_page.BETWEEN.findall(text)
+    assert block == front_page.table(ROOT / "artifacts" / "evaluate" / f"{front_page.MODEL}.csv")
+    assert block.count("\n| ") <= 8 and len(re.findall(r"\w[\w'-]*", text)) < 1200

@@ -1,4 +1,4 @@
-"""Cards of checkpoints: held-out accuracy with its intervals, measured again, as a row of the README."""
+"""Cards of checkpoints: held-out accuracy with its intervals, measured again, as a row of docs/checkpoints.md."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ def test_the_family_is_that_of_the_config(tmp_path, few_pages):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CHECKPOINTS.iterdir()))
-def test_the_readme_says_what_the_cards_say(name):
+def test_the_documents_say_what_the_cards_say(name):
     told = json.loads((CHECKPOINTS / name / "card.json").read_text(encoding="utf-8"))
-    rows = re.findall(rf"^\| {name} \|.*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        rf"^\| {name} \|.*$", (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert rows == [row(told)]
