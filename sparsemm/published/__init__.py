@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from sparsemm.tables import Row, read_rows
 
 SOURCE = "arXiv 2506.05344 v1"
 # Names in the paper, by the last part of a hub id and by the first part of a task's name.
@@ -26,18 +27,15 @@ BENCHMARKS = {
 }
 
 
-class Beside(NamedTuple):
-    """One of our numbers and the published one: `diff` is ours minus theirs, with our 95 % interval alone."""
+class Published(Row):
+    """One row of accuracy.csv."""
 
-    task: str
+    model: str
+    benchmark: str
     method: str
     budget: int
     metric: str
-    ours: float
-    published: float
-    diff: float
-    low: float
-    high: float
+    value: float
 
 
 def accuracy(checkpoint: str, task: str) -> dict[tuple[str, int], tuple[float, str]]:
@@ -51,39 +49,22 @@ def accuracy(checkpoint: str, task: str) -> dict[tuple[str, int], tuple[float, s
     """
     model = None if Path(checkpoint).is_dir() else MODELS.get(checkpoint.rpartition("/")[2])
     benchmark = BENCHMARKS.get(task.partition("_")[0].lower())
-    found = {}
-    for row in _rows("accuracy.csv"):
-        if (row["model"], row["benchmark"]) == (model, benchmark):
-            scale = 0.01 if row["metric"].endswith("_percent") else 1.0
-            found[row["method"], int(row["budget"])] = float(row["value"]) * scale, row["metric"]
-    return found
+    return {
+        (row.method, row.budget): (row.value * (0.01 if row.metric.endswith("_percent") else 1.0), row.metric)
+        for row in read_rows(Path(__file__).with_name("accuracy.csv"), Published)
+        if (row.model, row.benchmark) == (model, benchmark)
+    }
 
 
-def ablations(study: str) -> list[dict[str, str]]:
-    """Rows of the paper's other numbers: benchmark, metric, model, setting, budget, value."""
-    return [row for row in _rows("ablations.csv") if row["study"] == study]
+def beside(checkpoint: str, rows: Iterable[Any]) -> list[tuple[Any, float, str]]:
+    """Rows of the study `curve` that the paper has too, each once, with the published value and its metric.
 
-
-def beside(checkpoint: str, rows: Iterable[Mapping[str, Any]]) -> list[Beside]:
-    """Rows of the study `curve` that the paper has too: same model, task, method and budget, each once.
-
-    The number of pages of theirs is not known here, so that the interval is ours alone.
+    Args:
+        checkpoint: hub id.
+        rows: `sparsemm.studies.declaration.StudyRow`; what is compared is task, setting and budget.
     """
-    found: dict[tuple[str, str, int], Beside] = {}
+    same = {}
     for row in rows:
-        if row["condition"] or not row["budget"]:
-            continue
-        task, method, budget = row["task"], row["setting"], int(row["budget"])
-        theirs = accuracy(checkpoint, task).get((method, budget))
-        if theirs is None:
-            continue
-        value, metric = theirs
-        ours, low, high = (float(row[column]) for column in ("value", "ci_low", "ci_high"))
-        at = task, method, budget
-        found[at] = Beside(*at, metric, ours, value, ours - value, low - value, high - value)
-    return list(found.values())
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    with open(Path(__file__).with_name(name), newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
+        if not row.condition and (theirs := accuracy(checkpoint, row.task).get((row.setting, row.budget))):
+            same[row.task, row.setting, row.budget] = (row, *theirs)
+    return list(same.values())

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparsemm.errors import RegistryError
+from sparsemm.errors import DataError, RegistryError
 from sparsemm.params import Params
 from sparsemm.registry.lockfile import STALE
+from sparsemm.tables import Row, read_rows
+
+
+class Timing(Row):
+    """What is published of a row of artifacts/profile/<key>.csv."""
+
+    method: str
+    prompt_length: int
+    prefill_ms: float
+    decode_ms_per_token: float
+    kept_bytes: int
 
 
 def flat_params(params: Params, key: str) -> dict[str, str]:
@@ -41,11 +51,11 @@ def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
             found.update(_flat(read(name), name))
         for task, methods in read("evaluate").items():
             found.update(_flat(methods, task))
-        with open(folder / "profile" / f"{key}.csv", newline="", encoding="utf-8") as handle:
-            for row in csv.DictReader(handle):
-                for column in ("prefill_ms", "decode_ms_per_token", "kept_bytes"):
-                    found[f"profile/{row['method']}/{row['prompt_length']}/{column}"] = float(row[column])
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        for row in read_rows(folder / "profile" / f"{key}.csv", Timing):
+            found.update(
+                _flat(row.model_dump(exclude={"method", "prompt_length"}), f"profile/{row.method}/{row.prompt_length}")
+            )
+    except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise RegistryError(f"a table is not what its stage writes: {error!r}", where=key, hint=STALE) from error
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}, machine
 

@@ -103,16 +103,16 @@ def _published(results: Results) -> str:
     header = ["task and method", "ours", "published", "ours minus published", "published metric"]
     tables = []
     for key, rows in next((one.rows for one in results.studies if one.name == "curve"), {}).items():
+        known = [row for row in rows if row.ci_low is not None]
         cells = [
             [
-                f"{one.task}, {one.method}, B = {one.budget}",
-                *(f"{one.ours:.3f}", f"{one.published:.3f}"),
-                f"{one.diff:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
-                one.metric,
+                f"{row.task}, {row.setting}, B = {row.budget}",
+                *(f"{row.value:.3f}", f"{value:.3f}"),
+                # How many pages theirs are of is not known, so the interval is ours alone.
+                f"{row.value - value:+.3f} [{row.ci_low - value:+.3f}, {row.ci_high - value:+.3f}]",
+                metric,
             ]
-            for one in beside(
-                results.params.models[key].checkpoint, [r.model_dump() for r in rows if r.ci_low is not None]
-            )
+            for row, value, metric in beside(results.params.models[key].checkpoint, known)
         ]
         caption = f"{key}: ours and {SOURCE}; the interval is that of our samples alone"
         tables += [table(header, cells, caption)] if cells else []
