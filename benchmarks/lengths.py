@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsemm.errors import SparseMMError
 from sparsemm.params import Params, load_params
-from sparsemm.profiling.clock import machine
+from sparsemm.profiling.clock import device_of, heading
 from sparsemm.profiling.measure import BASELINE
 from sparsemm.profiling.stage import profiled
 from sparsemm.profiling.table import rows
@@ -30,14 +28,12 @@ def run(params: Params, key: str, lengths: Sequence[int] = LENGTHS, root: Path =
         ScoreTableError: if the score table is missing or of another model.
         DataError: if a length is too short for the image.
     """
-    load = round(os.getloadavg()[0], 1)  # before this adds to it
+    head = heading("lengths", device_of(None), model=key)
     profile = params.profile.model_copy(update={"lengths": tuple(lengths)})
     found = profiled(params.model_copy(update={"profile": profile}), key, root)
     table = rows(found)
     longest = {row["method"]: row for row in table if row["prompt_length"] == max(lengths)}
-    words, versions = machine(found.device)
-    head = {"bench": "lengths", "model": key, "device": words, "load": load, "date": time.strftime("%Y-%m-%d")}
-    return head | {"versions": versions, "rows": table, "ratios": _ratios(longest)}
+    return head | {"rows": table, "ratios": _ratios(longest)}
 
 
 def _ratios(longest: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:

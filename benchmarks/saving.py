@@ -20,7 +20,7 @@ from sparsemm.evaluate.tasks.local import documents
 from sparsemm.models import load_model
 from sparsemm.params import Params, load_params
 from sparsemm.policies import budgets_of, make_policy_from
-from sparsemm.profiling.clock import machine
+from sparsemm.profiling.clock import heading
 from sparsemm.scores import ScoreTable
 
 
@@ -39,6 +39,7 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     plan = load_budgets(root / "artifacts" / "budgets" / f"{key}.json")
     scores = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     model, processor = load_model(params.model(key))
+    head = heading("saving", model.device, model=key)
     options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **plan.settings}
     policies = [
         make_policy_from(method, budget, scores, options).for_model(shape_of(model))
@@ -63,8 +64,6 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     result = {f"{way}_seconds": round(median(times), 3) for way, times in seconds.items()}
     result |= {f"{way}_cpu_seconds": round(median(times), 3) for way, times in work.items()}
     ratio = result["separate_seconds"] / result["shared_seconds"]
-    words, versions = machine(model.device)
-    head = {"model": key, "device": words, "date": time.strftime("%Y-%m-%d"), "versions": versions}
     return head | {"variants": len(policies), "rows": len(docs), **result, "ratio": round(ratio, 3)}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,6 @@ from transformers import LogitsProcessor
 
 from sparsemm.chase.hits import look, score_sample
 from sparsemm.errors import SparseMMError
-from sparsemm.ops import library
 from sparsemm.profiling import arithmetic, clock
 from sparsemm.profiling.memory import peak_bytes
 from sparsemm.profiling.samples import Samples, Sizes, of_checkpoint, of_shape
@@ -165,9 +162,12 @@ def run(
     """
     where = clock.device_of(device)
     dtype = dtype or arithmetic.quickest_dtype(where)
-    _check(shape, dtype, repeats, sizes)
+    clock.check_options(shape, SHAPES, dtype, repeats)
+    if sizes and not shape:
+        raise SparseMMError("the pages of a checkpoint have their own sizes", hint="give --shape, or no sizes")
+    head = clock.heading("chase", where, model=shape or checkpoint.name, dtype=dtype)
     given = of_shape(shape, dtype, where, sizes or Sizes()) if shape else of_checkpoint(checkpoint, dtype, where)
-    left_out, load = too_large(given, where), round(os.getloadavg()[0], 1)  # before this adds to it
+    left_out = too_large(given, where)
     variants = {name: variant for name, variant in VARIANTS.items() if name != "loop" or not left_out}
     times = measure(given, variants, repeats, where)
     rows = _rows(given, variants, times, where)
@@ -179,9 +179,6 @@ def run(
         bound = rows[0]["flops"] / rows[0]["matmul_flops_per_second"]
         ratios["loop_over_arithmetic"] = round(statistics.median(times["loop"]) / bound, 3)
     rows += [{"variant": "loop", "left_out": left_out}] if left_out else []
-    words, versions = clock.machine(where)
-    head: dict[str, Any] = {"bench": "chase", "model": shape or checkpoint.name, "dtype": dtype, "device": words}
-    head |= {"load": load, "date": time.strftime("%Y-%m-%d"), "versions": versions}
     return head | given.counts() | {"rows": rows, "ratios": ratios}
 
 
@@ -190,17 +187,6 @@ def _limit(given: Samples, device: torch.device) -> dict[str, int]:
     """Operations of the plain forward pass, and how many a second the device does in a product of large matrices."""
     rate = arithmetic.matmul_rate(given.model.dtype, device)
     return {"flops": arithmetic.flops(partial(forward, given)), "matmul_flops_per_second": round(rate)}
-
-
-def _check(shape: str | None, dtype: str, repeats: int, sizes: Sizes | None) -> None:
-    dtypes = [str(one).removeprefix("torch.") for one in library.DTYPES]
-    for what, one, known in (("shape", shape, [None, *SHAPES]), ("dtype", dtype, dtypes)):
-        if one not in known:
-            raise SparseMMError(f"no {what} is called {one!r}", hint=f"one of {', '.join(filter(None, known))}")
-    if repeats < 2:
-        raise SparseMMError(f"{repeats} turns have no spread", hint="at least 2")
-    if sizes and not shape:
-        raise SparseMMError("the pages of a checkpoint have their own sizes", hint="give --shape, or no sizes")
 
 
 @torch.inference_mode()

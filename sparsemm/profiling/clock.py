@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import transformers
 
 from sparsemm.errors import SparseMMError
 from sparsemm.ops.fastest import processor
-from sparsemm.ops.library import available, cuda_available
+from sparsemm.ops.library import DTYPES, available, cuda_available
 
 TURN = 2e-3  # seconds of one turn of a fast function: it is repeated so often
 COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes of the copy that measures bandwidth: more than any cache holds
@@ -34,6 +35,21 @@ def device_of(name: str | None) -> torch.device:
     return torch.device(name or ("cuda" if there else "cpu"))
 
 
+def check_options(shape: str | None, shapes: Iterable[str], dtype: str, repeats: int) -> torch.dtype:
+    """Returns the dtype of a name.
+
+    Raises:
+        SparseMMError: if there is no such shape or dtype, or there are fewer than 2 repeats.
+    """
+    dtypes = {str(one).removeprefix("torch."): one for one in DTYPES}
+    for what, name, known in (("shape", shape, [*shapes]), ("dtype", dtype, [*dtypes])):
+        if name is not None and name not in known:
+            raise SparseMMError(f"no {what} is called {name!r}", hint=f"one of {', '.join(known)}")
+    if repeats < 2:
+        raise SparseMMError(f"{repeats} turns have no spread", hint="at least 2")
+    return dtypes[dtype]
+
+
 def now(device: torch.device) -> float:
     """Seconds, after all that was asked of the device is done."""
     if device.type == "cuda":
@@ -42,7 +58,7 @@ def now(device: torch.device) -> float:
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Of one call."""
+    """Returns the wall-clock seconds of one call."""
     began = now(device)
     call()
     return now(device) - began
@@ -117,6 +133,13 @@ def summary(times: dict[str, list[float]], moved: dict[str, int]) -> dict[str, A
 def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
     """Median time of one over that of the other."""
     return round(statistics.median(times[above]) / statistics.median(times[below]), 3)
+
+
+def heading(bench: str, device: torch.device, **about: Any) -> dict[str, Any]:
+    """What every bench prints of itself; ask before it runs and adds to the load."""
+    words, versions = machine(device)
+    load, date = round(os.getloadavg()[0], 1), time.strftime("%Y-%m-%d")
+    return {"bench": bench, **about, "device": words, "load": load, "date": date, "versions": versions}
 
 
 def machine(device: torch.device) -> tuple[str, dict[str, Any]]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from sparsemm.errors import SparseMMError
-from sparsemm.ops import library
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench import backends, decode, step
 from sparsemm.profiling.bench.setting import Bench, Setting
@@ -56,20 +53,13 @@ def run(
     shape = shape or ("small" if where.type == "cpu" and bench.whole_model else "mistral-7b")
     dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
     repeats = REPEATS if repeats is None else repeats
-    dtypes = {str(t).removeprefix("torch."): t for t in library.DTYPES}
-    for what, given, known in (("shape", shape, [*SHAPES]), ("dtype", dtype, [*dtypes])):
-        if given not in known:
-            raise SparseMMError(f"no {what} is called {given!r}", hint=f"one of {', '.join(known)}")
-    if repeats < 2:
-        raise SparseMMError(f"{repeats} turns have no spread", hint="at least 2")
-    setting = Setting(SHAPES[shape], dtypes[dtype], where, repeats, LENGTHS, BUDGET, WINDOW)
+    numbers = clock.check_options(shape, SHAPES, dtype, repeats)
+    setting = Setting(SHAPES[shape], numbers, where, repeats, LENGTHS, BUDGET, WINDOW)
     if bench.whole_model:
         beside = 2 * clock.COPIED[where.type] + bench.beside(setting)
         check_room(shape, bench.longest(setting), 1, setting.dtype, where, beside)
-    words, versions = clock.machine(where)
     used = {what: None if what in bench.unused else value for what, value in (("shape", shape), ("dtype", dtype))}
-    head: dict[str, Any] = {"bench": name} | used | {"device": words, "versions": versions}
-    head |= {"load": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d")}  # before this adds to it
+    head = clock.heading(name, where, **used)
     with torch.inference_mode():
         rows, ratios = bench.run(setting)
     return head | {"rows": rows, "ratios": ratios}
