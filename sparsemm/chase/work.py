@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sparsemm.chase.answers import Answer, read_answers
@@ -21,6 +22,43 @@ from sparsemm.models import content_revision, fingerprint, load_model, mixed_lay
 from sparsemm.params import Params
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
+if TYPE_CHECKING:
+    from sparsemm.align.words import Alignment
+
+
+class Batch(NamedTuple):
+    """Samples that go through the model together.
+
+    Attributes:
+        inputs: prompts with answers, padded on the left.
+        rows: rows[b], the rows that predict answer tokens of sample b that belong to a word of the page.
+        targets: targets[b][t], visual positions of the word of rows[b][t] in the padded row.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    rows: list[list[int]]
+    targets: list[list[NDArray[np.int64]]]
+
+
+def prepare_batch(
+    model: Any,
+    processor: Any,
+    layout: Layout,
+    records: Sequence[Record],
+    answers: Sequence[Answer | Alignment],
+    prompt: str,
+) -> Batch:
+    """One batch of samples with their answers, and what each answer token should look at."""
+    inputs = build_inputs(processor, [[record.image] for record in records], [prompt] * len(records))
+    batch = append_answers(inputs, [one.answer_ids for one in answers], processor.tokenizer.pad_token_id)
+    targets: list[list[NDArray[np.int64]]] = []
+    for b, (record, one) in enumerate(zip(records, answers, strict=True)):
+        (tokens,) = layout.image_tokens(model.config, batch.inputs, b, [record.image.size])
+        boxes = {j: box_positions(tokens, record.entries[j].box) for j in set(one.entry_index)}
+        targets.append([boxes[j] for j in one.entry_index])
+    rows = [[first + t for t in one.token_index] for first, one in zip(batch.first_rows, answers, strict=True)]
+    return Batch(batch.inputs, rows, targets)
+
 
 def chase_batch(
     model: Any, processor: Any, layout: Layout, records: list[Record], answers: list[Answer], prompt: str, forced: bool
@@ -30,16 +68,9 @@ def chase_batch(
     Args:
         forced: the answers are the ground truth: only rows whose own argmax is the target count.
     """
-    inputs = build_inputs(processor, [[record.image] for record in records], [prompt] * len(records))
-    batch = append_answers(inputs, [one.answer_ids for one in answers], processor.tokenizer.pad_token_id)
-    targets: list[list[NDArray[np.int64]]] = []
-    for b, (record, one) in enumerate(zip(records, answers, strict=True)):
-        (tokens,) = layout.image_tokens(model.config, batch.inputs, b, [record.image.size])
-        boxes = {j: box_positions(tokens, record.entries[j].box) for j in set(one.entry_index)}
-        targets.append([boxes[j] for j in one.entry_index])
-    rows = [[first + t for t in one.token_index] for first, one in zip(batch.first_rows, answers, strict=True)]
+    batch = prepare_batch(model, processor, layout, records, answers, prompt)
     result = []
-    for one, target, seen in zip(answers, targets, look(model, batch.inputs, rows), strict=True):
+    for one, target, seen in zip(answers, batch.targets, look(model, batch.inputs, batch.rows), strict=True):
         wanted = np.array([one.answer_ids[t] for t in one.token_index], dtype=np.int64)
         said = seen.predicted.numpy() == wanted
         # A page so narrow that unpadding leaves no grid has no R_t to hit.

@@ -1,6 +1,6 @@
 """A remote file that is fetched block by block, as it is read, and kept on disk until it is no longer needed.
 
-Behind the file's bytes stands a CRC-32 of every block that arrived whole. A killed process leaves at worst a block
+Beside the data lies a file with the CRC-32 of every block that arrived whole. A killed process leaves at worst a block
 whose checksum is missing or wrong; it is fetched again.
 """
 
@@ -64,17 +64,17 @@ class Blocks:
         self.size = BLOCK if remote.size < LARGE else 4 * BLOCK
         self.count = -(-remote.size // self.size)
         name = sha256(f"{remote.where}\n{remote.identity}\n{remote.size}\n{self.size}".encode()).hexdigest()[:32]
-        self.path = folder / f"{name}.blocks"
+        self.path, self._checksums = folder / f"{name}.data", folder / f"{name}.checksums"
         with room(str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._files = [os.open(path, os.O_RDWR | os.O_CREAT, 0o644) for path in (self.path, self._checksums)]
         self._lock = threading.Lock()
         self._sound: set[int] = set()  # read or fetched by this process, so known to match their checksums
         self._verified = False
 
     def _checksum(self, number: int) -> bytes:
         """The stored checksum; empty or zero where the block never arrived."""
-        return os.pread(self._file, 4, self.remote.size + 4 * number)
+        return os.pread(self._files[1], 4, 4 * number)
 
     def get(self, number: int) -> bytes:
         """The bytes of a block, fetched if they are not on disk.
@@ -84,15 +84,15 @@ class Blocks:
             CorruptFetch: if it was the last block and the whole file is not what the source promised.
         """
         start, stop = number * self.size, min((number + 1) * self.size, self.remote.size)
-        block = os.pread(self._file, stop - start, start)
+        block = os.pread(self._files[0], stop - start, start)
         if len(block) != stop - start or self._checksum(number) != _checksum(block):
             block = self.remote.read(start, stop)
             if len(block) != stop - start:
                 what = f"{len(block)} bytes arrived, not {stop - start}"
                 raise CorruptFetch(what, where=self.remote.where, hint="run it again")
             with room(self.remote.where):
-                os.pwrite(self._file, block, start)
-                os.pwrite(self._file, _checksum(block), self.remote.size + 4 * number)
+                os.pwrite(self._files[0], block, start)
+                os.pwrite(self._files[1], _checksum(block), 4 * number)
         with self._lock:
             self._sound.add(number)
         self._verify()
@@ -103,14 +103,11 @@ class Blocks:
         with self._lock:
             if self._verified or len(self._sound) < self.count:
                 return
-            checksums = os.pread(self._file, 4 * self.count, self.remote.size)
-            os.ftruncate(self._file, self.remote.size)
             if not self.remote.verify(self.path):
-                os.ftruncate(self._file, 0)
+                os.ftruncate(self._files[1], 0)
                 self._sound.clear()
                 what = "what arrived is not what the source promised (its hash differs)"
                 raise CorruptFetch(what, where=self.remote.where, hint="it was thrown away; run it again")
-            os.pwrite(self._file, checksums, self.remote.size)
             self._verified = True
 
     def fill(self) -> None:
@@ -137,17 +134,16 @@ class Blocks:
         """Give the whole, verified file its final name; the blocks are gone afterwards."""
         self.fill()
         with room(str(target)):
-            os.ftruncate(self._file, self.remote.size)
-            os.fsync(self._file)  # a name that survives a power cut has its content
+            os.fsync(self._files[0])  # a name that survives a power cut has its content
             self.close()
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path, target)
+        self._checksums.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the data file; the blocks stay on disk."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        """Close the files; the blocks stay on disk."""
+        while self._files:
+            os.close(self._files.pop())
 
 
 def _checksum(block: bytes) -> bytes:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from sparsemm.align.stage import greedy_answers
 from sparsemm.align.words import Alignment, align_answer
 from sparsemm.chase.hits import MOST_PADDING, append_answers
+from sparsemm.chase.work import Batch, prepare_batch
 from sparsemm.datasets.download import records
 from sparsemm.datasets.records import Record
 from sparsemm.errors import SparseMMError
-from sparsemm.layouts import box_positions, family_of, get_layout
+from sparsemm.evaluate.model import slot_bytes
+from sparsemm.layouts import family_of, get_layout
 from sparsemm.models import load_model, read_config
 from sparsemm.params import ModelParams
 from sparsemm.params.datasets import SyntheticParams
@@ -54,21 +56,6 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Samples that go through the model together.
-
-    Attributes:
-        inputs: prompts with answers, padded on the left, on the model's device.
-        rows: rows[b], the rows that predict answer tokens of sample b that belong to a word of the page.
-        targets: targets[b][t], visual positions of the word of rows[b][t] in the padded row.
-    """
-
-    inputs: Inputs
-    rows: list[list[int]]
-    targets: list[list[NDArray[np.int64]]]
-
-
-@dataclass(frozen=True)
 class Alone:
     """A sample by itself: its prompt without padding, its answer, and the box positions of answer[index[t]]."""
 
@@ -95,14 +82,13 @@ class Samples:
         """Samples, their tokens, bytes of the weights, and of keys and values of all layers of the largest batch."""
         text = self.model.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         positions = max(batch.inputs["input_ids"].numel() for batch in self.batches)
         return {
             "samples": len(self.alone),
             "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in self.batches),
             "answer_tokens": sum(len(one.answer) for one in self.alone),
             "weight_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
-            "kv_bytes": 2 * text.num_hidden_layers * heads * head_dim * positions * self.model.dtype.itemsize,
+            "kv_bytes": text.num_hidden_layers * heads * positions * slot_bytes(self.model),
         }
 
 
@@ -119,14 +105,8 @@ def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
 
     def batch(chosen: list[int]) -> Batch:
         pages, said = zip(*(read[i] for i in chosen), strict=True)
-        given = build_inputs(processor, [[page.image] for page in pages], [PROMPT_TEXT] * len(chosen))
-        forced = append_answers(given, [one.answer_ids for one in said], processor.tokenizer.pad_token_id)
-        targets = []
-        for b, (page, one) in enumerate(zip(pages, said, strict=True)):
-            (tokens,) = layout.image_tokens(model.config, forced.inputs, b, [page.image.size])
-            targets.append([box_positions(tokens, page.entries[j].box) for j in one.entry_index])
-        rows = [[first + t for t in one.token_index] for first, one in zip(forced.first_rows, said, strict=True)]
-        return Batch(_moved(forced.inputs, model), rows, targets)
+        prepared = prepare_batch(model, processor, layout, pages, said, PROMPT_TEXT)
+        return prepared._replace(inputs=_moved(prepared.inputs, model))
 
     visual = visual_lengths(processor, [page.image.size for page, _ in read])
     lengths = [n + len(one.answer_ids) for n, (_, one) in zip(visual, read, strict=True)]
