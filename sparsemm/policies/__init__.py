@@ -40,6 +40,13 @@ SELECTORS: dict[str, str | type[Selector]] = {
     "unpooled": "window_attention.UnpooledAttention",
     "peak": "peak.Peak",
     "echo": "echo.Echo",
+    "critical": "critical.Critical",
+    "mixkv": "mixkv.MixKV",
+    "bacon": "bacon.Bacon",
+    "tova": "tova.LastRow",
+    "keydiff": "keydiff.KeyDiff",
+    "knorm": "knorm.KeyNorm",
+    "expected": "expected.ExpectedAttention",
     "accumulated": "h2o.AccumulatedAttention",
     "recency": "streaming.Recency",
 }

@@ -68,3 +68,9 @@ def test_half_precision_does_not_blur_positions(prompt):
 
 def test_a_layer_that_is_not_compressed_keeps_everything():
     assert kept_positions(object(), torch.zeros(1, 4, 5, 2), torch.zeros(1, 2, 5, 2), 1.0).all()
+
+
+def test_a_method_that_rates_by_values_is_left_out(prompt):
+    model, _, _ = prompt
+    assert not caches(model, None, ("snapkv+mixkv", "snapkv+critical"), [12], SETTINGS, 5, 0)
+    assert len(caches(model, None, ("snapkv+peak", "snapkv+mixkv"), [12], SETTINGS, 5, 0)) == 1

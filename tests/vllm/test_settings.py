@@ -142,6 +142,7 @@ def test_other_versions_and_platforms_are_refused(checkpoint):
         ("h2o", "it rates by every row"),
         ("sparsemm-adaptive", "its split follows the prompt's content"),
         ("sparsemm+peak", "it rates by every row"),
+        ("sparsemm+critical", "its selector has not been compared"),
         ("adakv+unpooled", "its split follows the prompt's content"),
     ],
 )
