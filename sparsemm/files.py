@@ -6,8 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,35 @@ def room(where: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             raise FetchError("the disk is full", where=where, hint="free some space and run it again") from error
         raise
+
+
+def fill_folder(folder: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.is_dir) -> bool:
+    """Fills a folder under a hidden name and gives it its own name when it is whole; a folder that is there stays.
+
+    What an attempt that failed left under the hidden name stays for the next one; hidden folders of other names beside
+    it are removed.
+
+    Args:
+        folder: to fill.
+        fill: writes the files into the folder it is called with.
+        is_whole: whether what was filled is to be kept; if not, it is removed.
+
+    Returns:
+        whether the folder is there.
+    """
+    if folder.is_dir():
+        return True
+    partial = folder.with_name(f".{folder.name}.partial")
+    for other in folder.parent.glob(".*.partial"):
+        if other != partial:
+            shutil.rmtree(other, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    fill(partial)
+    if not is_whole(partial):
+        shutil.rmtree(partial, ignore_errors=True)
+        return False
+    partial.rename(folder)
+    return True
 
 
 def result_path(root: Path, folder: str, key: str, suffix: str, dataset: str | None = None) -> Path:

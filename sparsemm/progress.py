@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+EVERY = 0.2, 5.0  # seconds between two lines: on a terminal, and elsewhere
 
 
-def progress(items: Iterable[T], total: int, description: str, every: float = 5.0) -> Iterator[T]:
+def progress(items: Iterable[T], total: int, description: str) -> Iterator[T]:
     """Yield `items` while showing how many of `total` are done and the seconds left.
 
-    On a terminal the line is redrawn; elsewhere a new line is printed at most every `every` seconds.
+    On a terminal the line is redrawn; elsewhere a new line is printed.
     """
     start = last = time.monotonic()
     terminal = sys.stderr.isatty()
@@ -22,12 +23,10 @@ def progress(items: Iterable[T], total: int, description: str, every: float = 5.
         yield item
         done += 1
         now = time.monotonic()
-        if now - last < (0.2 if terminal else every) and done != total:
+        if now - last < EVERY[not terminal] and done != total:
             continue
         last = now
         left = (now - start) / done * max(total - done, 0)
         line = f"{description}: {done}/{total}, {now - start:.0f} s, about {left:.0f} s left"
-        if terminal:
-            print(f"\r\x1b[K{line}", end="" if done != total else "\n", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        start_of_line, end = ("\r\x1b[K", "" if done != total else "\n") if terminal else ("", "\n")
+        print(f"{start_of_line}{line}", end=end, file=sys.stderr, flush=True)

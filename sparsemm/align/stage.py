@@ -30,12 +30,16 @@ def cut_at_end(ids: Sequence[int], end: set[int]) -> list[int]:
 
 
 def greedy_answers(
-    model: Any, processor: Any, records: list[Record], prompt: str, max_new_tokens: int
+    model: Any, processor: Any, records: list[Record], prompt: str | list[str], max_new_tokens: int
 ) -> list[list[int]]:
-    """The model's own greedy answer tokens to `prompt` over each record's image, as one batch, end token cut off."""
+    """The model's own greedy answer tokens over each record's image, as one batch, end token cut off.
+
+    `prompt` is one for all records, or one for each.
+    """
     import torch
 
-    inputs = build_inputs(processor, [[r.image] for r in records], [prompt] * len(records)).to(model.device)
+    prompts = [prompt] * len(records) if isinstance(prompt, str) else prompt
+    inputs = build_inputs(processor, [[r.image] for r in records], prompts).to(model.device)
     inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     with torch.inference_mode():
         out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)

@@ -16,7 +16,7 @@ from sparsemm.fetch import patience
 from sparsemm.fetch.blocks import Remote, open_remote, save_remote
 from sparsemm.fetch.patience import patiently
 from sparsemm.fetch.place import File, Place, by_name
-from sparsemm.files import room, sha256_file
+from sparsemm.files import fill_folder, room, sha256_file
 
 CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 
@@ -75,20 +75,18 @@ def checkpoint(repo: str, revision: str | None = None) -> Path:
     if not any(name.endswith(".safetensors") for name in names):
         hint = "other weights may run code when loaded"
         raise FetchError("holds no safetensors file", where=f"hub:{repo}", hint=hint)
-    folder, partial_folder = base / commit, base / f".{commit}.partial"
+
+    def fill(folder: Path) -> None:
+        for name in names:
+            if not (folder / name).is_file():
+                _take(repo, commit, remotes[name], name, folder)
+        shutil.rmtree(folder / ".blocks", ignore_errors=True)
+
     with room(str(base)):
         base.mkdir(parents=True, exist_ok=True)
         with FileLock(base / ".lock"):  # the processes of several GPUs come at the same time
-            if not folder.is_dir():
-                for other in base.glob(".*.partial"):
-                    if other != partial_folder:
-                        shutil.rmtree(other, ignore_errors=True)
-                for name in names:
-                    if not (partial_folder / name).is_file():
-                        _take(repo, commit, remotes[name], name, partial_folder)
-                shutil.rmtree(partial_folder / ".blocks", ignore_errors=True)
-                partial_folder.rename(folder)
-    return folder
+            fill_folder(base / commit, fill)
+    return base / commit
 
 
 def _take(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> None:
@@ -97,7 +95,6 @@ def _take(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> No
 
     cached = try_to_load_from_cache(repo, name, revision=commit)
     if isinstance(cached, str) and remote.verify(Path(cached)):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             os.link(Path(cached).resolve(), folder / name)
             return

@@ -18,10 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import LlamaForCausalLM
 
-from sparsemm.align.stage import cut_at_end
+from sparsemm.align.stage import greedy_answers
 from sparsemm.assemble.base import Base
 from sparsemm.assemble.stage import assemble
 from sparsemm.assemble.updates import BASE, read_pin
@@ -31,7 +30,6 @@ from sparsemm.errors import ModelError, SparseMMError
 from sparsemm.evaluate.metrics import bootstrap_means, exact_match, interval, word_accuracy
 from sparsemm.files import write_json
 from sparsemm.models import load_model, new_entry
-from sparsemm.prompts import build_inputs
 from sparsemm.training.batches import READ_PROMPT
 from sparsemm.training.prose import Prose, held_out_loss
 
@@ -49,17 +47,13 @@ ATTRIBUTION = {
 TEXT_MODELS = {"llama": "Llama", "mistral": "Mistral", "qwen2_vl_text": "Qwen2-VL with M-RoPE"}
 
 
-@torch.inference_mode()
 def answers(model: Any, processor: Any, records: list[Record], prompts: list[str], batch_size: int = 64) -> list[str]:
     """Greedy answers, as text, to one prompt per record."""
-    said: list[str] = []
-    end = {model.generation_config.eos_token_id, processor.tokenizer.pad_token_id}
-    for start in range(0, len(records), batch_size):
-        batch = slice(start, start + batch_size)
-        inputs = build_inputs(processor, [[r.image] for r in records[batch]], prompts[batch]).to(model.device)
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=128)[:, inputs["input_ids"].shape[1] :]
-        said += [processor.tokenizer.decode(cut_at_end(row, end)) for row in out.tolist()]
-    return said
+    tokens: list[list[int]] = []
+    for first in range(0, len(records), batch_size):
+        batch = slice(first, first + batch_size)
+        tokens += greedy_answers(model, processor, records[batch], prompts[batch], 128)
+    return [processor.tokenizer.decode(row) for row in tokens]
 
 
 def wilson(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:

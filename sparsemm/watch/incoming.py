@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from sparsemm.errors import WatchError
+from sparsemm.files import fill_folder
 from sparsemm.watch.arrival import Arrival, found, is_complete
 
 
@@ -25,18 +25,7 @@ def fetched(root: Path, key: str, revision: str, fetch: Callable[[Path], None]) 
         the checkpoint, or None if what was fetched is not complete yet.
     """
     folder = root / "data" / "incoming" / key / revision
-    if not folder.is_dir():
-        partial = folder.with_name(f".{revision}.partial")
-        for other in folder.parent.glob(".*.partial"):
-            if other != partial:  # of a revision that the source no longer holds
-                shutil.rmtree(other, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-        fetch(partial)
-        if not is_complete(partial):
-            shutil.rmtree(partial, ignore_errors=True)
-            return None
-        partial.rename(folder)
-    return found(folder, key, root)
+    return found(folder, key, root) if fill_folder(folder, fetch, is_complete) else None
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
