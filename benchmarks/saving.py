@@ -12,11 +12,10 @@ from typing import Any
 import torch
 
 from sparsemm.budgets import load_budgets
-from sparsemm.cache.served import shape_of
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import DataError
-from sparsemm.evaluate.model import answer
-from sparsemm.evaluate.tasks.local import documents
+from sparsemm.evaluate.answers import Variant, answer, make_batch
+from sparsemm.evaluate.tasks.local import PageTask
 from sparsemm.models import load_model
 from sparsemm.params import Params, load_params
 from sparsemm.policies import budgets_of, make_policy_from
@@ -34,29 +33,27 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     """
     given = params.evaluate
     records = read_records(root / "artifacts" / "datasets" / f"{given.dataset}.parquet", limit=samples)
-    docs = documents("read", records, params.chase.prompt, given.seed)
-    images, prompts = [[record.image] for record in records], [doc["prompt"] for doc in docs]
+    questions = PageTask("read", records, params.chase.prompt, given.seed).questions
     plan = load_budgets(root / "artifacts" / "budgets" / f"{key}.json")
     scores = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     model, processor = load_model(params.model(key))
     head = heading("saving", model.device, model=key)
     options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **plan.settings}
-    policies = [
-        make_policy_from(method, budget, scores, options).for_model(shape_of(model))
+    batch = make_batch(processor, questions, range(len(questions)))
+    variants = {
+        f"{method} {budget}": Variant(make_policy_from(method, budget, scores, options))
         for method in given.methods
         for budget in budgets_of(method, plan.budgets)
-    ]
+    }
+    separate = [{name: one} for name, one in variants.items()]
     seconds: dict[str, list[float]] = {"shared": [], "separate": []}
     work: dict[str, list[float]] = {"shared": [], "separate": []}  # of the processor: what others do does not count
     for _ in range(repeats):
         said = {}
-        for way, groups in (("shared", [policies]), ("separate", [[policy] for policy in policies])):
+        for way, groups in (("shared", [variants]), ("separate", separate)):
             start, before = time.perf_counter(), time.process_time()
-            said[way] = [
-                one
-                for group in groups
-                for one in answer(model, processor, images, prompts, group, given.max_new_tokens)
-            ]
+            replies = [answer(model, batch, group, given.max_new_tokens) for group in groups]
+            said[way] = {name: reply for group in replies for name, reply in group.items()}
             seconds[way].append(time.perf_counter() - start)
             work[way].append(time.process_time() - before)
         if said["shared"] != said["separate"]:
@@ -64,7 +61,7 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     result = {f"{way}_seconds": round(median(times), 3) for way, times in seconds.items()}
     result |= {f"{way}_cpu_seconds": round(median(times), 3) for way, times in work.items()}
     ratio = result["separate_seconds"] / result["shared_seconds"]
-    return head | {"variants": len(policies), "rows": len(docs), **result, "ratio": round(ratio, 3)}
+    return head | {"variants": len(variants), "rows": len(questions), **result, "ratio": round(ratio, 3)}
 
 
 if __name__ == "__main__":

@@ -40,14 +40,13 @@ NOT_FOLLOWED = {
         "sparsemm.cache.served",
     ): "whether a cache could serve the model, which changes no answer",
     ("sparsemm.scores", "sparsemm.models"): "the fingerprint that a table is checked against",
-    ("sparsemm.studies.rows", "sparsemm.policies"): "the names of the methods",
+    ("sparsemm.evaluate.rows", "sparsemm.policies"): "the names of the methods",
     (
         "sparsemm.studies.stage",
         "sparsemm.studies.bench",
     ): "derived studies do not use it, the others import it",
     ("sparsemm.report.stage", "sparsemm"): "the number of the version",
-    ("sparsemm.studies.rows", "sparsemm.tables"): "how the report reads rows",
-    **{(f"sparsemm.studies.{name}", WORDS): "the report's words, which change no row" for name in ("rows", *STUDIES)},
+    **{(f"sparsemm.studies.{name}", WORDS): "the report's words, which change no row" for name in STUDIES},
 }
 
 # What is imported or read by a name that is put together at run time, by patterns from the root of the repository.

@@ -37,7 +37,8 @@ UPWARD = {
     ("sparsemm.evaluate.plugin", "sparsemm.registry.lookup"): "lmms-eval's command line may name a published table",
     ("sparsemm.models", "sparsemm.cache.served"): "a checkpoint that no cache could serve is refused when it is added",
     ("sparsemm.params.stages", "sparsemm.policies"): "the names of the methods; no torch",
-    ("sparsemm.training.card", "sparsemm.evaluate.metrics"): "a card measures what evaluation measures",
+    ("sparsemm.training.card", "sparsemm.evaluate.statistics"): "a card measures what evaluation measures",
+    ("sparsemm.training.card", "sparsemm.evaluate.tasks.functions"): "a card measures what evaluation measures",
 }
 VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}
 CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS and p not in VLLM]

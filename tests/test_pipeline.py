@@ -74,7 +74,7 @@ def test_running_again_gives_the_same_bytes(place):
     [
         ("align", "sparsemm.align.stage", "greedy_answers", 2),
         ("chase", "sparsemm.chase.work", "chase_batch", 2),
-        ("evaluate", "sparsemm.evaluate.stage", "answer", 2),
+        ("evaluate", "sparsemm.evaluate.evaluator", "make_batch", 2),
         ("evaluate", "sparsemm.evaluate.stage", "write_results", 0),
     ],
 )
@@ -100,7 +100,7 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(place, monkeypatch, s
     done = [f for f in (place / "artifacts" / "work").rglob("*") if f.is_file()]
     assert done  # something was kept to go on from
     if function == "write_results":
-        monkeypatch.setattr(owner, "load_model", lambda *_: pytest.fail("there is nothing to ask"))
+        monkeypatch.setattr("sparsemm.evaluate.evaluator.load_model", lambda *_: pytest.fail("there is nothing to ask"))
     assert run(place, stage, KEY) == 0
     assert hashes(place) == before
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sparsemm.cache.served import shape_of
 from sparsemm.errors import DataError, ModelError
-from sparsemm.evaluate.model import answer
+from sparsemm.evaluate.answers import Variant, answer, make_batch
 from sparsemm.evaluate.questions import batches, question
 from sparsemm.models import load_model, new_entry
 from sparsemm.policies import every_option, make_policy_from
@@ -119,11 +119,11 @@ class SparseMM(lmms):
         questions = [question(request, self.task_dict[request.args[4]], self.max_new_tokens) for request in requests]
         answers = [""] * len(questions)
         for chosen in tqdm(batches(questions, self.batch_size), desc="answers", disable=self.rank != 0):
-            asked = [questions[at] for at in chosen]
-            images, prompts = [one.images() for one in asked], [one.prompt for one in asked]
-            limit = asked[0].max_new_tokens
-            (said,) = answer(self.model, self.processor, images, prompts, [self.policy], limit)
-            for at, text in zip(chosen, said.texts, strict=True):
+            limit = questions[chosen[0]].max_new_tokens or self.max_new_tokens
+            batch = make_batch(self.processor, questions, chosen)
+            (reply,) = answer(self.model, batch, {"": Variant(self.policy)}, limit).values()
+            texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
+            for at, text in zip(chosen, texts, strict=True):
                 answers[at] = questions[at].trim(text)
         return answers
 

@@ -1,4 +1,4 @@
-"""What lmms-eval asks a model: its requests as questions, in batches of similar ones, and where answers stop."""
+"""Questions: what a model is asked, where its answer stops, and which questions run together."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from sparsemm.errors import DataError
 
 @dataclass(frozen=True)
 class Question:
-    """One request.
+    """One question about some images.
 
     Attributes:
         prompt: what the user says.
         images: decodes its images, RGB, anew at every call: a task's images do not fit into memory.
         stops: an answer ends before the first of these.
-        max_new_tokens: at most so many per answer.
+        max_new_tokens: at most so many per answer; None: 8 more than the longest reference has.
+        answer: the reference, where whoever asks has to know it.
     """
 
     prompt: str
     images: Callable[[], list[Image.Image]]
-    stops: tuple[str, ...]
-    max_new_tokens: int
+    stops: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
+    answer: str = ""
 
     def trim(self, text: str) -> str:
         """An answer up to the first stop, without blanks around it."""

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.metrics import Values, interval
 
-VERDICTS = ("better", "worse", "no difference shown")
 LEVEL = 0.95
 END_WEIGHT = 0.5  # of a page, for each end of the metric
 FEWEST = 6  # pages that differ, all one way: with 5 even the exact sign test does not reach 95 %
 
+Values = NDArray[np.float64]
 Pages = NDArray[np.int64]
 
 
@@ -125,8 +124,30 @@ def _counts(n: int, resamples: int, seed: int) -> Values:
     return counts
 
 
+def bootstrap_means(values: Values, resamples: int, seed: int) -> Values:
+    """Means of `values` (..., n) over resamples of the n samples with replacement: (..., resamples).
+
+    Rows share the resampled indices, so differences between rows are paired (Efron and Tibshirani, 1993).
+
+    Raises:
+        DataError: if there is no sample.
+    """
+    n = values.shape[-1]
+    if n == 0:
+        raise DataError("no samples to resample", where="bootstrap")
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1.0 / n), size=resamples)
+    return values @ counts.T / n
+
+
+def interval(means: Values, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of resampled means (resamples,)."""
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means, [tail, 1.0 - tail])
+    return float(low), float(high)
+
+
 def verdict(low: float, high: float) -> str:
-    """One of `VERDICTS`: what the interval of a difference says of what it is counted from."""
+    """One of `sparsemm.tables.VERDICTS`: what the interval of a difference says of what it is counted from."""
     return "better" if low > 0 else "worse" if high < 0 else "no difference shown"
 
 

@@ -18,8 +18,7 @@ from sparsemm.errors import DataError
 from sparsemm.files import result_path
 from sparsemm.params import Params
 from sparsemm.scores import rank_correlation, top_count, top_set
-from sparsemm.studies.declaration import Study, StudyRow
-from sparsemm.studies.rows import read_rows as read_study
+from sparsemm.studies.declaration import Study, StudyRow, read_study
 from sparsemm.tables import HINT, Estimate, Row, interval, read_json, read_rows
 
 PAPER = Path(__file__).with_name("paper_efficiency.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -81,4 +80,3 @@ CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
         "rho 0.6, adapt 0.25": Candidate(rho=0.6, adapt=0.25),
     }
 )
-IDENTITY = hashlib.sha256(repr(dict(CANDIDATES)).encode()).hexdigest()[:8]  # units of other candidates are not read

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from sparsemm.errors import DataError, ParamsError
+from sparsemm.evaluate.answers import Variant
+from sparsemm.evaluate.rows import Row
 from sparsemm.params.studies import ConfirmParams
 from sparsemm.policies import budgets_of, policy_class
-from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.declaration import Rows, Study, spread
 from sparsemm.studies.names import OVERALL, PAPER
-from sparsemm.studies.rows import Row
 from sparsemm.studies.search import Way, candidate, measure, split
 
 
@@ -71,14 +71,14 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
         known = ", ".join(name for name, one in CANDIDATES.items() if one.mode == "exact")
         where = "params.yaml: studies.confirmed.confirm.candidate"
         raise ParamsError(f"{chosen!r} cannot be confirmed", where=where, hint=f"one of: {known}")
-    ways: dict[Way, Kept] = {
+    variants: dict[Way, Variant] = {
         (name, budget): candidate(bench, name, budget)
         for name in dict.fromkeys((chosen, PAPER))
         for budget in given.budgets
     }
     for method in given.methods:
-        ways |= {(method, budget): bench.kept(method, budget) for budget in budgets_of(method, given.budgets)}
-    outcomes = measure(bench, given, f"-{chosen}", split(given)[1], ways)
+        variants |= {(method, budget): bench.variant(method, budget) for budget in budgets_of(method, given.budgets)}
+    outcomes = measure(bench, given, split(given)[1], variants)
     others = [PAPER, *given.methods]
     return bench.rows(
         outcomes,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsemm.errors import DataError
+from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, Row, by_method, tabulate
+from sparsemm.evaluate.samples import HINT, kept, options, read_samples, read_table
 from sparsemm.params import Params
 from sparsemm.params.studies import Derived
 from sparsemm.studies.declaration import Rows, Study, compared, sentence, spread
-from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, by_method, tabulate
-from sparsemm.studies.samples import HINT, kept, options, read_samples, read_table
 
 TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times transformers", "kept_bytes": "bytes held"}
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method, tabulate
+from sparsemm.evaluate.samples import Samples, kept, options, read_samples
 from sparsemm.evaluate.statistics import area
 from sparsemm.params import Params
 from sparsemm.params.studies import Derived
 from sparsemm.studies.declaration import Rows, Study, StudyRow, against_each, sentence
-from sparsemm.studies.rows import Arm, Outcome, Row, by_method, tabulate
-from sparsemm.studies.samples import Samples, kept, options, read_samples
 
 AREA = "area over log2 B"
 

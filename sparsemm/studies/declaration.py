@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
+from sparsemm.errors import DataError
 from sparsemm.studies.names import FULL, PAPER
-from sparsemm.tables import VERDICTS, Estimate, Row, interval
+from sparsemm.tables import HINT, VERDICTS, Estimate, Row, interval, read_rows
 
 
 class StudyRow(Row):
-    """One row of artifacts/studies/<study>/<key>.csv; `sparsemm.studies.rows.tabulate` says what its columns hold."""
+    """One row of artifacts/studies/<study>/<key>.csv; `sparsemm.evaluate.rows.tabulate` says what its columns hold."""
 
     model: str
     study: str
@@ -78,6 +80,18 @@ class StudyRow(Row):
 
 
 Rows = Sequence[StudyRow]
+
+
+def read_study(path: Path, study: str, key: str) -> list[StudyRow]:
+    """The rows that a study of a model wrote.
+
+    Raises:
+        DataError: if the file is not what it writes.
+    """
+    rows = read_rows(path, StudyRow, {"study": study, "model": key})
+    if not rows:
+        raise DataError("no row", where=str(path), hint=HINT)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from sparsemm.evaluate.rows import Arm, Row, by_method
 from sparsemm.params.studies import MethodsParams
 from sparsemm.policies import policy_class
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, compared, sentence
-from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
 GROWS, HELD = "answer kept", "answer evicted too"
 
@@ -32,20 +32,16 @@ def run(bench: Bench, given: MethodsParams) -> list[Row]:
 
     Slots and bytes are those after prefill; with `hold_budget` they are the most there ever is.
     """
-    outcomes: dict[Arm, Outcome] = {}
-    methods = [method for method in given.methods if policy_class(method).compresses]
-    for task in given.tasks:
-        ways = {
-            f"{method} {budget} {condition}": bench.kept(method, budget, hold_budget=condition == HELD)
-            for method in methods
-            for budget in given.budgets
-            for condition in (GROWS, HELD)
-        }
-        for name, outcome in bench.keep(task, task, ways).items():
-            setting, slots, condition = name.split(" ", 2)
-            outcomes[Arm(task, condition, setting, None, int(slots))] = outcome
+    ways = {
+        Arm(task, condition, method, None, budget): bench.variant(method, budget, hold_budget=condition == HELD)
+        for task in given.tasks
+        for method in given.methods
+        if policy_class(method).compresses
+        for budget in given.budgets
+        for condition in (GROWS, HELD)
+    }
 
     def against(arm: Arm) -> list[Arm]:
         return by_method(arm) + ([arm._replace(condition=GROWS)] if arm.condition == HELD else [])
 
-    return bench.rows(outcomes, against)
+    return bench.rows(bench.measure(ways), against)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from sparsemm.datasets import synthetic
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
+from sparsemm.evaluate.answers import Batch
+from sparsemm.evaluate.questions import Question
+from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method
 from sparsemm.params.studies import LaterParams
 from sparsemm.policies import METHODS, budgets_of
 from sparsemm.prompts import encode
-from sparsemm.studies.answers import Batch, Question, Reply, compressed
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, against_each, sentence
-from sparsemm.studies.rows import Arm, Outcome, Row, by_method
 
 KNOWN, IMAGE = "question known", "compressed after the page"
 NEUTRAL, TURN = "compressed after a neutral prompt", "compressed after another question"
@@ -89,20 +91,15 @@ def run(bench: Bench, given: LaterParams) -> list[Row]:
 
     The full cache shows what a condition's wording alone costs.
     """
+    variants = {
+        (method, budget): bench.variant(method, budget)
+        for method in given.methods
+        for budget in budgets_of(method, given.budgets)
+    }
     outcomes: dict[Arm, Outcome] = {}
-    asked = bench.questions("qa")
-    ways = {}
-    for method in given.methods:
-        for budget in budgets_of(method, given.budgets):
-            ways[f"{method} {budget or ''}"] = bench.kept(method, budget)
-
-    def answer(model: Any, batch: Batch) -> dict[str, Reply]:
-        return compressed(model, batch, bench.most(asked), ways)
-
     for condition in (KNOWN, IMAGE, NEUTRAL, TURN):
-        for name, outcome in _asked(bench, condition, asked, answer, given).items():
-            setting, slots = name.split(" ")
-            outcomes[Arm("qa", condition, setting, None, int(slots) if slots else None)] = outcome
+        ways = {Arm("qa", condition, method, None, budget): one for (method, budget), one in variants.items()}
+        outcomes |= bench.measure(ways, made=partial(_batches, bench, condition, given.neutral))
 
     def against(arm: Arm) -> list[Arm]:
         return by_method(arm) + ([arm._replace(condition=KNOWN)] if arm.condition == IMAGE else [])
@@ -110,10 +107,7 @@ def run(bench: Bench, given: LaterParams) -> list[Row]:
     return bench.rows(outcomes, against)
 
 
-def _asked(bench: Bench, condition: str, asked: list[Question], answer: Any, given: LaterParams) -> dict[str, Outcome]:
-    def made() -> Iterator[Batch]:
-        pairs = zip(asked, bench.records, strict=True)
-        prompts = [rendered(bench.processor, condition, q, record, given.neutral) for q, record in pairs]
-        return cut_batches(bench.processor, prompts, bench.records, bench.params.evaluate.batch_size)
-
-    return bench.ask(f"qa-{condition.replace(' ', '-')}", "qa", asked, answer, made)
+def _batches(bench: Bench, condition: str, neutral: str) -> Iterator[Batch]:
+    pairs = zip(bench.task("qa").questions, bench.records, strict=True)
+    prompts = [rendered(bench.processor, condition, question, record, neutral) for question, record in pairs]
+    return cut_batches(bench.processor, prompts, bench.records, bench.params.evaluate.batch_size)

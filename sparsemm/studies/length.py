@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method, tabulate
+from sparsemm.evaluate.samples import options, read_samples
 from sparsemm.params import Params
 from sparsemm.params.studies import LengthParams
 from sparsemm.studies.curve import areas
 from sparsemm.studies.declaration import Rows, Study, spread
-from sparsemm.studies.rows import Arm, Outcome, Row, by_method, tabulate
-from sparsemm.studies.samples import options, read_samples
 
 
 def by_length(answers: list[str], groups: int) -> dict[str, NDArray[np.int64]]:

@@ -16,6 +16,7 @@ from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
+from sparsemm.evaluate.rows import Arm, Outcome, Row
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.tokens import box_positions
 from sparsemm.params.studies import LookingParams
@@ -23,7 +24,6 @@ from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable, top_count
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, sentence, spread
-from sparsemm.studies.rows import Arm, Outcome, Row
 
 WORD, PAGE = "on the word", "on the page"
 BEST, MIDDLE, LAST = "best heads", "middle heads", "last heads"
@@ -90,10 +90,6 @@ def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
     return None if watch is None else [watch.shares[layer].tolist() for layer in sorted(watch.shares)]
 
 
-def _page(bench: Bench, record: Record) -> dict[str, Any]:
-    return {"shares": shares(bench, record)}
-
-
 def groups(table: ScoreTable, share: float) -> dict[str, NDArray[np.int64]]:
     """Flat indices, among the layers that have heads, of the best ones, as many around the median, and of the last."""
     scores = table.scores[table.layers_with_heads()]
@@ -128,7 +124,7 @@ def run(bench: Bench, given: LookingParams) -> list[Row]:
         DataError: if the model reads words of fewer than two pages.
     """
     found = [
-        bench.once(f"page-{number}", partial(_page, bench, record))["shares"]
+        bench.store.once(f"page-{number}", partial(shares, bench, record))
         for number, record in enumerate(bench.records)
     ]
     pages = [one for one in found if one is not None]

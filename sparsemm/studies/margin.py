@@ -35,14 +35,14 @@ def margin_table(bench: Bench) -> ScoreTable:
     Raises:
         DataError: if the calibration pages are missing.
     """
-    found = bench.once("margins", lambda: _measured(bench))["pages"]
+    found = bench.store.once("margins", lambda: _measured(bench))
     layers = bench.scores.layers_with_heads()
     per_sample = np.zeros((len(found), *bench.scores.scores.shape), dtype=np.float64)
     per_sample[:, layers] = np.array(found, dtype=np.float64).reshape(-1, len(layers), per_sample.shape[2])
     return ScoreTable.from_samples(per_sample, np.zeros_like(bench.scores.hits), bench.scores.header)
 
 
-def _measured(bench: Bench) -> dict[str, Any]:
+def _measured(bench: Bench) -> list[Any]:
     path = bench.root / "artifacts" / "datasets" / f"{bench.params.chase.dataset}.parquet"
     given, size = bench.params.chase, bench.params.evaluate.batch_size
     records = read_records(path, limit=PAGES)
@@ -54,4 +54,4 @@ def _measured(bench: Bench) -> dict[str, Any]:
             watch = watched(bench, record, answer, Margins)
             if watch is not None:
                 pages.append([watch.shares[layer].tolist() for layer in sorted(watch.shares)])
-    return {"pages": pages}
+    return pages

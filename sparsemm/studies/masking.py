@@ -11,16 +11,17 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import DynamicCache
 
 from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.errors import ModelError
+from sparsemm.evaluate.answers import Batch, Reply, placed, replies
+from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.studies import MaskingParams
 from sparsemm.policies.random_heads import draw
 from sparsemm.scores import ScoreTable, top_count
-from sparsemm.studies.answers import Batch, Reply, plain, replies
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, StudyRow, spread, tally
-from sparsemm.studies.rows import Arm, Outcome, Row, over_seeds
 
 Heads = NDArray[np.bool_]
 Zero = Literal["output", "query"]
@@ -135,39 +136,44 @@ STUDY = Study(
 
 def run(bench: Bench, given: MaskingParams) -> list[Row]:
     """One row per task, kind of zero, fraction, kind of heads and comparison; the cache is full."""
-    outcomes: dict[Arm, Outcome] = {}
+    ways: dict[Arm, Any] = {}
+    layers = bench.scores.layers_with_heads()
     for task in given.tasks:
-        outcomes[Arm(task, "", NONE, 0.0)] = _without(bench, f"{task}-none", task, {NONE: lambda _: None})[NONE]
-        for zero in given.zero:
-            layers = bench.scores.layers_with_heads()
-            for fraction in given.fractions:
-                top = chosen(bench.scores, fraction)
-                off: dict[str, Which] = {TOP: partial(_the_same, top, zero)}
-                for kind, seed in product((RANDOM, LAYERS), range(given.seeds)):
-                    off[f"{kind}-{seed}"] = partial(_at_random, top, zero, seed, kind == LAYERS, layers)
-                said = _without(bench, f"{task}-{zero}-{fraction}", task, off)
-                for kind in (TOP, RANDOM, LAYERS):
-                    mine = [outcome for way, outcome in said.items() if way.partition("-")[0] == kind]
-                    outcomes[Arm(task, f"{zero} zeroed", kind, fraction)] = over_seeds(mine)
-    return bench.rows(outcomes, against)
+        ways[Arm(task, "", NONE, 0.0)] = _none
+        for zero, fraction in product(given.zero, given.fractions):
+            top, arm = chosen(bench.scores, fraction), Arm(task, f"{zero} zeroed", TOP, fraction)
+            ways[arm] = partial(_the_same, top, zero)
+            for kind in (RANDOM, LAYERS):
+                at_random = partial(_at_random, top, zero, kind == LAYERS, layers)
+                ways[arm._replace(setting=kind)] = [partial(at_random, seed) for seed in range(given.seeds)]
+    return bench.rows(bench.measure(ways, without_heads), against)
+
+
+def _none(pages: list[int]) -> None:
+    return None
 
 
 def _the_same(heads: Heads, zero: Zero, pages: list[int]) -> Off:
     return Off(heads, zero)
 
 
-def _at_random(like: Heads, zero: Zero, seed: int, same_layers: bool, layers: list[int], pages: list[int]) -> Off:
+def _at_random(like: Heads, zero: Zero, same_layers: bool, layers: list[int], seed: int, pages: list[int]) -> Off:
     heads = np.zeros((len(pages), *like.shape), dtype=bool)
     heads[:, layers] = drawn_anew(like[layers], seed, same_layers, pages)
     return Off(heads, zero)
 
 
-def _without(bench: Bench, unit: str, task: str, off: Mapping[str, Which]) -> dict[str, Outcome]:
-    asked = bench.questions(task)
+def without_heads(model: Any, batch: Batch, ways: Mapping[str, Which], max_new_tokens: int) -> dict[str, Reply]:
+    """Greedy answers with transformers' own cache, while the heads of every way are off."""
+    inputs = placed(model, batch.inputs)
+    off = {name: which(batch.index) for name, which in ways.items()}
+    return replies(
+        model, {name: partial(heads_off, _plain, one, model, inputs, max_new_tokens) for name, one in off.items()}
+    )
 
-    def answer(model: Any, batch: Batch) -> dict[str, Reply]:
-        most = bench.most(asked)
-        ways = {name: partial(heads_off, plain, which(batch.index), model, batch, most) for name, which in off.items()}
-        return replies(model, ways)
 
-    return bench.ask(unit, task, asked, answer)
+def _plain(model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> Reply:
+    out = model.generate(
+        **inputs, past_key_values=DynamicCache(), do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
+    )
+    return Reply(out[:, inputs["input_ids"].shape[1] :].tolist())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.studies import BudgetedParams
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, compared, sentence
-from sparsemm.studies.rows import Arm, Outcome, Row
 
 WINDOW, UNIFORM, ALL = "window", "window + uniform", "window + uniform + score"
 
@@ -37,15 +37,11 @@ def run(bench: Bench, given: BudgetedParams) -> list[Row]:
     Every arm has B slots a head on average. The window alone is B newest tokens; with the uniform part the slots beyond
     `allocate.window` are shared evenly, which is rho = 1; with all parts it is `sparsemm`.
     """
-    outcomes: dict[Arm, Outcome] = {}
+    ways = {}
     for task in given.tasks:
-        ways = {}
         for budget in given.budgets:
-            ways[f"{WINDOW} {budget}"] = bench.kept("snapkv", budget, window=budget)
-            ways[f"{UNIFORM} {budget}"] = bench.kept("sparsemm", budget, rho=1.0)
-            ways[f"{ALL} {budget}"] = bench.kept("sparsemm", budget)
-        said = bench.keep(task, task, ways)
-        for budget in given.budgets:
-            outcomes |= {Arm(task, "", s, None, budget): said[f"{s} {budget}"] for s in (WINDOW, UNIFORM, ALL)}
+            ways[Arm(task, "", WINDOW, None, budget)] = bench.variant("snapkv", budget, window=budget)
+            ways[Arm(task, "", UNIFORM, None, budget)] = bench.variant("sparsemm", budget, rho=1.0)
+            ways[Arm(task, "", ALL, None, budget)] = bench.variant("sparsemm", budget)
     before = {WINDOW: [], UNIFORM: [WINDOW], ALL: [UNIFORM, WINDOW]}
-    return bench.rows(outcomes, lambda arm: [arm._replace(setting=other) for other in before[arm.setting]])
+    return bench.rows(bench.measure(ways), lambda arm: [arm._replace(setting=other) for other in before[arm.setting]])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.studies import RhoParams
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, compared, sentence
-from sparsemm.studies.rows import Arm, Outcome, Row
 
 
 def conclusion(rows: Rows) -> str:
@@ -29,10 +29,9 @@ STUDY = Study(
 def run(bench: Bench, given: RhoParams) -> list[Row]:
     """One row per task and rho; each is compared with the rho of `allocate`."""
     usual = bench.params.allocate.rho
-    values = sorted({*given.values, usual})
-    outcomes: dict[Arm, Outcome] = {}
-    for task in given.tasks:
-        ways = {f"{rho:g}": bench.kept("sparsemm", given.budget, rho=rho) for rho in values}
-        said = bench.keep(task, task, ways)
-        outcomes |= {Arm(task, "", "rho", rho, given.budget): said[f"{rho:g}"] for rho in values}
-    return bench.rows(outcomes, lambda arm: [arm._replace(level=usual)])
+    ways = {
+        Arm(task, "", "rho", rho, given.budget): bench.variant("sparsemm", given.budget, rho=rho)
+        for task in given.tasks
+        for rho in sorted({*given.values, usual})
+    }
+    return bench.rows(bench.measure(ways), lambda arm: [arm._replace(level=usual)])

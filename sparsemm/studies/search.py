@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import numpy as np
 
 from sparsemm.errors import DataError
+from sparsemm.evaluate.answers import Variant
+from sparsemm.evaluate.rows import Arm, Outcome, Row
 from sparsemm.evaluate.statistics import area
 from sparsemm.params.studies import SearchParams
-from sparsemm.studies.answers import Kept
 from sparsemm.studies.bench import Bench
-from sparsemm.studies.candidates import CANDIDATES, IDENTITY
+from sparsemm.studies.candidates import CANDIDATES
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.declaration import Rows, Study, StudyRow, sentence
 from sparsemm.studies.margin import margin_table
 from sparsemm.studies.names import OVERALL, PAPER
-from sparsemm.studies.rows import Arm, Outcome, Row
 
 Way = tuple[str, int | None]  # setting, budget
 
@@ -92,23 +92,22 @@ def split(given: SearchParams) -> tuple[slice, slice]:
     return slice(0, asked), slice(asked, given.samples)
 
 
-def candidate(bench: Bench, name: str, budget: int) -> Kept:
+def candidate(bench: Bench, name: str, budget: int) -> Variant:
     """A cache with the allocation of that name."""
     one = CANDIDATES[name]
     table = margin_table(bench) if one.margin else bench.scores
-    return bench.kept(one.method, budget, one.weights(table), **one.options())
+    return bench.variant(one.method, budget, one.weights(table), **one.options())
 
 
-def measure(bench: Bench, given: SearchParams, unit: str, pages: slice, ways: Mapping[Way, Kept]) -> dict[Arm, Outcome]:
-    """Answers of every (setting, budget), the areas under them, and the mean of these over tasks, page by page."""
-    outcomes: dict[Arm, Outcome] = {}
-    names = {way: f"{way[0]} {way[1]}" for way in ways}
-    settings = list(dict.fromkeys(setting for setting, _ in ways))
+def measure(bench: Bench, given: SearchParams, pages: slice, variants: Mapping[Way, Variant]) -> dict[Arm, Outcome]:
+    """Outcomes of every (setting, budget), the areas under them, and the mean of these over tasks, page by page."""
+    ways = {Arm(task, "", setting, None, b): one for task in given.tasks for (setting, b), one in variants.items()}
+    measured, outcomes = bench.measure(ways, pages=pages), dict[Arm, Outcome]()
+    settings = list(dict.fromkeys(setting for setting, _ in variants))
     for task in given.tasks:
-        said = bench.keep(f"{task}{unit}-{IDENTITY}", task, {names[way]: kept for way, kept in ways.items()}, pages)
-        outcomes |= {Arm(task, "", setting, None, b): said[names[setting, b]] for setting, b in ways}
+        outcomes |= {arm: one for arm, one in measured.items() if arm.task == task}
         for setting in settings:
-            curve = {b: said[names[s, b]] for s, b in ways if s == setting}
+            curve = {arm.budget: one for arm, one in measured.items() if (arm.task, arm.setting) == (task, setting)}
             values = curve[None].values if None in curve else _area(curve)
             outcomes[Arm(task, AREA, setting)] = Outcome(values, next(iter(curve.values())).metric)
     for setting in settings:
@@ -124,8 +123,6 @@ def _area(curve: Mapping[int | None, Outcome]) -> np.ndarray:
 
 def run(bench: Bench, given: SearchParams) -> list[Row]:
     """One row per task, candidate and budget, and per area; each is compared with the paper's allocation."""
-    ways: dict[Way, Kept] = {
-        (name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets
-    }
-    outcomes = measure(bench, given, "", split(given)[0], ways)
+    variants = {(name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets}
+    outcomes = measure(bench, given, split(given)[0], variants)
     return bench.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any
+
 import numpy as np
 
 from sparsemm.errors import ScoreTableError
-from sparsemm.evaluate.metrics import interval
+from sparsemm.evaluate.rows import COLUMNS, Arm, Row
+from sparsemm.evaluate.statistics import interval
 from sparsemm.files import result_path
 from sparsemm.params.studies import BudgetedParams
 from sparsemm.scores import ScoreTable
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, compared, sentence, spread
-from sparsemm.studies.rows import COLUMNS, Arm, Outcome, Row, over_seeds
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
 SEEDS = 3
@@ -86,16 +89,13 @@ def run(bench: Bench, given: BudgetedParams) -> list[Row]:
     rows = _agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
     for name, table in others.items():
         rows += _agreement_rows(bench, name, own, table, seed)
-    outcomes: dict[Arm, Outcome] = {}
-    for task in given.tasks:
-        for budget in given.budgets:
-            ways = {OWN: bench.kept("sparsemm", budget)}
-            ways |= {name: bench.kept("sparsemm", budget, table) for name, table in tables.items()}
-            ways |= {f"{RANDOM}-{i}": bench.kept("random", budget, seed=i) for i in range(SEEDS)}
-            said = bench.keep(f"{task}-{budget}", task, ways)
-            outcomes |= {Arm(task, "", name, None, budget): said[name] for name in (OWN, *tables)}
-            outcomes[Arm(task, "", RANDOM, None, budget)] = over_seeds(said[f"{RANDOM}-{i}"] for i in range(SEEDS))
-    return rows + bench.rows(outcomes, lambda arm: [arm._replace(setting=OWN)])
+    ways: dict[Arm, Any] = {}
+    for task, budget in product(given.tasks, given.budgets):
+        arm = Arm(task, "", OWN, None, budget)
+        ways[arm] = bench.variant("sparsemm", budget)
+        ways |= {arm._replace(setting=name): bench.variant("sparsemm", budget, one) for name, one in tables.items()}
+        ways[arm._replace(setting=RANDOM)] = [bench.variant("random", budget, seed=i) for i in range(SEEDS)]
+    return rows + bench.rows(bench.measure(ways), lambda arm: [arm._replace(setting=OWN)])
 
 
 def _table(bench: Bench, dataset: str) -> ScoreTable:

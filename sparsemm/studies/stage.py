@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 from pathlib import Path
-from typing import Any
 
 from sparsemm.errors import ParamsError
-from sparsemm.files import atomic_path, write_json
+from sparsemm.evaluate.rows import COLUMNS, Row, write_table
 from sparsemm.params import Params
 from sparsemm.studies.names import DERIVED
-from sparsemm.studies.rows import COLUMNS, Row
 
 
 def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
@@ -30,26 +27,17 @@ def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
     given = made[name]
     module = importlib.import_module(f"sparsemm.studies.{name}")
     if name in DERIVED:
-        write(module.run(params, given, key, root), name, key, root)
-        return
-    from sparsemm.studies.bench import Bench
+        rows = module.run(params, given, key, root)
+    else:
+        from sparsemm.studies.bench import Bench
 
-    bench = Bench(params, name, key, root)
-    write(module.run(bench, given), name, key, root)
-    bench.clear()
+        bench = Bench(params, name, key, root)
+        rows = module.run(bench, given)
+    write(rows, name, key, root)
+    if name not in DERIVED:
+        bench.store.clear()
 
 
 def write(rows: list[Row], name: str, key: str, root: Path) -> None:
     """Rows as CSV, and their means as metrics, task -> condition -> setting -> level or budget."""
-    folder = root / "artifacts" / "studies" / name
-    with atomic_path(folder / f"{key}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    metrics: dict[str, Any] = {}
-    for row in rows:
-        at = metrics
-        for part in (row["task"], row["condition"], row["setting"]):
-            at = at.setdefault(part, {}) if part else at
-        at[" ".join(str(row[name]) for name in ("level", "budget") if row[name] != "") or "all"] = row["value"]
-    write_json(folder / f"{key}.json", metrics)
+    write_table(root / "artifacts" / "studies" / name, key, COLUMNS, rows, ("task", "condition", "setting"))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
-from sparsemm.evaluate.model import slot_bytes
+from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.studies import StorageParams
 from sparsemm.policies import policy_class
 from sparsemm.studies.bench import Bench
 from sparsemm.studies.declaration import Rows, Study, compared, sentence
-from sparsemm.studies.rows import Arm, Outcome, Row
 
 
 def slots_at_equal_bytes(model: Any, budget: int) -> int:
@@ -17,8 +17,9 @@ def slots_at_equal_bytes(model: Any, budget: int) -> int:
 
     About twice as many as in 16 bits, 3.2 times for heads of 16 numbers in 32.
     """
-    row = slot_bytes(model)
-    return budget * row // (row // model.dtype.itemsize + 8)
+    config = model.config.get_text_config()
+    numbers = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return budget * numbers * model.dtype.itemsize // (numbers + 8)
 
 
 def conclusion(rows: Rows) -> str:
@@ -39,18 +40,13 @@ STUDY = Study(
 
 def run(bench: Bench, given: StorageParams) -> list[Row]:
     """One row per task, method, budget and storage; 8 bits are compared with the model's own dtype, same method."""
-    outcomes: dict[Arm, Outcome] = {}
     own, same, more = "model dtype", f"{given.storage}, equal slots", f"{given.storage}, equal bytes"
-    for task in given.tasks:
-        for budget in given.budgets:
-            ways = {}
-            for method in given.methods:
-                ways[f"{method} {own}"] = bench.kept(method, budget)
-                ways[f"{method} {same}"] = bench.kept(method, budget, storage=given.storage)
-                if policy_class(method).compresses:
-                    wide = slots_at_equal_bytes(bench.model, budget)
-                    ways[f"{method} {more}"] = bench.kept(method, wide, storage=given.storage)
-            for name, outcome in bench.keep(f"{task}-{budget}", task, ways).items():
-                setting, condition = name.split(" ", 1)
-                outcomes[Arm(task, condition, setting, None, budget)] = outcome
-    return bench.rows(outcomes, lambda arm: [] if arm.condition == own else [arm._replace(condition=own)])
+    ways = {}
+    for task, budget, method in product(given.tasks, given.budgets, given.methods):
+        arm = Arm(task, own, method, None, budget)
+        ways[arm] = bench.variant(method, budget)
+        ways[arm._replace(condition=same)] = bench.variant(method, budget, storage=given.storage)
+        if policy_class(method).compresses:
+            wide = slots_at_equal_bytes(bench.model, budget)
+            ways[arm._replace(condition=more)] = bench.variant(method, wide, storage=given.storage)
+    return bench.rows(bench.measure(ways), lambda arm: [] if arm.condition == own else [arm._replace(condition=own)])

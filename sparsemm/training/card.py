@@ -27,7 +27,8 @@ from sparsemm.assemble.updates import BASE, read_pin
 from sparsemm.datasets.records import Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text, questions
 from sparsemm.errors import ModelError, SparseMMError
-from sparsemm.evaluate.metrics import bootstrap_means, exact_match, interval, word_accuracy
+from sparsemm.evaluate.statistics import bootstrap_means, interval
+from sparsemm.evaluate.tasks.functions import exact_match, word_accuracy
 from sparsemm.files import write_json
 from sparsemm.models import load_model, new_entry
 from sparsemm.training.batches import READ_PROMPT

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from benchmarks import saving
@@ -31,10 +29,9 @@ def test_every_method_and_budget_is_timed_both_ways(allocated):
 
 
 def test_answers_that_differ_are_refused(allocated, monkeypatch):
-    def answer(model, processor, images, prompts, variants, most):
-        return [
-            replace(one, texts=[str(len(variants))]) for one in usual(model, processor, images, prompts, variants, most)
-        ]
+    def answer(model, batch, variants, most):
+        replies = usual(model, batch, variants, most)
+        return {name: one._replace(tokens=[[len(variants)]]) for name, one in replies.items()}
 
     usual = saving.answer
     monkeypatch.setattr(saving, "answer", answer)

@@ -10,8 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from sparsemm.evaluate.metrics import bootstrap_means, interval
-from sparsemm.evaluate.statistics import difference
+from sparsemm.evaluate.statistics import bootstrap_means, difference, interval
 
 PAGES = (8, 16, 32, 96)
 RATES = ((0.01, 0.0), (0.03, 0.0), (0.05, 0.02), (0.1, 0.1), (0.3, 0.05), (0.5, 0.1), (0.9, 0.0))

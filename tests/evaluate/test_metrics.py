@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.metrics import bootstrap_means, exact_match, interval, word_accuracy
+from sparsemm.evaluate.statistics import bootstrap_means, interval
+from sparsemm.evaluate.tasks.functions import exact_match, word_accuracy
 
 
 @pytest.mark.parametrize(

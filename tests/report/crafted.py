@@ -8,9 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import plotly.graph_objects
 
+from sparsemm.evaluate.rows import Arm, Outcome, tabulate
 from sparsemm.report.results import Accuracy, ChaseMetrics, Heads, Machine, Model, Results, StudyResults, Timing
 from sparsemm.studies.declaration import StudyRow
-from sparsemm.studies.rows import Arm, Outcome, tabulate
 
 VOID = {"meta", "img", "br"}
 RNG = np.random.default_rng(0)

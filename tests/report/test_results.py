@@ -173,7 +173,7 @@ def test_the_papers_points_need_its_shape_length_budget_and_a_gpu():
 
 def test_rows_are_what_the_stages_write():
     """The columns of today's evaluation and profile tables are the fields that are read."""
-    from sparsemm.evaluate.results import COLUMNS as EVALUATED
+    from sparsemm.evaluate.stage import COLUMNS as EVALUATED
     from sparsemm.profiling.table import COLUMNS as PROFILED
 
     assert set(Accuracy.model_fields) <= set(EVALUATED) and set(Timing.model_fields) <= set(PROFILED)

@@ -6,7 +6,7 @@ import pytest
 
 from sparsemm.datasets.synthetic import PageStyle, draw_record, questions
 from sparsemm.errors import DataError
-from sparsemm.studies.answers import Question
+from sparsemm.evaluate.questions import Question
 from sparsemm.studies.later import IMAGE, KNOWN, NEUTRAL, TURN, behind, cut_batches, rendered
 
 RECORDS = [draw_record("evaluation", 0, i, PageStyle(1, 6, (3, 6))) for i in range(5)]
@@ -15,7 +15,7 @@ FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl"
 
 def asked(record):
     question = questions(record)[-1]
-    return Question(record.id, record.image, question.prompt, question.answer)
+    return Question(question.prompt, lambda: [record.image], answer=question.answer)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -12,6 +12,7 @@ from PIL import Image
 import sparsemm
 from sparsemm import policies
 from sparsemm.cache.served import shape_of
+from sparsemm.evaluate.answers import Batch, Variant, answer
 from sparsemm.policies import METHODS, make_policy_from
 from sparsemm.policies.h2o import AccumulatedAttention
 from sparsemm.policies.per_row import PerRow
@@ -19,7 +20,6 @@ from sparsemm.policies.random_heads import RandomHeads
 from sparsemm.policies.selector import Selector
 from sparsemm.policies.snapkv import SnapKV
 from sparsemm.prompts import build_inputs
-from sparsemm.studies.answers import Batch, Kept, compressed
 
 PACKAGE = Path(sparsemm.__file__).parent
 
@@ -49,16 +49,16 @@ def asked(tiny, monkeypatch):
 
 def kept(method):
     settings = {"window": 4, "rho": 0.1, "mode": "exact", "seed": 3, "pooling_kernel": 5}
-    return Kept(make_policy_from(method, 12, None, settings), {})
+    return Variant(make_policy_from(method, 12, None, settings))
 
 
 def test_a_method_of_every_row_is_compressed_from_a_shared_prefill(asked):
     model, batch = asked
     ways = {name: kept(name) for name in ("snapkv", "every", "every-drawn")}
-    together = compressed(model, batch, 4, ways)
+    together = answer(model, batch, ways, 4)
     for name, way in ways.items():
         whole = batch.inputs["input_ids"].shape[1]
-        alone = compressed(model, Batch(batch.index, batch.inputs, cut=whole), 4, {name: way})
+        alone = answer(model, Batch(batch.index, batch.inputs, cut=whole), {name: way}, 4)
         assert together[name] == alone[name]
 
 
@@ -70,7 +70,7 @@ def test_random_heads_of_every_row_are_drawn_for_every_page_and_rate_as_their_me
 
 
 # Where a name is a role: the full cache and sparsemm are what all others are held against.
-ROLES = {"evaluate/results.py", "params", "policies/__init__.py", "profiling", "registry", "report", "studies/rows.py"}
+ROLES = {"evaluate/rows.py", "params", "policies/__init__.py", "profiling", "registry", "report"}
 
 
 def comparisons(source: str) -> list[int]:

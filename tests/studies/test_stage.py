@@ -9,8 +9,8 @@ import pytest
 
 from sparsemm.cli import main
 from sparsemm.errors import DataError, ParamsError, ScoreTableError
-from sparsemm.studies import bench as module
-from sparsemm.studies.rows import read_rows
+from sparsemm.evaluate.store import Store
+from sparsemm.studies.declaration import read_study
 from sparsemm.studies.stage import run
 from tests.studies.crafted import KEY
 
@@ -35,7 +35,7 @@ def test_a_study_writes_its_rows_and_leaves_nothing_behind(made, rows, name):
     params, root = made
     run(params, name, KEY, root)
     found = rows(root, name)
-    assert len(arms(found)) == ARMS[name] and len(read_rows(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY))
+    assert len(arms(found)) == ARMS[name] and len(read_study(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY))
     assert {row["n"] for row in found if row["task"] != "scores"} == {"3"}
     assert all(float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in found if row["n"] == "3")
     assert not (root / "artifacts" / "work" / "studies" / name / KEY).exists()
@@ -58,20 +58,21 @@ def test_a_stopped_study_goes_on_and_ends_in_the_same_bytes(made, tmp_path, monk
         shutil.copytree(root / "artifacts" / "datasets", folder / "artifacts" / "datasets")
         shutil.copytree(root / "artifacts" / "scores", folder / "artifacts" / "scores")
     run(params, "rho", KEY, whole)
-    original, calls = module.Bench._measure, []
+    put, kept, most = Store.put, [], [3]
 
-    def measure(self, unit, *arguments):
-        calls.append(unit)
-        if len(calls) == 2:
+    def keep(self, task, name, *arguments):
+        if len(kept) == most[0]:
             raise KeyboardInterrupt
-        return original(self, unit, *arguments)
+        put(self, task, name, *arguments)
+        kept.append((task, name))
 
-    monkeypatch.setattr(module.Bench, "_measure", measure)
+    monkeypatch.setattr(Store, "put", keep)
     with pytest.raises(KeyboardInterrupt):
         run(params, "rho", KEY, stopped)
     assert not (stopped / "artifacts" / "studies").exists()
+    most[0] = 99
     run(params, "rho", KEY, stopped)
-    assert calls == ["read", "qa", "qa"]  # the first unit was not measured again
+    assert len(kept) == len(set(kept)) == 4  # two tasks in two variants: what was kept was not asked again
     for end in ("csv", "json"):
         name = f"artifacts/studies/rho/{KEY}.{end}"
         assert (whole / name).read_bytes() == (stopped / name).read_bytes()

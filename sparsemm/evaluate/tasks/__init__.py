@@ -23,7 +23,7 @@ METRICS = LOCAL | {name: task.metric for name, task in PUBLISHED.items()}
 
 @dataclass(frozen=True)
 class Scored:
-    """One document of a task: its id, the image it is about, what was said and wanted, and its value."""
+    """One document of a task: its id, the image it is about (empty: one of its own), the answers, and its value."""
 
     id: str
     page: str
@@ -46,6 +46,11 @@ class Task:
     ids: list[str]
     questions: list[Question]
     _task: Any
+
+    @property
+    def metric(self) -> str:
+        """What a document's value is called in tables."""
+        return METRICS[self.name]
 
     @cached_property
     def pages(self) -> list[str]:

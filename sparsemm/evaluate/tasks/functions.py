@@ -7,7 +7,30 @@ from typing import Any
 
 from PIL import Image
 
-from sparsemm.evaluate.metrics import exact_match, word_accuracy
+from sparsemm.errors import DataError
+
+
+def word_accuracy(prediction: str, answer: str) -> float:
+    """1 - word error rate, not below 0: (words - edits) / words with Levenshtein edits over blank-separated words.
+
+    Raises:
+        DataError: if the answer has no word.
+    """
+    words, wanted = prediction.split(), answer.split()
+    if not wanted:
+        raise DataError("the reference answer is empty", where="word_accuracy")
+    row = list(range(len(words) + 1))
+    for i, word in enumerate(wanted, start=1):
+        above, row[0] = row[0], i
+        for j, other in enumerate(words, start=1):
+            above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (word != other))
+    return max(0.0, 1.0 - row[-1] / len(wanted))
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """1.0 if the prediction is the answer, blanks around it aside, else 0.0."""
+    return float(prediction.strip() == answer.strip())
+
 
 SCORERS = {"read": word_accuracy, "qa": exact_match}  # (prediction, answer) -> value, of each task
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import io
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from glob import escape
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sparsemm.datasets.records import Record
 from sparsemm.datasets.synthetic import page_text, questions
 from sparsemm.errors import DataError
-from sparsemm.evaluate.tasks import Task, load
+from sparsemm.evaluate.questions import Question
+from sparsemm.evaluate.tasks import LOCAL, Scored, Task, load
+from sparsemm.evaluate.tasks.functions import SCORERS
 from sparsemm.files import atomic_path
 
 
@@ -30,6 +36,47 @@ def asked_about(task: str, record: Record, read_prompt: str, seed: int) -> tuple
         return read_prompt, page_text(record), "page"
     question = random.Random(f"{seed}/{record.id}").choice(questions(record))
     return question.prompt, question.answer, question.kind
+
+
+@dataclass(frozen=True)
+class PageTask:
+    """`read` or `qa` about records, asked and scored without lmms-eval: what studies ask.
+
+    Attributes:
+        name: `read` or `qa`.
+        records: one question is asked about each.
+        read_prompt, seed: as `asked_about`.
+    """
+
+    name: str
+    records: Sequence[Record]
+    read_prompt: str
+    seed: int
+
+    @property
+    def metric(self) -> str:
+        """What a document's value is called in tables."""
+        return LOCAL[self.name]
+
+    @cached_property
+    def questions(self) -> list[Question]:
+        """One per record.
+
+        Raises:
+            DataError: if a record has nothing to ask about.
+        """
+        asked = [(record, *asked_about(self.name, record, self.read_prompt, self.seed)) for record in self.records]
+        return [Question(prompt, partial(_image, record), answer=answer) for record, prompt, answer, _ in asked]
+
+    def score(self, texts: list[str]) -> list[Scored]:
+        """The value of every document, from one answer per question."""
+        rows = zip(self.records, texts, self.questions, strict=True)
+        score = SCORERS[self.name]
+        return [Scored(record.id, "", text, q.answer, score(text, q.answer)) for record, text, q in rows]
+
+
+def _image(record: Record) -> list[Image.Image]:
+    return [record.image]
 
 
 def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> list[dict[str, Any]]:

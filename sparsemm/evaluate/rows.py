@@ -1,20 +1,20 @@
-"""Arms of a study and the rows they become: means, paired differences, verdicts."""
+"""Arms that were measured, and the rows they become: means, paired differences, verdicts; and the files of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparsemm import tables
 from sparsemm.errors import DataError
-from sparsemm.evaluate.metrics import Values
-from sparsemm.evaluate.statistics import Pages, difference, estimate, verdict
+from sparsemm.evaluate.statistics import Estimate, Pages, Values, difference, estimate, verdict
+from sparsemm.evaluate.tasks import Scored
+from sparsemm.files import atomic_path, write_json
 from sparsemm.policies import METHODS
-from sparsemm.studies.declaration import StudyRow
 
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n pages seeds spread ci_low ci_high "
@@ -52,6 +52,7 @@ class Outcome:
         seeds: random draws behind each value; 1 if nothing is random.
         spread: largest minus smallest mean of a draw.
         pages: (n,) number of each sample's page, or None if every sample has its own.
+        samples: of every draw, the answers behind the values, where there are any.
     """
 
     values: Values
@@ -61,6 +62,7 @@ class Outcome:
     seeds: int = 1
     spread: float = 0.0
     pages: Pages | None = None
+    samples: Sequence[Sequence[Scored]] = ()
 
 
 def over_seeds(draws: Iterable[Outcome]) -> Outcome:
@@ -75,8 +77,7 @@ def over_seeds(draws: Iterable[Outcome]) -> Outcome:
     if not draws:
         raise DataError("no draw", where="mean over seeds")
     values = np.stack([one.values for one in draws])
-    means = values.mean(axis=1)
-    first = draws[0]
+    means, first = values.mean(axis=1), draws[0]
     return Outcome(
         values.mean(axis=0),
         first.metric,
@@ -85,7 +86,26 @@ def over_seeds(draws: Iterable[Outcome]) -> Outcome:
         len(draws),
         float(means.max() - means.min()),
         first.pages,
+        [samples for one in draws for samples in one.samples],
     )
+
+
+def measured(outcome: Outcome, mean: Estimate) -> Row:
+    """The cells that every table has of an arm: what was kept, and its mean with the interval."""
+    return {
+        "kept_slots": "" if outcome.kept is None else round(outcome.kept, 4),
+        "bytes": "" if outcome.bytes is None else round(outcome.bytes),
+        "metric": outcome.metric,
+        "n": len(outcome.values),
+        "pages": mean.pages,
+        **rounded(mean, "value", "ci"),
+    }
+
+
+def rounded(one: Estimate, value: str, interval: str) -> Row:
+    """The cells of an estimate: `value`, `interval`_low and `interval`_high."""
+    ends = {f"{interval}_low": one.low, f"{interval}_high": one.high}
+    return {name: round(number, 6) for name, number in ({value: one.value} | ends).items()}
 
 
 def tabulate(
@@ -112,37 +132,16 @@ def tabulate(
         mean = estimate(outcome.values, resamples, seed, outcome.pages)
         row: Row = dict.fromkeys(COLUMNS, "") | dict(head)
         row |= {name: "" if value is None else value for name, value in arm._asdict().items()}
-        row |= {
-            "kept_slots": "" if outcome.kept is None else round(outcome.kept, 4),
-            "bytes": "" if outcome.bytes is None else round(outcome.bytes),
-            "metric": outcome.metric,
-            "value": round(mean.value, 6),
-            "n": len(outcome.values),
-            "pages": mean.pages,
-            "seeds": outcome.seeds,
-            "spread": round(outcome.spread, 6),
-            "ci_low": round(mean.low, 6),
-            "ci_high": round(mean.high, 6),
-            "needed": mean.needed(precision),
-        }
+        row |= measured(outcome, mean) | {"seeds": outcome.seeds, "spread": round(outcome.spread, 6)}
         others = [other for other in against(arm) if other != arm and other in outcomes]
-        rows += [
-            row | {"against": name(other, arm)} | _compared(outcome, outcomes[other], resamples, seed, precision)
-            for other in others
-        ] or [row]
+        for other in others:
+            found = difference(outcome.values, outcomes[other].values, resamples, seed, outcome.pages)
+            cells = rounded(found, "diff", "diff_ci")
+            # Of what is written: a sum of differences that cancel is not quite zero.
+            cells["verdict"] = verdict(cells["diff_ci_low"], cells["diff_ci_high"])
+            rows.append(row | cells | {"against": name(other, arm), "needed": found.needed(precision)})
+        rows += [] if others else [row | {"needed": mean.needed(precision)}]
     return rows
-
-
-def _compared(mine: Outcome, theirs: Outcome, resamples: int, seed: int, precision: float) -> Row:
-    found = difference(mine.values, theirs.values, resamples, seed, mine.pages)
-    low, high = round(found.low, 6), round(found.high, 6)
-    return {
-        "diff": round(found.value, 6),
-        "diff_ci_low": low,
-        "diff_ci_high": high,
-        "verdict": verdict(low, high),  # of what is written: a sum of differences that cancel is not quite zero
-        "needed": found.needed(precision),
-    }
 
 
 def by_method(arm: Arm) -> list[Arm]:
@@ -152,21 +151,24 @@ def by_method(arm: Arm) -> list[Arm]:
     return {"full": [], "sparsemm": [full, *others]}.get(arm.setting, [full])
 
 
-def name(other: Arm, mine: Arm) -> str:
-    """An arm in the column `against` of another one: its setting, and what else it does not share."""
-    parts = [other.condition] if other.condition not in (mine.condition, "") else []
-    parts += [f"{other.level:g}"] if other.level not in (mine.level, None) else []
-    parts += [f"B={other.budget}"] if other.budget not in (mine.budget, None) else []
+def name(other: Arm, arm: Arm) -> str:
+    """Another arm in the column `against` of this one: its setting, and what else the two do not share."""
+    parts = [other.condition] if other.condition not in (arm.condition, "") else []
+    parts += [f"{other.level:g}"] if other.level not in (arm.level, None) else []
+    parts += [f"B={other.budget}"] if other.budget not in (arm.budget, None) else []
     return f"{other.setting} ({', '.join(parts)})" if any(parts) else other.setting
 
 
-def read_rows(path: Path, study: str, key: str) -> list[StudyRow]:
-    """Rows that the study stage wrote.
-
-    Raises:
-        DataError: if the file is not what it writes.
-    """
-    rows = tables.read_rows(path, StudyRow, {"study": study, "model": key})
-    if not rows:
-        raise DataError("no row", where=str(path), hint=tables.HINT)
-    return rows
+def write_table(folder: Path, key: str, columns: Sequence[str], rows: Sequence[Row], at: Sequence[str]) -> None:
+    """Write rows to <key>.csv, and their values to <key>.json as metrics: by the columns `at`, level and budget."""
+    with atomic_path(folder / f"{key}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    metrics: Row = {}
+    for row in rows:
+        inner = metrics
+        for column in at:
+            inner = inner.setdefault(row[column], {}) if row[column] else inner
+        inner[" ".join(str(row[n]) for n in ("level", "budget") if row.get(n, "") != "") or "all"] = row["value"]
+    write_json(folder / f"{key}.json", metrics)

@@ -8,16 +8,19 @@ import pytest
 from sparsemm.cache.served import shape_of
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import BudgetError
-from sparsemm.evaluate.model import answer, slot_bytes
+from sparsemm.evaluate.answers import Variant, answer, make_batch
+from sparsemm.evaluate.questions import Question
 from sparsemm.policies import make_policy
 
 RECORDS = [draw_record("evaluation", 0, index, PageStyle()) for index in range(3)]
-IMAGES = [[record.image] for record in RECORDS]
 PROMPTS = ["Read the page.", "What is date?", "What follows fee?"]
+QUESTIONS = [Question(p, lambda record=r: [record.image]) for p, r in zip(PROMPTS, RECORDS, strict=True)]
 
 
-def ask(tiny, variants, name="tiny-qwen2-vl", rows=slice(None)):
-    return list(answer(*tiny(name), IMAGES[rows], PROMPTS[rows], variants, 12))
+def ask(tiny, policies, name="tiny-qwen2-vl"):
+    model, processor = tiny(name)
+    variants = {str(i): Variant(policy) for i, policy in enumerate(policies)}
+    return list(answer(model, make_batch(processor, QUESTIONS, range(3)), variants, 12).values())
 
 
 def scores(tiny, seed):
@@ -36,7 +39,7 @@ def test_policies_together_say_what_each_says_alone(tiny):
     ]
     together = ask(tiny, policies)
     assert together == [ask(tiny, [policy])[0] for policy in policies]
-    assert len({tuple(one.texts) for one in together}) > 1  # the methods do not all agree, so that equality says much
+    assert len({str(one.tokens) for one in together}) > 1  # the methods do not all agree, so that equality says much
 
 
 def test_a_policy_that_knows_its_model_says_the_same(tiny):
@@ -45,16 +48,6 @@ def test_a_policy_that_knows_its_model_says_the_same(tiny):
     bound = make_policy("snapkv", 12, window=4).for_model(shape_of(model))
     ready, named = ask(tiny, [bound, make_policy("snapkv", 12, window=4)])
     assert ready == named and ready.kept == [12 * text.num_hidden_layers * text.num_key_value_heads] * 3
-
-
-def test_slot_bytes_are_those_of_a_cache(tiny):
-    import sparsemm
-
-    model, processor = tiny("tiny-qwen2-vl")
-    inputs = processor.tokenizer(["Read the page."], return_tensors="pt")
-    cache = sparsemm.compressed_cache(model, "full")
-    model(**inputs, past_key_values=cache)
-    assert cache.kept_bytes() == int(cache.kept_slots().sum()) * slot_bytes(model)
 
 
 def test_an_impossible_variant_is_refused_before_the_model_runs(tiny):

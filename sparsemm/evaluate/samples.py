@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.metrics import Values
-from sparsemm.evaluate.statistics import Pages, page_numbers
+from sparsemm.evaluate.rows import Outcome
+from sparsemm.evaluate.statistics import Pages, Values, page_numbers
 from sparsemm.evaluate.tasks import METRICS
 from sparsemm.params import Params
-from sparsemm.studies.rows import Outcome
 
 HINT = "run its stage again"
 Way = tuple[str, str, int | None]  # task, method, budget

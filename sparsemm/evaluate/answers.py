@@ -1,0 +1,124 @@
+"""Greedy answers of a model to one batch of questions, under any number of variants of its cache from one prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from sparsemm.cache.compressed import CompressedCache, compressed_cache
+from sparsemm.cache.prefill import prefill
+from sparsemm.cache.served import shape_of
+from sparsemm.evaluate.questions import Question
+from sparsemm.policies.policy import Policy
+from sparsemm.processes import processes, share
+from sparsemm.prompts import build_inputs
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of keeping a prompt: a method with its options and budget, and how the cache stores what it keeps.
+
+    Attributes:
+        policy: the configured method; it need not know the model yet.
+        storage, hold_budget: as `sparsemm.compressed_cache`.
+    """
+
+    policy: Policy
+    storage: str = "model"
+    hold_budget: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions as tensors.
+
+    Attributes:
+        index: of each row's question.
+        inputs: what the processor returns; padded on the left.
+        cut: columns of the prompt that are there when the cache is compressed, or None for all.
+    """
+
+    index: list[int]
+    inputs: Any
+    cut: int | None = None
+
+
+class Reply(NamedTuple):
+    """What a batch was answered in one way.
+
+    Attributes:
+        tokens: new tokens of each row.
+        kept: slots each row kept after prefill, summed over layers and KV heads; None if no cache was compressed.
+        slot_bytes: bytes of K and V of one slot.
+    """
+
+    tokens: list[list[int]]
+    kept: list[int] | None = None
+    slot_bytes: int = 0
+
+
+def make_batch(processor: Any, questions: Sequence[Question], index: Sequence[int]) -> Batch:
+    """The questions of these numbers as one batch.
+
+    Raises:
+        DataError: if the processor refuses an image or a prompt.
+    """
+    asked = [questions[at] for at in index]
+    return Batch(list(index), build_inputs(processor, [one.images() for one in asked], [one.prompt for one in asked]))
+
+
+def placed(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
+    """A processor's outputs on the model's device, floating-point numbers in its dtype."""
+    values = inputs.to(model.device)
+    return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in values.items()}
+
+
+@torch.inference_mode()
+def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_tokens: int) -> dict[str, Reply]:
+    """Greedy answers to one batch in every variant.
+
+    Several variants of a whole prompt share one prefill with everything kept, and each compresses from there. A single
+    one is compressed layer by layer, which needs less memory. Answers are the same.
+
+    Raises:
+        BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
+    """
+    shape, inputs = shape_of(model), placed(model, batch.inputs)
+    policies = {name: one.policy.for_pages(shape, batch.index) for name, one in variants.items()}
+    shared = None
+    if batch.cut is None and len(variants) > 1:
+        shared = prefill(model, inputs, _observed_rows(list(policies.values())))
+
+    def generate(name: str) -> Reply:
+        options: dict[str, Any] = {"storage": variants[name].storage, "hold_budget": variants[name].hold_budget}
+        if shared is None:
+            cache = compressed_cache(model, policies[name], prompt_length=batch.cut, **options)
+            prompt = prefill(model, inputs, cache=cache)
+        else:
+            cache, prompt = shared.compress(policies[name], **options), shared
+        kept, slot_bytes = _kept_slots(cache), cache.slot_bytes()
+        return Reply(prompt.generate(cache, max_new_tokens)[:, prompt.length :].tolist(), kept, slot_bytes)
+
+    return replies(model, {name: partial(generate, name) for name in variants})
+
+
+def replies(model: Any, ways: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
+    """What every way replies; the ways of a small model are shared between processes."""
+    done = share(tuple(ways.values()), processes(model))
+    return {name: Reply(*one) for name, one in zip(ways, done, strict=True)}
+
+
+def _kept_slots(cache: CompressedCache) -> list[int]:
+    return torch.stack([slots.sum(dim=-1) for slots in cache.budgets()]).sum(dim=0).tolist()
+
+
+def _observed_rows(policies: Sequence[Policy]) -> int | None:
+    """Query rows that a shared prefill has to keep, so that each of the policies can observe; None for all."""
+    observing = [policy for policy in policies if policy.compresses]
+    if any(policy.selector.every_row for policy in observing):
+        return None
+    return max([policy.window for policy in observing], default=1)

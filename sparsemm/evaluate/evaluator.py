@@ -1,0 +1,201 @@
+"""The evaluator: asks one model questions in many variants, keeps every answer, and scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from sparsemm.dependencies import identity
+from sparsemm.errors import DataError
+from sparsemm.evaluate.answers import Batch, Reply, Variant, answer, make_batch
+from sparsemm.evaluate.questions import Question, batches
+from sparsemm.evaluate.rows import Arm, Outcome, over_seeds
+from sparsemm.evaluate.statistics import page_numbers
+from sparsemm.evaluate.store import Answer, Store
+from sparsemm.evaluate.tasks import Scored
+from sparsemm.files import sha256_file
+from sparsemm.models import load_model
+from sparsemm.params import Params
+from sparsemm.policies import make_policy_from
+from sparsemm.progress import progress
+from sparsemm.scores import ScoreTable
+
+Ask = Callable[[Any, Batch, Mapping[str, Any], int], Mapping[str, Reply]]  # as `sparsemm.evaluate.answers.answer`
+
+
+class AnyTask(Protocol):
+    """What is asked: questions, and how their answers are scored."""
+
+    @property
+    def metric(self) -> str:
+        """What a document's value is called in tables."""
+
+    @property
+    def questions(self) -> Sequence[Question]:
+        """One per document."""
+
+    def score(self, texts: list[str]) -> list[Scored]:
+        """The value of every document, from one answer per question."""
+
+
+class Evaluator:
+    """One model that is asked questions. It is loaded when the first answer is missing, not when all are there.
+
+    Attributes:
+        params, key, root: what is evaluated, and the folder with artifacts/.
+        name: of this evaluation, such as "evaluate": a folder of artifacts/work.
+        scores: of the model's own chase.
+        settings: options that all methods share: window, rho, mode, seed and so on.
+        store: what was answered so far.
+
+    Raises:
+        DataError: if one of the inputs is missing.
+        ScoreTableError: if the score table is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        key: str,
+        root: Path,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Sequence[Path],
+        known: Any,
+        *modules: str,
+    ) -> None:
+        """Prepare an evaluation; nothing is loaded but the score table.
+
+        Args:
+            inputs: files that answers depend on besides the score table.
+            known: what else they depend on, as JSON, besides the model's entry and the settings.
+            modules: whose code they depend on, beside this one's.
+        """
+        self.params, self.key, self.root, self.name = params, key, root, name
+        given = params.evaluate
+        self.settings = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **settings}
+        table = root / "artifacts" / "scores" / f"{key}.safetensors"
+        self.scores = ScoreTable.load(table)
+        missing = [str(path) for path in inputs if not path.is_file()]
+        if missing:
+            raise DataError("there is no such file", where=missing[0], hint="run the download stage first")
+        digests = [sha256_file(path) for path in (table, *inputs)]
+        parts = [params.model(key).model_dump(), params.chase.prompt, self.settings, known, digests]
+        self.store = Store(root / "artifacts" / "work" / name / key / identity(parts, __name__, *modules))
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        model, processor = load_model(self.params.model(self.key))
+        self.scores.check_model(model.config)
+        return model, processor
+
+    @property
+    def model(self) -> Any:
+        """In eval mode, on its device."""
+        return self._loaded[0]
+
+    @property
+    def processor(self) -> Any:
+        """Of the model."""
+        return self._loaded[1]
+
+    def variant(self, method: str, budget: int | None, scores: Any = None, **options: Any) -> Variant:
+        """A method at a budget, with the shared settings but for `options`.
+
+        Args:
+            scores: instead of the model's own.
+            options: of the method, those it does not have being ignored, or of the variant (`storage`, `hold_budget`).
+        """
+        own: dict[str, Any] = {name: options.pop(name) for name in ("storage", "hold_budget") if name in options}
+        table = self.scores if scores is None else scores
+        return Variant(make_policy_from(method, budget, table, self.settings | options), **own)
+
+    def outcomes(
+        self,
+        tasks: Mapping[str, AnyTask],
+        ways: Mapping[Arm, Any],
+        ask: Ask = answer,
+        made: Callable[[], Iterable[Batch]] | None = None,
+    ) -> dict[Arm, Outcome]:
+        """What every arm gives; answers that are there from before are not asked for again.
+
+        Args:
+            tasks: by the arms' `task`.
+            ways: of each arm what `ask` takes, by default a `Variant`, or a list of these: random draws, which count by
+                their mean.
+            ask: lets the model answer a batch in several ways.
+            made: makes batches of a task's questions; by default similar ones run together.
+        """
+        draws = {arm: way if isinstance(way, list) else [way] for arm, way in ways.items()}
+        found: dict[Arm, Outcome] = {}
+        for name, task in tasks.items():
+            arms = {arm: {_name(arm, i): one for i, one in enumerate(draws[arm])} for arm in draws if arm.task == name}
+            named = {one: way for own in arms.values() for one, way in own.items()}
+            answers = self._ask(name, task.questions, named, ask, made)
+            for arm, own in arms.items():
+                found[arm] = over_seeds(self._outcome(task, answers[one]) for one in own)
+        return {arm: found[arm] for arm in ways}
+
+    def _outcome(self, task: AnyTask, answers: list[Answer]) -> Outcome:
+        samples = task.score([q.trim(one.text) for q, one in zip(task.questions, answers, strict=True)])
+        pages = [one.page for one in samples]
+        slots = [one.kept for one in answers if one.kept is not None]
+        kept = float(np.mean(slots)) if slots else None
+        heads = self.scores.scores.shape[0] * int(self.scores.header["num_kv_heads"])
+        return Outcome(
+            np.array([one.value for one in samples], dtype=np.float64),
+            task.metric,
+            None if kept is None else kept / heads,
+            None if kept is None else kept * answers[0].slot_bytes,
+            pages=page_numbers(pages) if all(pages) else None,
+            samples=[samples],
+        )
+
+    @torch.inference_mode()
+    def _ask(
+        self,
+        task: str,
+        questions: Sequence[Question],
+        ways: Mapping[str, Any],
+        ask: Ask,
+        made: Callable[[], Iterable[Batch]] | None,
+    ) -> dict[str, list[Answer]]:
+        known = {name: self.store.answers(task, name) for name in ways}
+        if any(len(one) < len(questions) for one in known.values()):
+            size = self.params.evaluate.batch_size
+            every: list[Any] = batches(questions, size) if made is None else list(made())
+            jobs = []
+            for batch in every:
+                index = batch if made is None else batch.index
+                missing = [name for name in ways if not known[name].keys() >= set(index)]
+                jobs += [(batch, index, missing)] if missing else []
+            for batch, index, missing in progress(jobs, len(jobs), f"{self.name} {self.key}: {task}"):
+                ready = make_batch(self.processor, questions, index) if made is None else batch
+                limit = questions[index[0]].max_new_tokens or self._longest(questions)
+                replies = ask(self.model, ready, {name: ways[name] for name in missing}, limit)
+                for name, reply in replies.items():
+                    texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
+                    kept = reply.kept or [None] * len(texts)
+                    each = [Answer(text, k, reply.slot_bytes) for text, k in zip(texts, kept, strict=True)]
+                    self.store.put(task, name, index, each)
+                    known[name] |= dict(zip(index, each, strict=True))
+        return {name: [known[name][at] for at in range(len(questions))] for name in ways}
+
+    def _longest(self, questions: Sequence[Question]) -> int:
+        """New tokens of an answer: what the longest reference has and 8 more, at most `evaluate.max_new_tokens`.
+
+        A model without its heads or its cache often does not stop; what it says so late is wrong anyway.
+        """
+        longest = max(len(self.processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in questions)
+        return min(longest + 8, self.params.evaluate.max_new_tokens)
+
+
+def _name(arm: Arm, draw: int) -> str:
+    """An arm's folder in the store; the first draw has the name of one that is alone."""
+    parts = [arm.condition, arm.setting, *(str(value) for value in (arm.level, arm.budget) if value is not None)]
+    return ", ".join(part for part in parts if part) + (f", draw {draw}" if draw else "")
