@@ -1,19 +1,25 @@
 """SparseMM: which attention heads of a multimodal LLM look at the image, and how small the KV cache can be."""
 
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compressed_cache", "load_scores"]
+PUBLIC = {  # name: the module that has it, imported when it is first used, because it needs torch
+    "ScoreTable": "sparsemm.scores",
+    "compressed_cache": "sparsemm.cache",
+    "load_scores": "sparsemm.registry.lookup",
+    "score_heads": "sparsemm.chase.score_heads",
+}
+__all__ = ["ScoreTable", "compressed_cache", "load_scores", "score_heads"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and transformers only when something of them is used."""
-    if name == "compressed_cache":
-        from sparsemm.cache import compressed_cache
+    """Returns a public function or class by its name."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'sparsemm' has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)
 
-        return compressed_cache
-    if name == "load_scores":
-        from sparsemm.registry.lookup import load_scores
 
-        return load_scores
-    raise AttributeError(f"module 'sparsemm' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """Returns the names that `dir(sparsemm)` and completion show."""
+    return sorted([*globals(), *__all__])

@@ -65,8 +65,13 @@ def _answers(model: Any, processor: Any, records: list[Record], given: ChasePara
         return [answer for record in records for answer in _answers(model, processor, [record], given)]
 
 
-def _shard(model: Any, processor: Any, records: list[Record], params: Params, family: str) -> list[Alignment]:
-    given = params.chase
+def align_records(
+    model: Any, processor: Any, records: list[Record], given: ChaseParams, family: str
+) -> list[Alignment]:
+    """The model's answers to the images of some records, their tokens tied to the words; one for each record.
+
+    Images of like length go through the model together. A record that the model cannot take has `refused` set.
+    """
     lengths = visual_lengths(processor, [record.image.size for record in records])
     answers: dict[int, list[int] | str] = {}
     for batch in by_length(lengths, given.batch_size):
@@ -109,7 +114,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     if todo:
         model, processor = load_model(entry)
         for path, shard in progress(todo, len(todo), f"align {key} (shards of {given.shard_size})"):
-            write_json(path, [vars(a) for a in _shard(model, processor, shard, params, entry.family)])
+            write_json(path, [vars(a) for a in align_records(model, processor, shard, given, entry.family)])
     done = [Alignment(**row) for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
     refused = [a.refused for a in done if a.refused]
     if len(refused) > given.max_bad * len(done):

@@ -20,6 +20,7 @@ from sparsemm.files import result_path, sha256_file, work_folder
 from sparsemm.layouts import Layout, box_positions, get_layout
 from sparsemm.models import content_revision, fingerprint, load_model, mixed_layers
 from sparsemm.params import Params
+from sparsemm.params.stages import ChaseParams
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 if TYPE_CHECKING:
@@ -61,7 +62,13 @@ def prepare_batch(
 
 
 def chase_batch(
-    model: Any, processor: Any, layout: Layout, records: list[Record], answers: list[Answer], prompt: str, forced: bool
+    model: Any,
+    processor: Any,
+    layout: Layout,
+    records: Sequence[Record],
+    answers: Sequence[Answer | Alignment],
+    prompt: str,
+    forced: bool,
 ) -> list[Shard]:
     """Hits of one batch of samples, from one forward pass; one shard a sample.
 
@@ -81,6 +88,42 @@ def chase_batch(
         entries = [one.entry_index[i] for i in keep]
         result.append(one_sample(found, kept, entries, [len(wanted), int(said.sum()), len(keep)]))
     return result
+
+
+def score_records(
+    model: Any,
+    processor: Any,
+    layout: Layout,
+    records: Sequence[Record],
+    answers: Sequence[Answer | Alignment],
+    given: ChaseParams,
+) -> Shard:
+    """Hits of some records in their order; samples of like length go through the model together."""
+    # Records without an aligned token (some the processor would refuse) have nothing to look for.
+    asked = [i for i, answer in enumerate(answers) if answer.token_index]
+    visual = visual_lengths(processor, [records[i].image.size for i in asked])
+    lengths = [n + len(answers[i].answer_ids) for n, i in zip(visual, asked, strict=True)]
+    text = model.config.get_text_config()
+    parts = [nothing_aligned((int(text.num_hidden_layers), int(text.num_attention_heads)))] * len(records)
+    for batch in by_length(lengths, given.batch_size, MOST_PADDING):
+        these = [asked[i] for i in batch]
+        chosen = [records[i] for i in these], [answers[i] for i in these]
+        found = chase_batch(model, processor, layout, *chosen, given.prompt, given.answer == "ground_truth")
+        for i, shard in zip(these, found, strict=True):
+            parts[i] = shard
+    return joined(parts)
+
+
+def model_header(model: Any) -> dict[str, Any]:
+    """What a score table says of a model's shape: fingerprint, layers, heads."""
+    text = model.config.get_text_config()
+    return {
+        "fingerprint": fingerprint(model.config),
+        "num_layers": int(text.num_hidden_layers),
+        "num_heads": int(text.num_attention_heads),
+        "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+        **mixed_layers(model.config),
+    }
 
 
 class Work:
@@ -110,28 +153,24 @@ class Work:
         self.answers = read_answers(aligned, self.records)
         self.model, self.processor = load_model(entry)
         self.layout = get_layout(entry.family)
-        text = self.model.config.get_text_config()
-        self.shape = (int(text.num_hidden_layers), int(text.num_attention_heads))
+        model = model_header(self.model)
+        self.shape = (model["num_layers"], model["num_heads"])
         local = Path(entry.checkpoint).is_dir()
         self.header = {
             "model": entry.checkpoint,
             "revision": content_revision(entry.checkpoint)
             if local
             else entry.revision or getattr(self.model.config, "_commit_hash", None),
-            "fingerprint": fingerprint(self.model.config),
             "family": entry.family,
             "dtype": entry.dtype,
             "quantization": entry.load_in,
-            "num_layers": self.shape[0],
-            "num_heads": self.shape[1],
-            "num_kv_heads": int(getattr(text, "num_key_value_heads", None) or self.shape[1]),
             "dataset": given.dataset,
             "dataset_sha256": sha256_file(source),
             "align_sha256": sha256_file(aligned),
             "prompt": given.prompt,
             "mode": given.answer,
             "params": given.model_dump(mode="json"),
-            **mixed_layers(self.model.config),
+            **model,
         }
         # When to stop does not change what a shard holds.
         parts = self.header | {"params": given.model_dump(mode="json", exclude={"stop"})}
@@ -173,17 +212,6 @@ class Work:
         return load_shard(self._path(number), self._ids(number), self.shape)
 
     def _computed(self, number: int) -> Shard:
-        """Samples of like length go through the model together; the result is in the order of the records."""
-        given, chosen = self.params, self._chosen(number)
-        # Records without an aligned token (some the processor would refuse) have nothing to look for.
-        asked = [i for i in chosen if self.answers[i].token_index]
-        visual = visual_lengths(self.processor, [self.records[i].image.size for i in asked])
-        lengths = [n + len(self.answers[i].answer_ids) for n, i in zip(visual, asked, strict=True)]
-        parts = {i: nothing_aligned(self.shape) for i in chosen}
-        for batch in by_length(lengths, given.batch_size, MOST_PADDING):
-            these = [asked[i] for i in batch]
-            records, answers = [self.records[i] for i in these], [self.answers[i] for i in these]
-            forced = given.answer == "ground_truth"
-            found = chase_batch(self.model, self.processor, self.layout, records, answers, given.prompt, forced)
-            parts.update(zip(these, found, strict=True))
-        return joined([parts[i] for i in chosen])
+        chosen = self._chosen(number)
+        records, answers = [self.records[i] for i in chosen], [self.answers[i] for i in chosen]
+        return score_records(self.model, self.processor, self.layout, records, answers, self.params)

@@ -1,0 +1,82 @@
+"""The whole chase as one function, for notebooks and scripts: no params.yaml, nothing on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sparsemm.align.stage import align_records
+from sparsemm.chase.work import model_header, score_records
+from sparsemm.datasets.records import Record
+from sparsemm.errors import AlignError, ScoreTableError
+from sparsemm.layouts import family_of, get_layout
+from sparsemm.params.stages import ChaseParams
+from sparsemm.scores import ScoreTable
+
+
+def score_heads(
+    model: Any,
+    processor: Any,
+    records: Sequence[Record],
+    *,
+    prompt: str = "Read the page.",
+    answer: Literal["greedy", "ground_truth"] = "greedy",
+    batch_size: int = 32,
+    max_new_tokens: int = 128,
+) -> ScoreTable:
+    """Scores every attention head of a model by how often it looks at the word that is about to be said.
+
+    The stages `align` and `chase` do the same for a model of params.yaml, and keep what is done when they are stopped.
+
+    Args:
+        model: a Hugging Face image-text-to-text model in eval mode, of a family in docs/families.md.
+        processor: the model's.
+        records: pages or pictures with the words on them; each is validated.
+        prompt: that makes the model read them.
+        answer: whose text is tied to the words: the model's own, or the records'. Of the latter only those tokens
+            count that the model would have said itself.
+        batch_size: records that go through the model together.
+        max_new_tokens: of an answer.
+
+    Returns:
+        scores and hits, both (L, Hq), for `compressed_cache(model, "sparsemm", budget=..., scores=table)`; `save`
+        writes them.
+
+    Raises:
+        AlignError: if no token of any answer belongs to a word of its page.
+        DataError: if a record is not valid.
+        LayoutError: if the model is of no known family.
+        ScoreTableError: if no head ever looked at a word.
+    """
+    if not records:
+        raise AlignError("there is no record to score heads with")
+    family = family_of(model.config.to_dict())
+    settings = ChaseParams(
+        dataset="records",
+        batch_size=batch_size,
+        prompt=prompt,
+        answer=answer,
+        max_new_tokens=max_new_tokens,
+    )
+    answers = align_records(model, processor, [record.validate() for record in records], settings, family)
+    if not any(one.token_index for one in answers):
+        refused = next((one.refused for one in answers if one.refused), "")
+        hint = "can the model read these pages with this prompt?"
+        raise AlignError("no answer token belongs to any word of its page", where=refused or None, hint=hint)
+    shard = score_records(model, processor, get_layout(family), records, answers, settings)
+    if not len(shard.tokens):
+        raise ScoreTableError("no answer token could be scored", hint="does the model read these pages?")
+    header = {
+        "model": model.config.name_or_path or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "family": family,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "prompt": prompt,
+        "mode": answer,
+        "samples": len(records),
+        "tokens": len(shard.tokens),
+        **model_header(model),
+    }
+    table = ScoreTable.from_samples(shard.weighted, shard.hits.sum(axis=0), header)
+    table.normalised()  # refuses a table without a single hit
+    return table

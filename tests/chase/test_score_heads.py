@@ -1,0 +1,57 @@
+"""The chase as one function: the same table as the stages, and clear refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparsemm
+from sparsemm.align.stage import run as align
+from sparsemm.chase.stage import run as chase
+from sparsemm.datasets.records import write_records
+from sparsemm.datasets.synthetic import PageStyle, draw_record
+from sparsemm.errors import AlignError, DataError
+from sparsemm.models import load_model, new_entry
+from sparsemm.params import load_params
+from sparsemm.params.stages import ChaseParams
+from sparsemm.scores import ScoreTable
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "data" / "checkpoints" / "tiny-qwen2-vl"
+RECORDS = [draw_record("calibration", 0, i, PageStyle(1, 6, (2, 3))) for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return load_model(new_entry(str(CHECKPOINT)))
+
+
+@pytest.mark.parametrize("answer", ["greedy", "ground_truth"])
+def test_the_function_scores_as_the_stages_do(reader, tmp_path, answer):
+    table = sparsemm.score_heads(*reader, RECORDS, answer=answer, batch_size=3, max_new_tokens=40)
+    write_records(tmp_path / "artifacts" / "datasets" / "calibration.parquet", RECORDS)
+    settings = ChaseParams(dataset="calibration", answer=answer, batch_size=3, max_new_tokens=40)
+    params = load_params(ROOT / "params.yaml")
+    params = params.model_copy(update={"models": {"m": new_entry(str(CHECKPOINT))}, "chase": settings})
+    for stage in (align, chase):
+        stage(params, "m", tmp_path)
+    stored = ScoreTable.load(tmp_path / "artifacts" / "scores" / "m.safetensors")
+    np.testing.assert_array_equal(table.scores, stored.scores)
+    np.testing.assert_array_equal(table.per_sample, stored.per_sample)
+    shared = table.header.keys() & stored.header.keys() - {"model", "revision"}
+    assert {name: table.header[name] for name in shared} == {name: stored.header[name] for name in shared}
+    cache = sparsemm.compressed_cache(reader[0], "sparsemm", budget=12, window=4, scores=table)
+    assert cache.get_seq_length() == 0
+
+
+def test_what_cannot_be_scored_is_refused(reader):
+    with pytest.raises(AlignError, match="no record"):
+        sparsemm.score_heads(*reader, [])
+    with pytest.raises(AlignError, match="no answer token belongs to any word"):
+        sparsemm.score_heads(*reader, [replace(RECORDS[0], entries=())], max_new_tokens=4)
+    outside = replace(RECORDS[0].entries[0], box=(0, 0, 10_000, 10))
+    with pytest.raises(DataError, match=RECORDS[0].id):
+        sparsemm.score_heads(*reader, [replace(RECORDS[0], entries=(outside,))])
