@@ -14,7 +14,7 @@ from benchmarks.imports import circles, import_graph
 
 PACKAGE = Path(__file__).parent.parent / "sparsemm"
 ALLOWED = {"torch", "torchvision", "transformers", "tokenizers", "numpy", "safetensors", "PIL", "pydantic", "yaml"}
-ALLOWED |= {"fsspec"}  # which huggingface_hub needs, and transformers needs that
+ALLOWED |= {"fsspec", "tqdm"}  # which huggingface_hub needs, and transformers needs that
 EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plotly
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (

@@ -112,3 +112,19 @@ def test_a_command_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     with pytest.raises(ProcessLookupError):
         os.killpg(child.pid, 0)
     child.returncode = -9  # reaped by the guard
+
+
+def test_progress_is_seen_while_it_happens_and_leaves_no_thread(tmp_path):
+    """A flow shows what a stage prints line by line; a thread would be in the way of processes that fork."""
+    code = (
+        "import threading\n"
+        "from sparsemm import progress\n"
+        "progress.EVERY = 0.0\n"
+        "counts = [threading.active_count() for _ in progress.progress(range(3), 3, 'chase m')]\n"
+        "print(counts)\n"
+    )
+    lines = []
+    run([sys.executable, "-c", code], cwd=tmp_path, on_line=lines.append)
+    *shown, counts = lines
+    assert counts == "[1, 1, 1]" and all(line.startswith("chase m:") for line in shown)
+    assert all(any(part in line for line in shown) for part in ("0/3", "1/3", "2/3", "3/3"))
