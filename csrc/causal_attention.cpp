@@ -130,7 +130,7 @@ void rows(const Prompts& p, int64_t b, int64_t head, int64_t first, int64_t begi
 
 template <class T>
 int64_t run(const Prompts& p, float* room, int threads) {
-    const int64_t stretches = p.batch * p.heads, each = Work::floats(p.length, p.dim);
+    const int64_t segments = p.batch * p.heads, each = Work::floats(p.length, p.dim);
     int64_t next = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
     for (int slot = 0; slot < threads; ++slot) {
@@ -139,7 +139,7 @@ int64_t run(const Prompts& p, float* room, int threads) {
             int64_t at;
 #pragma omp atomic capture
             at = next++;
-            if (at >= stretches) break;
+            if (at >= segments) break;
             const int64_t b = at / p.heads, kv = at % p.heads, first = p.firsts[b], count = p.stops[b] - first;
             pack<T>(p, b, kv, first, count, work);
             for (int64_t head = kv * p.group; head < (kv + 1) * p.group; ++head) {

@@ -13,7 +13,7 @@
 
 namespace sparsemm {
 
-constexpr int64_t kDone = -1;       // every operation returns this, or the index of the first stretch out of range,
+constexpr int64_t kDone = -1;       // every operation returns this, or the index of the first segment out of range,
 constexpr int64_t kNoMemory = -2;   // or this
 constexpr int64_t kSerialBytes = 1 << 18;  // less work than this is done before a second thread has woken up
 

@@ -12,11 +12,11 @@ constexpr int64_t kBlock = 1024;  // positions of one task, so that one head tha
 int64_t run(char* keys, char* values, const char* full_keys, const char* full_values, const uint8_t* keep,
             const int64_t* starts, int64_t batch, int64_t heads, int64_t length, int64_t bytes, int64_t rows,
             const int64_t* key_strides, const int64_t* value_strides, int threads) {
-    const int64_t stretches = batch * heads, blocks = (length + kBlock - 1) / kBlock;
-    std::vector<int64_t> row(stretches * blocks);  // where the first kept position of a block goes
+    const int64_t segments = batch * heads, blocks = (length + kBlock - 1) / kBlock;
+    std::vector<int64_t> row(segments * blocks);  // where the first kept position of a block goes
     int64_t kept = 0;
-    for (int64_t s = 0; s < stretches; ++s) {
-        const int64_t end = s + 1 < stretches ? starts[s + 1] : rows;
+    for (int64_t s = 0; s < segments; ++s) {
+        const int64_t end = s + 1 < segments ? starts[s + 1] : rows;
         if (starts[s] < 0 || end > rows || starts[s] > end) return s;
         int64_t at = starts[s];
         for (int64_t b = 0; b < blocks; ++b) {
@@ -31,7 +31,7 @@ int64_t run(char* keys, char* values, const char* full_keys, const char* full_va
     }
     if (kept * bytes * 2 < sparsemm::kSerialBytes) threads = 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t task = 0; task < stretches * blocks; ++task) {
+    for (int64_t task = 0; task < segments * blocks; ++task) {
         const int64_t s = task / blocks, first = (task % blocks) * kBlock;
         const char* k = full_keys + (s / heads) * key_strides[0] + (s % heads) * key_strides[1];
         const char* v = full_values + (s / heads) * value_strides[0] + (s % heads) * value_strides[1];
@@ -57,7 +57,7 @@ int64_t run(char* keys, char* values, const char* full_keys, const char* full_va
 }  // namespace
 
 // keys, values: (rows) of `bytes` bytes; full_keys, full_values: (batch, heads, length) of such rows with strides in
-// bytes; keep: (batch, heads, length). Nothing is written before all stretches are known to have room.
+// bytes; keep: (batch, heads, length). Nothing is written before all segments are known to have room.
 SPARSEMM_EXPORT int64_t sparsemm_compact(char* keys, char* values, const char* full_keys, const char* full_values,
                                          const uint8_t* keep, const int64_t* starts, int64_t batch, int64_t heads,
                                          int64_t length, int64_t bytes, int64_t rows, const int64_t* key_strides,

@@ -11,13 +11,13 @@ struct Strides { int64_t row, head, position; };  // in bytes
 
 template <class V>
 __global__ void compact_rows(char* keys, char* values, const char* full_keys, const char* full_values,
-                             const uint8_t* keep, const int64_t* starts, int64_t stretches, int64_t heads,
+                             const uint8_t* keep, const int64_t* starts, int64_t segments, int64_t heads,
                              int64_t length, int64_t bytes, int64_t rows, Strides k, Strides v, int64_t* fault) {
     __shared__ int64_t before[kCopiers / 32];
     __shared__ int kept[kCopiers / 32];
     __shared__ int positions[kBlock];
     const int64_t blocks = (length + kBlock - 1) / kBlock, s = blockIdx.x / blocks, b = blockIdx.x % blocks;
-    const int64_t first = b * kBlock, start = starts[s], end = s + 1 < stretches ? starts[s + 1] : rows;
+    const int64_t first = b * kBlock, start = starts[s], end = s + 1 < segments ? starts[s + 1] : rows;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint8_t* flags = keep + s * length;
 

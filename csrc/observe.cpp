@@ -63,8 +63,8 @@ void outer(const float* query, const float* keys, int64_t dim, float* to) {
 
 // Logits (window, kTile) of keys [begin, begin + size); -inf where the row may not look, and beyond the keys.
 template <class T>
-void tile_logits(const Prompt& p, int64_t stretch, int64_t begin, int64_t size, Tile& tile) {
-    const char* from = p.keys + stretch / p.heads * p.key_strides[0] + stretch % p.heads * p.key_strides[1];
+void tile_logits(const Prompt& p, int64_t segment, int64_t begin, int64_t size, Tile& tile) {
+    const char* from = p.keys + segment / p.heads * p.key_strides[0] + segment % p.heads * p.key_strides[1];
     const auto key = [&](int64_t i) { return reinterpret_cast<const T*>(from + (begin + i) * p.key_strides[2]); };
     if (p.dim < kNarrow) {
         for (int64_t i = 0; i < kTile; ++i) {  // beyond the keys the last one stands in, and is not looked at
@@ -91,7 +91,7 @@ void tile_logits(const Prompt& p, int64_t stretch, int64_t begin, int64_t size, 
             }
         }
     }
-    const uint8_t* valid = p.valid + stretch / p.heads * p.length + begin;
+    const uint8_t* valid = p.valid + segment / p.heads * p.length + begin;
     bool all = size == kTile;
     for (int64_t i = 0; i < size; ++i) all &= valid[i] != 0;
     if (all && begin + size <= p.length - p.window) return;
@@ -132,13 +132,13 @@ void statistics(const Prompt& p, int64_t head, Tile& tile, float* maximum, float
 
 // Mean weight of keys [begin, begin + size) over the rows and heads of one query group.
 template <class T>
-void mean_weights(const Prompt& p, int64_t stretch, int64_t begin, int64_t size, Tile& tile, const float* maximum,
+void mean_weights(const Prompt& p, int64_t segment, int64_t begin, int64_t size, Tile& tile, const float* maximum,
                   const float* sum, float* out) {
     float mean[kTile] = {};
     for (int64_t g = 0; g < p.group; ++g) {
-        const int64_t head = stretch * p.group + g;
+        const int64_t head = segment * p.group + g;
         load_queries<T>(p, head, tile);
-        tile_logits<T>(p, stretch, begin, size, tile);
+        tile_logits<T>(p, segment, begin, size, tile);
         for (int64_t r = 0; r < p.window; ++r) {
             const float top = maximum[head * p.window + r], total = sum[head * p.window + r];
             if (!(total > 0.0f && total <= std::numeric_limits<float>::max())) continue;  // sees nothing, or NaN
@@ -156,9 +156,9 @@ constexpr int64_t kBlock = 512;  // keys of one task of the second pass: queries
 
 template <class T>
 int64_t run(const Prompt& p, int64_t pooling, float* out, int threads) {
-    const int64_t stretches = p.batch * p.heads, queries = stretches * p.group, outside = p.length - p.window;
+    const int64_t segments = p.batch * p.heads, queries = segments * p.group, outside = p.length - p.window;
     const int64_t blocks = (outside + kBlock - 1) / kBlock;
-    std::vector<float> maximum(queries * p.window), sum(queries * p.window), mean(stretches * outside);
+    std::vector<float> maximum(queries * p.window), sum(queries * p.window), mean(segments * outside);
     std::vector<Tile> tiles;
     for (int t = 0; t < threads; ++t) tiles.emplace_back(p);
 
@@ -179,14 +179,14 @@ int64_t run(const Prompt& p, int64_t pooling, float* out, int threads) {
         shared_out(queries, [&](int64_t head, Tile& tile) {
             statistics<T>(p, head, tile, &maximum[head * p.window], &sum[head * p.window]);
         });
-        shared_out(stretches * blocks, [&](int64_t at, Tile& tile) {
-            const int64_t stretch = at / blocks, first = at % blocks * kBlock;
+        shared_out(segments * blocks, [&](int64_t at, Tile& tile) {
+            const int64_t segment = at / blocks, first = at % blocks * kBlock;
             for (int64_t begin = first; begin < std::min(outside, first + kBlock); begin += kTile)
-                mean_weights<T>(p, stretch, begin, std::min(kTile, outside - begin), tile, maximum.data(), sum.data(),
-                                &mean[stretch * outside + begin]);
+                mean_weights<T>(p, segment, begin, std::min(kTile, outside - begin), tile, maximum.data(), sum.data(),
+                                &mean[segment * outside + begin]);
         });
     }
-    for (int64_t s = 0; s < stretches; ++s) {
+    for (int64_t s = 0; s < segments; ++s) {
         const uint8_t* valid = p.valid + s / p.heads * p.length;
         const float* from = mean.data() + s * outside;
         for (int64_t i = 0; i < p.length; ++i) {

@@ -14,30 +14,30 @@ struct Prompt {
     const char *query, *keys;
     const uint8_t* valid;
     float* out;
-    int64_t heads, group, window, length, stretches;
+    int64_t heads, group, window, length, segments;
     int dim;
     int64_t query_row, query_head, query_position, key_row, key_head, key_position;  // strides in bytes
     int64_t pooling;
     float factor;       // scaling * log2(e)
-    float* partial;     // (stretches, parts, rows, 2): maximum and sum
-    float* statistics;  // (stretches, rows, 2): maximum and 1 / sum
-    float* mean;        // (stretches, length)
+    float* partial;     // (segments, parts, rows, 2): maximum and sum
+    float* statistics;  // (segments, rows, 2): maximum and 1 / sum
+    float* mean;        // (segments, length)
     __host__ __device__ int64_t rows() const { return group * window; }
     __host__ __device__ int64_t parts() const { return (length + kPartKeys - 1) / kPartKeys; }
 };
 
-// Query row n of a stretch, all heads of its group one after the other; null beyond them.
+// Query row n of a segment, all heads of its group one after the other; null beyond them.
 template <class T>
-__device__ inline const T* query_at(const Prompt& p, int64_t stretch, int64_t n) {
+__device__ inline const T* query_at(const Prompt& p, int64_t segment, int64_t n) {
     if (n >= p.rows()) return nullptr;
-    const int64_t head = stretch % p.heads * p.group + n / p.window;
-    return reinterpret_cast<const T*>(p.query + stretch / p.heads * p.query_row + head * p.query_head +
+    const int64_t head = segment % p.heads * p.group + n / p.window;
+    return reinterpret_cast<const T*>(p.query + segment / p.heads * p.query_row + head * p.query_head +
                                       n % p.window * p.query_position);
 }
 template <class T>
-__device__ inline const T* key_at(const Prompt& p, int64_t stretch, int64_t n) {
+__device__ inline const T* key_at(const Prompt& p, int64_t segment, int64_t n) {
     if (n >= p.length) return nullptr;
-    return reinterpret_cast<const T*>(p.keys + stretch / p.heads * p.key_row + stretch % p.heads * p.key_head +
+    return reinterpret_cast<const T*>(p.keys + segment / p.heads * p.key_row + segment % p.heads * p.key_head +
                                       n * p.key_position);
 }
 
@@ -61,7 +61,7 @@ struct Fragment {
 // logits[h][n] of query row first + i + 8 (n / 2) and key at + 8 h + 2 c + n % 2, in base 2; -inf where the row may not
 // look.
 template <class T, int D>
-__device__ inline void logits_of(const Prompt& p, int64_t stretch, int64_t first, int64_t at, const Fragment<T, D>& q,
+__device__ inline void logits_of(const Prompt& p, int64_t segment, int64_t first, int64_t at, const Fragment<T, D>& q,
                                  const Fragment<T, D>& k, float (&logits)[2][4]) {
     const int i = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
@@ -76,9 +76,9 @@ __device__ inline void logits_of(const Prompt& p, int64_t stretch, int64_t first
                 mma(logits[h], a[2], b[2], a[3], b[3], key[2], key[3], T());
             }
         } else {
-            const T *a = query_at<T>(p, stretch, first + i), *b = query_at<T>(p, stretch, first + i + 8);
-            const T* x = key_at<T>(p, stretch, at + 8 * h + 2 * c);
-            const T* y = key_at<T>(p, stretch, at + 8 * h + 2 * c + 1);
+            const T *a = query_at<T>(p, segment, first + i), *b = query_at<T>(p, segment, first + i + 8);
+            const T* x = key_at<T>(p, segment, at + 8 * h + 2 * c);
+            const T* y = key_at<T>(p, segment, at + 8 * h + 2 * c + 1);
             for (int d = 0; d < p.dim; d += 4) {
                 const Words qa = load_cached(a, a + d), qb = load_cached(b, b + d);
                 const Words kx = load_cached(x, x + d), ky = load_cached(y, y + d);
@@ -95,7 +95,7 @@ __device__ inline void logits_of(const Prompt& p, int64_t stretch, int64_t first
         for (int n = 0; n < 4; ++n) {
             const int64_t row = first + i + n / 2 * 8, key = at + 8 * h + 2 * c + n % 2;
             const bool seen = row < p.rows() && key <= p.length - p.window + row % p.window &&
-                              key < p.length && p.valid[stretch / p.heads * p.length + key];
+                              key < p.length && p.valid[segment / p.heads * p.length + key];
             logits[h][n] = seen ? logits[h][n] * p.factor : minus_infinity();
         }
     }
@@ -105,17 +105,17 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads) partial_statistics(Prompt p) {
     const int i = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, parts = p.parts();
-    const int64_t stretch = warp / parts, part = warp % parts;
-    if (stretch >= p.stretches) return;
+    const int64_t segment = warp / parts, part = warp % parts;
+    if (segment >= p.segments) return;
     const int64_t until = (part + 1) * kPartKeys < p.length ? (part + 1) * kPartKeys : p.length;
     for (int64_t first = 0; first < p.rows(); first += 16) {
         Fragment<T, D> q, k;
-        q.load(query_at<T>(p, stretch, first + i), query_at<T>(p, stretch, first + i + 8), p.dim);
+        q.load(query_at<T>(p, segment, first + i), query_at<T>(p, segment, first + i + 8), p.dim);
         float maximum[2] = {minus_infinity(), minus_infinity()}, sum[2] = {0.0f, 0.0f};
         for (int64_t at = part * kPartKeys; at < until; at += kKeys) {
-            k.load(key_at<T>(p, stretch, at + i), key_at<T>(p, stretch, at + 8 + i), p.dim);
+            k.load(key_at<T>(p, segment, at + i), key_at<T>(p, segment, at + 8 + i), p.dim);
             float x[2][4];
-            logits_of<T, D>(p, stretch, first, at, q, k, x);
+            logits_of<T, D>(p, segment, first, at, q, k, x);
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
                 float top = fmaxf(fmaxf(x[0][2 * r], x[0][2 * r + 1]), fmaxf(x[1][2 * r], x[1][2 * r + 1]));
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) partial_statistics(Prompt p) {
             total += __shfl_xor_sync(kAll, total, 2);
             const int64_t row = first + i + 8 * r;
             if (c || row >= p.rows()) continue;
-            float* to = p.partial + ((stretch * parts + part) * p.rows() + row) * 2;
+            float* to = p.partial + ((segment * parts + part) * p.rows() + row) * 2;
             to[0] = top, to[1] = total;
         }
     }
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) partial_statistics(Prompt p) {
 
 __global__ void merge_statistics(Prompt p) {
     const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x, rows = p.rows();
-    if (n >= p.stretches * rows) return;
+    if (n >= p.segments * rows) return;
     const float* from = p.partial + (n / rows * p.parts() * rows + n % rows) * 2;
     float top = minus_infinity(), total = 0.0f;
     for (int64_t part = 0; part < p.parts(); ++part) top = fmaxf(top, from[part * rows * 2]);
@@ -158,21 +158,21 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads) mean_weights(Prompt p) {
     const int i = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     const int64_t tiles = (p.length - p.window + kKeys - 1) / kKeys;
-    const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, stretch = warp / tiles;
-    if (stretch >= p.stretches) return;
+    const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, segment = warp / tiles;
+    if (segment >= p.segments) return;
     const int64_t at = warp % tiles * kKeys;
     Fragment<T, D> q, k;
-    k.load(key_at<T>(p, stretch, at + i), key_at<T>(p, stretch, at + 8 + i), p.dim);
+    k.load(key_at<T>(p, segment, at + i), key_at<T>(p, segment, at + 8 + i), p.dim);
     float mean[2][2] = {};
     for (int64_t first = 0; first < p.rows(); first += 16) {
-        q.load(query_at<T>(p, stretch, first + i), query_at<T>(p, stretch, first + i + 8), p.dim);
+        q.load(query_at<T>(p, segment, first + i), query_at<T>(p, segment, first + i + 8), p.dim);
         float x[2][4];
-        logits_of<T, D>(p, stretch, first, at, q, k, x);
+        logits_of<T, D>(p, segment, first, at, q, k, x);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int64_t row = first + i + 8 * r;
             if (row >= p.rows()) continue;
-            const float* statistics = p.statistics + (stretch * p.rows() + row) * 2;
+            const float* statistics = p.statistics + (segment * p.rows() + row) * 2;
             const float top = statistics[0], share = statistics[1];
             if (share == 0.0f) continue;
             for (int h = 0; h < 2; ++h)
@@ -184,19 +184,19 @@ __global__ void __launch_bounds__(kThreads) mean_weights(Prompt p) {
         float value = mean[n / 2][n % 2];
         for (int step = 4; step < 32; step *= 2) value += __shfl_xor_sync(kAll, value, step);
         const int64_t key = at + 8 * (n / 2) + 2 * c + n % 2;
-        if (i == 0 && key < p.length) p.mean[stretch * p.length + key] = value / float(p.rows());
+        if (i == 0 && key < p.length) p.mean[segment * p.length + key] = value / float(p.rows());
     }
 }
 
 __global__ void pool(Prompt p) {
-    const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x, stretch = n / p.length, at = n % p.length;
-    if (stretch >= p.stretches) return;
+    const int64_t n = int64_t(blockIdx.x) * kThreads + threadIdx.x, segment = n / p.length, at = n % p.length;
+    if (segment >= p.segments) return;
     const int64_t outside = p.length - p.window, reach = p.pooling / 2;
     float near = 0.0f;
     if (at < outside)
         for (int64_t j = at < reach ? 0 : at - reach; j <= at + reach && j < outside; ++j)
-            near += p.mean[stretch * p.length + j];
-    const bool scored = at < outside && p.valid[stretch / p.heads * p.length + at];
+            near += p.mean[segment * p.length + j];
+    const bool scored = at < outside && p.valid[segment / p.heads * p.length + at];
     p.out[n] = scored ? near / float(p.pooling) : minus_infinity();
 }
 
@@ -205,11 +205,11 @@ int64_t run(const Prompt& p, void* stream) {
     const auto blocks = [](int64_t count, int64_t each) { return (count + each - 1) / each; };
     const int64_t outside = p.length - p.window;
     if (outside > 0 && p.rows() > 0) {
-        launch(partial_statistics<T, D>, blocks(p.stretches * p.parts(), kWarps), kThreads, stream, p);
-        launch(merge_statistics, blocks(p.stretches * p.rows(), kThreads), kThreads, stream, p);
-        launch(mean_weights<T, D>, blocks(p.stretches * blocks(outside, kKeys), kWarps), kThreads, stream, p);
+        launch(partial_statistics<T, D>, blocks(p.segments * p.parts(), kWarps), kThreads, stream, p);
+        launch(merge_statistics, blocks(p.segments * p.rows(), kThreads), kThreads, stream, p);
+        launch(mean_weights<T, D>, blocks(p.segments * blocks(outside, kKeys), kWarps), kThreads, stream, p);
     }
-    launch(pool, blocks(p.stretches * p.length, kThreads), kThreads, stream, p);
+    launch(pool, blocks(p.segments * p.length, kThreads), kThreads, stream, p);
     return outcome();
 }
 
@@ -253,8 +253,8 @@ SPARSEMM_EXPORT int64_t sparsemm_cuda_observe(int dtype, const char* query, cons
                 room,
                 nullptr,
                 nullptr};
-    p.statistics = p.partial + p.stretches * p.parts() * p.rows() * 2;
-    p.mean = p.statistics + p.stretches * p.rows() * 2;
+    p.statistics = p.partial + p.segments * p.parts() * p.rows() * 2;
+    p.mean = p.statistics + p.segments * p.rows() * 2;
 #define SPARSEMM_CALL(T, D) run<T, D>(p, stream)
     return SPARSEMM_BY_TYPE_AND_DIM(dtype, dim, SPARSEMM_CALL);
 #undef SPARSEMM_CALL

@@ -1,4 +1,4 @@
-// How a ragged decode step is shared out: all heads' tiles in one line, an equal stretch of it for every block of
+// How a ragged decode step is shared out: all heads' tiles in one line, an equal part of it for every block of
 // threads. Nothing of it depends on anything but the lengths, which are on the device.
 #pragma once
 

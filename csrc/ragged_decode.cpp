@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kPiece = 512;  // rows of one task; fixed, so that the result does not depend on the thread count
 
-struct Piece { int64_t stretch, begin, end; };
+struct Piece { int64_t segment, begin, end; };
 
 // Streaming softmax over rows [begin, end) for the `group` queries that share them. query (group, dim) is scaled
 // already; out: maximum (group), sum of weights (group), weighted sum of values (group, dim).
@@ -82,17 +82,17 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
 
 template <class T>
 int64_t run(const T* query, const T* keys, const T* values, const int64_t* starts, const int64_t* lengths, T* out,
-            int64_t stretches, int64_t group, int64_t dim, float scaling, int threads) {
+            int64_t segments, int64_t group, int64_t dim, float scaling, int threads) {
     std::vector<Piece> pieces;
-    std::vector<int64_t> first(stretches + 1);
+    std::vector<int64_t> first(segments + 1);
     int64_t total = 0;
-    for (int64_t s = 0; s < stretches; ++s) {
+    for (int64_t s = 0; s < segments; ++s) {
         first[s] = int64_t(pieces.size());
         for (int64_t at = 0; at < lengths[s]; at += kPiece)
             pieces.push_back({s, starts[s] + at, starts[s] + std::min(at + kPiece, lengths[s])});
         total += lengths[s];
     }
-    first[stretches] = int64_t(pieces.size());
+    first[segments] = int64_t(pieces.size());
     const int64_t count = int64_t(pieces.size()), width = whole_lines(group * (dim + 2));
     const int64_t scratch = whole_lines(group * dim) + group * kTile + whole_lines(dim);
     if (total * dim * int64_t(2 * sizeof(T)) < kSerialBytes || count < 2) threads = 1;
@@ -114,7 +114,7 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
             at = next++;
             if (at >= count) break;
             const Piece& piece = pieces[at];
-            const T* q = query + piece.stretch * group * dim;
+            const T* q = query + piece.segment * group * dim;
             for (int64_t i = 0; i < group * dim; ++i) scaled[i] = widen(q[i]) * scaling;
             float *acc = partial.at + at * width, *maximum = acc + group * dim;
             attend_piece(scaled, keys, values, piece.begin, piece.end, group, dim, zeros, logits, maximum,
@@ -124,7 +124,7 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
 
     // Partial results (m_i, l_i, a_i) merge to sum_i e^(m_i - M) a_i / sum_i e^(m_i - M) l_i.
     std::vector<float> merged(dim);
-    for (int64_t s = 0; s < stretches; ++s) {
+    for (int64_t s = 0; s < segments; ++s) {
         for (int64_t g = 0; g < group; ++g) {
             float top = kLowest, sum = 0;
             std::fill(merged.begin(), merged.end(), 0.0f);
@@ -148,19 +148,19 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
 }  // namespace
 }  // namespace sparsemm
 
-// query, out: (stretches, group, dim); keys, values: (rows, dim); starts, lengths: (stretches). dtype 0 is float,
-// 1 half, 2 bfloat16. Nothing is read before all stretches are known to lie inside the slab.
+// query, out: (segments, group, dim); keys, values: (rows, dim); starts, lengths: (segments). dtype 0 is float,
+// 1 half, 2 bfloat16. Nothing is read before all segments are known to lie inside the slab.
 SPARSEMM_EXPORT int64_t sparsemm_ragged_decode(int dtype, const void* query, const void* keys, const void* values,
                                                const int64_t* starts, const int64_t* lengths, void* out,
-                                               int64_t stretches, int64_t group, int64_t dim, int64_t rows,
+                                               int64_t segments, int64_t group, int64_t dim, int64_t rows,
                                                float scaling, int threads) {
     using namespace sparsemm;
-    for (int64_t s = 0; s < stretches; ++s)
+    for (int64_t s = 0; s < segments; ++s)
         if (starts[s] < 0 || lengths[s] < 0 || lengths[s] > rows || starts[s] > rows - lengths[s]) return s;
     const auto as = [&](auto type) {
         using T = decltype(type);
         return run(static_cast<const T*>(query), static_cast<const T*>(keys), static_cast<const T*>(values), starts,
-                   lengths, static_cast<T*>(out), stretches, group, dim, scaling, threads);
+                   lengths, static_cast<T*>(out), segments, group, dim, scaling, threads);
     };
     try {
         return dtype == 0 ? as(float()) : dtype == 1 ? as(Half()) : as(BFloat());

@@ -15,14 +15,14 @@ struct Step {
     const void *query, *keys, *values;
     const int64_t *starts, *lengths;
     void* out;
-    int64_t stretches, group, dim, rows;
+    int64_t segments, group, dim, rows;
     float scaling;
     float* partial;
     int* counters;
     int64_t* fault;
 };
 
-// Tiles of a stretch; none of one that leaves the slab.
+// Tiles of a segment; none of one that leaves the slab.
 __device__ inline int64_t tiles_at(const Step& p, int64_t s, int64_t* length) {
     const int64_t start = p.starts[s];
     *length = p.lengths[s];
@@ -189,9 +189,9 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
     const int64_t parts = (p.group + kQueries - 1) / kQueries;  // of a query group, eight queries each
     T* out = static_cast<T*>(p.out);
 
-    // Every thread adds up the tiles of some stretches; then everyone knows how many come before its own.
-    const int64_t each = (p.stretches + kThreads - 1) / kThreads;
-    const int64_t mine = threadIdx.x * each, end = mine + each < p.stretches ? mine + each : p.stretches;
+    // Every thread adds up the tiles of some segments; then everyone knows how many come before its own.
+    const int64_t each = (p.segments + kThreads - 1) / kThreads;
+    const int64_t mine = threadIdx.x * each, end = mine + each < p.segments ? mine + each : p.segments;
     int64_t own = 0, length;
     for (int64_t s = mine; s < end; ++s) own += tiles_at(p, s, &length) * parts;
     int64_t until = own;
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
     }
 
     // A head without rows gives zeros, one that leaves the slab NaN.
-    for (int64_t s = blockIdx.x; s < p.stretches; s += gridDim.x) {
+    for (int64_t s = blockIdx.x; s < p.segments; s += gridDim.x) {
         if (tiles_at(p, s, &length)) continue;
         if (length && threadIdx.x == 0) report(p.fault, kDecode, s);
         for (int64_t n = threadIdx.x; n < p.group * dim; n += kThreads)
@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
         found[0] = s, found[1] = base;
     }
     __syncthreads();
-    int64_t s = found[0], base = found[1];  // base: tiles before stretch s
+    int64_t s = found[0], base = found[1];  // base: tiles before segment s
 
     while (at < stop) {
         const int64_t count = tiles_at(p, s, &length);
@@ -332,7 +332,7 @@ int64_t run(const Step& p, void* stream) {
     }
     // All blocks are resident at once; no more than there can be tiles, which the slab bounds without a look at lengths.
     const int64_t parts = (p.group + kQueries - 1) / kQueries;
-    const int64_t most = parts * (tiles_of(p.rows) + p.stretches), all = int64_t(multiprocessors()) * resident;
+    const int64_t most = parts * (tiles_of(p.rows) + p.segments), all = int64_t(multiprocessors()) * resident;
     launch(decode<T, D>, most < all ? most : all, kThreads, stream, p);
     return outcome();
 }
@@ -346,15 +346,15 @@ SPARSEMM_EXPORT int64_t sparsemm_cuda_ragged_decode_room(int64_t, int64_t dim) {
     return 2 * int64_t(multiprocessors()) * kMostPerUnit * kQueries * (dim + 2);
 }
 
-// As sparsemm_ragged_decode, on the device. counters: one int for each stretch and eight queries of its group, zero
-// before and after. A stretch that leaves the slab gives NaN and is reported.
+// As sparsemm_ragged_decode, on the device. counters: one int for each segment and eight queries of its group, zero
+// before and after. A segment that leaves the slab gives NaN and is reported.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_ragged_decode(int dtype, const void* query, const void* keys, const void* values,
                                                     const int64_t* starts, const int64_t* lengths, void* out,
-                                                    int64_t stretches, int64_t group, int64_t dim, int64_t rows,
+                                                    int64_t segments, int64_t group, int64_t dim, int64_t rows,
                                                     float scaling, float* partial, int* counters, int64_t* fault,
                                                     void* stream) {
     using namespace sparsemm;
-    const Step p = {query, keys, values, starts, lengths, out,      stretches, group,
+    const Step p = {query, keys, values, starts, lengths, out,      segments, group,
                     dim,   rows, scaling, partial, counters, fault};
 #define SPARSEMM_CALL(T, D) run<T, D>(p, stream)
     return SPARSEMM_BY_TYPE_AND_DIM(dtype, dim, SPARSEMM_CALL);

@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 
 
 class CompressedCache(Cache):
-    """`past_key_values` of `model.generate`, compressed layer by layer during prefill."""
+    """A cache for `model.generate(past_key_values=...)`, compressed layer by layer during prefill."""
 
-    layers: list[Any]  # of RaggedLayer, and of transformers' own where attention is not full; a list is invariant
+    layers: list[Any]  # RaggedLayer for full attention, transformers' own layers for other kinds
 
     def __init__(self, layers: list[Any], config: Any, rope: RopeDeltas | None = None) -> None:
         super().__init__(layers=layers)
-        self._warned = False  # at most one line of the log for a cache
+        self._warned = False  # a cache logs at most one warning
         self._candidates = False  # whether assisted decoding feeds candidate tokens
         self.config = weakref.ref(config)  # a copy of the cache serves the same model
         self.switch = Switch(config, ragged_attention)
         self.rope = rope
-        self.forwards = [0] * len(layers)  # begun in every linear-attention layer
-        self.linear = [at for at, layer in enumerate(layers) if not isinstance(layer, CacheLayerMixin)]
-        counting = [at for at in range(len(layers)) if at not in self.linear]
-        self.first, self.last = counting[0], counting[-1]
+        self.forwards = [0] * len(layers)  # forwards started in each linear-attention layer
+        self.linear = [i for i, layer in enumerate(layers) if not isinstance(layer, CacheLayerMixin)]
+        attention_layers = [i for i in range(len(layers)) if i not in self.linear]
+        self.first, self.last = attention_layers[0], attention_layers[-1]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kw: Any
     ) -> Any:
-        """As in transformers, for keys and values (B, Hkv, T, D) of one layer.
+        """Adds keys and values (B, Hkv, T, D) of one layer, as in transformers.
 
         Raises:
             CacheError: if the model has more layers than the cache, or an earlier forward did not reach the last one.
@@ -61,7 +61,7 @@ class CompressedCache(Cache):
         if layer_idx == self.first:
             self._warn_once(key_states.shape[2])
             if layer_idx == 0:
-                self._check_whole()
+                self._check_complete()
             if self.rope is not None:
                 self.rope.take(key_states.shape[2])
         layer = self.layers[layer_idx]
@@ -72,10 +72,11 @@ class CompressedCache(Cache):
         return pending
 
     def _warn_once(self, new: int) -> None:
-        """One line of the log where a method that compresses has kept everything of more tokens than its budget.
+        """Warns once if a method that compresses has kept all of more tokens than its budget.
 
-        Asked before each forward of `new` tokens, from what the host knows. The first one after the prompt looks at
-        the prompt; a turn looks at the conversation, if the prompt was short and nothing is compressed again.
+        This runs before each forward of `new` tokens and reads nothing from the device. The first forward after the
+        prompt checks the prompt; a later turn checks the conversation, if the prompt was short and nothing is
+        compressed again.
         """
         first = self.ragged[0]
         later = first.seen - first.barrier
@@ -83,11 +84,11 @@ class CompressedCache(Cache):
             return
         budget, log = first.policy.budget, logging.getLogger(__name__)
         evicted = [sum(rows) for rows in zip(*(layer.evicted for layer in self.ragged), strict=False)]
-        whole = [tokens for tokens, lost in zip(first.tokens, evicted, strict=False) if lost == 0 and tokens > budget]
-        if whole:
+        uncompressed = [n for n, lost in zip(first.tokens, evicted, strict=False) if lost == 0 and n > budget]
+        if uncompressed:
             self._warned = True
             what = "sparsemm: %s kept all of %d of %d prompts (up to %d tokens), though its budget is %d"
-            log.warning(what, type(first.policy).__name__, len(whole), len(evicted), max(whole), budget)
+            log.warning(what, type(first.policy).__name__, len(uncompressed), len(evicted), max(uncompressed), budget)
         elif not first.recompress and not self._candidates and new > 1 and not any(evicted):
             longest = max(first.tokens) + later + new
             if longest > budget:
@@ -99,68 +100,68 @@ class CompressedCache(Cache):
                 log.warning(what, max(first.tokens), budget, later + new)
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
-        """As in transformers; every forward of a linear-attention layer begins with it.
+        """Returns the state as in transformers; every forward of a linear-attention layer begins with this call.
 
         Raises:
             CacheError: if an earlier forward did not reach the last layer.
         """
         if state_idx == 0:
             if layer_idx == 0:
-                self._check_whole()
+                self._check_complete()
             self.forwards[layer_idx] += 1
         return super().get_conv_state(layer_idx, state_idx)
 
-    def _check_whole(self) -> None:
+    def _check_complete(self) -> None:
         """Raises CacheError unless all layers have seen the same tokens."""
-        seen = [self.layers[at].get_seq_length() for at in (self.first, self.last)]
-        begun = {self.forwards[at] for at in self.linear}
-        if seen[0] != seen[-1] or len(begun) > 1:
+        seen = [self.layers[i].get_seq_length() for i in (self.first, self.last)]
+        started = {self.forwards[i] for i in self.linear}
+        if seen[0] != seen[-1] or len(started) > 1:
             what = f"the first layer has seen {seen[0]} tokens and the last {seen[-1]}: a forward broke off"
             if seen[0] == seen[-1]:
                 what = "some linear-attention layers have seen tokens that others have not: a forward broke off"
             raise CacheError(what, hint="make a new cache, for this model, or call reset()")
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen, evicted ones and padding included."""
+        """Returns the number of tokens seen, evicted ones and padding included."""
         if self.rope is not None:
             self.rope.put_back()
         return int(super().get_seq_length(layer_idx))
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Tokens seen, as a mask asks for them: behind all positions, whose offsets stay as they are."""
+        """Returns the number of tokens seen, as masks need it; unlike `get_seq_length` it leaves M-RoPE alone."""
         return int(super().get_seq_length(layer_idx))
 
     @property
     def max_cache_len(self) -> int:
-        """Asked for by PEFT's prefix tuning alone; raises CacheError."""
+        """Raises CacheError: only PEFT's prefix tuning reads this, and it is not supported."""
         raise tuned_prefix("past_key_values")
 
     def reset(self) -> None:
-        """Forget everything; the next prompt is compressed anew."""
+        """Empties the cache; the next prompt is compressed anew."""
         super().reset()
         self.forwards = [0] * len(self.layers)
         if self.rope is not None:
             self.rope.reset()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Raises CacheError: a cache belongs to its model, and nothing here is read from a pickle."""
-        raise CacheError("a cache cannot be pickled", hint="copy.deepcopy copies it; store its tokens instead")
+        """Raises CacheError: a cache belongs to its model, and SparseMM reads no pickles."""
+        raise CacheError("a cache cannot be pickled", hint="copy it with copy.deepcopy, or store its tokens")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Another cache with the same contents, for the same model."""
+        """Returns another cache with the same contents, for the same model."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         vars(other).update(deepcopy(vars(self), memo))
         return other
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the batch rows `indices` (N,) int64, or a mask (B,) bool, in that order.
+        """Keeps the batch rows `indices`, (N,) int64 or a mask (B,) bool, in that order.
 
         Raises:
             CacheError: if there is no such row, or none would be left.
         """
         batch = self.ragged[0].batch()
-        for layer in (*self.ragged, *self._others()):  # what is wrong with the indices is told by ours
+        for layer in (*self.ragged, *self._others()):  # ragged layers first: they check the indices
             if isinstance(layer, CacheLayerMixin):
                 layer.batch_select_indices(indices)  # type: ignore[attr-defined]
             else:
@@ -169,21 +170,21 @@ class CompressedCache(Cache):
             self.rope.select_rows(indices, batch)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep the batch rows `beam_idx` (N,) int64, in that order; raises as `batch_select_indices`."""
+        """Keeps the batch rows `beam_idx` (N,) int64, in that order; raises as `batch_select_indices`."""
         batch = self.ragged[0].batch()
         super().reorder_cache(beam_idx)  # type: ignore[arg-type]
         if self.rope is not None:
             self.rope.select_rows(beam_idx, batch)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every batch row."""
+        """Repeats every batch row."""
         self.batch_select_indices(
             torch.arange(self.ragged[0].batch(), dtype=torch.int64, device="cpu").repeat_interleave(repeats)
         )
 
     @property
     def ragged(self) -> list[RaggedLayer]:
-        """The layers that are compressed, those with full attention."""
+        """The compressed layers, which are those with full attention."""
         return [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
 
     def _others(self) -> list[Any]:
@@ -194,13 +195,13 @@ class CompressedCache(Cache):
         if len(slabs) != len(self.ragged):
             first = self.ragged[0]
             hint = "run a whole prompt through the model first"
-            if first.held is not None:
-                hint = f"prompt_length is {first.prompt_length}, {first.seen} tokens have come"
-            raise CacheError("nothing is kept yet", hint=hint)
+            if first.chunks is not None:
+                hint = f"prompt_length is {first.prompt_length}, but only {first.seen} tokens have arrived"
+            raise CacheError("the cache is empty", hint=hint)
         return slabs
 
     def budgets(self) -> list[torch.Tensor]:
-        """Slots kept when it was last compressed: per full-attention layer (B, Hkv) int64.
+        """Returns the slots kept at the last compression: (B, Hkv) int64 for each full-attention layer.
 
         Raises:
             CacheError: before the first prompt.
@@ -209,9 +210,9 @@ class CompressedCache(Cache):
         return [layer.slots for layer in self.ragged if layer.slots is not None]
 
     def kept_slots(self) -> torch.Tensor:
-        """Rows held now, over all layers and KV heads: (B,) int64 on the CPU, later tokens and sliding layers included.
+        """Returns the rows stored now, over all layers and KV heads: (B,) int64 on the CPU.
 
-        The states of linear-attention layers are no rows.
+        Later tokens and sliding-window layers count; the states of linear-attention layers have no rows.
 
         Raises:
             CacheError: before the first prompt.
@@ -222,7 +223,7 @@ class CompressedCache(Cache):
         return kept + sum(layer.keys.shape[1] * layer.keys.shape[2] for layer in sliding)
 
     def slot_bytes(self) -> int:
-        """Bytes of one row of one KV head of a full-attention layer: key and value, and their scales in 8 bits.
+        """Returns the bytes of one row of a full-attention layer: key and value, and their scales in 8 bits.
 
         Raises:
             CacheError: before the first prompt.
@@ -230,18 +231,18 @@ class CompressedCache(Cache):
         return self._slabs()[0].row_bytes()
 
     def kept_bytes(self) -> int:
-        """Bytes of the keys and values held now, with their scales if storage is in 8 bits, and of linear states."""
+        """Returns the bytes of the keys and values stored now, their scales in 8 bits, and linear-attention states."""
         kept = sum(int(slab.lengths.sum()) * slab.row_bytes() for slab in self._slabs())
         return kept + sum(map(other_bytes, self._others()))
 
     def slab_bytes(self) -> int:
-        """Bytes allocated: `kept_bytes`, the slack, and what `hold_budget` notes about the rows."""
-        held = sum(slab.allocated_bytes() for slab in self._slabs())
-        held += sum(layer.eviction.allocated_bytes() for layer in self.ragged if layer.eviction is not None)
-        return held + sum(map(other_bytes, self._others()))
+        """Returns the bytes allocated: `kept_bytes`, the slack, and the ratings of the rows with `hold_budget`."""
+        allocated = sum(slab.allocated_bytes() for slab in self._slabs())
+        allocated += sum(layer.eviction.allocated_bytes() for layer in self.ragged if layer.eviction is not None)
+        return allocated + sum(map(other_bytes, self._others()))
 
     def summary(self) -> Summary:
-        """What was kept, of what, in rows and real bytes, per layer; printed it is a line per layer.
+        """Returns kept and seen rows and real bytes of each layer; printed, it is a line per layer.
 
         Raises:
             CacheError: before the first prompt.
@@ -250,11 +251,11 @@ class CompressedCache(Cache):
         return summarize(self.layers)
 
     def slack_share(self) -> float:
-        """Share of `slab_bytes` that holds no token."""
+        """Returns the share of `slab_bytes` that holds no token."""
         return 1.0 - self.kept_bytes() / self.slab_bytes()
 
     def advance(self, count: int) -> None:
-        """Count tokens that a replayed graph appends, or a capture did not: the device does its own counting.
+        """Counts `count` tokens on the host: a replayed graph counts them on the device only, a capture the reverse.
 
         Raises:
             CacheError: if the room of `max_new_tokens` is used up.
@@ -263,55 +264,57 @@ class CompressedCache(Cache):
             layer.advance(count)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Takes the newest tokens back, -`tokens_to_remove` of them.
+        """Removes the newest tokens, -`tokens_to_remove` of them.
 
         Raises:
-            CacheError: if a layer cannot give them back; nothing is changed then.
+            CacheError: if a layer cannot remove them; then nothing is changed.
         """
         for index, layer in enumerate(self.layers):
             recording = getattr(layer, "record_past", False)
-            where, hint = f"layer {index}", "copy.deepcopy keeps a cache as it is now"
+            where, hint = f"layer {index}", "copy the cache with copy.deepcopy before you add tokens"
             if isinstance(layer, RaggedLayer) or tokens_to_remove == 0 or recording and layer.is_croppable:
                 continue
             if not isinstance(layer, CacheLayerMixin):
                 what = "cannot remove tokens: the state of a linear-attention layer is of all tokens together"
                 raise CacheError(what, where=where, hint=hint)
             if getattr(layer, "is_sliding", False) and layer.get_seq_length() >= layer.sliding_window:  # type: ignore[attr-defined]
-                raise CacheError("cannot remove tokens: those before its window are gone", where=where, hint=hint)
+                what = "cannot remove tokens: those before its sliding window are gone"
+                raise CacheError(what, where=where, hint=hint)
         for layer in (*self.ragged, *self._others()):
             if tokens_to_remove or getattr(layer, "record_past", False):
                 layer.crop(tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Called by assisted decoding, which crops candidate tokens.
+        """Prepares for assisted decoding, which crops candidate tokens.
 
         Raises:
-            CacheError: if that would reach into what is compressed or evicted.
+            CacheError: if cropping could reach compressed or evicted tokens.
         """
         first = self.ragged[0]
         if first.hold_budget or (first.recompress and first.slab is None):
-            raise CacheError("tokens cannot be taken back", hint="no hold_budget or recompress with assisted decoding")
+            hint = "use neither hold_budget nor recompress with assisted decoding"
+            raise CacheError("candidate tokens could not be removed again", hint=hint)
         if first.slab is None and first.policy.compresses and first.prompt_length is None:
             hint = "pass prompt_length=inputs['input_ids'].shape[1] to compressed_cache"
-            raise CacheError("assisted decoding puts candidate tokens behind the prompt", hint=hint)
+            raise CacheError("assisted decoding appends candidate tokens to the prompt", hint=hint)
         self._candidates = True
         super().activate_past_recording()
 
 
 def build(model: Any, make: Callable[[int], RaggedLayer]) -> CompressedCache:
-    """A cache whose full-attention layers are `make(index)`. Nothing of the model is changed.
+    """Returns a cache whose full-attention layers are `make(index)`; the model stays as it is.
 
     Raises:
-        CacheError: if the model has layers or an attention that this cache cannot serve.
+        CacheError: if the model has layers or an attention that this cache does not support.
     """
     config = model.config.get_text_config()
     if not getattr(model, "_supports_default_dynamic_cache", lambda: True)():
-        hint = "models are served that take transformers' DynamicCache"
-        raise CacheError("the model has a kind of cache of its own", where=type(model).__name__, hint=hint)
+        hint = "use a model that works with transformers' DynamicCache"
+        raise CacheError("the model needs a cache class of its own", where=type(model).__name__, hint=hint)
     layers, full = layers_of(config, type(model).__name__)
     check_attention(model, config)
-    for i, at in enumerate(full):
-        layers[at] = make(i)
+    for i, layer in enumerate(full):
+        layers[layer] = make(i)
     return CompressedCache(layers, config, RopeDeltas(model))
 
 
@@ -328,56 +331,55 @@ def compressed_cache(
     storage: str = "model",
     **options: Any,
 ) -> CompressedCache:
-    """A fresh cache for one `model.generate(**inputs, past_key_values=cache)`, and for its further turns.
+    """Returns a fresh cache for one `model.generate(**inputs, past_key_values=cache)` and its later turns.
 
-    The prompt is compressed once, layer by layer, right after its prefill; later tokens are all kept unless
+    The prompt is compressed once, layer by layer, right after its prefill. All later tokens are kept unless
     `recompress` or `hold_budget` says otherwise. The model stays as it is: its own attention serves the prompt, and
-    every call without this cache. Layers with sliding-window or linear attention keep
-    transformers' own cache.
+    every call without this cache. Layers with sliding-window or linear attention keep transformers' own cache.
 
     Args:
         model: a generating model of transformers, multimodal or text only.
-        method: a configured method such as `SparseMM(scores, budget=256, rho=0.1)`, or a name of
-            `sparsemm.policies.METHODS` with budget, scores and options beside it, alone or with one of
-            `sparsemm.policies.SELECTORS` behind a plus: "sparsemm+peak".
+        method: a configured method such as `SparseMM(scores, budget=256, rho=0.1)`, or a name from
+            `sparsemm.policies.METHODS`, which takes budget, scores and options from the arguments here. A plus adds one
+            of `sparsemm.policies.SELECTORS` to the name: "sparsemm+peak".
         budget: mean slots per KV head, window included; ignored by "full".
         scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
-        recompress: whether a later turn (a forward of more than one token) brings everything kept back to the budget.
-        hold_budget: also evict for every new token, so that the total never exceeds the budget after a step.
-        prompt_length: tokens of the prompt, padding included, if it comes in chunks or with candidate tokens behind
-            it. It is then held whole until its last token and compressed as if it had come at once; nothing is
-            compressed before, which one line of the log says if the answer seems to have begun.
-        max_new_tokens: tokens that may ever come after the prompt: later turns, padding and tokens that are evicted
-            again included; cropped ones are given back. Their room is allocated with it, and a step changes no buffer's
-            place or size. Prompt lookup needs room for its candidates too, rejected ones included.
+        recompress: whether a later turn (a forward of more than one token) is compressed to the budget again, together
+            with everything kept before.
+        hold_budget: whether to evict a token for every new one too, so that no step ends above the budget.
+        prompt_length: tokens of the prompt, padding included. Needed if the prompt comes in chunks, or with candidate
+            tokens after it: it is then buffered until its last token, and compressed as if it had come at once. A
+            warning is logged if the answer seems to have begun before that.
+        max_new_tokens: most tokens that will ever come after the prompt, later turns, padding and tokens that are
+            evicted again included; cropped tokens do not count. Their room is allocated at once, so that no step moves
+            or resizes a buffer. Prompt lookup needs room for its candidates too, rejected ones included.
         storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
-        options: of the method (`sparsemm.policies.method_options`), most of them `window` (32: newest prompt tokens
-            every head keeps, also the rows that observe), `pooling_kernel` (5), and for methods with head scores `rho`
-            (0.1: share beyond the window that is split evenly).
+        options: options of the method (`sparsemm.policies.method_options`). Most have `window` (32, the newest prompt
+            tokens, which every head keeps and which rate the others) and `pooling_kernel` (5); methods with head scores
+            have `rho` (0.1, the share of the slots beyond the window that is split evenly).
 
     Raises:
-        BudgetError: if method, budget, an option or scores are impossible.
-        ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
-        CacheError: if the model has layers this cache cannot serve, or options exclude each other, or the selector
-            needs what the model does not show.
+        BudgetError: if the method, budget, scores or an option is invalid.
+        ScoreTableError: if the table belongs to another model; a bare matrix of scores is not checked.
+        CacheError: if the model has layers that this cache does not support, if options exclude each other, or if the
+            selector needs weights that the model does not expose.
     """
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
         if count is not None and (not isinstance(count, Integral) or count < 1):
-            raise CacheError(f"{name} is {count!r}", hint="a whole number, at least 1")
+            raise CacheError(f"{name} is {count!r}", hint="use a whole number of at least 1")
     if storage not in ("model", *STORAGES):
         raise CacheError(f"storage {storage!r} is unknown", hint=f"use model, {' or '.join(STORAGES)}")
     if isinstance(method, Policy):
         if options or budget is not None or scores is not None:
-            beside = [*options, *["budget"] * (budget is not None), *["scores"] * (scores is not None)]
-            what = f"{', '.join(beside)} beside a configured method"
-            raise BudgetError(what, hint="give it to the method itself")
+            names = [*options, *["budget"] * (budget is not None), *["scores"] * (scores is not None)]
+            what = f"{', '.join(names)} beside a configured method"
+            raise BudgetError(what, hint="pass it to the method itself")
         policy = method.for_model(shape_of(model))
     else:
         policy = make_policy(method, budget, scores, **options).for_model(shape_of(model))
     if hold_budget and (not policy.compresses or max_new_tokens is not None):
-        raise CacheError(
-            "hold_budget with method full or max_new_tokens", hint="there is nothing to hold, or no growth"
-        )
+        hint = "leave hold_budget out: method full has no budget, and with hold_budget the cache does not grow anyway"
+        raise CacheError("hold_budget cannot be combined with method full or with max_new_tokens", hint=hint)
     if hold_budget and not policy.selector.rates_answers:
         what = f"hold_budget with the selector {type(policy.selector).__name__}, which rates no tokens of an answer"
         raise CacheError(what, hint="use recompress=True, or a selector that rates by attention")
@@ -396,8 +398,8 @@ def compressed_cache(
     if policy.compresses and "projection" in policy.selector.reads:
         shape = policy.shape
         assert shape is not None
-        of_layers = projections(model, shape.layers, shape.num_heads, shape.num_kv_heads)
-        for layer, projection in zip(cache.ragged, of_layers, strict=True):
+        matrices = projections(model, shape.layers, shape.num_heads, shape.num_kv_heads)
+        for layer, projection in zip(cache.ragged, matrices, strict=True):
             layer.projection = projection
     scratch: dict[int, torch.Tensor] = {}
     for layer in cache.ragged:

@@ -1,4 +1,4 @@
-"""Reads from the source of a model's attention layers what a function in their place would have to compute."""
+"""Reads from the source code of a model's attention layers which features an attention function must support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 PLAIN = {"attention_mask", "dropout", "is_causal", "key", "output_attentions", "position_ids", "query", "scaling"}
-PLAIN |= {"sliding_window", "value"}  # arguments that change no weight, or that layers and masks say as well
+PLAIN |= {"sliding_window", "value"}  # arguments that change no weight, or that repeat what layers and masks say
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Call:
     """What a layer does with the keys and values that its cache returns.
 
     Attributes:
-        looked_up: whether a function that transformers looks up by name takes them.
-        elsewhere: whether something else uses them, too.
-        extra: arguments of that function beyond the plain ones, each with the attributes of the layer it comes from.
+        looked_up: whether they go to a function that transformers looks up by name.
+        elsewhere: whether anything else uses them, too.
+        extra: arguments of that function beyond `PLAIN`, each with the path of the layer's attribute it comes from.
     """
 
     looked_up: bool
@@ -32,7 +32,7 @@ class Call:
 
 
 def _path(node: ast.expr) -> tuple[str, ...]:
-    """The attributes of `self.one.two`; nothing for other expressions."""
+    """Returns ("a", "b") for the expression `self.a.b`, and () for other expressions."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.insert(0, node.attr)
@@ -42,7 +42,7 @@ def _path(node: ast.expr) -> tuple[str, ...]:
 
 @cache
 def cached_call(forward: Callable[..., Any]) -> Call | None:
-    """What a forward does with its cache's keys and values; None if it has no such cache, or no source."""
+    """Returns what a forward does with its cache's keys and values; None if it has no cache, or no source code."""
     try:
         tree = ast.parse(dedent(inspect.getsource(inspect.unwrap(forward))))
     except (OSError, TypeError, SyntaxError):
@@ -73,7 +73,7 @@ def cached_call(forward: Callable[..., Any]) -> Call | None:
 
 
 def unsupported(module: torch.nn.Module, call: Call) -> list[str]:
-    """Names what one attention layer has that `ragged_attention` does not compute."""
+    """Lists the features of one attention layer that `ragged_attention` does not support."""
     names = []
     for name, path in call.extra:
         value: Any = module if path else True
@@ -82,7 +82,7 @@ def unsupported(module: torch.nn.Module, call: Call) -> list[str]:
         if value is not None:
             names.append(name)
     if call.elsewhere:
-        names.append("keys and values that are changed behind the cache")
+        names.append("keys and values that are changed after the cache returned them")
     if not getattr(module, "is_causal", True):
-        names.append("tokens that see later ones")
+        names.append("tokens that attend to later ones")
     return names

@@ -1,4 +1,4 @@
-"""Greedy decoding whose step never leaves the device: a CUDA graph where there is one. Not measured on a GPU yet."""
+"""Greedy decoding whose steps never wait for the host, captured in a CUDA graph. Not measured on a GPU yet."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from sparsemm.cache.compressed import CompressedCache
 from sparsemm.errors import CacheError
 
-WARM_UP = 2  # steps before the capture, taken back afterwards
-CHECK = 16  # steps between two looks at whether every row has ended: each waits for the device
+WARM_UP = 2  # steps before the capture, which are undone afterwards
+CHECK = 16  # steps between two checks whether every row has ended: each check waits for the device
 
 
 def warm_up(call: Callable[[], Any], steps: int) -> None:
-    """Call a function on a stream of its own, as a capture wants it beforehand; what comes next waits for it."""
+    """Calls a function on a side stream, as a CUDA graph capture requires beforehand; later work waits for it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -25,16 +25,16 @@ def warm_up(call: Callable[[], Any], steps: int) -> None:
 
 
 class DecodeStep:
-    """One greedy step: every row's newest token in, its next one out, all in tensors that stay where they are.
+    """One greedy step, from every row's newest token to its next one, in tensors whose addresses do not change.
 
-    Needs a cache made with `max_new_tokens`: then a step neither moves nor resizes a buffer and reads nothing on the
-    host, so that on a CUDA device it is captured once and replayed. Elsewhere the same step runs as it is.
+    The cache must be made with `max_new_tokens`: then a step neither moves nor resizes a buffer and reads nothing on
+    the host, so that on a CUDA device it is captured once and replayed. On other devices the same step runs eagerly.
 
     Args:
         model: the model of the cache.
-        cache: filled by a prompt.
-        tokens: (B, 1) int64 newest token of each row, not yet fed.
-        positions: (B, 1) int64 its position, M-RoPE's offset included.
+        cache: a cache that holds a prompt.
+        tokens: (B, 1) int64 newest token of each row, which the model has not seen yet.
+        positions: (B, 1) int64 position of that token, M-RoPE's offset included.
 
     Raises:
         CacheError: if the cache can grow, or has layers that are not compressed.
@@ -42,7 +42,9 @@ class DecodeStep:
 
     def __init__(self, model: Any, cache: CompressedCache, tokens: torch.Tensor, positions: torch.Tensor) -> None:
         if len(cache.ragged) != len(cache.layers):
-            raise CacheError("it has sliding or linear-attention layers beside full ones", hint="use model.generate")
+            raise CacheError(
+                "the model has sliding or linear-attention layers beside full ones", hint="use model.generate"
+            )
         if any(layer.max_new_tokens is None or layer.slab is None for layer in cache.ragged):
             raise CacheError("the cache can grow", hint="make it with max_new_tokens, and run a prompt first")
         self.model, self.cache = model, cache
@@ -77,7 +79,7 @@ class DecodeStep:
 
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
-        """The next token of every row: (B, 1) int64, overwritten by the next call.
+        """Returns the next token of every row: (B, 1) int64, overwritten by the next call.
 
         Raises:
             CacheError: if the room of `max_new_tokens` is used up.
@@ -95,18 +97,18 @@ class DecodeStep:
 
 @torch.no_grad()
 def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, max_new_tokens: int) -> torch.Tensor:
-    """What `model.generate(**inputs, past_key_values=cache, do_sample=False)` says, with `DecodeStep` after the prompt.
+    """Generates as `model.generate(**inputs, past_key_values=cache, do_sample=False)`, with `DecodeStep` per token.
 
     Args:
-        inputs: input_ids, attention_mask and what else `generate` takes of a prompt.
-        cache: fresh, made with at least `max_new_tokens` - 1 as its max_new_tokens.
-        max_new_tokens: of the answer, the end token included.
+        inputs: input_ids, attention_mask and the other inputs of `generate`.
+        cache: a fresh cache, made with a `max_new_tokens` of at least this `max_new_tokens` - 1.
+        max_new_tokens: length of the answer, the end token included.
 
     Returns:
         (B, at most S + max_new_tokens) int64, the prompt included; a row that has ended is filled up with padding.
 
     Raises:
-        CacheError: as `DecodeStep`.
+        CacheError: for the reasons of `DecodeStep`.
     """
     out = model.generate(**inputs, past_key_values=cache, do_sample=False, max_new_tokens=1)
     mask = inputs.get("attention_mask")
@@ -117,14 +119,14 @@ def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, 
     ends = model.generation_config.eos_token_id
     ends = torch.tensor([] if ends is None else ends, dtype=torch.int64, device=out.device).flatten()
     pad = model.generation_config.pad_token_id
-    said = [out[:, -1:]]
-    ended = torch.isin(said[0], ends)
+    answer = [out[:, -1:]]
+    ended = torch.isin(answer[0], ends)
     for count in range(1, max_new_tokens):
         if count % CHECK == 1 and bool(ended.all()):
             break
-        said.append(torch.where(ended, pad if pad is not None else 0, step()))
-        ended = ended | torch.isin(said[-1], ends)
-    new = torch.cat(said, dim=1)
-    # Steps between the last end and the check that saw it said only padding.
+        answer.append(torch.where(ended, pad if pad is not None else 0, step()))
+        ended = ended | torch.isin(answer[-1], ends)
+    new = torch.cat(answer, dim=1)
+    # The steps between the last end and the check that noticed it added only padding.
     used = int((~torch.isin(new, ends)).long().cumprod(-1).sum(-1).max()) + 1
     return torch.cat([out[:, :-1], new[:, :used]], dim=1)

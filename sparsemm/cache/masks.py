@@ -1,4 +1,4 @@
-"""What a causal mask says about the newest tokens, whichever attention implementation it was made for."""
+"""Reads the newest rows of a causal mask, whichever attention implementation it was made for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Mask = torch.Tensor | BlockMask | None
 
 
 def newest_rows(mask: torch.Tensor | BlockMask, count: int) -> torch.Tensor:
-    """Returns which tokens the newest `count` tokens see: (B or 1, count, S) bool.
+    """Returns which tokens the newest `count` tokens attend to: (B or 1, count, S) bool.
 
     Args:
-        mask: of sdpa (B, 1, T, S) bool, of eager attention the same as summands, of flash attention (B, S) with zeros
-            for padding, of flex attention a BlockMask.
+        mask: (B, 1, T, S) bool for sdpa, the same as float summands for eager attention, (B, S) with zeros for padding
+            for flash attention, a BlockMask for flex attention.
         count: at most T.
     """
     if isinstance(mask, BlockMask):

@@ -1,4 +1,4 @@
-"""What a layer hands to the model in place of keys and values, until the attention function takes them."""
+"""The placeholder that a layer returns to the model in place of keys and values, for our attention function."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sparsemm.errors import CacheError
 
 
 class Pending:
-    """New keys and values (B, Hkv, T, D) on their way from `RaggedLayer.update` to the attention function.
+    """Carries new keys and values (B, Hkv, T, D) from `RaggedLayer.update` to the attention function.
 
     Attributes:
         layer: the `RaggedLayer`.
-        switch: leads the attention call that follows to the attention function; None if nothing does.
+        switch: redirects the attention call that follows; None if nothing does.
     """
 
     def __init__(self, layer: Any, key: torch.Tensor, value: torch.Tensor, switch: Switch | None) -> None:
@@ -25,18 +25,18 @@ class Pending:
     def _refusal(self) -> CacheError:
         if self.switch is not None:
             self.switch.end()
-        what = "this cache is another's, or the model computes with keys itself"
-        return CacheError(what, hint="make the cache for this model; DiffLlama and its like are not served")
+        what = "this cache was made for another model, or the model computes with keys itself"
+        return CacheError(what, hint="make the cache for this model; models such as DiffLlama are not supported")
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever takes this for a tensor ends here."""
+        """Raises CacheError: something used this object as a tensor."""
         if name.startswith("__"):
             raise AttributeError(name)
         raise self._refusal()
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """As does a model that computes with keys and values before they reach an attention function."""
+        """Raises CacheError: the model computes with keys and values before its attention function gets them."""
         raise next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, cls))._refusal()
 
     def _operator(self, *_: Any) -> Any:

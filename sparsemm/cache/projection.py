@@ -1,4 +1,4 @@
-"""The output projection of an attention layer, for selectors that ask what a value adds to the residual stream."""
+"""The output projection of an attention layer, for selectors that rate what a value adds to the residual stream."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NAMES = ("o_proj", "out_proj", "dense", "wo")  # what transformers' attention la
 
 
 class Projection:
-    """The output projection of one layer; the model stays its only owner, also where a cache is copied.
+    """A weak reference to the output projection of one layer, so that copies of a cache never copy it.
 
     Args:
         module: the attention layer.
-        heads, kv_heads: query and KV heads of it.
+        heads, kv_heads: its numbers of query and KV heads.
 
     Raises:
         CacheError: if the layer has none, or its weights are packed (8 or 4 bits) and cannot be read as a matrix.
@@ -31,7 +31,7 @@ class Projection:
 
     def _weight(self) -> torch.Tensor:
         module = self.module()
-        linear = next((one for name in NAMES if (one := getattr(module, name, None)) is not None), None)
+        linear = next((layer for name in NAMES if (layer := getattr(module, name, None)) is not None), None)
         weight = getattr(linear, "weight", None)
         head_dim = getattr(module, "head_dim", None)
         if (
@@ -46,10 +46,10 @@ class Projection:
         return weight.detach()
 
     def by_head(self) -> torch.Tensor:
-        """(Hkv, G, D, M), a view: what each query head's output is multiplied with.
+        """Returns a view of the weights, (Hkv, G, D, M): a matrix for the output of each query head.
 
         Raises:
-            CacheError: if the weights are elsewhere (offloaded) while the layer runs.
+            CacheError: if the weights are offloaded while the layer runs.
         """
         weight = self._weight()
         if weight.is_meta:
@@ -59,20 +59,20 @@ class Projection:
 
 
 def projections(model: Any, layers: tuple[int, ...], heads: int, kv_heads: int) -> list[Projection]:
-    """The output projections of a model's layers of these numbers.
+    """Returns the output projections of the layers with these numbers.
 
     Raises:
         CacheError: if one cannot be found or read.
     """
     config = model.config.get_text_config()
-    found = {
+    modules = {
         module.layer_idx: module
         for module in model.modules()
         if getattr(module, "config", None) is config
         and isinstance(getattr(module, "layer_idx", None), int)
         and cached_call(type(module).forward) is not None
     }
-    if missing := [layer for layer in layers if layer not in found]:
-        what = f"the attention of layer {missing[0]} is not found by its number"
+    if missing := [layer for layer in layers if layer not in modules]:
+        what = f"no attention module has layer_idx {missing[0]}"
         raise CacheError(what, where=type(model).__name__, hint="choose a selector that needs no output projection")
-    return [Projection(found[layer], heads, kv_heads) for layer in layers]
+    return [Projection(modules[layer], heads, kv_heads) for layer in layers]

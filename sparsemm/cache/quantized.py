@@ -8,14 +8,14 @@ import torch
 
 from sparsemm.cache.slab import Slab, pieces, rows_of
 
-# Storage dtype and the largest number that is stored.
+# Name -> storage dtype, and the largest number it stores.
 STORAGES = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
 
 
 def quantize(rows: torch.Tensor, storage: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (N, D) as 8-bit numbers (N, D) and scales (N,) fp32: row = number * scale, scale = max |row| / largest.
+    """Returns rows (N, D) as 8-bit numbers (N, D) and scales (N,) fp32: row = numbers * scale.
 
-    A row of zeros has scale 0; rows must be finite.
+    The scale is max |row| / largest number, 0 for a row of zeros. Rows must be finite.
     """
     dtype, largest = STORAGES[storage]
     exact = rows.float()
@@ -27,12 +27,12 @@ def quantize(rows: torch.Tensor, storage: str) -> tuple[torch.Tensor, torch.Tens
 
 
 class QuantizedSlab(Slab):
-    """Keys and values of one layer in "int8" or "fp8" (e4m3), an fp32 scale per row of each: D + 4 bytes a row."""
+    """Keys and values of one layer in "int8" or "fp8" (e4m3), with an fp32 scale per key or value: D + 4 bytes each."""
 
     BUFFERS: ClassVar[tuple[str, ...]] = ("keys", "values", "key_scales", "value_scales")
 
     def __init__(self, keys: torch.Tensor, *args: Any, storage: str, **kwargs: Any) -> None:
-        """As `Slab`, with `storage` one of `STORAGES`."""
+        """Takes the arguments of `Slab`, and `storage`, one of `STORAGES`."""
         self.storage = storage
         super().__init__(keys, *args, **kwargs)
 
@@ -49,7 +49,7 @@ class QuantizedSlab(Slab):
             buffer[rows], scales[rows] = quantize(new.detach(), self.storage)
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (rows, D) in the model's dtype, slack included: copies, for the time of one layer's step."""
+        """Returns copies of all keys and values, (rows, D) in the model's dtype, slack included."""
         rows, dim = self.keys.shape
         keys, values = (buffer.new_empty(rows, dim, dtype=self.dtype) for buffer in (self.keys, self.values))
         for part in pieces(rows, dim):
@@ -58,9 +58,9 @@ class QuantizedSlab(Slab):
         return keys, values
 
     def read_keys(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Keys (..., D) of row numbers (...), in the model's dtype."""
+        """Returns the keys (..., D) of row numbers (...), in the model's dtype."""
         return self.keys[rows].float().mul_(self.key_scales[rows][..., None]).to(self.dtype)
 
     def read_values(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Values (..., D) of row numbers (...), in the model's dtype."""
+        """Returns the values (..., D) of row numbers (...), in the model's dtype."""
         return self.values[rows].float().mul_(self.value_scales[rows][..., None]).to(self.dtype)

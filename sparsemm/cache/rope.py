@@ -1,4 +1,4 @@
-"""M-RoPE's offsets between tokens seen and positions: a model keeps only its last prompt's, every cache its own."""
+"""M-RoPE's offsets between tokens seen and positions: one set per cache, as a model keeps only its last prompt's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 
 class RopeDeltas:
-    """The `rope_deltas` (B, 1) of one cache's tokens; nothing for models without them.
+    """The `rope_deltas` (B, 1) of one cache's tokens; does nothing for models without them.
 
-    Transformers reads them from the model right after it asked the cache for its length, whatever other call has
-    written them there. So the cache puts its own there whenever it is asked. What comes of a turn is known from the
-    positions its forward is given, or, if that works them out itself, from what it writes to the model.
+    Transformers reads them from the model right after it asks the cache for its length, whichever call wrote them
+    there. So the cache writes its own deltas to the model whenever it is asked. The deltas after a turn follow from the
+    positions passed to its forward, or, if the model computes those itself, from what it writes to `rope_deltas`.
     """
 
-    handle: Any = None  # of the hook that waits for the forward after such a question
+    handle: Any = None  # of the hook on the forward that follows `get_seq_length`
 
     def __init__(self, model: Any) -> None:
         owner = next((module for module in model.modules() if "rope_deltas" in vars(module)), None)
@@ -25,53 +25,54 @@ class RopeDeltas:
         self.reset()
 
     def reset(self) -> None:
-        """Forget them, as before the first prompt."""
+        """Drops the deltas, as before the first prompt."""
         self.release()
         self.deltas: torch.Tensor | None = None
-        self.known = False
-        self.asked = self.noted = False
+        self.valid = False  # whether `deltas` hold for the tokens so far
+        self.restored = False  # whether the model has them since the last forward
+        self.noted = False  # whether the positions of the next forward were seen
 
     def put_back(self) -> None:
-        """Give them to the model, which is about to read or replace them, and wait for its forward."""
+        """Writes the deltas to the model, which is about to read or replace them, and hooks its next forward."""
         owner = None if self.owner is None else self.owner()
         if owner is None:
             return
         owner.rope_deltas = self.deltas
-        self.asked = True
+        self.restored = True
         if self.handle is None:
             self.handle = owner.register_forward_pre_hook(Listener(self), with_kwargs=True)
 
     def note(self, seen: int, positions: torch.Tensor, mask: Any) -> None:
-        """Learn them from the positions of the tokens to come.
+        """Computes the deltas from the positions of the T tokens of the next forward.
 
         Args:
             seen: tokens before them.
-            positions: (B, T), or (axes, B, T) with the three of M-RoPE last; a text token has the same on these three.
-            mask: (B, seen + T), zero for padding; of another shape if there is none.
+            positions: (B, T), or (axes, B, T) with M-RoPE's three axes last, which are equal for text tokens.
+            mask: (B, seen + T), zero for padding; anything else counts as no mask.
         """
         self.noted = True
-        if self.known and positions.shape[-1] == 1:
+        if self.valid and positions.shape[-1] == 1:
             return
-        next_ones = positions.view(-1, *positions.shape[-2:])[-3:].amax(dim=(0, 2)) + 1
+        following = positions.view(-1, *positions.shape[-2:])[-3:].amax(dim=(0, 2)) + 1
         if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            self.deltas = (next_ones - mask.sum(-1).to(next_ones.device))[:, None]
+            self.deltas = (following - mask.sum(-1).to(following.device))[:, None]
         else:
-            self.deltas = (next_ones - seen - positions.shape[-1])[:, None]
+            self.deltas = (following - seen - positions.shape[-1])[:, None]
 
     def take(self, new: int) -> None:
-        """Keep what the model wrote for this cache's next `new` tokens, unless their positions were known."""
+        """Takes over the deltas that the model wrote for the next `new` tokens, unless `note` computed them."""
         owner = None if self.owner is None else self.owner()
         if owner is None:
             return
         if self.noted:
             owner.rope_deltas = self.deltas
-        elif self.asked and (new > 1 or not self.known):
+        elif self.restored and (new > 1 or not self.valid):
             self.deltas = owner.rope_deltas
         self.release()
-        self.known, self.asked, self.noted = True, False, False
+        self.valid, self.restored, self.noted = True, False, False
 
     def release(self) -> None:
-        """Leave no hook on the model."""
+        """Removes the hook from the model."""
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
@@ -80,16 +81,16 @@ class RopeDeltas:
         self.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"handle": None}  # a copy waits for forwards of its own
+        return vars(self) | {"handle": None}  # a copy adds its own hook
 
     def select_rows(self, index: torch.Tensor, batch: int) -> None:
-        """Keep those of the batch rows `index` (N,) of `batch`, in that order."""
+        """Keeps the deltas of the batch rows `index` (N,) of `batch`, in that order."""
         if self.deltas is not None and len(self.deltas) == batch:
             self.deltas = self.deltas[index.to(self.deltas.device)]
 
 
 class Listener:
-    """Tells a cache's `RopeDeltas` the positions of its next forward; a stored copy of the model has none."""
+    """A forward hook that passes the positions of a cache's next forward to its `RopeDeltas`."""
 
     def __init__(self, rope: RopeDeltas) -> None:
         self.rope = weakref.ref(rope)
@@ -102,4 +103,4 @@ class Listener:
         rope.note(cache.ragged[0].seen, positions, options.get("attention_mask"))
 
     def __reduce__(self) -> Any:
-        return getattr, (nullcontext(), "__exit__")  # called as a hook, it does nothing
+        return getattr, (nullcontext(), "__exit__")  # in a pickled copy of the model it is a hook that does nothing

@@ -1,4 +1,4 @@
-"""Which models the cache serves, and with which of their layers."""
+"""Checks which models the cache supports, and which of their layers it compresses."""
 
 from __future__ import annotations
 
@@ -10,36 +10,38 @@ from sparsemm.cache.features import cached_call, unsupported
 from sparsemm.errors import CacheError
 from sparsemm.policies.policy import ModelShape
 
-SERVED = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)  # the first is compressed
+SUPPORTED = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)  # only the first is compressed
 
 
 def layers_of(config: Any, where: str) -> tuple[list[Any], list[int]]:
-    """What transformers would make of a model's layers, and which of them are plain full attention.
+    """Returns transformers' cache layers for a model, and the numbers of those with plain full attention.
 
     Raises:
         CacheError: if a layer is neither full, sliding nor linear attention, or none is full.
     """
     own = DynamicCache(config=config).layers
     full = [i for i, layer in enumerate(own) if type(layer) is DynamicLayer]
-    others = {type(layer).__name__ for layer in own if type(layer) not in SERVED}
-    if others or not full or len(own) != config.num_hidden_layers:
-        found = ", ".join(sorted(others)) or f"{len(full)} full of {config.num_hidden_layers}"
-        hint = f"full-attention, sliding-window and linear-attention layers are served; found {found}"
-        raise CacheError("the model has no full-attention layer to compress, or other layers", where=where, hint=hint)
+    types = {type(layer).__name__ for layer in own if type(layer) not in SUPPORTED}
+    if types or not full or len(own) != config.num_hidden_layers:
+        what = f"transformers makes {len(own)} cache layers for the {config.num_hidden_layers} layers of the model"
+        if types or not full:
+            what = f"unsupported layer types: {', '.join(sorted(types))}" if types else "no layer has full attention"
+        hint = "use a model with full-attention layers, alone or beside sliding-window and linear-attention ones"
+        raise CacheError(what, where=where, hint=hint)
     return own, full
 
 
 def tuned_prefix(where: str) -> CacheError:
-    """The error of PEFT's prefix tuning, which generates with a cache of its own, the prefix, instead of this one."""
-    what = "PEFT's prefix tuning puts a cache of its own in place of this one"
-    return CacheError(what, where=where, hint="generate without it, or tune with LoRA")
+    """Returns the error for PEFT's prefix tuning, which replaces this cache by its own, which holds the prefix."""
+    what = "PEFT's prefix tuning replaces this cache by one of its own"
+    return CacheError(what, where=where, hint="generate without prefix tuning, or tune with LoRA")
 
 
 def check_attention(model: Any, config: Any) -> None:
-    """Check that `ragged_attention` can stand in for the attention of the text part, whose config this is.
+    """Checks that `ragged_attention` can replace the attention of the text part, which has this config.
 
     Raises:
-        CacheError: if the attention has what that does not compute, or is not looked up under a name.
+        CacheError: if the attention uses an unsupported feature, or is not looked up by name.
     """
     where = type(model).__name__
     tuned = getattr(model, "active_peft_config", None)
@@ -53,15 +55,15 @@ def check_attention(model: Any, config: Any) -> None:
         raise CacheError(f"{what} is not supported", where=where, hint="use one of transformers' caches")
     by_name = all(call.looked_up and module.config is config for module, call in attentions)
     if not attentions or not by_name:
-        what = "the model does not let its attention be chosen"
-        raise CacheError(what, where=where, hint="its layers must look it up in transformers' AttentionInterface")
+        what = "the model does not look its attention up in transformers' AttentionInterface"
+        raise CacheError(what, where=where, hint="use a model whose attention implementation can be chosen")
 
 
 def shape_of(model: Any) -> ModelShape:
-    """What a method has to know of a model.
+    """Returns the shape of a model that methods depend on.
 
     Raises:
-        CacheError: if the model has layers the cache cannot serve.
+        CacheError: if the model has layers that the cache does not support.
     """
     config = model.config.get_text_config()
     _, full = layers_of(config, type(model).__name__)

@@ -1,4 +1,4 @@
-"""Ragged storage of one layer: every (batch row, KV head) owns a stretch of one buffer, with slack to grow into."""
+"""Ragged storage of one layer: each (batch row, KV head) owns a segment of one buffer, with slack to grow into."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from sparsemm.ops.append import append_row
 from sparsemm.ops.compact import compact
 from sparsemm.ops.decode_step import decode_step, serves_steps
 
-BLOCK, SHARE = 16, 32  # rows a stretch grows by: at least BLOCK, or 1 / SHARE of the layer's mean length
-PIECES, PIECE = 8, 1 << 18  # pieces at most, and numbers of a piece at least: see `pieces`
-MOST_ROWS = 1 << 15  # of padded heads at once
+BLOCK, SHARE = 16, 32  # a segment grows by BLOCK rows, or by 1 / SHARE of the layer's mean length if that is more
+PIECES, PIECE = 8, 1 << 18  # most pieces, and least numbers of a piece: see `pieces`
+MOST_ROWS = 1 << 15  # most padded rows at once
 
 
-def _block(rows: int, stretches: int) -> int:
-    return max(BLOCK, rows // max(stretches, 1) // SHARE)
+def _block(rows: int, segments: int) -> int:
+    return max(BLOCK, rows // max(segments, 1) // SHARE)
 
 
 def rows_of(starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Row numbers of all stretches, one after the other: (lengths.sum(),) int64."""
+    """Returns the row numbers of all segments, one segment after the other: (lengths.sum(),) int64."""
     total = int(lengths.sum())
     before = (starts - lengths.cumsum(0) + lengths).repeat_interleave(lengths, output_size=total)
     return torch.arange(total, dtype=torch.int64, device=starts.device) + before
 
 
 def pieces(count: int, numbers: int) -> list[slice]:
-    """`count` things of `numbers` numbers each, cut so that a copy of a piece is small beside all of them.
+    """Cuts `count` items of `numbers` numbers each into slices, so that a copy of a slice is small beside all items.
 
-    At most `PIECES`, as each costs launches on a device, and none of fewer than `PIECE` numbers.
+    There are at most `PIECES` slices, as each costs kernel launches, and none has fewer than `PIECE` numbers.
     """
     step = max(1, PIECE // max(numbers, 1), -(-count // PIECES))
     return [slice(start, start + step) for start in range(0, count, step)]
 
 
-def alike(lengths: list[int]) -> list[tuple[list[int], int]]:
-    """Stretches in groups, each with its longest one's rows, which are at most twice those of its shortest.
+def bucket_by_length(lengths: list[int]) -> list[tuple[list[int], int]]:
+    """Groups segments so that the longest of a group has at most twice the rows of the shortest.
 
-    No group has more than `MOST_ROWS` rows once padded, but for a single stretch; empty stretches are left out.
+    Padded to its longest segment, a group of several has at most `MOST_ROWS` rows. Empty segments are left out.
+
+    Returns:
+        The segments of each group, and the rows of its longest one.
     """
     groups: list[list[int]] = []
     for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
@@ -54,15 +57,15 @@ class Slab:
     """Keys and values of one layer.
 
     Attributes:
-        keys, values: (rows, D), the buffers; stretch i = b * Hkv + h starts at `starts[i]`.
-        lengths: (B * Hkv,) int64 on the device, rows in use of each stretch; changed in place.
+        keys, values: (rows, D), the buffers; segment i = b * Hkv + h starts at `starts[i]`.
+        lengths: (B * Hkv,) int64 on the device, the rows in use of each segment; changed in place.
         starts: (B * Hkv,) int64 on the device.
-        slack: rows every stretch has left, at least; on the host, so that appending needs no device sync. Of a fixed
-            room it is what is left, whatever happens to the rows.
-        longest: rows of the longest stretch, at most; on the host too.
+        slack: free rows that every segment has at least; on the host, so that appending needs no device sync. With a
+            fixed `room` it is the rest of that room, even where eviction freed rows.
+        longest: upper bound of the rows of the longest segment; on the host too.
         fixed: whether `longest` is a capacity that appending does not change.
-        dtype: of the rows that come and go.
-        steps: whether `append_and_attend` may serve.
+        dtype: dtype of the rows that are appended and read.
+        steps: whether `append_and_attend` supports this slab.
     """
 
     BUFFERS: ClassVar[tuple[str, ...]] = ("keys", "values")
@@ -76,21 +79,21 @@ class Slab:
         capacity: torch.Tensor | None = None,
         slack: int | None = None,
     ) -> None:
-        """Copy the selected positions of full keys and values, in order.
+        """Copies the selected positions of full keys and values, in order.
 
         Args:
             keys, values: (B, Hkv, S, D).
             keep: (B, Hkv, S) bool.
-            room: rows that may ever be added to a stretch, those included that are evicted later: appending then leaves
-                the buffers where they are. None lets them grow in blocks.
-            capacity: (B * Hkv,) int64 rows each stretch gets, at least one more than it uses; None: length and slack.
-            slack: rows of room behind each stretch at first; None means `room`, or a block.
+            room: most rows that will ever be added to a segment, rows that are evicted later included; appending then
+                never moves the buffers. None lets them grow in blocks.
+            capacity: (B * Hkv,) int64 rows of each segment, at least one more than it uses; None means length + slack.
+            slack: free rows of each segment at first; None means `room`, or a block.
 
         Raises:
-            CacheError: if the shapes do not fit.
+            CacheError: if the shapes do not match.
         """
         if keys.shape != values.shape or keep.shape != keys.shape[:-1] or keep.dtype != torch.bool:
-            raise CacheError(f"keys {keys.shape}, values {values.shape}, keep {keep.shape} do not fit")
+            raise CacheError(f"keys {keys.shape}, values {values.shape}, {keep.dtype} keep {keep.shape} do not match")
         self.batch, self.num_kv_heads = keys.shape[:2]
         self.room, self.dtype = room, keys.dtype
         self._lay_out(
@@ -110,7 +113,7 @@ class Slab:
             slack = 1
         elif slack is None:
             slack = _block(used, len(lengths))
-        with torch.inference_mode(False):  # or nothing could be appended outside of the inference mode of a prefill
+        with torch.inference_mode(False):  # so that rows can be appended outside of the inference mode of a prefill
             self.lengths = lengths.clone()
             ends = (self.lengths + slack if capacity is None else capacity).cumsum(0)
             self.starts = torch.cat([ends.new_zeros(1), ends])[:-1]
@@ -133,15 +136,15 @@ class Slab:
         self.keys[rows], self.values[rows] = keys, values
 
     def read_keys(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Keys (..., D) of row numbers (...)."""
+        """Returns the keys (..., D) of row numbers (...)."""
         return self.keys[rows]
 
     def read_values(self, rows: torch.Tensor | slice) -> torch.Tensor:
-        """Values (..., D) of row numbers (...)."""
+        """Returns the values (..., D) of row numbers (...)."""
         return self.values[rows]
 
     def append(self, keys: torch.Tensor, values: torch.Tensor, valid: torch.Tensor | None = None) -> None:
-        """Add rows (B, Hkv, T, D) to every stretch, in place; with `valid` (B, T) bool only the true ones.
+        """Appends rows (B, Hkv, T, D) to every segment, in place; with `valid` (B, T) bool only the true ones.
 
         Raises:
             CacheError: if a fixed room is used up.
@@ -150,19 +153,19 @@ class Slab:
         if new > self.slack:
             self._make_room(new)
         self.reserve(new)
-        if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # elsewhere that waits
+        if valid is not None and valid.device.type == "cpu" and bool(valid.all()):  # waits for the device elsewhere
             valid = None
         if new == 1 and self.keys.dtype == keys.dtype:
             append_row(self.keys, self.values, keys, values, self.starts, self.lengths)
             if valid is None:
                 self.lengths += 1
-            else:  # padding lies behind the real rows, in slack that the next token overwrites
+            else:  # padding is written after the real rows, into slack that the next token overwrites
                 self.lengths.view(self.batch, -1).add_(valid)
             return
         offset = torch.arange(new, dtype=torch.int64, device=keys.device).expand(self.batch, new)
         count: torch.Tensor | int = new
         if valid is not None:
-            # As above: behind the real rows, so that nobody has to ask the device how many there are.
+            # As above, padding goes after the real rows, so that their number need not be read from the device.
             real = valid.cumsum(-1)
             offset = torch.where(valid, real - 1, real[:, -1:] + (~valid).cumsum(-1) - 1)
             count = real[:, -1].repeat_interleave(self.num_kv_heads)
@@ -173,20 +176,20 @@ class Slab:
 
     def _make_room(self, count: int) -> None:
         if self.room is not None:
-            self.reserve(count)  # says that it is used up
+            self.reserve(count)  # raises
         self.rearrange(rows_of(self.starts, self.lengths), self.lengths, count)
 
     def append_and_attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
     ) -> torch.Tensor | None:
-        """`append` of one token (B, Hkv, 1, D) without padding, and its attention, where one call does both.
+        """Appends one token (B, Hkv, 1, D) without padding and computes its attention, where `decode_step` supports it.
 
         Args:
             query: (B, Hq, 1, D).
             scaling: factor of the logits; None means 1 / sqrt(D).
 
         Returns:
-            (B, 1, Hq, D), or None, with nothing changed, where the two have to be called by themselves.
+            (B, 1, Hq, D), or None, with nothing changed, where append and attention need separate calls.
 
         Raises:
             CacheError: if a fixed room is used up.
@@ -204,20 +207,20 @@ class Slab:
         return output
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy the rows `source` (N,) over the rows `target` (N,), both row numbers."""
+        """Copies the rows with numbers `source` (N,) over those with numbers `target` (N,)."""
         for name in self.BUFFERS:
             buffer = getattr(self, name)
             buffer[target] = buffer[source]
 
     def reserve(self, count: int) -> None:
-        """Count `count` more rows in every stretch, on the host; negative ones give room back.
+        """Counts `count` more rows in every segment, on the host; a negative count frees rows.
 
         Raises:
-            CacheError: if there is not so much room.
+            CacheError: if the room is used up.
         """
         if count > self.slack:
-            what = f"room for {self.room} tokens after the prompt is used up"
-            hint = "make the cache with a larger max_new_tokens; prompt lookup takes room for its candidates too"
+            what = f"the room for {self.room} tokens after the prompt is used up"
+            hint = "make the cache with a larger max_new_tokens; prompt lookup needs room for its candidates too"
             raise CacheError(what, hint=hint)
         self.slack -= count
         if not self.fixed:
@@ -226,10 +229,9 @@ class Slab:
     def rearrange(
         self, source: torch.Tensor, lengths: torch.Tensor, slack: int = 0, capacity: torch.Tensor | None = None
     ) -> None:
-        """Lay the buffers out anew: their rows `source` (N,) int64 become stretches of `lengths`, which sum to N.
+        """Allocates new buffers: the rows `source` (N,) int64 become segments of `lengths`, which sum to N.
 
-        At least `slack` rows are left behind each stretch, or as many as `capacity` (B * Hkv,) holds; of a fixed room
-        what was left.
+        Each segment has at least `slack` free rows, or `capacity` (B * Hkv,) rows in all; a fixed room stays.
         """
         old = [getattr(self, name) for name in self.BUFFERS]
         block = self.slack if self.room is not None else max(slack, _block(len(source), len(lengths)))
@@ -239,45 +241,45 @@ class Slab:
             getattr(self, name)[target] = buffer[source]
 
     def owners(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of every row of the buffers its stretch, and which of that stretch's rows it is, slack included: int64."""
-        rows, stretches = len(self.keys), torch.arange(len(self.starts), dtype=torch.int64, device=self.starts.device)
+        """Returns the segment of each row, and its number within that segment, slack included: int64."""
+        rows, segments = len(self.keys), torch.arange(len(self.starts), dtype=torch.int64, device=self.starts.device)
         ends = torch.cat([self.starts[1:], self.starts.new_full((min(len(self.starts), 1),), rows)])
-        owner = stretches.repeat_interleave(ends - self.starts, output_size=rows)
+        owner = segments.repeat_interleave(ends - self.starts, output_size=rows)
         return owner, torch.arange(rows, dtype=torch.int64, device=self.starts.device) - self.starts[owner]
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (rows, D) in the model's dtype, slack included: here the buffers themselves."""
+        """Returns all keys and values, (rows, D) in the model's dtype, slack included: here the buffers themselves."""
         return self.keys, self.values
 
-    def rows_in(self, stretches: torch.Tensor | slice, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row numbers (n, longest) int64 of such stretches, padded behind, and which of them are in use, bool."""
+    def rows_in(self, segments: torch.Tensor | slice, longest: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns row numbers (n, longest) int64 of some segments, padded at the end, and which are in use, bool."""
         at = torch.arange(longest, dtype=torch.int64, device=self.starts.device)
-        first = self.starts[stretches][:, None]
-        valid = at < self.lengths[stretches][:, None]
-        # Padding is the head's own first row: a NaN of another's would get through a weight of zero.
+        first = self.starts[segments][:, None]
+        valid = at < self.lengths[segments][:, None]
+        # Padding repeats the head's own first row: a NaN in another head's row would survive a weight of zero.
         return torch.where(valid, first + at, first.clamp(max=len(self.keys) - 1)), valid
 
     def padded_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row numbers (B, Hkv, longest) int64 of every stretch, and which of them are in use, bool."""
+        """Returns row numbers (B, Hkv, longest) int64 of all segments, and which are in use, bool."""
         rows, valid = self.rows_in(slice(None), self.longest)
         shape = self.batch, self.num_kv_heads, self.longest
         return rows.view(shape), valid.view(shape)
 
     def select_rows(self, index: torch.Tensor, capacity: torch.Tensor | None = None) -> None:
-        """Keep the batch rows `index` (N,) int64, in that order; rows may repeat or drop out."""
+        """Keeps the batch rows `index` (N,) int64, in that order; rows may repeat or be left out."""
         starts, lengths = (t.view(self.batch, -1)[index].flatten() for t in (self.starts, self.lengths))
         self.batch = len(index)
         self.rearrange(rows_of(starts, lengths), lengths, capacity=capacity)
 
     def drop_newest(self, count: int) -> None:
-        """Forget the newest `count` rows of every stretch; their room becomes slack again."""
+        """Removes the newest `count` rows of every segment; their room becomes slack again."""
         self.lengths -= count
         self.reserve(-count)
 
     def row_bytes(self) -> int:
-        """Bytes of one token in one head: its key and value, and what storing them takes."""
+        """Returns the bytes of one row: its key and value, and their scales in 8 bits."""
         return sum(b.element_size() * b.shape[1:].numel() for b in (getattr(self, name) for name in self.BUFFERS))
 
     def allocated_bytes(self) -> int:
-        """Bytes of the buffers, slack included."""
+        """Returns the bytes of the buffers, slack included."""
         return sum(b.element_size() * b.numel() for b in (getattr(self, name) for name in self.BUFFERS))

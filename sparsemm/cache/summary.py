@@ -1,4 +1,4 @@
-"""What a cache kept, of what, layer by layer: the answer to "was anything compressed at all?"."""
+"""Kept and seen rows and bytes of a cache, layer by layer: shows whether anything was compressed at all."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class LayerSummary:
     """One layer of the model.
 
     Attributes:
-        layer: its index in the model.
-        compressed: whether it is one of the layers whose heads have budgets; others are transformers' own.
-        kept: rows held now in each batch row, summed over KV heads; empty for other layers.
-        seen: rows that were ever there: real tokens times KV heads; empty for other layers.
-        kept_bytes: bytes of the keys and values held now, with their scales if storage is in 8 bits.
+        layer: its number in the model.
+        compressed: whether its heads have budgets; other layers are transformers' own.
+        kept: rows stored now for each batch row, summed over KV heads; empty for other layers.
+        seen: rows of a full cache, which are real tokens times KV heads; empty for other layers.
+        kept_bytes: bytes of the keys and values stored now, with their scales in 8 bits.
         full_bytes: bytes that all of `seen` would take in the model's dtype.
         allocated_bytes: bytes of the buffers, slack included.
     """
@@ -35,10 +35,10 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a cache holds; `print(cache.summary())` shows a line per layer.
+    """The summary of a cache; `print(cache.summary())` shows a line per layer.
 
     Attributes:
-        method: class of the policy.
+        method: class name of the policy.
         budget: mean slots per KV head.
         layers: one for each layer of the model, in order.
     """
@@ -49,28 +49,28 @@ class Summary:
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Rows held now in each batch row, over all layers with budgets."""
-        return tuple(sum(rows) for rows in zip(*(one.kept for one in self.layers if one.compressed), strict=True))
+        """Rows stored now for each batch row, over all layers with budgets."""
+        return tuple(sum(rows) for rows in zip(*(layer.kept for layer in self.layers if layer.compressed), strict=True))
 
     @property
     def seen(self) -> tuple[int, ...]:
-        """Rows that were ever there in each batch row, over all layers with budgets."""
-        return tuple(sum(rows) for rows in zip(*(one.seen for one in self.layers if one.compressed), strict=True))
+        """Rows of a full cache for each batch row, over all layers with budgets."""
+        return tuple(sum(rows) for rows in zip(*(layer.seen for layer in self.layers if layer.compressed), strict=True))
 
     @property
     def rows_compressed(self) -> tuple[bool, ...]:
-        """Whether anything of each batch row was evicted: a row no longer than the budget is kept whole."""
+        """Whether rows of each batch row were evicted; one that is no longer than the budget keeps all of them."""
         return tuple(kept < seen for kept, seen in zip(self.kept, self.seen, strict=True))
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes held now, over all layers."""
-        return sum(one.kept_bytes for one in self.layers)
+        """Bytes stored now, over all layers."""
+        return sum(layer.kept_bytes for layer in self.layers)
 
     @property
     def full_bytes(self) -> int:
-        """Bytes that everything seen would take, over all layers."""
-        return sum(one.full_bytes for one in self.layers)
+        """Bytes of a full cache, over all layers."""
+        return sum(layer.full_bytes for layer in self.layers)
 
     def __str__(self) -> str:
         count = sum(self.rows_compressed)
@@ -78,15 +78,15 @@ class Summary:
             f"{self.method}, budget {self.budget}: {sum(self.kept)} of {sum(self.seen)} rows, "
             f"{self.kept_bytes} of {self.full_bytes} bytes; {count} of {len(self.kept)} batch rows compressed"
         ]
-        for one in self.layers:
-            rows = f"{sum(one.kept)} of {sum(one.seen)} rows, " if one.compressed else "transformers' own, "
-            sizes = f"{one.kept_bytes} of {one.full_bytes} bytes, {one.allocated_bytes} allocated"
-            lines.append(f"layer {one.layer}: {rows}{sizes}")
+        for layer in self.layers:
+            rows = f"{sum(layer.kept)} of {sum(layer.seen)} rows, " if layer.compressed else "transformers' own, "
+            sizes = f"{layer.kept_bytes} of {layer.full_bytes} bytes, {layer.allocated_bytes} allocated"
+            lines.append(f"layer {layer.layer}: {rows}{sizes}")
         return "\n".join(lines)
 
 
 def summarize(layers: list[Any]) -> Summary:
-    """The summary of a cache's layers, after a prompt."""
+    """Summarizes the layers of a cache, after a prompt."""
     first = next(layer for layer in layers if isinstance(layer, RaggedLayer))
     return Summary(
         type(first.policy).__name__, first.policy.budget, tuple(_layer(i, layer) for i, layer in enumerate(layers))
@@ -94,7 +94,7 @@ def summarize(layers: list[Any]) -> Summary:
 
 
 def other_bytes(layer: Any) -> int:
-    """Bytes of a layer of transformers' own: its keys and values, or the states of its linear attention."""
+    """Returns the bytes of one of transformers' own layers: keys and values, or the states of linear attention."""
     tensors = [layer.keys, layer.values] if isinstance(layer, CacheLayerMixin) else []
     for states in ("conv_states", "recurrent_states"):
         tensors += getattr(layer, states, {}).values()

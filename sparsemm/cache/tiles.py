@@ -1,8 +1,7 @@
-"""Attention of one token over a ragged cache in plain PyTorch, with its weights: no head is padded to the longest.
+"""Attention of one token over a ragged cache in plain PyTorch, with its weights, without padding heads to the longest.
 
-Every head's rows are cut into tiles of one size, of which there are as many as could be needed whatever the lengths
-are. So nothing waits for the device, a step is the same program at every length, and what is computed with has at most
-twice the slab's rows.
+The rows of each head are cut into tiles of one size, and there are as many tiles as any lengths could need. So nothing
+waits for the device, a step is the same program at every length, and the tiles have at most twice the slab's rows.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ import torch
 from sparsemm.cache.slab import Slab, pieces
 from sparsemm.ops.ragged_decode import decodes, ragged_decode
 
-TILE = 64  # rows of a tile, at most
+TILE = 64  # most rows of a tile
 
 
 class Tiles:
-    """The tiles of N stretches.
+    """The tiles of N segments.
 
     Attributes:
-        size: rows of a tile, at most those of a mean stretch.
-        owner: (M,) int64 stretch of each tile, ascending; spare tiles are the last stretch's.
-        first: (N,) int64 first tile of each stretch.
-        rows, real: (M, size) int64 row numbers and bool which of them are in use.
+        size: rows of a tile, at most the mean rows of a segment.
+        owner: (M,) int64 segment of each tile, ascending; spare tiles belong to the last segment.
+        first: (N,) int64 first tile of each segment.
+        rows, real: (M, size) int64 row numbers, and bool which of them are in use.
     """
 
     def __init__(self, starts: torch.Tensor, lengths: torch.Tensor, rows: int) -> None:
-        """starts, lengths: (N,) int64 in a slab of `rows` rows, N and `rows` at least 1."""
+        """Cuts the segments `starts`, `lengths`, (N,) int64, of a slab of `rows` rows; N and `rows` are at least 1."""
         heads = len(starts)
         self.size = max(1, min(TILE, rows // heads))
         counts = (lengths + self.size - 1) // self.size
@@ -39,19 +38,19 @@ class Tiles:
         )
         self.real = at < lengths[self.owner][:, None]
         first = starts[self.owner][:, None]
-        # What is not in use reads the head's own first row: a NaN of another's would get through a weight of zero.
+        # Unused entries read the head's own first row: a NaN in another head's row would survive a weight of zero.
         self.rows = torch.where(self.real, first + at, first.clamp(max=rows - 1))
 
     def sum(self, parts: torch.Tensor) -> torch.Tensor:
-        """Sums of each stretch's tiles (M, ...), in their order: (N, ...)."""
+        """Sums (M, ...) over the tiles of each segment, in their order: (N, ...)."""
         heads = len(self.first)
-        if parts.is_cuda:  # where index_add adds in any order
+        if parts.is_cuda:  # there, index_add adds in any order
             ends = torch.cat([self.first, self.first.new_full((1,), len(parts))])
             return torch.segment_reduce(parts, "sum", offsets=ends, axis=0, unsafe=True, initial=0)
         return parts.new_zeros(heads, *parts.shape[1:]).index_add(0, self.owner, parts)
 
     def weights(self, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Attention weights (M, G, size) of queries (N, G, D), zero where no row is; in fp32 or better."""
+        """Returns the attention weights (M, G, size) of queries (N, G, D), zero for unused rows; in fp32 or better."""
         wide = torch.promote_types(query.dtype, torch.float32)
         query = query.to(wide)
         logits = torch.cat(
@@ -63,13 +62,13 @@ class Tiles:
         most = logits.detach().amax(dim=-1)
         owner = self.owner[:, None].expand_as(most)
         most = torch.full_like(query[..., 0], float("-inf")).scatter_reduce(0, owner, most, "amax")
-        most = most.masked_fill(most == float("-inf"), 0.0)  # no rows
+        most = most.masked_fill(most == float("-inf"), 0.0)  # empty segments
         weights = torch.exp(logits - most[self.owner][..., None])
         total = self.sum(weights.sum(dim=-1))
         return weights / total.masked_fill(total == 0, 1.0)[self.owner][..., None]
 
     def mix(self, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Values in the proportion of such weights: (N, G, D)."""
+        """Returns the values averaged with weights (M, G, size): (N, G, D)."""
         parts = [
             torch.matmul(weights[part], values[self.rows[part]].to(weights.dtype))
             for part in pieces(len(self.rows), self.size * values.shape[1])
@@ -77,14 +76,17 @@ class Tiles:
         return self.sum(torch.cat(parts))
 
     def by_row(self, weights: torch.Tensor, owner: torch.Tensor, at: torch.Tensor, by_group: str) -> torch.Tensor:
-        """Of weights (M, G, size) the "mean" or "max" over G, fp32 (rows,): row `at` of the stretch `owner`."""
-        one = weights.mean(dim=1, dtype=torch.float32) if by_group == "mean" else weights.amax(dim=1).float()
-        one = one.flatten()
-        return one[(self.first[owner] * self.size + at).clamp(max=len(one) - 1)]
+        """Averages weights (M, G, size) over the query group, or takes their maximum ("mean", "max"): (rows,) fp32.
+
+        Row i of the result is row `at[i]` of segment `owner[i]`, as `Slab.owners` returns them.
+        """
+        group = weights.mean(dim=1, dtype=torch.float32) if by_group == "mean" else weights.amax(dim=1).float()
+        group = group.flatten()
+        return group[(self.first[owner] * self.size + at).clamp(max=len(group) - 1)]
 
 
 def decode(query: torch.Tensor, slab: Slab, scaling: float) -> torch.Tensor:
-    """Attention (B, Hq, 1, D) of the newest token, (B, Hq, 1, D) and appended, by the library where one serves."""
+    """Computes the attention of the newest token, already appended: (B, Hq, 1, D), compiled where that is supported."""
     output, _ = _decode(query, slab, scaling, watched="")
     return output
 
@@ -92,9 +94,9 @@ def decode(query: torch.Tensor, slab: Slab, scaling: float) -> torch.Tensor:
 def watched_decode(
     query: torch.Tensor, slab: Slab, scaling: float, by_group: str = "mean"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `decode`; and how much each row was looked at, fp32 (rows,), the "mean" or "max" over the query group.
+    """Returns the result of `decode`, and each row's attention weight, the "mean" or "max" over the query group.
 
-    What belongs to a row that is not in use has no meaning.
+    The weights are (rows,) fp32; those of unused rows have no meaning.
     """
     output, weights = _decode(query, slab, scaling, by_group)
     assert weights is not None
@@ -104,15 +106,15 @@ def watched_decode(
 def _decode(query: torch.Tensor, slab: Slab, scaling: float, watched: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     batch, num_heads, _, dim = query.shape
     keys, values = slab.read()
-    one = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
-    served = decodes(one, keys, values)
-    if served:
-        output = ragged_decode(one, keys, values, slab.starts, slab.lengths, scaling)[:, :, None]
+    token = query.view(batch, num_heads, dim) if query.is_contiguous() else query[:, :, 0].contiguous()
+    compiled = decodes(token, keys, values)
+    if compiled:
+        output = ragged_decode(token, keys, values, slab.starts, slab.lengths, scaling)[:, :, None]
         if not watched:
             return output, None
     tiles = Tiles(slab.starts, slab.lengths, len(keys))
-    grouped = one.view(len(slab.starts), -1, dim)
+    grouped = token.view(len(slab.starts), -1, dim)
     weights = tiles.weights(grouped, keys, scaling)
-    if not served:
+    if not compiled:
         output = tiles.mix(weights, values).to(query.dtype).view(query.shape)
     return output, tiles.by_row(weights, *slab.owners(), watched) if watched else None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts.tiles import Tile, runs
+from sparsemm.layouts.tile_grid import Tile, runs
 from sparsemm.layouts.tokens import ImageTokens, image_positions
 
 MODEL_TYPES = ("gemma3",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts.tiles import Tile, runs
+from sparsemm.layouts.tile_grid import Tile, runs
 from sparsemm.layouts.tokens import ImageTokens, Positions, image_positions
 
 MODEL_TYPES = ("internvl",)

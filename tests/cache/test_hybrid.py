@@ -236,9 +236,13 @@ def test_shared_prefills_do_not_share_states(model):
     ("kind", "more", "match"),
     [
         ("FalconH1", {"mamba_n_heads": 4, "mamba_d_ssm": 48, "mamba_d_head": 12}, "LinearAttentionAndFullAttention"),
-        ("Mamba", {}, "no full-attention layer"),
-        ("MiniMax", {"layer_types": MIXED, "num_local_experts": 2, "head_dim": 8}, "cache of its own"),
-        ("Qwen3_5Text", {"layer_types": ["linear_attention"] * 4, "head_dim": 8, **LINEAR}, "0 full of 4"),
+        ("Mamba", {}, "no layer has full attention"),
+        ("MiniMax", {"layer_types": MIXED, "num_local_experts": 2, "head_dim": 8}, "cache class of its own"),
+        (
+            "Qwen3_5Text",
+            {"layer_types": ["linear_attention"] * 4, "head_dim": 8, **LINEAR},
+            "no layer has full attention",
+        ),
     ],
 )
 def test_layers_that_cannot_be_served_are_refused_when_the_cache_is_made(kind, more, match):

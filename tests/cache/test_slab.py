@@ -117,14 +117,14 @@ def test_newest_rows_can_be_dropped():
 
 def test_misshapen_input_is_refused():
     keys = torch.zeros(1, 2, 3, 4, dtype=torch.float32)
-    with pytest.raises(CacheError, match="fit"):
+    with pytest.raises(CacheError, match="match"):
         Slab(keys, keys, torch.ones(1, 2, 4, dtype=torch.bool))
-    with pytest.raises(CacheError, match="fit"):
+    with pytest.raises(CacheError, match="match"):
         Slab(keys, keys, torch.ones(1, 2, 3, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("length", [256, 300, 1000, 4096])
-def test_slack_is_a_small_share_of_long_stretches(length):
+def test_slack_is_a_small_share_of_long_segments(length):
     rows = torch.randn(1, 2, length, 4, dtype=torch.float32)
     slab = Slab(rows, rows, torch.ones(1, 2, length, dtype=torch.bool))
     for _ in range(400):
@@ -133,7 +133,7 @@ def test_slack_is_a_small_share_of_long_stretches(length):
         slab.append(rows[:, :, :1], rows[:, :, :1])
 
 
-def test_growing_is_rare_in_long_stretches():
+def test_growing_is_rare_in_long_segments():
     rows, places = torch.randn(1, 1, 4096, 4, dtype=torch.float32), set()
     slab = Slab(rows, rows, torch.ones(1, 1, 4096, dtype=torch.bool))
     for _ in range(500):
@@ -170,6 +170,6 @@ def test_a_room_is_not_handed_out_again():
         slab.append(keys[:, :, :1], keys[:, :, :1])
 
 
-def test_rows_of_lists_stretches_one_after_the_other():
+def test_rows_of_lists_segments_one_after_the_other():
     assert rows_of(torch.tensor([3, 10, 20]), torch.tensor([2, 0, 3])).tolist() == [3, 4, 20, 21, 22]
     assert rows_of(torch.tensor([3]), torch.tensor([0])).tolist() == []

@@ -20,7 +20,7 @@ LAYERS, KV_HEADS, DIM = 4, 3, 8
 @pytest.mark.parametrize("method", METHODS)
 def test_it_says_what_is_held_of_what(lab, method, storage):
     cache = lab.cache(method, 9, storage=storage)
-    with pytest.raises(CacheError, match="nothing is kept yet"):
+    with pytest.raises(CacheError, match="the cache is empty"):
         cache.summary()
     tokens = lab.ids(length=30)
     mask = torch.ones_like(tokens)

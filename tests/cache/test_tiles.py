@@ -12,7 +12,7 @@ import sparsemm
 from sparsemm.cache import slab, tiles
 from sparsemm.cache.attention import attend
 from sparsemm.cache.quantized import STORAGES, QuantizedSlab
-from sparsemm.cache.slab import Slab, alike, pieces
+from sparsemm.cache.slab import Slab, bucket_by_length, pieces
 from sparsemm.ops import library
 from tests.cache.reading import attention
 
@@ -110,9 +110,9 @@ def test_what_is_cut_into_tiles_is_at_most_doubled():
 
 
 def test_heads_of_similar_length_go_together():
-    assert alike([6144, 0, 40, 33, 64, 31]) == [([0], 6144), ([2, 3, 4], 64), ([5], 31)]
-    assert alike([0, 0]) == alike([]) == []
-    assert [len(group) for group, _ in alike([1 << 14] * 5)] == [2, 2, 1]
+    assert bucket_by_length([6144, 0, 40, 33, 64, 31]) == [([0], 6144), ([2, 3, 4], 64), ([5], 31)]
+    assert bucket_by_length([0, 0]) == bucket_by_length([]) == []
+    assert [len(group) for group, _ in bucket_by_length([1 << 14] * 5)] == [2, 2, 1]
 
 
 def test_pieces_cover_everything():

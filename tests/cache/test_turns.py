@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sparsemm.cache.turns import compress_again, within
+from sparsemm.cache.turns import clip_slots, compress_again
 from sparsemm.policies import METHODS
 from tests.cache.reading import read_padded
 
@@ -116,7 +116,7 @@ def test_full_is_never_compressed_again(lab):
 @pytest.mark.parametrize("available", [[4, 9, 9], [4, 5, 3]])
 @pytest.mark.parametrize("total", [6, 11, 12])
 def test_what_a_head_does_not_have_goes_to_the_others(slots, available, total):
-    got = within(np.array(slots), total, np.array(available), 2)
+    got = clip_slots(np.array(slots), total, np.array(available), 2)
     assert (got <= available).all() and (got >= 2).all() and got.sum() == total
     if sum(slots) == total and all(a <= b for a, b in zip(slots, available, strict=True)):
         assert got.tolist() == slots

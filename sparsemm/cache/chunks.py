@@ -1,4 +1,4 @@
-"""A prompt that comes in chunks: held whole until its last token is there."""
+"""Buffers a prompt that arrives in chunks until it is complete and can be compressed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import torch
 from sparsemm.errors import CacheError
 
 
-class Held:
-    """Keys and values of the chunks so far, in buffers of the prompt's length, and the last queries.
+class ChunkBuffer:
+    """Keys and values of the chunks so far, in buffers of the prompt's length, and the newest queries.
 
     Args:
         key, query: the first chunk (B, Hkv, T, D) and (B, Hq, T, D), for shapes and dtype.
         length: tokens of the whole prompt.
-        rows: query rows to remember.
+        rows: newest query rows to keep.
     """
 
     def __init__(self, key: torch.Tensor, query: torch.Tensor, length: int, rows: int) -> None:
         batch, num_kv_heads, _, dim = key.shape
-        with torch.inference_mode(False):  # the chunks may come in different modes
+        with torch.inference_mode(False):  # chunks may arrive inside and outside of inference mode
             self.keys = key.new_empty(batch, num_kv_heads, length, dim)
             self.values = torch.empty_like(self.keys)
         self.query = query[:, :, :0]
@@ -28,10 +28,10 @@ class Held:
     def add(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Take a chunk; the last queries, and all keys and values so far.
+        """Adds a chunk, and returns the newest queries and all keys and values so far.
 
         Raises:
-            CacheError: if the batch is not the first chunk's.
+            CacheError: if the batch size differs from that of the first chunk.
         """
         if len(key) != len(self.keys):
             raise CacheError(f"batch of {len(key)} rows after a chunk of {len(self.keys)}")
@@ -43,5 +43,5 @@ class Held:
         return self.query, self.keys[:, :, :end], self.values[:, :, :end]
 
     def select_rows(self, index: torch.Tensor) -> None:
-        """Keep the batch rows `index` (N,) int64, in that order."""
+        """Keeps the batch rows `index` (N,) int64, in that order."""
         self.keys, self.values, self.query = self.keys[index], self.values[index], self.query[index]

@@ -53,7 +53,7 @@ def test_nothing_counts_as_kept_before_the_last_chunk(lab):
     cache = lab.cache(prompt_length=30)
     lab.run(cache, lab.ids()[:, :20])
     assert cache.get_seq_length() == 20
-    with pytest.raises(CacheError, match="prompt_length is 30, 20 tokens"):
+    with pytest.raises(CacheError, match="prompt_length is 30, but only 20 tokens"):
         cache.kept_slots()
     with pytest.raises(CacheError, match="chunk of 2"):
         lab.run(cache, lab.ids(batch=1)[:, 20:])
@@ -79,7 +79,7 @@ def test_a_prompt_that_is_not_whole_cannot_be_cropped(lab):
     cache = lab.cache(prompt_length=30)
     lab.run(cache, lab.ids()[:, :20])
     cache.crop(0)
-    with pytest.raises(CacheError, match="not whole"):
+    with pytest.raises(CacheError, match="not complete"):
         cache.crop(-1)
 
 
@@ -111,8 +111,8 @@ def test_an_answer_to_a_prompt_that_is_not_whole_is_told(lab, caplog):
         cache = lab.cache(prompt_length=40)
         lab.generate(lab.ids(), cache, new=5)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert "prompt_length is 40, 31 tokens have come" in said
-    with pytest.raises(CacheError, match="prompt_length is 40, 34 tokens have come"):
+    assert "prompt_length is 40, 31 tokens have arrived" in said
+    with pytest.raises(CacheError, match="prompt_length is 40, but only 34 tokens have arrived"):
         cache.kept_slots()
 
 
