@@ -1,13 +1,19 @@
-"""Writes the table of results into README.md, from artifacts/evaluate: `python -m benchmarks.front_page`.
+"""Writes README's table of results and its picture from artifacts: `python -m benchmarks.front_page`.
 
-A test holds the table against the files, so README cannot say what they do not.
+A test holds the table against artifacts/evaluate, so README cannot say what the results do not. The picture is that of
+artifacts/explorer, which Git does not hold.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
+import json
 import re
 from pathlib import Path
+
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 MODEL, TASK = "tiny-qwen2-vl", "read"
@@ -48,8 +54,28 @@ def _percent(row: dict[str, str]) -> str:
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
+def picture(path: Path) -> tuple[Image.Image, list[str]]:
+    """The pictures of the method side by side (where the best head looks, what each method keeps), and their texts.
+
+    Args:
+        path: artifacts/explorer/<key>.json.
+    """
+    parts = json.loads(path.read_text(encoding="utf-8"))["method"]
+    images = [Image.open(io.BytesIO(base64.b64decode(part["image"].partition(",")[2]))) for part in parts]
+    gap, height = 24, max(image.height for image in images)
+    whole = Image.new("RGB", (sum(image.width + gap for image in images) - gap, height), "white")
+    left = 0
+    for image in images:
+        whole.paste(image.convert("RGB"), (left, 0))
+        left += image.width + gap
+    return whole, [part["text"] for part in parts]
+
+
 def main() -> None:
-    """Replace what stands between the marks in README.md."""
+    """Replace what stands between the marks in README.md, and docs/method.png."""
+    whole, texts = picture(ROOT / "artifacts" / "explorer" / f"{MODEL}.json")
+    whole.save(ROOT / "docs" / "method.png", optimize=True)
+    print("\n".join(texts))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     block = table(ROOT / "artifacts" / "evaluate" / f"{MODEL}.csv")
