@@ -40,6 +40,8 @@ SELECTORS: dict[str, str | type[Selector]] = {
     "unpooled": "window_attention.UnpooledAttention",
     "peak": "peak.Peak",
     "echo": "echo.Echo",
+    "blend-echo": "blend.BlendEcho",
+    "blend-peak": "blend.BlendPeak",
     "critical": "critical.Critical",
     "mixkv": "mixkv.MixKV",
     "bacon": "bacon.Bacon",

@@ -64,6 +64,8 @@ SELECTED = (
     "#9D4EDD",
     "#3A86C8",
     "#A44A3F",
+    "#52796F",
+    "#8D0801",
 )
 # Of what a study varies that is no method.
 SETTINGS = (

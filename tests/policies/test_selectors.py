@@ -10,6 +10,7 @@ import torch
 from sparsemm.errors import BudgetError
 from sparsemm.policies import SELECTORS, make_policy, method_options, parts, row_attention, selector_of, summary_of
 from sparsemm.policies.bacon import Bacon
+from sparsemm.policies.blend import BlendEcho, BlendPeak
 from sparsemm.policies.critical import Critical
 from sparsemm.policies.expected import ExpectedAttention
 from sparsemm.policies.keydiff import KeyDiff
@@ -117,7 +118,18 @@ def slow_expected(prompt, row, kv):
     return total
 
 
+def slow_blend(prompt, row, kv, causal):
+    attention = slow_unpooled(prompt, row, kv)
+    most = torch.zeros(LENGTH, dtype=torch.float64)
+    for head in heads_of(prompt, kv):
+        for i in range(PADS[row], LENGTH):
+            most = torch.maximum(most, weights_of(prompt, row, head, i, causal))
+    return attention + brought(most, attention, PADS[row])
+
+
 SLOW = {
+    BlendEcho(): lambda *a: slow_blend(*a, causal=False),
+    BlendPeak(): lambda *a: slow_blend(*a, causal=True),
     UnpooledAttention(): slow_unpooled,
     Critical(): slow_unpooled,
     LastRow(): slow_tova,
@@ -266,6 +278,7 @@ def test_a_name_says_policy_and_selector():
         ("snapkv+peak", {"pooling_kernel": 5}, "no option pooling_kernel.*has pool, rows, window"),
         ("snapkv+unpooled", {"pooling_kernel": 5}, "no option pooling_kernel"),
         ("snapkv+peak", {"selector": Peak()}, "no option selector"),
+        ("snapkv+blend-peak", {"rows": -3}, "rows is -3"),
         ("snapkv", {"selector": Peak(), "pooling_kernel": 5}, "no option pooling_kernel"),
     ],
 )
