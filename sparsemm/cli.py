@@ -1,4 +1,4 @@
-"""The one command: parse, call, print."""
+"""The command `sparsemm`: parses the arguments and runs a subcommand."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (params.yaml)")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds artifacts/ (here)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for one in (stages, models, scores, bench, plan_memory, registry, doctor):
-        one.add(commands)
+    for module in (stages, models, scores, bench, plan_memory, registry, doctor):
+        module.add(commands)
     flows = group(commands, "flows", "Prefect flows", "deploy --slots 4")
     flows.add_parser(
         "deploy", add_help=False, help="make pools, limits and automations, and deploy; `deploy --help` lists options"
@@ -36,32 +36,32 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _params(given: argparse.Namespace) -> None:
-    if given.schema:
+def _params(args: argparse.Namespace) -> None:
+    if args.schema:
         print(json.dumps(schema(), indent=2))
     else:
-        params = load_params(given.params)
-        params.check_folders(params.models, str(given.params))
-        print(f"{given.params} is valid")
+        params = load_params(args.params)
+        params.check_folders(params.models, str(args.params))
+        print(f"{args.params} is valid")
 
 
 def _deploy(root: Path, options: list[str]) -> int:
-    """Hand over to the flows of the repository; nothing here imports them."""
+    """Runs the repository's flows.deploy in a process of its own, because the package never imports `flows`."""
     if not (root / "flows" / "deploy.py").is_file():
-        raise PipelineError("no flows here", where=str(root), hint="run from the repository root")
+        raise PipelineError("no flows/deploy.py", where=str(root), hint="run from the repository root")
     return subprocess.run([sys.executable, "-m", "flows.deploy", *options], cwd=root, check=False).returncode
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0, or 1 after printing what was wrong and what to do."""
-    given, rest = _parser().parse_known_args(arguments)
-    deploys = given.command == "flows"
+    """Runs the command and returns its exit status: 0, or 1 after printing what is wrong and what to do."""
+    args, rest = _parser().parse_known_args(arguments)
+    deploys = args.command == "flows"
     if rest and not deploys:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if deploys:
-            return _deploy(given.root, rest)
-        given.run(given)
+            return _deploy(args.root, rest)
+        args.run(args)
     except SparseMMError as error:
         print(f"sparsemm: {error}", file=sys.stderr)
         return 1
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"sparsemm: {error.filename2 or error.filename}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sparsemm: stopped; run the same command again to go on", file=sys.stderr)
+        print("sparsemm: stopped; run the same command again to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
@@ -79,17 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command() -> NoReturn:
-    """Runs `main` as a process of its own, and looks for garbage less often.
+    """Runs `main` as a process that collects garbage less often.
 
-    torch and transformers make a million objects that stay. To look at all of them again and again, and once more at
-    the end, is a third of the time of a short stage.
+    torch and transformers create a million lasting objects. Searching them again and again, and once more at the
+    end, takes a third of the time of a short stage.
     """
     gc.set_threshold(50_000)
-    atexit.register(gc.freeze)  # the last collection then has nothing to look at
+    atexit.register(gc.freeze)  # leaves the last collection nothing to search
     code = main()
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on: nothing may be left to write at the end
+    except BrokenPipeError:  # the reader is gone; without this, Python would write again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""`sparsemm doctor`: what this machine has, what answers, and what to do about the rest."""
+"""`sparsemm doctor`: checks the machine and its services, and says how to mend what is missing or broken."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ MARKS = {"ok": "+", "absent": "-", "broken": "!"}
 
 
 def add(commands: Commands) -> None:
-    """`doctor`."""
+    """Adds `doctor`."""
     doctor = commands.add_parser(
         "doctor",
-        help="look at packages, GPUs, disk, compiled operations and services, and say what to do",
+        help="check packages, GPUs, disk, compiled operations and services, and say what to do",
         epilog="example: sparsemm doctor --json | jq '.[] | select(.status == \"broken\")'",
     )
     doctor.add_argument("--json", action="store_true", help="print a list of {name, status, detail, hint}")
     doctor.set_defaults(run=run_doctor)
 
 
-def run_doctor(given: argparse.Namespace) -> None:
-    """Print what was found.
+def run_doctor(args: argparse.Namespace) -> None:
+    """Prints the findings.
 
     Raises:
-        SparseMMError: after printing, if something is broken, so that scripts see it.
+        SparseMMError: after printing, if something is broken, so that a script sees the failure.
     """
     from sparsemm.doctor import examine
 
-    found = examine(given.params, given.root)
-    if given.json:
-        print(json.dumps([asdict(one) for one in found], indent=2))
+    findings = examine(args.params, args.root)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        for one in found:
-            print(f"{MARKS[one.status]} {one.name}: {one.detail}")
-            if one.hint and one.status != "ok":
-                print(f"    {one.hint}")
-    broken = [one.name for one in found if one.status == "broken"]
+        for finding in findings:
+            print(f"{MARKS[finding.status]} {finding.name}: {finding.detail}")
+            if finding.hint and finding.status != "ok":
+                print(f"    {finding.hint}")
+    broken = [finding.name for finding in findings if finding.status == "broken"]
     if broken:
         raise SparseMMError(f"{len(broken)} broken: {', '.join(broken)}", where="doctor")

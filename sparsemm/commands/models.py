@@ -1,4 +1,4 @@
-"""`sparsemm models`: the models in params.yaml."""
+"""`sparsemm models`: adds, lists and removes the models in params.yaml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparsemm.params.models import without_folder
 
 
 def add(commands: Commands) -> None:
-    """`models add`, `models list` and `models remove`."""
+    """Adds `models add`, `models list` and `models remove`."""
     models = group(commands, "models", "the models in params.yaml", "list")
     added = models.add_parser(
         "add",
@@ -25,9 +25,9 @@ def add(commands: Commands) -> None:
         epilog="example: sparsemm models add data/checkpoints/tiny-qwen2-vl --key second",
     )
     added.add_argument("checkpoint", help="folder, hub id, or s3://bucket/prefix (fetched to data/incoming)")
-    added.add_argument("--revision", help="hub revision (a local folder's is computed)")
+    added.add_argument("--revision", help="hub revision (computed for a local folder)")
     added.add_argument("--key", help="name of the entry (from the checkpoint's name)")
-    added.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: what config.json says")
+    added.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the weights (config.json)")
     added.add_argument("--note", default="", help="shown beside the model in every table")
     added.set_defaults(run=run_add)
     listed = models.add_parser(
@@ -41,47 +41,47 @@ def add(commands: Commands) -> None:
     removed.set_defaults(run=run_remove)
 
 
-def run_add(given: argparse.Namespace) -> None:
-    """Write the entry of a checkpoint, fetched first where it lies on S3.
+def run_add(args: argparse.Namespace) -> None:
+    """Writes the entry of a checkpoint. A checkpoint on S3 is downloaded first.
 
     Raises:
-        ModelError: if there is no complete checkpoint, or its config does not say what it is.
+        ModelError: if there is no complete checkpoint, or its config is of no supported family.
         ParamsError: if the key or the params file is not valid.
     """
     from sparsemm.models import check_weights, default_key, new_entry
     from sparsemm.watch.arrival import is_complete
 
-    key, checkpoint = given.key or default_key(given.checkpoint), given.checkpoint
+    key, checkpoint = args.key or default_key(args.checkpoint), args.checkpoint
     try:
-        check_key(key)  # before anything is fetched into a folder of that name
+        check_key(key)  # before anything is downloaded to a folder of that name
     except ValueError as error:
-        raise ParamsError(str(error), where=f"{given.params}: models", hint="choose one with --key") from error
+        raise ParamsError(str(error), where=f"{args.params}: models", hint="choose one with --key") from error
     fetched = checkpoint.startswith("s3://")
     if fetched:
-        checkpoint = from_s3(checkpoint, key, given.root)
-    place = str(given.root / checkpoint) if fetched else checkpoint
+        checkpoint = from_s3(checkpoint, key, args.root)
+    place = str(args.root / checkpoint) if fetched else checkpoint
     if not Path(place).is_dir() and (Path(place).exists() or without_folder(place)):
         hint = "a checkpoint is a folder with config.json, a hub id (owner/name) or s3://bucket/prefix"
         raise ModelError("no such folder", where=place, hint=hint)
-    with contextlib.nullcontext() if Path(place).is_dir() else from_hub(place, given.revision):
-        entry = new_entry(place, given.revision, given.dtype, given.note)
+    with contextlib.nullcontext() if Path(place).is_dir() else from_hub(place, args.revision):
+        entry = new_entry(place, args.revision, args.dtype, args.note)
     if Path(place).is_dir():
         if not is_complete(Path(place)):
-            hint = "every safetensors file that its index names must be there, whole"
+            hint = "every safetensors file named in its index must be present and complete"
             raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
-        check_weights(place)  # those of the hub are checked when they are loaded
+        check_weights(place)  # weights on the hub are checked when they are loaded
     entry = entry.model_copy(update={"checkpoint": checkpoint})
-    changed = add_entry(given.params, key, entry)
+    changed = add_entry(args.params, key, entry)
     print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
-    print(f"written to {given.params}; `dvc repro` runs its stages" if changed else "nothing changed")
+    print(f"written to {args.params}; `dvc repro` runs its stages" if changed else "nothing changed")
 
 
 @contextlib.contextmanager
 def from_hub(repo: str, revision: str | None) -> Iterator[None]:
-    """Say once that the hub is asked, instead of a line for each of huggingface_hub's attempts, and why it failed.
+    """Prints once that the hub is asked, instead of a line for each attempt of huggingface_hub, and explains failures.
 
     Raises:
-        ModelError: as what happens inside, in words of what to do.
+        ModelError: if the body raises one; its message then names the hub's reason and what to do.
     """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging  # which sets its level when it is imported
@@ -90,49 +90,50 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
-    print(f"asking the hub for {repo}; without an answer it is asked again for half a minute", file=sys.stderr)
+    print(f"asking the hub for {repo}; this is retried for half a minute if it does not answer", file=sys.stderr)
     try:
         yield
     except ModelError as error:
         cause = error.__cause__
-        if isinstance(cause, LocalEntryNotFoundError):  # which says no more than that it is not in the cache either
+        if isinstance(cause, LocalEntryNotFoundError):  # this error only says that the cache does not hold it either
             cause = cause.__cause__ or cause
         elif isinstance(cause, EntryNotFoundError):
-            raise ModelError("holds no config.json", where=repo, hint="is it a checkpoint of transformers?") from error
-        elif not isinstance(cause, HfHubHTTPError):  # no hub id, or a config that came and is none
+            hint = "check that it is a transformers checkpoint"
+            raise ModelError("no config.json in the repository", where=repo, hint=hint) from error
+        elif not isinstance(cause, HfHubHTTPError):  # not a hub id, or a config.json that is not valid
             raise
-        told = explained(cause, repo, revision)
-        raise ModelError(told.what, where=repo, hint=told.hint) from error
+        reason = explained(cause, repo, revision)
+        raise ModelError(reason.what, where=repo, hint=reason.hint) from error
     finally:
         logging.set_verbosity(level)
 
 
 def from_s3(location: str, key: str, root: Path) -> str:
-    """Fetch a checkpoint to data/incoming, and return its folder.
+    """Downloads a checkpoint to data/incoming and returns its folder.
 
     Raises:
-        ModelError: if no complete checkpoint is there, or it cannot be fetched.
+        ModelError: if the location holds no complete checkpoint, or it cannot be downloaded.
     """
     from sparsemm.watch import newest
 
     try:
         arrival = newest(WatchParams.model_validate({"source": "s3", "location": location}), key, root)
-    except WatchError as error:  # which speaks of an entry under `watch`
+    except WatchError as error:  # its location names an entry under `watch`, which there is not
         raise ModelError(error.what, where=location, hint=error.hint) from error
     if arrival is None:
-        hint = "config.json and every safetensors shard must be there"
+        hint = "upload config.json and every safetensors shard"
         raise ModelError("no complete checkpoint", where=location, hint=hint)
     return arrival.checkpoint
 
 
-def run_list(given: argparse.Namespace) -> None:
-    """One line per model."""
-    for key, entry in load_params(given.params).models.items():
+def run_list(args: argparse.Namespace) -> None:
+    """Prints one line per model."""
+    for key, entry in load_params(args.params).models.items():
         note = f"  ({entry.note})" if entry.note else ""
         print(f"{key}  {entry.family}  {entry.dtype}  {entry.revision or '-'}  {entry.checkpoint}{note}")
 
 
-def run_remove(given: argparse.Namespace) -> None:
-    """Remove an entry."""
-    remove_entry(given.params, given.key)
-    print(f"removed {given.key} from {given.params}")
+def run_remove(args: argparse.Namespace) -> None:
+    """Removes an entry from params.yaml."""
+    remove_entry(args.params, args.key)
+    print(f"removed {args.key} from {args.params}")

@@ -1,4 +1,4 @@
-"""`sparsemm plan-memory`: how many requests vLLM holds at once, in full and compressed."""
+"""`sparsemm plan-memory`: computes how many requests vLLM holds at once, with the full and the compressed cache."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 def add(commands: Commands) -> None:
-    """`plan-memory` and what it is computed from."""
+    """Adds `plan-memory` and its options."""
     plan = commands.add_parser(
         "plan-memory",
-        help="how many requests fit into a KV cache, in full and compressed",
+        help="how many requests fit into vLLM's KV cache, full and compressed",
         epilog="example: sparsemm plan-memory --model Qwen/Qwen2-VL-7B-Instruct --method snapkv --budget 256 "
         "--context 2048 --memory 40G",
     )
     plan.add_argument("--model", required=True, help="checkpoint: a folder or a hub id")
     plan.add_argument("--budget", type=int, required=True, help="mean slots per KV head")
     plan.add_argument("--context", type=int, required=True, help="tokens of a prompt, images included")
-    plan.add_argument("--memory", required=True, help="of the KV cache, weights not included, such as 40G")
+    plan.add_argument("--memory", required=True, help="memory for the KV cache without the weights, such as 40G")
     plan.add_argument("--new", type=int, default=256, help="tokens of an answer (256)")
-    plan.add_argument("--method", default="sparsemm", help="as in additional_config (sparsemm)")
-    plan.add_argument("--scores", help="of sparsemm: a path or a registry address")
+    plan.add_argument("--method", default="sparsemm", help="method, as in additional_config (sparsemm)")
+    plan.add_argument("--scores", help="score table for method sparsemm: a path or a registry address")
     plan.add_argument("--window", type=int, default=32, help="newest prompt tokens that rate the others (32)")
     plan.add_argument("--block-size", type=int, default=16, help="rows of a block (16)")
-    plan.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help="of the cache (bfloat16)")
+    plan.add_argument("--dtype", choices=sorted(DTYPE_BYTES), default="bfloat16", help="dtype of the cache (bfloat16)")
     plan.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     """Prints a table with a row for every number of groups of layers."""
     from sparsemm.compat import define_missing_torchvision_operators
     from sparsemm.vllm.memory import fits, parse_bytes
@@ -40,23 +40,23 @@ def run(arguments: argparse.Namespace) -> None:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(args.model, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise ModelError(f"config cannot be read: {error}", where=arguments.model) from error
+        raise ModelError(f"config cannot be read: {error}", where=args.model) from error
     rows = fits(
         config,
-        arguments.method,
-        arguments.budget,
-        arguments.scores,
-        {"window": arguments.window},
-        arguments.context,
-        arguments.new,
-        parse_bytes(arguments.memory),
-        block_size=arguments.block_size,
-        dtype_bytes=DTYPE_BYTES[arguments.dtype],
+        args.method,
+        args.budget,
+        args.scores,
+        {"window": args.window},
+        args.context,
+        args.new,
+        parse_bytes(args.memory),
+        block_size=args.block_size,
+        dtype_bytes=DTYPE_BYTES[args.dtype],
     )
     first = rows[0]
-    print(f"in full: {first.whole} requests at once, {first.bytes_whole / 2**20:.1f} MiB each")
+    print(f"full cache: {first.whole} requests at once, {first.bytes_whole / 2**20:.1f} MiB each")
     print(f"{'groups':>6} {'requests at once':>16} {'MiB each':>9} {'times as many':>13}")
     for row in rows:
         ratio = f"{row.compressed / row.whole:.1f}" if row.whole else "-"

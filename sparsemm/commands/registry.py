@@ -1,4 +1,4 @@
-"""`sparsemm publish|promote|rollback|lookup|registry`: results and champions in MLflow."""
+"""`sparsemm publish|promote|rollback|lookup|registry`: manages results and champions in MLflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsemm.params import load_params
 
 
 def add(commands: Commands) -> None:
-    """What talks to the registry, and the registry itself."""
+    """Adds the commands that use the registry, and `registry serve`."""
     publish = commands.add_parser(
         "publish",
         help="publish a model's results in the registry, once",
@@ -23,16 +23,16 @@ def add(commands: Commands) -> None:
     publish.set_defaults(run=run_publish)
     promote = commands.add_parser(
         "promote",
-        help="move an alias; to champion only through the gate",
+        help="make a version the candidate, or the champion if it passes the gate",
         epilog="example: sparsemm promote tiny-qwen2-vl --to champion",
     )
     promote.add_argument("key", help="model key")
     promote.add_argument("--to", choices=("candidate", "champion"), required=True)
-    promote.add_argument("--version", help="number (the candidate)")
+    promote.add_argument("--version", help="version number (the candidate)")
     promote.set_defaults(run=run_promote)
     rollback = commands.add_parser(
         "rollback",
-        help="make the former champion champion again",
+        help="make the previous champion champion again",
         epilog="example: sparsemm rollback tiny-qwen2-vl",
     )
     rollback.add_argument("key", help="model key")
@@ -66,55 +66,54 @@ def _port(text: str) -> int:
     return number
 
 
-def run_publish(given: argparse.Namespace) -> None:
-    """Publish once."""
+def run_publish(args: argparse.Namespace) -> None:
+    """Publishes a model's results, unless they were published before."""
     from sparsemm.registry.publish import publish
 
-    made = publish(load_params(given.params), given.key, given.root, flow_run=given.flow_run)
-    print(f"{made.name} version {made.version}: {'published' if made.created else 'was published before'}")
+    version = publish(load_params(args.params), args.key, args.root, flow_run=args.flow_run)
+    print(f"{version.name} version {version.version}: {'published' if version.created else 'was published before'}")
 
 
-def run_promote(given: argparse.Namespace) -> None:
-    """Move an alias, if the gate lets it pass."""
+def run_promote(args: argparse.Namespace) -> None:
+    """Points an alias at a version; `champion` only if the version passes the gate."""
     from sparsemm.registry.promote import promote
 
-    done = promote(load_params(given.params), given.key, given.root, to=given.to, version=given.version)
-    _say(done, given.to)
+    _show(promote(load_params(args.params), args.key, args.root, to=args.to, version=args.version), args.to)
 
 
-def run_rollback(given: argparse.Namespace) -> None:
-    """The champion before this one."""
+def run_rollback(args: argparse.Namespace) -> None:
+    """Makes the previous champion champion again."""
     from sparsemm.registry.promote import rollback
 
-    _say(rollback(load_params(given.params), given.key, given.root), "champion")
+    _show(rollback(load_params(args.params), args.key, args.root), "champion")
 
 
-def _say(done: Any, to: str) -> None:
-    for reason in done.verdict.reasons if done.verdict else ():
+def _show(promotion: Any, alias: str) -> None:
+    for reason in promotion.verdict.reasons if promotion.verdict else ():
         print(reason)
-    if done.verdict is not None and not done.verdict.passed:
-        raise RegistryError(f"version {done.version} did not pass the gate", where=done.name)
-    print(f"{done.name}: {to} is version {done.version}, before {done.before or 'none'}")
+    if promotion.verdict is not None and not promotion.verdict.passed:
+        raise RegistryError(f"version {promotion.version} did not pass the gate", where=promotion.name)
+    print(f"{promotion.name}: {alias} is version {promotion.version}, before {promotion.before or 'none'}")
 
 
-def run_lookup(given: argparse.Namespace) -> None:
-    """Find a table, check it and describe it."""
+def run_lookup(args: argparse.Namespace) -> None:
+    """Finds a score table, checks it and prints its description."""
     from sparsemm.registry.client import registry_uri
     from sparsemm.registry.lookup import describe, is_address, look_up
 
     uri = None
-    if is_address(given.source):
-        # Where `publish` has put it; another host has the address only, and no params.yaml.
-        uri = registry_uri(None, load_params(given.params) if given.params.exists() else None, given.root)
-    found = describe(look_up(given.source, tracking_uri=uri, offline=given.offline))
-    if given.json:
-        print(json.dumps(found))
+    if is_address(args.source):
+        # The registry that `publish` uses. Another host may have no params.yaml.
+        uri = registry_uri(None, load_params(args.params) if args.params.exists() else None, args.root)
+    description = describe(look_up(args.source, tracking_uri=uri, offline=args.offline))
+    if args.json:
+        print(json.dumps(description))
     else:
-        print("\n".join(f"{name}: {found[name]}" for name in found if name != "scores"))
+        print("\n".join(f"{name}: {value}" for name, value in description.items() if name != "scores"))
 
 
-def run_serve(given: argparse.Namespace) -> None:
-    """Serve until stopped."""
+def run_serve(args: argparse.Namespace) -> None:
+    """Runs the registry's server until it is stopped."""
     from sparsemm.registry.server import serve
 
-    serve(given.root, given.port, given.store, given.artifacts, given.auth)
+    serve(args.root, args.port, args.store, args.artifacts, args.auth)

@@ -1,4 +1,4 @@
-"""`sparsemm scores`: show, compare, export and import score tables."""
+"""`sparsemm scores`: shows, compares, exports and imports score tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TABLE = "artifacts/scores/tiny-qwen2-vl.safetensors"
 
 
 def add(commands: Commands) -> None:
-    """`scores show`, `scores diff`, `scores export` and `scores import`."""
+    """Adds `scores show`, `scores diff`, `scores export` and `scores import`."""
     scores = group(commands, "scores", "score tables", f"show {TABLE}")
     show = scores.add_parser(
         "show", help="top heads, shares, reliability", epilog=f"example: sparsemm scores show {TABLE}"
@@ -24,8 +24,8 @@ def add(commands: Commands) -> None:
         help="rank correlation and overlap of two tables",
         epilog=f"example: sparsemm scores diff {TABLE} artifacts/scores/tiny-llava-next-vicuna.safetensors",
     )
-    diff.add_argument("table", type=Path, help="one table")
-    diff.add_argument("other", type=Path, help="another, of as many layers and heads")
+    diff.add_argument("table", type=Path, help="first table")
+    diff.add_argument("other", type=Path, help="second table, with as many layers and heads")
     diff.set_defaults(run=run_diff)
     export = scores.add_parser(
         "export",
@@ -46,33 +46,33 @@ def add(commands: Commands) -> None:
     imported.set_defaults(run=run_import)
 
 
-def run_show(given: argparse.Namespace) -> None:
-    """Print one table."""
+def run_show(args: argparse.Namespace) -> None:
+    """Prints one table."""
     from sparsemm.scores import ScoreTable, show
 
-    print(show(ScoreTable.load(given.table)))
+    print(show(ScoreTable.load(args.table)))
 
 
-def run_diff(given: argparse.Namespace) -> None:
-    """Print how two tables agree."""
+def run_diff(args: argparse.Namespace) -> None:
+    """Prints how well two tables agree."""
     from sparsemm.scores import ScoreTable, diff
 
-    print(diff(ScoreTable.load(given.table), ScoreTable.load(given.other)))
+    print(diff(ScoreTable.load(args.table), ScoreTable.load(args.other)))
 
 
-def run_export(given: argparse.Namespace) -> None:
-    """Write the published form."""
+def run_export(args: argparse.Namespace) -> None:
+    """Writes a table in the published JSON form."""
     from sparsemm.scores import ScoreTable, export_published
 
-    export_published(ScoreTable.load(given.table), given.output)
-    print(f"wrote {given.output}")
+    export_published(ScoreTable.load(args.table), args.output)
+    print(f"wrote {args.output}")
 
 
-def run_import(given: argparse.Namespace) -> None:
-    """Read the published form."""
+def run_import(args: argparse.Namespace) -> None:
+    """Reads the published JSON form and writes it as a table."""
     from sparsemm.models import imported_header
     from sparsemm.scores import import_published
 
-    header = imported_header(load_params(given.params).model(given.key))
-    import_published(given.source, header).save(given.output)
-    print(f"wrote {given.output}")
+    header = imported_header(load_params(args.params).model(args.key))
+    import_published(args.source, header).save(args.output)
+    print(f"wrote {args.output}")

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml, each a command: `sparsemm download`, `sparsemm align` and so on to `sparsemm report`."""
+"""The stages of dvc.yaml as commands, from `sparsemm download` and `sparsemm align` to `sparsemm report`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sparsemm.errors import ParamsError
 from sparsemm.params import load_params
 from sparsemm.params.stages import Shape
 
-MODEL_STAGES = {  # name: module, what it does, what it reads and what it writes under artifacts/
-    "align": ("align.stage", "get answers and tie their tokens to the page", "datasets/*.parquet", "align/KEY.*"),
+MODEL_STAGES = {  # name: module, help, files that it reads and files that it writes under artifacts/
+    "align": ("align.stage", "align answer tokens with the page", "datasets/*.parquet", "align/KEY.*"),
     "chase": ("chase.stage", "score the heads of a model", "align/KEY.parquet", "scores/KEY.*"),
     "allocate": ("allocate", "turn scores into slots per KV head", "scores/KEY.safetensors", "budgets/KEY.json"),
     "evaluate": ("evaluate.stage", "accuracy of every method at every budget", "budgets/KEY.json", "evaluate/KEY.*"),
     "profile": ("profiling.stage", "latency and bytes of every method", "scores/KEY.safetensors", "profile/KEY.*"),
-    "explore": ("explorer.stage", "what single heads look at on some pages", "budgets/KEY.json", "explorer/KEY.json"),
+    "explore": ("explorer.stage", "attention of single heads on some pages", "budgets/KEY.json", "explorer/KEY.json"),
 }
-DVC = "`dvc repro` runs it when it is stale; alone it runs with what is there. Stopped, it goes on where it was."
+DVC = "`dvc repro` runs it when it is stale; run directly, it uses the files that exist. A stopped run is resumed."
 
 
 def add(commands: Commands) -> None:
-    """One command per stage."""
+    """Adds one command per stage."""
     download = commands.add_parser(
         "download",
         help="make a data set's records",
@@ -34,8 +34,8 @@ def add(commands: Commands) -> None:
     download.set_defaults(run=run_download)
     assemble = commands.add_parser(
         "assemble",
-        help="put a checkpoint together from a packaged language model and what was trained on it",
-        description="Assemble a checkpoint of params.yaml in artifacts/checkpoints/KEY; `dvc repro` does when stale.",
+        help="assemble a checkpoint from a packaged language model and the weights trained on it",
+        description="Assemble a checkpoint of params.yaml in artifacts/checkpoints/KEY. " + DVC,
         epilog="example: sparsemm assemble smollm2-llava-next",
     )
     assemble.add_argument("key", help="key under assembled in params.yaml")
@@ -50,19 +50,19 @@ def add(commands: Commands) -> None:
         stage.add_argument("key", help="model key")
         stage.set_defaults(run=run_chase if name == "chase" else run_stage)
         if name in ("align", "chase"):
-            stage.add_argument("--dataset", help="one of `robustness` (the calibration data)")
+            stage.add_argument("--dataset", help="a data set under `robustness` (the calibration set)")
         if name == "chase":
-            stage.add_argument("--processes", type=int, help="to share the shards (one per visible GPU)")
-            stage.add_argument("--shards", metavar="I/N", help="compute this part of the shards alone, and keep them")
+            stage.add_argument("--processes", type=int, help="processes that share the shards (one per visible GPU)")
+            stage.add_argument("--shards", metavar="I/N", help="compute only this part of the shards, and keep them")
         if name == "evaluate":
-            stage.add_argument("--limit", type=int, help="first documents only; written to `limited` in artifacts/work")
+            stage.add_argument("--limit", type=int, help="number of documents; results go to artifacts/work/limited")
     shape = commands.add_parser(
         "profile-shape",
         help="latency and bytes of a 7B shape with random weights",
         description="Profile a shape of `profile.shapes` with random weights: artifacts/profile/shapes/NAME.*. " + DVC,
         epilog="example: sparsemm profile-shape vicuna-7b",
     )
-    shape.add_argument("name", choices=get_args(Shape), help="which one")
+    shape.add_argument("name", choices=get_args(Shape), help="name of the shape")
     shape.set_defaults(run=run_shape)
     study = commands.add_parser(
         "study",
@@ -82,68 +82,68 @@ def add(commands: Commands) -> None:
     report.set_defaults(run=run_report)
 
 
-def run_download(given: argparse.Namespace) -> None:
-    """The download stage."""
+def run_download(args: argparse.Namespace) -> None:
+    """Runs the download stage."""
     from sparsemm.datasets.download import run
 
-    run(load_params(given.params), given.key, given.root)
+    run(load_params(args.params), args.key, args.root)
 
 
-def run_assemble(given: argparse.Namespace) -> None:
-    """The assemble stage."""
+def run_assemble(args: argparse.Namespace) -> None:
+    """Runs the assemble stage."""
     from sparsemm.assemble.stage import run
 
-    print(run(load_params(given.params), given.key, given.root))
+    print(run(load_params(args.params), args.key, args.root))
 
 
-def run_stage(given: argparse.Namespace) -> None:
-    """A stage that runs once per model."""
-    options = {name: getattr(given, name) for name in ("dataset", "limit") if name in given}
+def run_stage(args: argparse.Namespace) -> None:
+    """Runs a stage that exists once per model."""
+    options = {name: getattr(args, name) for name in ("dataset", "limit") if name in args}
     if (limit := options.get("limit")) is not None and limit < 1:
-        raise ParamsError(f"{limit} documents answer nothing", where="--limit", hint="at least 1")
-    params = load_params(given.params)
-    if given.command != "allocate":  # which needs no model
-        params.check_folders([given.key], str(given.params))
-    stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[given.command][0]}")
-    stage.run(params, given.key, given.root, **options)
+        raise ParamsError(f"{limit} documents are too few", where="--limit", hint="use at least 1")
+    params = load_params(args.params)
+    if args.command != "allocate":  # the one stage that loads no model
+        params.check_folders([args.key], str(args.params))
+    stage = importlib.import_module(f"sparsemm.{MODEL_STAGES[args.command][0]}")
+    stage.run(params, args.key, args.root, **options)
 
 
-def run_chase(given: argparse.Namespace) -> None:
-    """The chase stage, a part of its shards, or the same in several processes."""
+def run_chase(args: argparse.Namespace) -> None:
+    """Runs the chase stage, in several processes if asked, or computes a part of its shards."""
     from sparsemm.chase import workers
 
-    params = load_params(given.params)
-    params.check_folders([given.key], str(given.params))
-    if given.shards:
-        workers.compute(params, given.key, workers.parse_part(given.shards), given.root, given.dataset)
+    params = load_params(args.params)
+    params.check_folders([args.key], str(args.params))
+    if args.shards:
+        workers.compute(params, args.key, workers.parse_part(args.shards), args.root, args.dataset)
         return
-    count = given.processes
+    count = args.processes
     if count is None:
-        count = workers.how_many(params, given.key, given.dataset)
+        count = workers.how_many(params, args.key, args.dataset)
     if count < 1:
-        raise ParamsError(f"{count} processes compute nothing", where="--processes", hint="at least 1")
+        raise ParamsError(f"{count} processes are too few", where="--processes", hint="use at least 1")
     if count > 1:
-        command = ["--params", str(given.params), "--root", str(given.root), "chase", given.key]
-        workers.spread([*command, *(["--dataset", given.dataset] if given.dataset else [])], count)
-    run_stage(given)  # finds the shards, and adds them up
+        command = ["--params", str(args.params), "--root", str(args.root), "chase", args.key]
+        workers.spread([*command, *(["--dataset", args.dataset] if args.dataset else [])], count)
+    run_stage(args)  # adds up the shards
 
 
-def run_shape(given: argparse.Namespace) -> None:
-    """The profile-shape stage."""
+def run_shape(args: argparse.Namespace) -> None:
+    """Runs the profile-shape stage."""
     from sparsemm.profiling.stage import run_shape as run
 
-    run(load_params(given.params), given.name, given.root)
+    run(load_params(args.params), args.name, args.root)
 
 
-def run_study(given: argparse.Namespace) -> None:
-    """The study stage."""
+def run_study(args: argparse.Namespace) -> None:
+    """Runs the study stage."""
     from sparsemm.studies.stage import run
 
-    run(load_params(given.params), given.name, given.key, given.root)
+    run(load_params(args.params), args.name, args.key, args.root)
 
 
-def run_report(given: argparse.Namespace) -> None:
-    """The report stage."""
+def run_report(args: argparse.Namespace) -> None:
+    """Runs the report stage."""
     from sparsemm.report.stage import run
 
-    run(load_params(given.params), given.root)
+    run(load_params(args.params), args.root)

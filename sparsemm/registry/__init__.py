@@ -1,1 +1,1 @@
-"""Score tables as versions in an MLflow registry; no module here imports mlflow before it is used."""
+"""Publishes score tables as versions in an MLflow registry. Every module imports mlflow only when it is used."""

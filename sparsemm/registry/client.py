@@ -1,4 +1,4 @@
-"""Reach the registry: which one it is, whether it answers, and its errors as ours."""
+"""Chooses the registry's address, connects to it, and turns its errors into SparseMM's."""
 
 from __future__ import annotations
 
@@ -21,45 +21,47 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STORE = Path("artifacts") / "registry"
-# Environment of the client, where it is silent: no telemetry, no chatter, about 30 s of retries instead of 4 minutes.
+INSTALL = "install the registry extra: `pip install '.[registry]'` in a clone of SparseMM"
+# Defaults for the client's environment: no telemetry, no progress output, about 30 s of retries instead of 4 minutes.
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
 }
-PATIENCE = 5.0  # seconds a server may take to say that it is there
+PATIENCE = 5.0  # seconds that a server may take to answer the health check
 
 
 def model_name(key: str) -> str:
-    """The registered model of a model key: visual-heads.<key>.
+    """Returns the name of a key's registered model: visual-heads.<key>.
 
     Raises:
-        RegistryError: if the key could not stand in params.yaml.
+        RegistryError: if the key is not a valid key of params.yaml.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
-        raise RegistryError(f"{key!r} is not a model key", hint="letters, digits, - and _")
+        raise RegistryError(f"{key!r} is not a model key", hint="use letters, digits, - and _")
     return f"visual-heads.{key}"
 
 
 def default_store(root: Path) -> str:
-    """SQLite under artifacts/registry, which needs no server."""
+    """Returns the address of the SQLite registry under artifacts/registry, which needs no server."""
     return sqlite_uri((root / STORE / "mlflow.db").resolve())
 
 
 def sqlite_uri(file: Path) -> str:
-    """The address of a SQLite file. SQLAlchemy takes what follows a ? for options, so SQLite decodes such a path."""
+    """Returns the SQLAlchemy address of a SQLite file. A ? in the path is quoted, because options follow a ? there."""
     return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
 
-def registry_uri(given: str | None, params: Params | None = None, root: Path = Path(".")) -> str:
-    """Address of the registry: `given`, else registry.tracking_uri, else MLFLOW_TRACKING_URI, else SQLite under root.
+def registry_uri(explicit: str | None, params: Params | None = None, root: Path = Path(".")) -> str:
+    """Returns the registry's address: the first that is set of `explicit`, registry.tracking_uri in params.yaml and
+    MLFLOW_TRACKING_URI, else SQLite under `root`.
 
     Raises:
         RegistryError: if it is neither http(s) nor sqlite, or holds credentials (they would end up in logs).
     """
     from_params = params.registry.tracking_uri if params is not None else None
-    uri = given or from_params or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = explicit or from_params or os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return default_store(root)
     try:
@@ -71,10 +73,10 @@ def registry_uri(given: str | None, params: Params | None = None, root: Path = P
         return uri
     if parts.scheme not in ("http", "https") or not host:
         hint = (
-            "http(s)://host:port or sqlite:///file (sqlite:///file:/a%3Fb?uri=true if its path holds a ?); for other "
-            "databases start `sparsemm registry serve --store`"
+            "use http(s)://host:port or sqlite:///file (sqlite:///file:/a%3Fb?uri=true if its path holds a ?); for "
+            "other databases start `sparsemm registry serve --store`"
         )
-        raise RegistryError(f"a tracking URI of kind {parts.scheme or 'path'!r} is not used directly", hint=hint)
+        raise RegistryError(f"unsupported kind of tracking URI: {parts.scheme or 'path'!r}", hint=hint)
     if secret:
         hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         raise RegistryError("the tracking URI holds credentials", where=host, hint=hint)
@@ -82,22 +84,22 @@ def registry_uri(given: str | None, params: Params | None = None, root: Path = P
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of an address as `sqlite_uri` makes it; None for others, such as a server's."""
+    """Returns the database file of an address made by `sqlite_uri`, or None for any other address."""
     if match := re.fullmatch(r"sqlite:///file:([^?]+)\?uri=true", uri):
         return Path(unquote(match[1]))
     return Path(uri.removeprefix("sqlite:///")) if re.fullmatch(r"sqlite:///(?!file:)[^:?][^?]*", uri) else None
 
 
 def connect(uri: str, create: bool = False) -> MlflowClient:
-    """A client of a registry that answers, set up as `SETTINGS` where the environment says nothing else.
+    """Returns a client of a registry that answers. `SETTINGS` apply where the environment sets nothing else.
 
     Args:
-        uri: what `registry_uri` returned.
-        create: whether a SQLite file that is missing is made.
+        uri: address returned by `registry_uri`.
+        create: whether to create a missing SQLite file.
 
     Raises:
         RegistryUnreachable: if a server does not answer within `PATIENCE` seconds.
-        RegistryError: if mlflow is not installed, or there is no such file.
+        RegistryError: if mlflow is not installed, or the SQLite file does not exist.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -105,23 +107,23 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
     if file is None:
         _knock(uri)
     elif not create and not file.is_file():
-        raise RegistryError("no registry there", where=str(file), hint="publish first, or set MLFLOW_TRACKING_URI")
+        raise RegistryError("no registry found", where=str(file), hint="publish first, or set MLFLOW_TRACKING_URI")
     try:
         from filelock import FileLock
         from mlflow import MlflowClient
     except ImportError as error:
-        raise RegistryError(f"{error}", hint="pip install 'sparsemm[registry]'") from error
+        raise RegistryError(f"{error}", hint=INSTALL) from error
     if file is None:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with answering(uri), FileLock(f"{file}.lock"):  # two first uses at once would both run the migrations
+    with answering(uri), FileLock(f"{file}.lock"):  # two processes at first use would both run the migrations
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_registered_models(max_results=1)
     return client
 
 
 def _knock(uri: str) -> None:
-    """MLflow retries a dead server for minutes; ask once, briefly, before."""
+    """Checks once that a server answers, because MLflow itself would retry a dead server for minutes."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PATIENCE):  # noqa: S310  (http only)
             return
@@ -130,13 +132,13 @@ def _knock(uri: str) -> None:
         if error.code in (502, 503, 504):
             raise RegistryUnreachable(f"the registry does not answer: {error}", where=uri) from error
     except (OSError, http.client.HTTPException) as error:
-        if not isinstance(getattr(error, "reason", error), ssl.SSLError):  # MLflow knows its own certificates
+        if not isinstance(getattr(error, "reason", error), ssl.SSLError):  # MLflow may have its own certificates
             raise RegistryUnreachable(f"the registry does not answer: {error}", where=uri) from error
 
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Turn the errors of MLflow and its transport into RegistryError or RegistryUnreachable."""
+    """Turns the errors of MLflow and its transport into RegistryError or RegistryUnreachable."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -148,16 +150,17 @@ def answering(uri: str) -> Iterator[None]:
         while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
             chain.append(cause)
         text = " ".join(str(error).split())[:500]
-        status = max((getattr(getattr(one, "response", None), "status_code", 0) for one in chain), default=0)
+        status = max((getattr(getattr(link, "response", None), "status_code", 0) for link in chain), default=0)
         broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.RetryError)
         if status == 401 or "error code 401" in text:
             hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            raise RegistryError("the registry wants other credentials", where=uri, hint=hint) from error
-        if any(isinstance(one, broken) for one in chain) or status >= 500 or is_code(error, "TEMPORARILY_UNAVAILABLE"):
+            raise RegistryError("the registry rejects these credentials", where=uri, hint=hint) from error
+        dropped = any(isinstance(link, broken) for link in chain) or status >= 500
+        if dropped or is_code(error, "TEMPORARILY_UNAVAILABLE"):
             raise RegistryUnreachable(f"the registry stopped answering: {text}", where=uri) from error
-        raise RegistryError(f"the registry refused: {text}", where=uri) from error
+        raise RegistryError(f"the registry refused the request: {text}", where=uri) from error
 
 
 def is_code(error: Exception, *codes: str) -> bool:
-    """Whether MLflow's error is one of these codes."""
+    """Tells whether MLflow's error has one of these codes."""
     return getattr(error, "error_code", None) in codes

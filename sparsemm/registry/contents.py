@@ -1,4 +1,4 @@
-"""What a version holds: the files of a model's stages, each as dvc.lock names it."""
+"""Collects the files of a version: those that a model's stages wrote, each checked against dvc.lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = (
     "profile/{key}.csv",
     "align/{key}.json",
 )
-FURTHER = (  # of a data set of `robustness`
+FURTHER = (  # files for each data set of `robustness`
     "scores/also/{key}/{dataset}.safetensors",
     "scores/also/{key}/{dataset}.json",
     "scores/also/{key}/{dataset}.csv",
@@ -33,18 +33,18 @@ FURTHER = (  # of a data set of `robustness`
 
 
 def table_name(key: str) -> str:
-    """Where in a version its score table is."""
+    """Returns the path of the score table inside a version."""
     return FILES[0].format(key=key)
 
 
 def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -> ScoreTable:
-    """Copy what is published to `folder`, each file checked against dvc.lock, and load the copied table.
+    """Copies the files of a version to `folder`, checks each against dvc.lock, and returns the copied score table.
 
-    Tables over further data sets, and the report, go along where they are of these results; without them a version is
-    whole too.
+    Score tables over further data sets and the report are included if they belong to these results. A version is
+    complete without them.
 
     Raises:
-        RegistryError: if a file of the model's stages is missing, or not what its stage wrote.
+        RegistryError: if a file of the model's stages is missing, or differs from what its stage wrote.
     """
     for name in FILES:
         _copy(root, name.format(key=key), folder, stages.outs())
@@ -68,10 +68,10 @@ def _copy(root: Path, name: str, folder: Path, outs: dict[str, str]) -> None:
         shutil.copyfile(root / path, copied)
     except OSError as error:
         raise RegistryError(
-            f"cannot be read: {error}", where=path, hint="`dvc checkout` brings it back, `dvc repro` makes it"
+            f"cannot be read: {error}", where=path, hint="`dvc checkout` restores it, `dvc repro` makes it again"
         ) from error
     if not _is(copied, outs.get(path)):
-        raise RegistryError("not what the stage wrote", where=path, hint="`dvc repro` or `dvc checkout`")
+        raise RegistryError("differs from what the stage wrote", where=path, hint="run `dvc repro` or `dvc checkout`")
 
 
 def _is(path: Path, md5: str | None) -> bool:
@@ -82,7 +82,7 @@ def _is(path: Path, md5: str | None) -> bool:
 
 
 def _further(stages: Stages, params: Params, key: str, dataset: str) -> dict[str, str] | None:
-    """Path -> md5 of what the stages over another data set wrote; None if one is missing, or ran on anything else."""
+    """Returns path -> md5 of what the stages over another data set wrote, or None if one is missing or out of date."""
     entries = [stages.also.get(f"{stage}@{key}-{dataset}") for stage in ALSO]
     ran: list[dict[str, Any]] = [entry for entry in entries if entry is not None]
     if len(ran) < len(ALSO) or any(other_param(entry, params) for entry in ran):
@@ -91,7 +91,6 @@ def _further(stages: Stages, params: Params, key: str, dataset: str) -> dict[str
     deps: dict[str, str] = {}
     for dep in [dep for entry in ran for dep in entry["deps"]]:
         if dep["path"].startswith("artifacts/"):
-            known = outs.get(dep["path"]) or deps.setdefault(dep["path"], dep["md5"])
-            if known != dep["md5"]:
+            if (outs.get(dep["path"]) or deps.setdefault(dep["path"], dep["md5"])) != dep["md5"]:
                 return None
     return outs

@@ -1,4 +1,4 @@
-"""The gate: whether a candidate may become champion, with a reason for every threshold."""
+"""The gate: decides whether a candidate may become champion, and gives a reason for every threshold."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TOP = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What is known of a version.
+    """The results of a version that the gate judges.
 
     Attributes:
-        version: its number, for the reasons.
-        revision: checkpoint revision the scores are of.
-        table: its score table.
-        accuracy: task -> method -> budget ("all" for the full cache) -> value, as artifacts/evaluate/<key>.json.
+        version: version number, named in the reasons.
+        revision: revision of the checkpoint that was scored.
+        table: score table.
+        accuracy: task -> method -> budget ("all" for the full cache) -> value, as in artifacts/evaluate/<key>.json.
     """
 
     version: str
@@ -30,24 +30,24 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether every threshold was reached, and one line for each."""
+    """Whether every threshold was reached, with one line for each."""
 
     passed: bool
     reasons: tuple[str, ...]
 
 
 def judge(candidate: Evidence, champion: Evidence | None, gate: GateParams) -> Verdict:
-    """Hold a candidate against the thresholds of params; NaN and what is missing fail.
+    """Compares a candidate with the thresholds of params.yaml. NaN and missing values fail.
 
-    Split-half reliability and accuracy at the reference budget, relative to the candidate's own full cache, are
-    always judged. Agreement (rank correlation and overlap of the best 5 % heads) and lost accuracy are judged against
-    the champion; the first champion has none. They apply across checkpoint revisions too: a service that follows the
-    champion should not be moved to other heads unseen. A line says so when the revision is another.
+    Split-half reliability is always judged, and so is accuracy at the reference budget relative to the candidate's
+    own full cache. Agreement (rank correlation and overlap of the best 5 % heads) and lost accuracy are judged
+    against the champion, if there is one. They apply across checkpoint revisions too, because a service that follows
+    the champion should not switch to other heads unnoticed. A line reports a changed revision.
     """
     lines: list[tuple[bool, str]] = []
 
-    def at_least(what: str, value: float, wanted: float) -> None:
-        lines.append((value >= wanted, f"{what} {value:.4f}, at least {wanted:g} wanted"))
+    def at_least(what: str, value: float, threshold: float) -> None:
+        lines.append((value >= threshold, f"{what} {value:.4f}, must be at least {threshold:g}"))
 
     at_least("split-half correlation", candidate.table.split_half(), gate.min_split_half)
     _accuracy(candidate, gate, lines)
@@ -61,7 +61,7 @@ def judge(candidate: Evidence, champion: Evidence | None, gate: GateParams) -> V
 
 
 def reference_budget(evidence: Evidence, gate: GateParams) -> str:
-    """The budget accuracy is read at: the gate's, else the largest the method was evaluated at; "" if there is none."""
+    """Returns the budget at which accuracy is judged: the gate's, else the largest that was evaluated ("" if none)."""
     budgets = {b for methods in evidence.accuracy.values() for b in methods.get(METHOD, {}) if b.isdecimal()}
     return str(gate.reference_budget or max(budgets, key=int, default=""))
 
@@ -75,35 +75,37 @@ def _accuracy(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str
     if not candidate.accuracy:
         lines.append((False, "no accuracy was measured"))
     for task in sorted(candidate.accuracy):
-        mine, full = _value(candidate, task, METHOD, budget), _value(candidate, task, WHOLE, "all")
-        text = f"{task}: {METHOD} {mine:.4f} at budget {budget or 'none'}"
-        wanted = gate.min_accuracy_ratio
-        lines.append((mine >= wanted * full, f"{text}, {wanted:g} x full {full:.4f} wanted"))
+        compressed, full = _value(candidate, task, METHOD, budget), _value(candidate, task, WHOLE, "all")
+        text = f"{task}: {METHOD} {compressed:.4f} at budget {budget or 'none'}"
+        ratio = gate.min_accuracy_ratio
+        lines.append((compressed >= ratio * full, f"{text}, must be at least {ratio:g} x full {full:.4f}"))
 
 
 def _against(candidate: Evidence, champion: Evidence, gate: GateParams, lines: list[tuple[bool, str]]) -> None:
     name = f"champion (version {champion.version})"
     if candidate.revision != champion.revision:
-        text = f"checkpoint revision {candidate.revision}, of the {name} {champion.revision}; the same thresholds apply"
+        text = (
+            f"checkpoint revision {candidate.revision}, the {name} has {champion.revision}; the same thresholds apply"
+        )
         lines.append((True, text))
-    mine, theirs = candidate.table.scores.shape, champion.table.scores.shape
-    if mine != theirs:
-        lines.append((False, f"{mine} heads cannot be compared with the {theirs} of the {name}"))
+    shape, champion_shape = candidate.table.scores.shape, champion.table.scores.shape
+    if shape != champion_shape:
+        lines.append((False, f"heads of shape {shape} cannot be compared with {champion_shape} of the {name}"))
     else:
         rank = candidate.table.rank_correlation(champion.table)
         overlap = candidate.table.top_overlap(champion.table, TOP)
-        for what, value, wanted in (
+        for what, value, threshold in (
             ("rank correlation", rank, gate.min_rank_correlation),
             (f"overlap of the top {TOP:.0%}", overlap, gate.min_top_overlap),
         ):
-            lines.append((value >= wanted, f"{what} with the {name} {value:.4f}, at least {wanted:g} wanted"))
+            lines.append((value >= threshold, f"{what} with the {name} {value:.4f}, must be at least {threshold:g}"))
     budget = reference_budget(candidate, gate)
     for task in sorted(champion.accuracy):
         before, now = _value(champion, task, METHOD, budget), _value(candidate, task, METHOD, budget)
         if before != before:
             lines.append((True, f"{task}: the {name} was not evaluated at budget {budget}"))
             continue
-        text = f"{task}: {METHOD} {now:.4f} at budget {budget}, {before:.4f} of the {name}"
-        # Rounded as the tables are, so that a drop of exactly the threshold passes.
+        text = f"{task}: {METHOD} {now:.4f} at budget {budget}, the {name} {before:.4f}"
+        # Rounded like the tables, so that a drop of exactly the threshold passes.
         good = round(before - now, 6) <= gate.max_accuracy_drop
-        lines.append((good, f"{text}, a drop of at most {gate.max_accuracy_drop:g} allowed"))
+        lines.append((good, f"{text}, may drop by at most {gate.max_accuracy_drop:g}"))

@@ -1,4 +1,4 @@
-"""dvc.lock: what ran for a model, and whether the files here are still what it wrote. Read as YAML, without DVC."""
+"""Reads dvc.lock as YAML, without DVC: which stages ran for a model, and whether the files are still their outputs."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Stages:
 
     Attributes:
         entries: stage name (`chase@<key>`, ...) -> its cmd, deps, params and outs.
-        also: the same of `ALSO`, over the data sets of `robustness`; as far as they ran, and no part of the identity.
+        also: entries of the `ALSO` stages (over the data sets of `robustness`) that ran; no part of the identity.
         report: entry of the report stage, if it ran.
-        sha256: of dvc.lock's bytes.
+        sha256: hex digest of dvc.lock's bytes.
     """
 
     entries: dict[str, dict[str, Any]]
@@ -37,21 +37,21 @@ class Stages:
 
     @property
     def hash(self) -> str:
-        """Hex SHA-256 of the canonical JSON of the entries: the identity of what is published."""
+        """Returns the hex SHA-256 of the entries' canonical JSON, the identity of what is published."""
         text = json.dumps(self.entries, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def outs(self) -> dict[str, str]:
-        """Path -> md5 of every output of the model's stages."""
+        """Returns path -> md5 of every output of the model's stages."""
         return {out["path"]: out["md5"] for entry in self.entries.values() for out in entry["outs"]}
 
 
 def read_stages(root: Path, key: str) -> Stages:
-    """The entries of one model in dvc.lock.
+    """Reads the entries of one model from dvc.lock.
 
     Raises:
-        RegistryError: if dvc.lock is missing or malformed, lacks a stage of the model, or one stage ran on what
-            another has since replaced.
+        RegistryError: if dvc.lock is missing or malformed, lacks a stage of the model, or a stage ran on a file that
+            another stage has replaced since.
     """
     path = root / "dvc.lock"
     try:
@@ -66,17 +66,17 @@ def read_stages(root: Path, key: str) -> Stages:
     names = [f"{stage}@{key}" for stage in STAGES]
     missing = [name for name in names if name not in value["stages"]]
     if missing:
-        raise RegistryError(f"{', '.join(missing)} never ran", where=str(path), hint="run `dvc repro` first")
+        raise RegistryError(f"stages never ran: {', '.join(missing)}", where=str(path), hint="run `dvc repro` first")
     entries = {name: _entry(value["stages"][name], f"{path}: {name}") for name in names}
     report = value["stages"].get("report")
     of_key = tuple(f"{stage}@{key}-" for stage in ALSO)
-    also = {name: _entry(one, f"{path}: {name}") for name, one in value["stages"].items() if name.startswith(of_key)}
+    also = {name: _entry(raw, f"{path}: {name}") for name, raw in value["stages"].items() if name.startswith(of_key)}
     stages = Stages(entries, also, report and _entry(report, f"{path}: report"), hashlib.sha256(content).hexdigest())
     outs = stages.outs()
     for name, entry in entries.items():
         for dep in entry["deps"]:
             if outs.get(dep["path"], dep["md5"]) != dep["md5"]:
-                raise RegistryError(f"{name} ran on another {dep['path']}", where=str(path), hint=STALE)
+                raise RegistryError(f"{name} ran on an older {dep['path']}", where=str(path), hint=STALE)
     return stages
 
 
@@ -86,29 +86,29 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
             name: value.get(name) or default for name, default in (("cmd", ""), ("deps", []), ("params", {}))
         }
         entry["outs"] = value["outs"]
-        good = all(type(one[name]) is str for one in [*entry["deps"], *entry["outs"]] for name in ("path", "md5"))
+        good = all(type(file[name]) is str for file in [*entry["deps"], *entry["outs"]] for name in ("path", "md5"))
         good &= all(isinstance(values, dict) for values in entry["params"].values())
     except (KeyError, TypeError, AttributeError) as error:
         raise RegistryError(f"malformed: {error!r}", where=where) from error
     if not good:
-        raise RegistryError("malformed: a path or md5 that is no text, or params that are no mapping", where=where)
+        raise RegistryError("malformed: path and md5 must be strings, params a mapping", where=where)
     return entry
 
 
 def check_params(stages: Stages, params: Params) -> None:
-    """Refuse results of other params than these.
+    """Checks that every stage ran with the current values of params.yaml.
 
     Raises:
-        RegistryError: naming the stage and the key that differs.
+        RegistryError: if a stage ran with another value; it names the stage and the key.
     """
     for name, entry in stages.entries.items():
         dotted = other_param(entry, params)
         if dotted is not None:
-            raise RegistryError(f"{name} ran with another {dotted}", where="params.yaml", hint=STALE)
+            raise RegistryError(f"{name} ran with another value of {dotted}", where="params.yaml", hint=STALE)
 
 
 def other_param(entry: dict[str, Any], params: Params) -> str | None:
-    """The first key of params.yaml that an entry ran with another value of; None if there is none."""
+    """Returns the first key of params.yaml whose value has changed since the stage ran, or None."""
     for dotted, ran in entry["params"].get("params.yaml", {}).items():
         value: Any = params
         try:
@@ -128,7 +128,7 @@ def other_param(entry: dict[str, Any], params: Params) -> str | None:
 
 
 def md5_of(path: Path) -> str:
-    """DVC's md5 of a file, or of a folder (`.dir`: over the sorted JSON list of its files).
+    """Returns DVC's md5 of a file, or of a folder (`.dir`: of the sorted JSON list of its files).
 
     Raises:
         OSError: if it cannot be read.
@@ -142,11 +142,11 @@ def md5_of(path: Path) -> str:
 
 
 def report_is_current(stages: Stages, root: Path) -> bool:
-    """Whether artifacts/report is what the report stage wrote, from the tables that are here now."""
+    """Tells whether artifacts/report is what the report stage wrote from the present tables."""
     if stages.report is None:
         return False
     try:
-        outs = [one for one in [*stages.report["outs"], *stages.report["deps"]] if one["path"].startswith("artifacts/")]
-        return all(md5_of(root / one["path"]) == one["md5"] for one in outs)
+        files = [*stages.report["outs"], *stages.report["deps"]]
+        return all(md5_of(root / f["path"]) == f["md5"] for f in files if f["path"].startswith("artifacts/"))
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""What the run of a publication has besides its files: params and metrics under MLflow's flat names."""
+"""Params and metrics of a publication's run, under MLflow's flat names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemm.tables import Row, read_rows
 
 
 class Timing(Row):
-    """What is published of a row of artifacts/profile/<key>.csv."""
+    """The published columns of a row of artifacts/profile/<key>.csv."""
 
     method: str
     prompt_length: int
@@ -24,7 +24,7 @@ class Timing(Row):
 
 
 def flat_params(params: Params, key: str) -> dict[str, str]:
-    """Params of the run: the model's entry, chase, allocate and evaluate, as `section/name`."""
+    """Returns the run's params as `section/name`, from the model's entry, chase, allocate and evaluate."""
     params = params.of(key)
     sections = {"model": params.model(key), "chase": params.chase, "allocate": params.allocate}
     sections["evaluate"] = params.evaluate
@@ -33,31 +33,31 @@ def flat_params(params: Params, key: str) -> dict[str, str]:
 
 
 def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
-    """Metrics of the run, and what the profile stage says of its machine.
+    """Returns the run's metrics, and the profile stage's description of its machine.
 
-    Their names are `task/method/budget`, `profile/method/length/column`, `scores/...` and `align/...`.
+    Metrics are named `task/method/budget`, `profile/method/length/column`, `scores/...` and `align/...`.
 
     Raises:
-        RegistryError: if a file is not what its stage writes.
+        RegistryError: if a file does not have the format of its stage.
     """
 
     def read(name: str) -> Any:
         return json.loads((folder / name / f"{key}.json").read_text(encoding="utf-8"))
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     try:
         machine = dict(read("profile").items())
         for name in ("scores", "align"):
-            found.update(_flat(read(name), name))
+            values.update(_flat(read(name), name))
         for task, methods in read("evaluate").items():
-            found.update(_flat(methods, task))
+            values.update(_flat(methods, task))
         for row in read_rows(folder / "profile" / f"{key}.csv", Timing):
-            found.update(
+            values.update(
                 _flat(row.model_dump(exclude={"method", "prompt_length"}), f"profile/{row.method}/{row.prompt_length}")
             )
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
-        raise RegistryError(f"a table is not what its stage writes: {error!r}", where=key, hint=STALE) from error
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}, machine
+        raise RegistryError(f"a table is malformed: {error!r}", where=key, hint=STALE) from error
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}, machine
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:

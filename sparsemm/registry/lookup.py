@@ -1,4 +1,4 @@
-"""Look a score table up: by path, or by registry address with a cache that also serves when the registry is down."""
+"""Looks up score tables by path or registry address. A cache serves them while the registry is down."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Resolved:
-    """What an address points at now.
+    """The version that an address points at now.
 
     Attributes:
-        name, version: of the registered model.
-        digest: hex SHA-256 of the score table's file; equal digests are equal tables.
+        name, version: registered model and its version number.
+        digest: hex SHA-256 of the score table's file; equal digests mean equal tables.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Resolved:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A score table that was looked up, the verified file it was read from, and its version (None for a path)."""
+class VersionedTable:
+    """A score table, the verified file it was read from, and its version (None for a path)."""
 
     table: ScoreTable
     path: Path
@@ -52,19 +52,19 @@ class Found:
 
 
 def is_address(source: str | Path) -> bool:
-    """Whether a source is a registry address (models:/...) and not a path."""
+    """Tells whether a source is a registry address (models:/...) and not a path."""
     return isinstance(source, str) and source.startswith("models:")
 
 
 def resolve(source: str, *, tracking_uri: str | None = None) -> Resolved:
-    """Ask the registry what an address points at; downloads nothing, so a service can poll it.
+    """Asks the registry which version an address points at. It downloads nothing, so a service can poll it.
 
     Args:
         source: `models:/visual-heads.<key>@champion` or `models:/visual-heads.<key>/3`.
         tracking_uri: see `sparsemm.registry.client.registry_uri`.
 
     Raises:
-        RegistryError: if there is no such version, or `sparsemm publish` did not make it.
+        RegistryError: if there is no such version, or `sparsemm publish` did not create it.
         RegistryUnreachable: if the registry is down.
     """
     _parts(source)
@@ -79,24 +79,24 @@ def load_scores(
     cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> ScoreTable:
-    """The score table of a path or a registry address.
+    """Loads a score table from a path or a registry address.
 
     Args:
         source: path of a table, `models:/visual-heads.<key>@champion`, or `models:/visual-heads.<key>/3`.
-        model_config: config of the loaded model, or its fingerprint; another model's table is refused.
-        tracking_uri: of the registry; by default MLFLOW_TRACKING_URI, else SQLite under artifacts/registry.
-        cache_dir: by default $XDG_CACHE_HOME/sparsemm/scores.
-        offline: answer from the cache, without asking the registry.
+        model_config: config of the loaded model, or its fingerprint; a table of another model is refused.
+        tracking_uri: address of the registry; by default MLFLOW_TRACKING_URI, else SQLite under artifacts/registry.
+        cache_dir: folder of the cache; by default $XDG_CACHE_HOME/sparsemm/scores.
+        offline: whether to use the cache alone, without asking the registry.
 
     Raises:
         RegistryError: if there is no such version, or its file is not the one that was published.
-        RegistryUnreachable: if the registry is down and the cache does not know the address.
-        ScoreTableError: if the table is damaged, or of another model.
+        RegistryUnreachable: if the registry is down and the address is not in the cache.
+        ScoreTableError: if the table is damaged, or belongs to another model.
     """
-    found = look_up(source, tracking_uri=tracking_uri, cache_dir=cache_dir, offline=offline)
+    table = look_up(source, tracking_uri=tracking_uri, cache_dir=cache_dir, offline=offline).table
     if model_config is not None:
-        found.table.check_model(model_config)
-    return found.table
+        table.check_model(model_config)
+    return table
 
 
 def look_up(
@@ -105,18 +105,18 @@ def look_up(
     tracking_uri: str | None = None,
     cache_dir: str | Path | None = None,
     offline: bool = False,
-) -> Found:
-    """`load_scores`, and which version and file it was.
+) -> VersionedTable:
+    """Loads a score table as `load_scores` does, and returns its version and file too.
 
-    Tables are kept under their digest and verified at every use; what an address pointed at last is kept beside them.
-    When the registry does not answer, that is what is served, with a warning in the log. A registry that answers
-    "no such version" is believed.
+    The cache keeps tables under their digest and verifies them at every use. It also keeps the version that each
+    address pointed at last: when the registry does not answer, that version is served, with a warning in the log.
+    When the registry answers "no such version", that is an error.
 
     Raises:
-        as `load_scores`.
+        RegistryError, RegistryUnreachable, ScoreTableError: as `load_scores`.
     """
     if not is_address(source):
-        return Found(ScoreTable.load(source), Path(source), None)
+        return VersionedTable(ScoreTable.load(source), Path(source), None)
     source = str(source)
     _parts(source)
     uri = registry_uri(tracking_uri)
@@ -145,35 +145,32 @@ def look_up(
             write_json(pointer, {**asdict(resolved), "source": source, "written": now})
         except OSError as error:
             raise _no_cache(cache, error) from error
-    return Found(table, path, resolved)
+    return VersionedTable(table, path, resolved)
 
 
 def _no_cache(cache: Path, error: OSError) -> RegistryError:
     return RegistryError(f"the cache cannot be used: {error}", where=str(cache), hint="set XDG_CACHE_HOME or cache_dir")
 
 
-def describe(found: Found) -> dict[str, Any]:
-    """What was found, as plain JSON for other languages; `scores` is a list of layers of query heads."""
+def describe(entry: VersionedTable) -> dict[str, Any]:
+    """Returns a looked-up table as plain JSON for other languages; `scores` is a list of layers of query heads."""
     return {
-        "name": None if found.resolved is None else found.resolved.name,
-        "version": None if found.resolved is None else found.resolved.version,
-        "path": str(found.path.resolve()),
-        "digest": sha256_file(found.path),
-        "fingerprint": found.table.header["fingerprint"],
-        "model": found.table.header["model"],
-        "revision": found.table.header["revision"],
-        "num_kv_heads": found.table.header["num_kv_heads"],
-        "scores": found.table.scores.tolist(),
+        "name": None if entry.resolved is None else entry.resolved.name,
+        "version": None if entry.resolved is None else entry.resolved.version,
+        "path": str(entry.path.resolve()),
+        "digest": sha256_file(entry.path),
+        **{name: entry.table.header[name] for name in ("fingerprint", "model", "revision", "num_kv_heads")},
+        "scores": entry.table.scores.tolist(),
     }
 
 
 def _parts(source: str) -> tuple[str, str, str]:
-    """Name, alias and version of an address; alias or version is empty."""
-    found = SOURCE.fullmatch(source)
-    if found is None:
-        hint = "models:/visual-heads.<key>@champion or models:/visual-heads.<key>/3"
+    """Splits an address into name, alias and version; alias or version is empty."""
+    match = SOURCE.fullmatch(source)
+    if match is None:
+        hint = "use models:/visual-heads.<key>@champion or models:/visual-heads.<key>/3"
         raise RegistryError("not a registry address", where=source[:80], hint=hint)
-    return found["name"], found["alias"] or "", found["version"] or ""
+    return match["name"], match["alias"] or "", match["version"] or ""
 
 
 def _ask(source: str, uri: str) -> tuple[Any, ModelVersion]:
@@ -189,7 +186,7 @@ def _ask(source: str, uri: str) -> tuple[Any, ModelVersion]:
         except MlflowException as error:
             if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            hint = "`sparsemm promote <key> --to champion` names a champion"
+            hint = "`sparsemm promote <key> --to champion` makes a version the champion"
             raise RegistryError("no such version in the registry", where=source, hint=hint) from error
 
 
@@ -197,7 +194,7 @@ def _resolved(version: ModelVersion) -> Resolved:
     digest = version.tags.get("table_sha256", "")
     if not DIGEST.fullmatch(digest):
         where = f"{version.name} version {version.version}"
-        raise RegistryError("not a version that `sparsemm publish` made", where=where)
+        raise RegistryError("this version was not created by `sparsemm publish`", where=where)
     return Resolved(str(version.name), str(version.version), digest)
 
 
@@ -206,7 +203,7 @@ def _file(cache: Path, digest: str) -> Path:
 
 
 def _cached(cache: Path, digest: str) -> Path | None:
-    """The cached file of a digest, or None if it is not there or damaged."""
+    """Returns the cached file of a digest, or None if it is missing or damaged."""
     path = _file(cache, digest)
     if not path.is_file():
         return None
@@ -217,7 +214,7 @@ def _cached(cache: Path, digest: str) -> Path | None:
 
 
 def _download(client: Any, version: ModelVersion, cache: Path, digest: str) -> Path:
-    """Fetch a version's table into the cache, held against its manifest and its tag."""
+    """Downloads a version's table into the cache and checks it against the version's manifest and tag."""
     name = f"scores/{str(version.name).removeprefix('visual-heads.')}.safetensors"
     path = _file(cache, digest)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -243,10 +240,10 @@ def _read_pointer(path: Path) -> Resolved | None:
     return resolved if DIGEST.fullmatch(str(resolved.digest)) else None
 
 
-def _from_cache(cache: Path, pointer: Path, source: str) -> Found:
+def _from_cache(cache: Path, pointer: Path, source: str) -> VersionedTable:
     resolved = _read_pointer(pointer)
     path = None if resolved is None else _cached(cache, resolved.digest)
     if resolved is None or path is None:
-        hint = "look it up once while the registry answers"
-        raise RegistryUnreachable("not in the cache, or damaged there", where=source, hint=hint)
-    return Found(ScoreTable.load(path), path, resolved)
+        hint = "look it up once while the registry can be reached"
+        raise RegistryUnreachable("missing from the cache, or damaged there", where=source, hint=hint)
+    return VersionedTable(ScoreTable.load(path), path, resolved)

@@ -1,4 +1,4 @@
-"""Move the champion: forward through the gate, and back."""
+"""Promotes a version to champion if it passes the gate, and rolls a champion back."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION = "champion"
-REPLACED = "replaced_champion"  # tag of a champion: the version it took over from
-LONGEST = 4000  # characters of a tag
+REPLACED = "replaced_champion"  # tag of a champion: the version that it replaced
+LONGEST = 4000  # characters that a tag may have
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What came of it.
+    """The result of a promotion or rollback.
 
     Attributes:
-        name, version: the version that was asked for.
-        before: version the alias pointed at, or None.
-        moved: whether the alias points at `version` because of this call.
-        verdict: of the gate; None where it was not asked (to candidate, rollback, already champion).
+        name, version: registered model, and the version to promote.
+        before: version that the alias pointed at before, or None.
+        moved: whether this call moved the alias to `version`.
+        verdict: verdict of the gate; None if it was not asked (to candidate, rollback, already champion).
     """
 
     name: str
@@ -54,18 +54,19 @@ def promote(
     version: str | None = None,
     tracking_uri: str | None = None,
 ) -> Promotion:
-    """Point an alias of visual-heads.<key> at a version; at `champion` only if the gate lets it through.
+    """Points an alias of visual-heads.<key> at a version. To become `champion`, the version must pass the gate.
 
-    An alias is one row that is replaced in one transaction: a reader sees the old version or the new one. Publishers
-    and promoters take turns (what that guarantees: `sparsemm.registry.lease.lease`), and the champion that was judged
-    against must still be champion when the alias is moved. The verdict and its reasons are written to the version's
-    tags before that, whichever way it went.
+    An alias is one row that is replaced in one transaction, so a reader sees either the old version or the new one.
+    Publishers and promoters take turns (see `sparsemm.registry.lease.lease` for what that guarantees). The champion
+    that the candidate was compared with must still be champion when the alias is moved. Before that, the verdict and
+    its reasons are written to the version's tags, whether it passed or failed.
 
     Args:
-        version: number; the current candidate by default.
+        version: version number; by default the current candidate.
 
     Raises:
-        RegistryError: if there is no such version, its files are not what was published, or it changed meanwhile.
+        RegistryError: if there is no such version, its files differ from what was published, or the alias was moved
+            at the same time.
         RegistryUnreachable: if the registry is down.
     """
     name, uri = model_name(key), registry_uri(tracking_uri, params, root)
@@ -73,7 +74,7 @@ def promote(
     with answering(uri), lease(client, uri, name) as held:
         chosen = _by_alias(client, name, CANDIDATE) if version is None else _by_number(client, name, version)
         if chosen is None:
-            raise RegistryError("no candidate", where=name, hint=f"`sparsemm publish {key}` makes one")
+            raise RegistryError("no candidate", where=name, hint=f"`sparsemm publish {key}` creates one")
         before = _by_alias(client, name, to)
         number, old = str(chosen.version), None if before is None else str(before.version)
         if number == old:
@@ -88,18 +89,18 @@ def promote(
             if old is not None:
                 client.set_model_version_tag(name, number, REPLACED, old)
             else:
-                _forget(client, name, number, REPLACED)
+                _delete_tag(client, name, number, REPLACED)
         _move(client, held, name, to, old, number)
     return Promotion(name, number, old, True, verdict)
 
 
 def rollback(params: Params, key: str, root: Path = Path("."), *, tracking_uri: str | None = None) -> Promotion:
-    """Give the title back to the version the champion took it from; the gate is not asked, it let that one through.
+    """Makes the version that the champion replaced champion again. It passed the gate then and is not judged again.
 
-    Called again it goes back one further.
+    Calling it again goes back one version further.
 
     Raises:
-        RegistryError: if there is no champion, or nothing before it.
+        RegistryError: if there is no champion, or it is the first one.
         RegistryUnreachable: if the registry is down.
     """
     name, uri = model_name(key), registry_uri(tracking_uri, params, root)
@@ -137,16 +138,16 @@ def _by_number(client: MlflowClient, name: str, version: str) -> ModelVersion:
     except MlflowException as error:
         if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise RegistryError(f"no version {version!r}", where=name) from error
+        raise RegistryError(f"no version {version!r}", where=name, hint="MLflow's UI lists the versions") from error
 
 
-def _forget(client: MlflowClient, name: str, version: str, tag: str) -> None:
+def _delete_tag(client: MlflowClient, name: str, version: str, tag: str) -> None:
     if tag in client.get_model_version(name, version).tags:
         client.delete_model_version_tag(name, version, tag)
 
 
 def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
-    """Table and accuracy of a version, its files checked against their checksums."""
+    """Downloads the score table and accuracy of a version, checked against their checksums."""
     key = version.name.removeprefix("visual-heads.")
     table, accuracy = f"scores/{key}.safetensors", f"evaluate/{key}.json"
     with tempfile.TemporaryDirectory(prefix="sparsemm-") as temporary:
@@ -169,12 +170,13 @@ def _record(client: MlflowClient, name: str, version: str, verdict: Verdict, aga
 
 
 def _move(client: MlflowClient, held: Lease, name: str, alias: str, before: str | None, to: str) -> None:
-    """Move an alias that still points at `before`, and see it there."""
+    """Moves an alias from `before` to another version, and checks that nobody else moved it at the same time."""
     held.check()
     now = _by_alias(client, name, alias)
     if (None if now is None else str(now.version)) != before:
-        raise RegistryError(f"{alias} was moved meanwhile", where=name, hint="run it again")
+        raise RegistryError(f"{alias} was moved meanwhile", where=name, hint="run the command again")
     client.set_registered_model_alias(name, alias, to)
     now = _by_alias(client, name, alias)
     if now is None or str(now.version) != to:
-        raise RegistryError(f"{alias} was moved by another at the same time", where=name, hint="look, and run it again")
+        hint = "check which version it should be, and run the command again"
+        raise RegistryError(f"another process moved {alias} at the same time", where=name, hint=hint)

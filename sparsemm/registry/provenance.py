@@ -1,9 +1,10 @@
-"""Where a publication comes from: commit, dvc.lock, stages, flow run, packages, machine."""
+"""Describes the origin of a publication: commit, dvc.lock, stages, flow run, packages and machine."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ PROCESSORS = ("x86_64", "AMD64", "aarch64", "arm64")  # what the profile stage w
 def provenance(
     stages: Stages, table: ScoreTable, machine: dict[str, Any], root: Path, flow_run: str | None
 ) -> dict[str, Any]:
-    """What provenance.json holds: plain JSON, nothing of the environment, no address and no user.
+    """Returns the content of provenance.json as plain JSON, without environment variables, addresses or user names.
 
-    `machine` is artifacts/profile/<key>.json: `gpu` and `measured_with` are of the machine that profiled the model,
+    `machine` is artifacts/profile/<key>.json: `gpu` and `measured_with` describe the machine that profiled the model,
     which need not be the one that publishes.
     """
     device = machine.get("device")
@@ -42,17 +43,15 @@ def provenance(
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _git(root: Path) -> dict[str, Any] | None:
-    """Commit, and whether tracked files differ from it; None outside a repository."""
+    """Returns the commit, and whether tracked files differ from it; None outside a repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

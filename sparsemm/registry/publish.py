@@ -1,4 +1,4 @@
-"""Publish what the stages of a model wrote as one version in the registry: whole or not at all, and once."""
+"""Publishes the results of a model's stages as one version in the registry, completely or not at all, and only once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CANDIDATE = "candidate"
-PER_REQUEST = 100  # of log_batch: params; metrics may be 1000
+PER_REQUEST = 100  # params that log_batch accepts in a request (it accepts 1000 metrics)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Published:
     """A version of visual-heads.<key>.
 
     Attributes:
-        name, version: of the registered model.
-        run_id: the run that holds its files.
+        name, version: registered model and version number.
+        run_id: run that holds the version's files.
         stage_hash: identity of the results, see `Stages.hash`.
         created: False if the same results had been published before.
     """
@@ -56,26 +56,27 @@ def publish(
     tracking_uri: str | None = None,
     flow_run: str | None = None,
 ) -> Published:
-    """Publish one model's results and make the version the candidate.
+    """Publishes one model's results and makes the version the candidate.
 
-    Order: run, params and metrics, files, read back and compared with their checksums, run finished, and only then
-    the version, in one request with all its tags. Whatever is cut off before leaves an unfinished run that nobody
-    can look up; the next publication of the model removes it and starts again.
+    It creates a run, logs params and metrics, uploads the files, reads them back and compares their checksums,
+    finishes the run, and only then creates the version, in one request with all its tags. An interrupted publication
+    leaves an unfinished run that no lookup finds; the next publication of the model removes it and starts again.
 
-    Once: publishers of a model take turns (`lease`), and look for a version of the same stage hash first. MLflow has
-    no unique constraint on tags, and its transport may send a request twice, so each looks again afterwards: version
-    numbers are unique and rise, so the later of two creators sees the earlier, and the lowest number is kept.
+    The same results are published once: publishers of a model take turns (`lease`) and first look for a version with
+    the same stage hash. MLflow has no unique constraint on tags, and its transport may send a request twice, so each
+    publisher looks again afterwards. Version numbers are unique and increase, so the later of two publishers sees the
+    earlier version, and the lowest number is kept.
 
     Args:
-        params: must be those the stages ran with.
+        params: the params that the stages ran with.
         key: model key.
-        root: folder with dvc.lock and artifacts/; its files must have the hashes dvc.lock names.
+        root: folder with dvc.lock and artifacts/, whose files must have the hashes in dvc.lock.
         tracking_uri: see `registry_uri`.
         flow_run: id of the flow run, for provenance.
 
     Raises:
-        RegistryError: if a stage never ran, is stale, or its files were edited; or the registry refuses.
-        RegistryUnreachable: if the registry is down; nothing here is changed, publish again later.
+        RegistryError: if a stage never ran or is stale, its files were edited, or the registry refuses.
+        RegistryUnreachable: if the registry is down. Nothing was changed locally; publish again later.
     """
     name, model = model_name(key), params.model(key)
     stages = read_stages(root, key)
@@ -114,26 +115,26 @@ def publish(
 
 
 def _only_version(client: MlflowClient, name: str, stage_hash: str) -> ModelVersion | None:
-    """The version of this stage hash; of several the lowest number, and the others are deleted."""
+    """Returns the version with this stage hash, or None. If there are several, all but the lowest are deleted."""
     from mlflow.exceptions import MlflowException
 
-    found = sorted(
+    versions = sorted(
         client.search_model_versions(f"name='{name}' and tags.stage_hash='{stage_hash}'"), key=lambda v: int(v.version)
     )
-    for later in found[1:]:
+    for duplicate in versions[1:]:
         try:
-            client.delete_model_version(name, later.version)
+            client.delete_model_version(name, duplicate.version)
         except MlflowException as error:
-            if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):  # the other publisher was faster
+            if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):  # the other publisher deleted it first
                 raise
-    return found[0] if found else None
+    return versions[0] if versions else None
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     store = sqlite_file(uri)
-    # A server decides itself where files go; without one they lie beside the database.
+    # A server chooses the location of files itself; without a server they are stored beside the database.
     location = None if store is None else (store.parent.resolve() / "files").as_uri()
     if client.get_experiment_by_name(name) is None:
         try:
@@ -141,17 +142,18 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
         except MlflowException as error:
             if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
                 raise
-    found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        raise RegistryError("the experiment was deleted", where=name, hint="restore it, or name another in params")
-    if store is None and urlsplit(found.artifact_location).scheme in ("", "file"):
-        hint = "name a new one in registry.experiment"
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None or experiment.lifecycle_stage != "active":
+        hint = "restore it, or set another registry.experiment in params.yaml"
+        raise RegistryError("the experiment was deleted", where=name, hint=hint)
+    if store is None and urlsplit(experiment.artifact_location).scheme in ("", "file"):
+        hint = "set a new registry.experiment in params.yaml"
         raise RegistryError("the server's experiment keeps files on local disks", where=name, hint=hint)
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _remove_unfinished(client: MlflowClient, experiment: str, key: str) -> None:
-    """Delete runs of this model that no version came of: under the lease nobody is still writing one."""
+    """Deletes unfinished runs of this model. The caller holds the lease, so nobody is still writing one."""
     runs = client.search_runs([experiment], f"tags.key = '{key}' and tags.published = 'no'")
     for run in runs:
         client.delete_run(run.info.run_id)
@@ -166,7 +168,7 @@ def _run(
     params: dict[str, str],
     metrics: dict[str, float],
 ) -> str:
-    """A finished run whose files have been read back."""
+    """Creates a finished run, whose files have been read back and checked, and returns its id."""
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
 
@@ -178,13 +180,13 @@ def _run(
             client.log_batch(run_id, params=part)
         for part in _parts([Metric(k, v, now, 0) for k, v in metrics.items()]):
             client.log_batch(run_id, metrics=part)
-        held.check()  # each of these may take as long as the lease lasts
+        held.check()  # the upload and the download may each take as long as the lease lasts
         client.log_artifacts(run_id, str(folder), manifest.FOLDER)
         held.check()
         with tempfile.TemporaryDirectory(prefix="sparsemm-") as back:
             manifest.fetch(client, run_id, tags["manifest_sha256"], None, Path(back))
     except BaseException:
-        with suppress(MlflowException):  # it may be the registry that failed
+        with suppress(MlflowException):  # the registry itself may have failed
             client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
@@ -205,7 +207,7 @@ def _version(held: Lease, name: str, run_id: str, tags: dict[str, str]) -> Model
     client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
     version = _only_version(client, name, tags["stage_hash"])
     if version is None:
-        raise RegistryError("the version is not there after it was created", where=name, hint="publish again")
+        raise RegistryError("the version disappeared after it was created", where=name, hint="publish again")
     if version.run_id == run_id:
         client.set_tag(run_id, "published", f"version {version.version}")
     else:

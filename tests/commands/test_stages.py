@@ -25,9 +25,9 @@ def test_help_has_an_example_that_would_run(name, capsys):
 @pytest.mark.parametrize(
     ("command", "option", "reason"),
     [
-        ("chase", "--processes", "0 processes compute nothing"),
-        ("chase", "--processes", "-2 processes compute nothing"),
-        ("evaluate", "--limit", "0 documents answer nothing"),
+        ("chase", "--processes", "0 processes are too few"),
+        ("chase", "--processes", "-2 processes are too few"),
+        ("evaluate", "--limit", "0 documents are too few"),
     ],
 )
 def test_a_count_of_nothing_is_refused(command, option, reason, capsys):

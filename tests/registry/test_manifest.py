@@ -32,7 +32,7 @@ from sparsemm.registry import manifest
     ],
 )
 def test_names_that_escape_are_refused(name):
-    with pytest.raises(RegistryError, match="no name of an artifact"):
+    with pytest.raises(RegistryError, match="not a valid artifact name"):
         manifest.safe_name(name)
 
 

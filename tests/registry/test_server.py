@@ -71,7 +71,7 @@ def test_without_the_password_nothing_is_answered(server, monkeypatch, workspace
     made = workspace("m")
     for name, value in (("MLFLOW_TRACKING_PASSWORD", "wrong"), ("MLFLOW_TRACKING_USERNAME", "")):
         monkeypatch.setenv(name, value)
-        with pytest.raises(RegistryError, match="wants other credentials"):
+        with pytest.raises(RegistryError, match="rejects these credentials"):
             publish(made.params, "m", made.root, tracking_uri=server.uri)
 
 
