@@ -159,7 +159,7 @@ def test_a_hub_that_does_not_answer_is_told_in_one_line(hub, monkeypatch, tmp_pa
     hub.repos["org/model"] = Repo({"README.md": b""})
     assert adding(tmp_path) == 1
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "sparsemm: org/model: holds no config.json (is it a checkpoint of transformers?)"
+        "sparsemm: org/model: no config.json in the repository (check that it is a transformers checkpoint)"
     ]
     hub.repos["org/model"] = Repo({"config.json": b"{"})
     assert adding(tmp_path) == 1

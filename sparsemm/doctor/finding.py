@@ -1,4 +1,4 @@
-"""One thing that was looked at."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and what to do about it.
+    """The result of one check, with a hint for the user.
 
     Attributes:
-        name: what was looked at; several findings may share it.
-        status: "ok"; "absent", where something optional is not there; "broken", where something is wrong.
-        detail: what was found, without secrets.
-        hint: what to do about it, unless it is "ok".
+        name: name of the thing that was checked; several findings may share it.
+        status: "ok"; "absent" if something optional is missing; "broken" if something is wrong.
+        detail: result in words, without secrets.
+        hint: advice for the user if the status is not "ok".
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Python and its packages, looked at without importing any of them."""
+"""Checks Python and the installed packages without importing them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,19 @@ OPTIONAL = {
     "dvc": "`dvc repro`",
     "prefect": "flows/",
     "mlflow": "the registry",
-    "boto3": "s3:// places",
-    "pypdfium2": "pdf data sets",
+    "boto3": "s3:// addresses",
+    "pypdfium2": "PDF data sets",
     "flash-attn": "one more decode backend on GPUs",
 }
 
 
 def packages() -> list[Finding]:
-    """Python, the packages the core needs, and those that some commands need."""
-    found = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")]
-    for name in CORE:
+    """Reports Python, the packages that the core needs, and those that some commands need."""
+    findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")]
+    for name in (*CORE, *OPTIONAL):
         try:
-            found.append(Finding(f"package {name}", "ok", version(name)))
+            findings.append(Finding(f"package {name}", "ok", version(name)))
         except PackageNotFoundError:
-            found.append(Finding(f"package {name}", "broken", "not installed", f"pip install {name}"))
-    for name, use in OPTIONAL.items():
-        try:
-            found.append(Finding(f"package {name}", "ok", version(name)))
-        except PackageNotFoundError:
-            found.append(Finding(f"package {name}", "absent", "not installed", f"pip install {name}, for {use}"))
-    return found
+            status, use = ("absent", f", for {OPTIONAL[name]}") if name in OPTIONAL else ("broken", "")
+            findings.append(Finding(f"package {name}", status, "not installed", f"pip install {name}{use}"))
+    return findings

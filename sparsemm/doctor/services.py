@@ -1,4 +1,4 @@
-"""The services: does each one answer, and with these credentials?"""
+"""Checks whether each service answers and accepts the configured credentials."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from sparsemm.params import Params
 from sparsemm.params.models import without_folder
 from sparsemm.registry.client import registry_uri, sqlite_file
 
-PATIENCE = 5.0  # seconds a service may take
+PATIENCE = 5.0  # seconds that a service may take to answer
 
 
 def public(address: str) -> str:
-    """An address without user name and password."""
+    """Returns an address without its user name, password and query."""
     scheme, slashes, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{slashes}{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}" if slashes else address
 
 
 def knock(name: str, address: str, path: str, hint: str) -> Finding:
-    """Ask an HTTP server for one page; whatever it says but 5xx means that it is there."""
+    """Requests one page of an HTTP server; any answer but 5xx shows that it is up."""
     shown = public(address)
     try:
         if urlsplit(address).scheme not in ("http", "https"):
@@ -46,30 +46,30 @@ def knock(name: str, address: str, path: str, hint: str) -> Finding:
 
 
 def hub(params: Params | None) -> Finding:
-    """The Hugging Face hub, which only matters where something comes from there."""
+    """Checks the Hugging Face hub. It is only needed if a model or data set comes from there."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return Finding("hub", "absent", "HF_HUB_OFFLINE is set", "unset it to download")
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    found = knock("hub", address, "/api/models?limit=1", "check the network, HF_ENDPOINT and proxies")
-    if found.status == "broken" and (params is None or not _from_hub(params)):
-        hint = "nothing in params.yaml needs it" if params else "whether params.yaml needs it cannot be told"
-        return Finding("hub", "absent", found.detail, hint)
-    return found
+    finding = knock("hub", address, "/api/models?limit=1", "check the network, HF_ENDPOINT and proxies")
+    if finding.status == "broken" and (params is None or not _from_hub(params)):
+        hint = "nothing in params.yaml needs it" if params else "params.yaml is invalid, so it may not be needed"
+        return Finding("hub", "absent", finding.detail, hint)
+    return finding
 
 
 def _from_hub(params: Params) -> bool:
-    """Whether a data set or a model comes from the hub."""
-    names = [one.checkpoint for one in params.models.values()]
+    """Tells whether a data set or a model comes from the hub."""
+    names = [model.checkpoint for model in params.models.values()]
     models = any(not Path(name).exists() and not without_folder(name) for name in names)
-    return models or any(one.source == "hub" for one in params.datasets.values())
+    return models or any(dataset.source == "hub" for dataset in params.datasets.values())
 
 
 def stores(params: Params | None) -> list[Finding]:
-    """Every S3 address of params.yaml."""
+    """Checks every S3 address in params.yaml."""
     if params is None:
         return []
-    locations = [one.location for one in params.datasets.values() if one.source == "s3"]
-    locations += [one.location for one in params.watch.values() if one.source == "s3"]
+    locations = [dataset.location for dataset in params.datasets.values() if dataset.source == "s3"]
+    locations += [watched.location for watched in params.watch.values() if watched.source == "s3"]
     if not locations:
         return [Finding("s3", "absent", "nothing in params.yaml is on S3", "nothing to do")]
     return [_store("s3", location) for location in sorted(set(locations))]
@@ -84,22 +84,22 @@ def _store(name: str, location: str, endpoint: str | None = None) -> Finding:
 
 
 def dvc_remotes(root: Path) -> list[Finding]:
-    """The remotes of .dvc/config and .dvc/config.local: folders and S3 are asked, others only named."""
+    """Checks the remotes of .dvc/config and .dvc/config.local. Kinds other than folders and S3 are only listed."""
     config = configparser.ConfigParser(interpolation=None)
     files = [root / ".dvc" / name for name in ("config", "config.local")]
     try:
         config.read(files, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:
-        return [Finding("dvc remote", "broken", f"{files[0].parent}: {error}", "correct it, or see `dvc remote list`")]
+        return [Finding("dvc remote", "broken", f"{files[0].parent}: {error}", "correct the file")]
     if not files[0].is_file():
         return [Finding("dvc remote", "absent", f"no DVC repository in {root}", "run from the repository root")]
-    found = []
+    findings = []
     for section in config.sections():
         if section.strip("'").startswith("remote "):
             label = section.strip("'").removeprefix("remote ").strip('"')
-            found.append(_remote(f"dvc remote {label}", config[section], files[0].parent))
+            findings.append(_remote(f"dvc remote {label}", config[section], files[0].parent))
     hint = "`dvc remote add -d storage s3://bucket/prefix` shares results between machines (docs/storage.md)"
-    return found or [Finding("dvc remote", "absent", "none", hint)]
+    return findings or [Finding("dvc remote", "absent", "none", hint)]
 
 
 def _remote(name: str, values: configparser.SectionProxy, folder: Path) -> Finding:
@@ -107,14 +107,15 @@ def _remote(name: str, values: configparser.SectionProxy, folder: Path) -> Findi
     if url.startswith("s3://"):
         return _store(name, url, values.get("endpointurl"))
     if "://" in url:
-        return Finding(name, "ok", f"{public(url)}, not asked here", "`dvc push` tells")
+        return Finding(name, "ok", f"{public(url)}, not checked", "`dvc push` shows whether it works")
     if (folder / url).is_dir():
         return Finding(name, "ok", url)
-    return Finding(name, "broken", f"{url or 'no url'}: no such folder", f"make it, or `dvc remote modify {name}`")
+    hint = f"create it, or correct it with `{name.replace('remote', 'remote modify', 1)} url ADDRESS`"
+    return Finding(name, "broken", f"{url or 'no url'}: no such folder", hint)
 
 
 def registry(params: Params | None, root: Path) -> Finding:
-    """The MLflow registry."""
+    """Checks the MLflow registry."""
     try:
         address = registry_uri(None, params, root)
     except RegistryError as error:
@@ -125,11 +126,11 @@ def registry(params: Params | None, root: Path) -> Finding:
         return knock("registry", address, "/health", hint)
     if file.is_file():
         return Finding("registry", "ok", f"SQLite in {file}")
-    return Finding("registry", "absent", f"nothing published yet to {file}", "`sparsemm publish <model>` makes it")
+    return Finding("registry", "absent", f"nothing published yet to {file}", "`sparsemm publish <model>` creates it")
 
 
 def prefect() -> Finding:
-    """The Prefect server: PREFECT_API_URL, or what the active profile says."""
+    """Checks the Prefect server named by PREFECT_API_URL or by the active profile."""
     home = Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect")
     address = os.environ.get("PREFECT_API_URL", "")
     if not address:
@@ -140,6 +141,6 @@ def prefect() -> Finding:
         except (OSError, ValueError, AttributeError):
             address = ""
     if not address:
-        hint = "`prefect server start`, then set PREFECT_API_URL; flows run without it on a temporary server"
+        hint = "run `prefect server start` and set PREFECT_API_URL; without it flows use a temporary server"
         return Finding("prefect", "absent", "no address", hint)
     return knock("prefect", address, "/health", "start it (`prefect server start`), or correct PREFECT_API_URL")

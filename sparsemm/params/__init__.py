@@ -1,4 +1,4 @@
-"""params.yaml, typed and strict: the only configuration there is."""
+"""Typed, strict parsing of params.yaml, the only configuration file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Params(Strict):
 
     models: dict[str, ModelParams]
     datasets: dict[str, DatasetParams]
-    assembled: dict[str, AssembledParams] = Field({}, description="checkpoints put together in artifacts/checkpoints")
+    assembled: dict[str, AssembledParams] = Field({}, description="checkpoints assembled in artifacts/checkpoints")
     chase: ChaseParams
     robustness: dict[str, RobustnessParams] = Field({}, description="further data sets to chase over, by key")
     allocate: AllocateParams
@@ -62,7 +62,7 @@ class Params(Strict):
         if reason is not None:
             raise ValueError(f"chase.dataset and evaluate.dataset {reason}")
         if "qa" in self.evaluate.tasks and evaluated.source != "synthetic":
-            raise ValueError(f"evaluate.tasks: qa asks about synthetic pages only, {self.evaluate.dataset} has others")
+            raise ValueError(f"evaluate.tasks: qa needs synthetic pages, {self.evaluate.dataset} has others")
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
         reason = self.studies.problem(
@@ -80,7 +80,7 @@ class Params(Strict):
     @model_validator(mode="after")
     def _overrides_fit(self) -> Self:
         for key, entry in self.models.items():
-            for name in ("chase", "evaluate"):  # dvc.yaml names their data sets as dependencies
+            for name in ("chase", "evaluate"):  # their data sets are dependencies in dvc.yaml
                 if "dataset" in getattr(entry, name):
                     raise ValueError(f"models.{key}.{name}.dataset: the data set is the same for all models")
             try:
@@ -90,22 +90,22 @@ class Params(Strict):
         return self
 
     def model(self, key: str) -> ModelParams:
-        """The entry of one model.
+        """Returns the entry of one model.
 
         Raises:
             ParamsError: if there is none.
         """
         if key not in self.models:
-            known = ", ".join(self.models) or "none yet"
-            raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {known}")
+            keys = ", ".join(self.models) or "none yet"
+            raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {keys}")
         return self.models[key]
 
     def of(self, key: str) -> Params:
-        """These params with what the entry of one model overrides; asked again, the same.
+        """Returns these params with the overrides of one model's entry applied. Applying them twice changes nothing.
 
         Raises:
             ParamsError: if there is no such model.
-            ValidationError: if the overridden params are not valid, which those of a params file always are.
+            ValidationError: if the resulting params are not valid; `load_params` has checked this for every model.
         """
         entry = self.model(key)
         changes = {name: getattr(entry, name) for name in OVERRIDDEN if getattr(entry, name)}
@@ -119,27 +119,27 @@ class Params(Strict):
         )
 
     def check_folders(self, keys: Iterable[str], where: str = "params.yaml") -> None:
-        """Check that local checkpoints are there; hub ids are not asked for.
+        """Checks that local checkpoint folders exist. Hub ids are not checked.
 
         Args:
-            keys: of the models to look at; unknown ones are left out.
-            where: the file, for messages.
+            keys: keys of the models to check; unknown ones are ignored.
+            where: name of the params file, for messages.
 
         Raises:
-            ParamsError: naming every folder that is not.
+            ParamsError: if a folder is missing; it names all of them.
         """
-        gone = {key: self.models[key].checkpoint for key in keys if key in self.models}
-        gone = {key: folder for key, folder in gone.items() if without_folder(folder)}
-        if gone:
-            what = "; ".join(f"models.{key}.checkpoint: no folder {folder}" for key, folder in gone.items())
-            key = next(iter(gone))
-            hint = f"correct the path, fetch it again, or `sparsemm models remove {key}`"
+        folders = {key: self.models[key].checkpoint for key in keys if key in self.models}
+        missing = {key: folder for key, folder in folders.items() if without_folder(folder)}
+        if missing:
+            what = "; ".join(f"models.{key}.checkpoint: no folder {folder}" for key, folder in missing.items())
+            key = next(iter(missing))
+            hint = f"correct the path, download it again, or `sparsemm models remove {key}`"
             if key in self.assembled:
-                hint = f"`sparsemm assemble {key}` makes it"
+                hint = f"`sparsemm assemble {key}` creates it"
             raise ParamsError(what, where=where, hint=hint)
 
     def over(self, dataset: str | None) -> Params:
-        """These params with another data set under `chase`, and the prompt that fits it; None changes nothing.
+        """Returns these params with another data set and its prompt under `chase`; None changes nothing.
 
         Raises:
             ParamsError: if the data set is not under `robustness`.
@@ -147,15 +147,15 @@ class Params(Strict):
         if dataset is None:
             return self
         if dataset not in self.robustness:
-            known = ", ".join(self.robustness) or "none yet"
-            raise ParamsError(f"no data set {dataset!r}", where="params.yaml: robustness", hint=f"known: {known}")
+            keys = ", ".join(self.robustness) or "none yet"
+            raise ParamsError(f"no data set {dataset!r}", where="params.yaml: robustness", hint=f"known: {keys}")
         prompt = self.robustness[dataset].prompt or self.chase.prompt
         chase = self.chase.model_copy(update={"dataset": dataset, "prompt": prompt})
         return self.model_copy(update={"chase": chase})
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes`; mappings are merged key by key, everything else is replaced."""
+    """Returns `values` with `changes` applied: mappings are merged key by key, other values are replaced."""
     merged = dict(values)
     for key, value in changes.items():
         inner = merged.get(key)
@@ -163,7 +163,7 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# What pydantic says in words of Python.
+# Messages for errors that pydantic describes in terms of Python.
 WORDS = {
     "extra_forbidden": "unknown key",
     "missing": "is missing",
@@ -173,10 +173,10 @@ WORDS = {
 
 
 class _NoRepeats(yaml.SafeLoader):
-    """YAML without the rule that of two equal keys the last one silently wins; what `<<` brings may be replaced."""
+    """A YAML loader that refuses repeated keys, of which PyYAML would keep the last. Keys merged by `<<` may repeat."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Before merge keys are resolved, so that only what is written twice counts.
+        # Merge keys are not resolved yet, so only keys that are written twice are refused.
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -189,26 +189,26 @@ class _NoRepeats(yaml.SafeLoader):
 
 
 def _reasons(error: ValidationError) -> list[str]:
-    """Key and reason of everything that is wrong, as a writer of YAML would say it."""
+    """Returns key and reason of every error, in terms of YAML."""
     reasons = []
-    for one in error.errors(include_url=False):
-        at = [str(part) for part in one["loc"]]
+    for detail in error.errors(include_url=False):
+        at = [str(part) for part in detail["loc"]]
         if at[:1] == ["datasets"]:
-            del at[2:3]  # the kind of source that pydantic puts between a data set and its key
-        reason = WORDS.get(one["type"], one["msg"].removeprefix("Value error, "))
-        if one["type"] == "model_type" and one["input"] is None:
-            reason += ", {} where it is empty"  # what is left of a mapping of comments
-        if one["type"] == "too_short" and one["ctx"]["actual_length"] == 0 and one["input"]:
-            continue  # its only entry is wrong, which has been said
+            del at[2:3]  # pydantic puts the kind of source between a data set and its key
+        reason = WORDS.get(detail["type"], detail["msg"].removeprefix("Value error, "))
+        if detail["type"] == "model_type" and detail["input"] is None:
+            reason += ", {} where it is empty"  # a mapping whose entries are all commented out is None
+        if detail["type"] == "too_short" and detail["ctx"]["actual_length"] == 0 and detail["input"]:
+            continue  # its only entry is wrong, which is reported already
         reasons.append(": ".join([".".join(at), reason]) if at else reason)
     return reasons
 
 
 def parse_params(text: str, where: str = "params.yaml") -> Params:
-    """Parse and check the text of a params file.
+    """Parses and checks the text of a params file.
 
     Raises:
-        ParamsError: with file, key and reason of everything that is wrong.
+        ParamsError: with the file, and key and reason of every error.
     """
     try:
         raw = yaml.load(text, Loader=_NoRepeats)  # noqa: S506  (a SafeLoader)
@@ -217,19 +217,19 @@ def parse_params(text: str, where: str = "params.yaml") -> Params:
     except RecursionError as error:
         raise ParamsError("nested too deeply", where=where) from error
     if not isinstance(raw, dict):
-        raise ParamsError("not a mapping", where=where, hint="`sparsemm params --schema` prints what belongs there")
+        raise ParamsError("not a mapping", where=where, hint="`sparsemm params --schema` prints all keys")
     try:
         # JSON mode: lists become tuples, everything else stays strict.
         return Params.model_validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:  # before ValueError, which it is
+    except ValidationError as error:  # a subclass of ValueError
         hint = "`sparsemm params --schema` explains every key"
         raise ParamsError("; ".join(_reasons(error)), where=where, hint=hint) from error
     except (TypeError, ValueError) as error:
-        raise ParamsError(f"holds what no key takes: {error}", where=where) from error
+        raise ParamsError(f"holds a value of an unsupported kind: {error}", where=where) from error
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a params file.
+    """Reads the text of a params file.
 
     Raises:
         ParamsError: if it cannot be read, or is not UTF-8.
@@ -240,22 +240,20 @@ def read_text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise ParamsError(f"not UTF-8: {error}", where=str(path), hint="save it as UTF-8 text") from error
     except OSError as error:
-        what = f"cannot be read: {error.strerror}"
-        raise ParamsError(
-            what, where=str(path), hint="run from the repository root, or name it with --params"
-        ) from error
+        hint = "run from the repository root, or name it with --params"
+        raise ParamsError(f"cannot be read: {error.strerror}", where=str(path), hint=hint) from error
     return text
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read, parse and check a params file.
+    """Reads, parses and checks a params file.
 
     Raises:
-        ParamsError: with file, key and reason of everything that is wrong.
+        ParamsError: with the file, and key and reason of every error.
     """
     return parse_params(read_text(path), str(path))
 
 
 def schema() -> dict[str, Any]:
-    """JSON schema of params.yaml."""
+    """Returns the JSON schema of params.yaml."""
     return Params.model_json_schema()

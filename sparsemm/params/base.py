@@ -1,4 +1,4 @@
-"""What every part of params.yaml has in common: strict, frozen, unknown keys refused."""
+"""The base class of all parts of params.yaml, which is strict, frozen and refuses unknown keys."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def check_key(key: str) -> str:
-    """A key of params.yaml that names files and stages.
+    """Returns a key of params.yaml if it can be part of file and stage names.
 
     Raises:
-        ValueError: if it could not.
+        ValueError: if it cannot.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
         raise ValueError(f"key {key!r} may hold only letters, digits, - and _")
@@ -22,10 +22,10 @@ def check_key(key: str) -> str:
 
 
 def without_repeats(value: tuple[object, ...]) -> tuple[object, ...]:
-    """A list of params.yaml whose entries are done one after the other.
+    """Returns a list of params.yaml if no entry is repeated.
 
     Raises:
-        ValueError: if one would be done twice.
+        ValueError: if one is.
     """
     if len(set(value)) != len(value):
         raise ValueError("repeats an entry")

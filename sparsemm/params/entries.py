@@ -1,4 +1,4 @@
-"""Add and remove models in a params file, comments elsewhere untouched."""
+"""Adds and removes models in a params file without changing anything else, comments included."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.params import ModelParams, parse_params, read_text
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that DVC, which reads YAML 1.2, would take for a number: revisions like 12e4567890123456."""
+    """A YAML dumper that quotes text like the revision 12e4567890123456, which DVC's YAML 1.2 reads as a number."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[0-9]+([eE][0-9]+)?$"), list("0123456789"))
@@ -31,13 +31,13 @@ def _models_node(text: str, where: str) -> tuple[yaml.MappingNode, yaml.Node]:
 
 
 def _save(path: Path, text: str) -> None:
-    parse_params(text, str(path))  # never write what could not be read back
+    parse_params(text, str(path))  # an invalid file is never written
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
-    """Write an entry under `models` of a params file, comments elsewhere untouched; an existing one is replaced.
+    """Writes an entry under `models` of a params file; an existing one is replaced. Comments elsewhere are kept.
 
     Returns:
         whether anything changed.
@@ -71,7 +71,7 @@ def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
 
 
 def _content_end(lines: list[str], first: int, end: int) -> int:
-    """Index after the last line of [first, end) that is neither blank nor a comment."""
+    """Returns the index after the last line of [first, end) that is neither blank nor a comment."""
     end = min(end, len(lines))
     while end > first and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
         end -= 1
@@ -91,15 +91,16 @@ def _without(text: str, key: str, where: str) -> str:
             if len(node.value) == 1:
                 lines[name.start_mark.line] = "models: {}\n"
             return "".join(lines)
-    known = ", ".join(str(entry_key.value) for entry_key, _ in node.value) or "none yet"
-    raise ParamsError(f"no model {key!r}", where=f"{where}: models", hint=f"known: {known}")
+    keys = ", ".join(str(entry_key.value) for entry_key, _ in node.value) or "none yet"
+    raise ParamsError(f"no model {key!r}", where=f"{where}: models", hint=f"known: {keys}")
 
 
 def remove_entry(path: str | Path, key: str) -> None:
-    """Remove a model's entry from a params file; its artifacts stay.
+    """Removes a model's entry from a params file; its artifacts stay.
 
     Raises:
         ParamsError: if the file is not valid, or there is no such entry.
     """
     path = Path(path)
-    _save(path, _without(read_text(path), key, str(path)))  # whose entry may be all that is wrong with the file
+    # The file is checked only without the entry, which may be the one thing that is wrong with it.
+    _save(path, _without(read_text(path), key, str(path)))

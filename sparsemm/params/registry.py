@@ -1,4 +1,4 @@
-"""params.yaml, `registry`: where results are published, and what may become champion."""
+"""The part `registry` of params.yaml: where results are published, and which versions may become champion."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sparsemm.params.base import Count, Strict
 
 
 class GateParams(Strict):
-    """What a candidate must reach to become champion."""
+    """The thresholds that a candidate must reach to become champion."""
 
-    reference_budget: Count | None = Field(None, description="where accuracy is compared; default the largest budget")
+    reference_budget: Count | None = Field(None, description="budget of the comparison; default: the largest")
     min_split_half: float = Field(0.9, ge=-1.0, le=1.0, description="correlation of scores from two halves of the set")
     min_rank_correlation: float = Field(0.9, ge=-1.0, le=1.0, description="with the champion, over all heads")
     min_top_overlap: float = Field(0.5, ge=0.0, le=1.0, description="share of the champion's best 5 % heads")
@@ -19,7 +19,7 @@ class GateParams(Strict):
 
 
 class RegistryParams(Strict):
-    """Where results are published, and what may become champion."""
+    """Where results are published, and which versions may become champion."""
 
     tracking_uri: str | None = Field(
         None, description="default: MLFLOW_TRACKING_URI, else SQLite in artifacts/registry; never with credentials"

@@ -1,4 +1,4 @@
-"""params.yaml, `studies`: one optional entry per study of `sparsemm.studies`, in groups."""
+"""The part `studies` of params.yaml: one optional entry per study of `sparsemm.studies`, in groups."""
 
 from __future__ import annotations
 

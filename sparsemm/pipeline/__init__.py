@@ -1,1 +1,4 @@
-"""Run the stages of many models side by side: a worktree each, one writer of dvc.lock. Knows no orchestrator."""
+"""Runs the stages of many models in parallel: each in its own worktree, with one writer of dvc.lock.
+
+It depends on no orchestrator.
+"""

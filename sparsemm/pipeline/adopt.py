@@ -1,4 +1,4 @@
-"""Take a newly arrived checkpoint into params.yaml."""
+"""Adds a newly arrived checkpoint to params.yaml."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from sparsemm.watch import Arrival, newest
 
 
 def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
-    """Look at a model's watched source; if it holds another checkpoint, write and commit the model's entry.
+    """Checks a model's watched source, and writes and commits the model's entry if the source holds a new checkpoint.
 
-    The note and dtype of an existing entry stay.
+    An existing entry keeps its note and dtype.
 
     Returns:
-        the checkpoint that is now in params.yaml, or None if nothing new has arrived.
+        the new checkpoint, or None if nothing new has arrived.
 
     Raises:
-        WatchError: if no source is watched for `key`, or it cannot be asked.
+        WatchError: if no source is watched for `key`, or the source cannot be reached.
         LayoutError, ModelError: if the checkpoint is of no supported family, cannot be read, or lacks weights.
         PipelineError: if params.yaml has uncommitted changes.
     """
     path = root / "params.yaml"
     params = load_params(path)
     if key not in params.watch:
-        known = ", ".join(params.watch) or "nothing yet"
-        raise WatchError(f"no source is watched for {key!r}", where="params.yaml: watch", hint=f"watched: {known}")
-    # A lock of its own: a download may take hours, in which others integrate.
+        watched = ", ".join(params.watch) or "nothing yet"
+        raise WatchError(f"no source is watched for {key!r}", where="params.yaml: watch", hint=f"watched: {watched}")
+    # Not the repository's lock: a download may take hours, and others integrate meanwhile.
     with locked(root / "build" / "locks" / f"watch-{key}", on_wait=on_line):
         arrival = newest(params.watch[key], key, root)
         old = load_params(path).models.get(key)
@@ -40,7 +40,7 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
             return None
         place = root / arrival.checkpoint
         dtype = old.dtype if old else None
-        # A hub id is asked at the revision; a folder is hashed again, so that what is written is what is there.
+        # A folder is hashed again, so that the entry describes the files as they are now.
         entry = new_entry(str(place) if place.is_dir() else arrival.checkpoint, arrival.revision, dtype)
         if place.is_dir():
             check_weights(place)

@@ -1,4 +1,4 @@
-"""Which GPU of this machine a job may use: a lock for each, so that two jobs never share one."""
+"""Assigns GPUs of this machine to jobs. Each GPU has a lock, so that two jobs never share one."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ from pathlib import Path
 from sparsemm.errors import PipelineError
 from sparsemm.pipeline.locks import first_free, locked
 
-PATIENCE = 60.0  # seconds for nvidia-smi, which a broken GPU can hold for ever
+PATIENCE = 60.0  # seconds to wait for nvidia-smi, which hangs on a broken GPU
 
 
 def visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES: those already visible to this process, else what nvidia-smi lists.
+    """Returns names for CUDA_VISIBLE_DEVICES: the GPUs already visible to this process, else those nvidia-smi lists.
 
     Raises:
         PipelineError: if nvidia-smi does not answer.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [name for name in given.split(",") if name.strip() and name.strip() != "-1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     except subprocess.TimeoutExpired as error:
-        hint = "look at the driver, or set CUDA_VISIBLE_DEVICES"
+        hint = "check the driver, or set CUDA_VISIBLE_DEVICES"
         raise PipelineError(f"no answer within {PATIENCE:g} s", where="nvidia-smi", hint=hint) from error
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
 @contextmanager
 def gpu(folder: Path | None = None, every: bool = False) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
-    """Take a free GPU; yields (variables for the job, descriptors of the locks to keep). Without GPUs: nothing.
+    """Waits for a free GPU and yields (environment variables for the job, descriptors of the locks to keep).
+
+    Both are empty on a machine without GPUs.
 
     Args:
-        folder: of the lock files; the same for every job of the machine.
-        every: wait for all of them, for a model that one cannot hold.
+        folder: folder of the lock files, the same for every job of the machine.
+        every: whether to wait for all GPUs, for a model that does not fit on one.
     """
     names = [name.strip() for name in visible_gpus()]
     if not names:
@@ -53,7 +55,7 @@ def gpu(folder: Path | None = None, every: bool = False) -> Iterator[tuple[dict[
     paths = [folder / name.replace("/", "-") for name in names]
     with ExitStack() as held:
         if every:
-            # Sorted: two such jobs never wait for each other.
+            # All jobs lock in sorted order, so two of them never wait for each other.
             yield (
                 {"CUDA_VISIBLE_DEVICES": ",".join(names)},
                 tuple(held.enter_context(locked(path)) for path in sorted(paths)),

@@ -1,7 +1,8 @@
-"""Run a command so that it ends when whoever wanted it does: `python -m sparsemm.pipeline.guard COMMAND...`.
+"""Runs a command that ends when the caller ends: `python -m sparsemm.pipeline.guard COMMAND...`.
 
-A killed engine leaves DVC running, and DVC's stage too, which then overwrites the outputs of the retry. The guard
-holds the read end of a pipe whose write end only its parent has: at its end the guard stops the whole process group.
+Without it, a killed engine would leave DVC and its stage running, and that stage would overwrite the outputs of the
+retry. The guard reads from a pipe whose write end only its parent holds. When the pipe closes, the guard stops the
+whole process group.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def _adopt_orphans() -> None:
-    """Become the parent of descendants that lose theirs, so that none is left unreaped (Linux only)."""
+    """Makes this process the parent of orphaned descendants, so that all of them are reaped (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -29,13 +30,13 @@ def _alive(group: int) -> bool:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # macOS says this of a group of zombies
+    except PermissionError:  # macOS raises this for a group of zombies
         return False
     return True
 
 
 def _reap(child: int) -> int | None:
-    """Collect every ended descendant; the child's exit status where it is among them."""
+    """Reaps every ended descendant, and returns the child's exit status if it was one of them."""
     status = None
     while True:
         try:
@@ -49,7 +50,7 @@ def _reap(child: int) -> int | None:
 
 
 def _stop(group: int) -> None:
-    """End a process group: SIGTERM, and SIGKILL for what is still there after `GRACE_SECONDS`."""
+    """Ends a process group with SIGTERM, and with SIGKILL what still runs after `GRACE_SECONDS`."""
     for signal_number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         if not _alive(group):
             return
@@ -64,27 +65,28 @@ def _stop(group: int) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run the command in a process group of its own; its exit code, or 143 if it was stopped."""
+    """Runs the command in a process group of its own, and returns its exit code, or 143 if it was stopped."""
     _adopt_orphans()
-    asked = [False]
+    stopping = False
 
-    def ask(_number: int, _frame: object) -> None:
-        asked[0] = True
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, ask)
+        signal.signal(number, stop)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
     except OSError as error:
         print(f"cannot run {command[0]}: {error}", file=sys.stderr)
         return 127
     status = None
-    while status is None and not asked[0]:
+    while status is None and not stopping:
         ready, _, _ = select.select([0], [], [], 0.1)
-        if ready and not os.read(0, 1):  # the parent is gone, or wants an end
-            asked[0] = True
+        if ready and not os.read(0, 1):  # the parent has ended, or closed the pipe to stop the command
+            stopping = True
         status = _reap(child.pid)
-    _stop(child.pid)  # also what the command left behind
+    _stop(child.pid)  # also stops processes that the command left behind
     child.returncode = 143 if status is None else status
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 

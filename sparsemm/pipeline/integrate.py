@@ -1,4 +1,4 @@
-"""The one writer of dvc.lock: take finished stages from the run cache, and commit what they say."""
+"""Integrates finished stages from DVC's run cache into the repository. It is the one writer of dvc.lock."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ COMMITTED = ("dvc.lock", "artifacts")  # artifacts that DVC caches are in .gitig
 def integrate(
     root: Path, targets: list[str], message: str, *, pull: bool = False, on_line: Line | None = None
 ) -> str | None:
-    """Reproduce the targets in the repository itself and commit dvc.lock and the small result files.
+    """Reproduces the targets in the repository itself and commits dvc.lock and the small result files.
 
-    Stages that a worktree has finished come from the run cache and cost their copying. A second integrator of the
-    same repository waits; killed half-way, the next one does the rest.
+    Stages that were finished in a worktree are only copied from the run cache. A second integrator of the same
+    repository waits. If one is killed, the next one does the rest.
 
     Args:
         root: the repository.
         targets: DVC stages; empty means all.
-        message: of the commit.
-        pull: fetch from the DVC remote what is not here.
+        message: commit message.
+        pull: whether to download missing files from the DVC remote.
 
     Returns:
         the commit, or None if nothing had changed.
@@ -37,7 +37,7 @@ def integrate(
 
 
 def commit(root: Path, paths: list[str], message: str, keep: tuple[int, ...] = ()) -> str | None:
-    """Commit these paths and nothing else; the new commit, or None if they hold no change.
+    """Commits these paths and nothing else, and returns the new commit, or None if they have not changed.
 
     Raises:
         PipelineError: if git fails.
@@ -47,8 +47,8 @@ def commit(root: Path, paths: list[str], message: str, keep: tuple[int, ...] = (
     changed = [name for name in listed.split("\0") if name]
     if not changed:
         return None
-    # A worker's machine need not have an identity; one that is configured wins over these.
-    known = run(["git", "config", "--default", "", "--get", "user.email"], cwd=root, keep=keep).strip()
-    identity = [] if known else ["-c", "user.name=sparsemm", "-c", "user.email=sparsemm@localhost"]
+    # A worker's machine may have no git identity; one that is configured takes precedence.
+    email = run(["git", "config", "--default", "", "--get", "user.email"], cwd=root, keep=keep).strip()
+    identity = [] if email else ["-c", "user.name=sparsemm", "-c", "user.email=sparsemm@localhost"]
     run(["git", *identity, "commit", "--quiet", "--message", message, "--", *changed], cwd=root, keep=keep)
     return run(["git", "rev-parse", "HEAD"], cwd=root, keep=keep).strip()

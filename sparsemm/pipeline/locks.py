@@ -1,4 +1,4 @@
-"""Locks between processes of one machine that die with their holders."""
+"""Locks between processes of one machine, which the kernel releases when their holder dies."""
 
 from __future__ import annotations
 
@@ -12,43 +12,45 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, on_wait: Callable[[str], None] | None = None) -> Iterator[int]:
-    """Hold an exclusive lock on `path`; yields its file descriptor.
+    """Holds an exclusive lock on `path`, and yields its file descriptor.
 
-    The lock is the kernel's (flock): it is gone when every process that has the descriptor is, so a killed holder
-    leaves an empty file and no lock. Processes that get the descriptor (`run(keep=...)`) hold it too.
+    The kernel releases the lock (flock) when the last process that has the descriptor ends, so a killed holder leaves
+    an empty file and no lock. Processes that inherit the descriptor (`run(keep=...)`) hold the lock too.
 
     Args:
-        path: file to lock, made if missing.
-        on_wait: called once, with a sentence, if somebody else holds it.
+        path: file to lock; it is created if missing.
+        on_wait: called once, with a message, if another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        told = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if on_wait is not None and not told:
+                if on_wait is not None:
                     on_wait(f"another run holds {path.name}; waiting")
-                told = True
-                time.sleep(0.1)  # short, so that a cancelled run leaves at once
+                on_wait = None
+                time.sleep(0.1)  # short, so that a cancelled run ends at once
         yield descriptor
     finally:
         os.close(descriptor)
 
 
 def repository_locked(root: Path, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[int]:
-    """`locked` for whoever asks DVC about the repository itself, or writes its dvc.lock, params.yaml or commits.
+    """Holds the lock for running DVC in the repository itself, and for writing its dvc.lock, params.yaml or commits.
 
-    DVC refuses to say what is stale while it runs a stage in the same folder, and git has one index.
+    `dvc status` fails while a stage runs in the same folder, and git has one index.
     """
     return locked(root / "build" / "locks" / "integrate", on_wait=on_wait)
 
 
 def first_free(paths: list[Path]) -> tuple[int, int] | None:
-    """(index, descriptor) of the first of `paths` that could be locked, or None; close the descriptor to unlock."""
+    """Locks the first of `paths` that is free, and returns (index, descriptor), or None if none is.
+
+    Closing the descriptor releases the lock.
+    """
     for index, path in enumerate(paths):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

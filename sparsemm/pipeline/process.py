@@ -1,4 +1,4 @@
-"""Run a command, hand out its lines as they come, and leave nothing running."""
+"""Runs a command, passes on its output line by line, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sparsemm.errors import PipelineError
 
-TAIL = 20  # lines of output that an error shows
+TAIL = 20  # last lines of output that an error shows
 
 
 def run(
@@ -22,28 +22,28 @@ def run(
     on_line: Callable[[str], None] | None = None,
     keep: Iterable[int] = (),
 ) -> str:
-    """Run a command under `sparsemm.pipeline.guard`.
+    """Runs a command under `sparsemm.pipeline.guard`.
 
     Args:
-        command: program and arguments; no shell.
+        command: program and arguments; no shell is involved.
         cwd: folder to run in.
-        environment: variables added to this process's own.
+        environment: variables that are added to this process's own.
         on_line: called with each line of stdout and stderr.
         keep: file descriptors of locks that must be held until the command has really ended, even if this process
             is killed first.
 
     Returns:
-        everything it printed.
+        everything that the command printed.
 
     Raises:
-        PipelineError: if it ends with anything but 0; with its last lines.
+        PipelineError: if the exit code is not 0; the message shows the last lines of output.
     """
     guarded = [sys.executable, "-m", "sparsemm.pipeline.guard", *command]
     variables = {**os.environ, **(environment or {})}
-    # The guard is this project's, whatever folder the command runs in.
+    # The guard must be importable from whatever folder the command runs in.
     home = str(Path(__file__).parents[2])
     variables["PYTHONPATH"] = os.pathsep.join(p for p in (variables.get("PYTHONPATH", ""), home) if p)
-    # dvc and sparsemm are beside this Python even where its environment is not activated.
+    # dvc and sparsemm lie beside this Python, whose environment need not be activated.
     variables["PATH"] = os.pathsep.join((variables.get("PATH", os.defpath), str(Path(sys.executable).parent)))
     process = subprocess.Popen(
         guarded,
@@ -69,7 +69,7 @@ def run(
                 if on_line is not None:
                     on_line(line.rstrip())
     finally:
-        process.stdin.close()  # a guard that still runs ends its command now
+        process.stdin.close()  # a guard that still runs now ends its command
         process.stdout.close()
         code = process.wait()
     if code != 0:

@@ -1,4 +1,4 @@
-"""A git worktree for each model, so that DVC's locks never meet; the results come back through its run cache."""
+"""Creates a git worktree for each model, so that DVC's locks never collide. Results return through DVC's run cache."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sparsemm.params import load_params
 from sparsemm.pipeline.locks import locked
 from sparsemm.pipeline.process import run
 
-INPUTS = ("params.yaml", "dvc.yaml", ".dvc/config", "sparsemm", "csrc")  # what a stage may depend on, but data
+INPUTS = ("params.yaml", "dvc.yaml", ".dvc/config", "sparsemm", "csrc")  # dependencies of stages, except data
 Line = Callable[[str], None]
 
 
 def check_clean(root: Path) -> None:
-    """Refuse a repository whose inputs differ from HEAD: a worktree would not see the difference.
+    """Checks that the inputs of all stages are committed, because worktrees contain only what HEAD contains.
 
     Raises:
-        PipelineError: naming the changed files.
+        PipelineError: if a file has changed; it names the files.
     """
-    # Without its optional lock: a look must not be in the way of somebody's commit.
+    # The optional lock would disturb commits of other processes.
     command = ["git", "--no-optional-locks", "status", "--porcelain", "--", *INPUTS]
     changed = run(command, cwd=root).splitlines()
     if changed:
@@ -34,21 +34,21 @@ def check_clean(root: Path) -> None:
 
 
 def cache_folder(root: Path) -> Path:
-    """DVC's cache of a repository; worktrees share it."""
+    """Returns the folder of a repository's DVC cache, which all worktrees share."""
     return Path(run(["dvc", "cache", "dir"], cwd=root).strip().splitlines()[-1]).resolve()
 
 
 def has_remote(root: Path) -> bool:
-    """Whether a DVC remote is configured."""
+    """Tells whether a DVC remote is configured."""
     return bool(run(["dvc", "remote", "list"], cwd=root).strip())
 
 
 @contextmanager
 def worktree(root: Path, name: str, on_line: Line | None = None) -> Iterator[tuple[Path, int]]:
-    """A checkout of HEAD under build/worktrees that shares DVC's cache; yields (folder, lock to keep).
+    """Checks out HEAD under build/worktrees, sharing DVC's cache, and yields (folder, descriptor of its lock).
 
-    One at a time for each name: a second run of the same model waits, and then finds its results in the run cache.
-    What a killed run left behind is removed first.
+    Each name exists once: a second run of the same model waits, and then finds its results in the run cache. Files
+    that a killed run left behind are removed first.
 
     Raises:
         PipelineError: if git or DVC fail.
@@ -58,9 +58,9 @@ def worktree(root: Path, name: str, on_line: Line | None = None) -> Iterator[tup
     with locked(root / "build" / "locks" / f"worktree-{name}", on_wait=on_line) as lock:
         _remove(root, folder)
         try:
-            # git's own lock on its list of worktrees is held for an instant, but several models may ask at once.
+            # git does not wait for its own lock on the list of worktrees, and several models may start at once.
             with locked(root / "build" / "locks" / "git"):
-                # Twice --force: a killed `git worktree add` leaves its place locked.
+                # --force twice, because a killed `git worktree add` leaves its folder locked.
                 options = ["--quiet", "--force", "--force", "--detach"]
                 run(["git", "worktree", "add", *options, str(folder), "HEAD"], cwd=root)
             _local_settings(root, folder)
@@ -77,18 +77,18 @@ def _remove(root: Path, folder: Path) -> None:
 
 
 def _local_settings(root: Path, folder: Path) -> None:
-    """Remotes and credentials that live in .dvc/config.local are the worktree's too; so is the cache."""
+    """Copies remotes and credentials of .dvc/config.local to the worktree, and points it at the shared cache."""
     local = root / ".dvc" / "config.local"
     if local.exists():
         copied = folder / ".dvc" / "config.local"
         copied.write_text(local.read_text(encoding="utf-8"), encoding="utf-8")
         copied.chmod(0o600)
-    # A relative path, because DVC cannot write a setting that is not ASCII, and folders above may be called anything.
+    # The path is relative because DVC can only write ASCII settings, and parent folders may have any name.
     run(["dvc", "cache", "dir", "--local", os.path.relpath(cache_folder(root), folder.resolve())], cwd=folder)
 
 
 def _link_checkpoints(root: Path, folder: Path) -> None:
-    """Local checkpoints that git does not know (a watched folder, a download) are linked, not copied."""
+    """Links local checkpoints that are not in git, such as downloads, into the worktree."""
     for entry in load_params(folder / "params.yaml").models.values():
         path = Path(entry.checkpoint)
         if not path.is_absolute() and (root / path).is_dir() and not (folder / path).exists():
@@ -105,7 +105,7 @@ def reproduce(
     keep: tuple[int, ...] = (),
     environment: dict[str, str] | None = None,
 ) -> str:
-    """`dvc repro` of the targets in `folder`, with that folder's own code.
+    """Runs `dvc repro` for the targets in `folder` with that folder's own code, and returns its output.
 
     Raises:
         PipelineError: if a stage fails.

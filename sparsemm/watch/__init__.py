@@ -1,4 +1,4 @@
-"""Watched sources of checkpoints, one file each: what is the newest complete revision there?"""
+"""Watches sources of checkpoints, one file per kind of source, and returns the newest complete revision."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _SOURCES: dict[str, Callable[[WatchParams, str, Path], Arrival | None]] = {
 
 
 def newest(source: WatchParams, key: str, root: Path = Path(".")) -> Arrival | None:
-    """The newest complete checkpoint of a source, ready to be loaded; None while there is none.
+    """Returns the newest complete checkpoint of a source, ready to be loaded, or None if there is none yet.
 
     Args:
-        source: its entry under `watch` in params.yaml.
-        key: of the model.
+        source: entry under `watch` in params.yaml.
+        key: model key.
         root: the repository; downloads go to data/incoming/<key>.
 
     Raises:
-        WatchError: if the source cannot be asked.
+        WatchError: if the source cannot be reached.
     """
     return _SOURCES[source.source](source, key, root)

@@ -1,4 +1,4 @@
-"""A checkpoint that was found, and whether its files are all there."""
+"""A checkpoint that has arrived, and the check that all its files are complete."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from sparsemm.files import plain_name, write_json
 from sparsemm.models import content_revision, weight_files
 
-MOST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
+MOST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Arrival:
     """A checkpoint for `sparsemm.models.new_entry`.
 
     Attributes:
-        checkpoint: local folder, relative to the repository where it lies inside, or hub id.
-        revision: what params.yaml will name: a hub commit, or the content hash of a local folder.
+        checkpoint: hub id or local folder, relative to the repository if it lies inside.
+        revision: revision for params.yaml: a hub commit, or the content hash of a local folder.
     """
 
     checkpoint: str
@@ -29,11 +29,11 @@ class Arrival:
 
 
 def is_complete(folder: Path, settle_seconds: float = 0.0) -> bool:
-    """Whether a checkpoint folder is whole: config, every shard of its index, every shard as long as its header says.
+    """Tells whether a checkpoint folder is complete: it has a config and every shard of its index, in full length.
 
     Args:
-        folder: to look at.
-        settle_seconds: no file may be younger than this; a copy in progress touches its files.
+        folder: checkpoint folder.
+        settle_seconds: minimum age of every file, because files that are still being copied are young.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def is_complete(folder: Path, settle_seconds: float = 0.0) -> bool:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a safetensors file ends where its header says."""
+    """Tells whether a safetensors file ends where its header says."""
     try:
         with open(path, "rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
@@ -61,34 +61,34 @@ def _whole(path: Path) -> bool:
 
 
 def stamp(folder: Path) -> str:
-    """Cheap identity of a folder's files, from their names, sizes and times: changes when it may hold new content."""
+    """Returns a hash of the names, sizes and times of a folder's files, which changes whenever their content may."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     lines = "".join(f"{plain_name(path.name)} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def found(folder: Path, key: str, root: Path) -> Arrival:
-    """The checkpoint in a local folder.
+def local_arrival(folder: Path, key: str, root: Path) -> Arrival:
+    """Returns the checkpoint in a local folder.
 
-    Contents are hashed once: while names, sizes and times stay, the hash is remembered in `root`.
+    The content hash is kept under `root` and computed again only when names, sizes or times of files change.
 
     Raises:
         OSError: if the folder cannot be read.
     """
     memo = root / "artifacts" / "work" / "watch" / f"{key}.json"
-    seen = {"folder": plain_name(str(folder)), "stamp": stamp(folder)}
+    identity = {"folder": plain_name(str(folder)), "stamp": stamp(folder)}
     try:
-        known = json.loads(memo.read_text(encoding="utf-8"))
-        if {name: known[name] for name in seen} == seen:
-            return Arrival(relative(folder, root), str(known["revision"]))
+        stored = json.loads(memo.read_text(encoding="utf-8"))
+        if {name: stored[name] for name in identity} == identity:
+            return Arrival(relative(folder, root), str(stored["revision"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     revision = content_revision(folder)
-    write_json(memo, seen | {"revision": revision})
+    write_json(memo, identity | {"revision": revision})
     return Arrival(relative(folder, root), revision)
 
 
 def relative(folder: Path, root: Path) -> str:
-    """The folder as params.yaml names it: relative to the repository where it lies inside."""
+    """Returns a folder as params.yaml names it: relative to the repository if it lies inside, else absolute."""
     folder, root = folder.resolve(), root.resolve()
     return str(folder.relative_to(root)) if folder.is_relative_to(root) else str(folder)

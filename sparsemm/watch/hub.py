@@ -1,4 +1,4 @@
-"""A branch of a checkpoint on the Hugging Face hub."""
+"""Watches a branch of a checkpoint on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemm.watch.arrival import Arrival
 
 
 def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
-    """The commit that `branch` points at; nothing is downloaded, the stages do that. HF_ENDPOINT and HF_TOKEN count.
+    """Returns the commit that `branch` points at, without downloading it. HF_ENDPOINT and HF_TOKEN apply.
 
     Raises:
         WatchError: if the hub cannot be reached, or has no such checkpoint or branch.
@@ -20,9 +20,10 @@ def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     where = f"watch.{key}: {source.location}"
-    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library this version of the hub's client is built on
+    transport: Any = HfHubHTTPError.__bases__[0]  # the error of the HTTP library that huggingface_hub uses
     try:
         sha = HfApi().model_info(source.location, revision=source.branch, timeout=30).sha
     except (HfHubHTTPError, transport, HFValidationError, OSError) as error:
-        raise WatchError(f"the hub does not say: {error}", where=where, hint="check id, branch and network") from error
+        hint = "check the id, the branch and the network"
+        raise WatchError(f"cannot read the branch from the hub: {error}", where=where, hint=hint) from error
     return Arrival(source.location, sha) if sha else None

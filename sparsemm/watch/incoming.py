@@ -1,4 +1,4 @@
-"""Where checkpoints that must be fetched are kept: data/incoming/<model key>/<revision of the source>."""
+"""Keeps downloaded checkpoints in data/incoming/<model key>/<revision of the source>."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 
 from sparsemm.errors import WatchError
 from sparsemm.files import fill_folder
-from sparsemm.watch.arrival import Arrival, found, is_complete
+from sparsemm.watch.arrival import Arrival, is_complete, local_arrival
 
 
 def fetched(root: Path, key: str, revision: str, fetch: Callable[[Path], None]) -> Arrival | None:
-    """The local copy of a revision, fetched if it is not there; never half a one.
+    """Returns the complete local copy of a revision, which is downloaded if it is missing.
 
-    A fetch that fails leaves its files in a hidden folder, for the next one to go on with.
+    A download that fails leaves its files in a hidden folder, from which the next one resumes.
 
     Args:
         root: the repository.
-        key: of the model.
-        revision: the source's own name of what it holds now; a folder name.
-        fetch: writes the files into the folder it is given, where whole ones of an earlier try may lie.
+        key: model key.
+        revision: the source's own name of its present content; used as a folder name.
+        fetch: function that writes the files to a folder, which may already hold complete files of an earlier try.
 
     Returns:
-        the checkpoint, or None if what was fetched is not complete yet.
+        the checkpoint, or None if the source does not hold a complete one yet.
     """
     folder = root / "data" / "incoming" / key / revision
-    return found(folder, key, root) if fill_folder(folder, fetch, is_complete) else None
+    return local_arrival(folder, key, root) if fill_folder(folder, fetch, is_complete) else None
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
-    """The path of a fetched file.
+    """Returns the path of a downloaded file.
 
     Raises:
         WatchError: if the name leads out of the folder.

@@ -1,4 +1,4 @@
-"""A model registered in MLflow whose artifacts are a Hugging Face checkpoint."""
+"""Watches a model registered in MLflow whose artifacts are a Hugging Face checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.watch.incoming import fetched
 
 
 def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
-    """The version that models:/name@alias (or models:/name/version) names, downloaded. MLFLOW_TRACKING_URI counts.
+    """Downloads the version that models:/name@alias (or models:/name/version) names. MLFLOW_TRACKING_URI applies.
 
     Raises:
         WatchError: if the registry does not answer or has no such model, or `location` is not models:/name@alias.
@@ -32,12 +32,12 @@ def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
             def fetch(folder: Path) -> None:
                 from mlflow.artifacts import download_artifacts
 
-                shutil.rmtree(folder)  # MLflow cannot go on where it was
+                shutil.rmtree(folder)  # MLflow cannot resume a download
                 folder.mkdir()
                 download_artifacts(fixed, dst_path=str(folder), tracking_uri=uri, registry_uri=uri)
 
             return fetched(root, key, f"v{version}", fetch)
     except RegistryError as error:
-        raise WatchError(error.what, where=where, hint=error.hint or "is MLFLOW_TRACKING_URI right?") from error
+        raise WatchError(error.what, where=where, hint=error.hint or "check MLFLOW_TRACKING_URI") from error
     except OSError as error:
-        raise WatchError(f"cannot be fetched: {error}", where=where, hint="look again") from error
+        raise WatchError(f"cannot be downloaded: {error}", where=where, hint="try again") from error

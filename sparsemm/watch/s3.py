@@ -1,4 +1,4 @@
-"""A prefix on S3, or on any store that speaks its protocol (AWS_ENDPOINT_URL)."""
+"""Watches a prefix on S3, or on any store with the same protocol (AWS_ENDPOINT_URL)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from sparsemm.watch.incoming import fetched, inside
 
 
 def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
-    """The checkpoint under s3://bucket/prefix, downloaded; its revision is a hash of names, sizes and etags.
+    """Downloads the checkpoint under s3://bucket/prefix. Its revision is a hash of names, sizes and etags.
 
-    Endpoint, region and credentials come from the environment or boto3's own files. A half-uploaded checkpoint is
-    not complete, and is left for the next look. A download that was stopped goes on where it was.
+    Endpoint, region and credentials come from the environment or boto3's own files. A checkpoint that is still being
+    uploaded is incomplete and is not returned yet. A download that was stopped is resumed.
 
     Raises:
-        WatchError: if the store cannot be asked, a file cannot be fetched, or `location` is not s3://bucket/prefix.
+        WatchError: if the store cannot be reached, a file cannot be downloaded, or `location` is not
+            s3://bucket/prefix.
     """
     where = f"watch.{key}: {source.location}"
     folder = root / "data" / "incoming" / key
@@ -33,7 +34,7 @@ def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
         def save(partial: Path) -> None:
             for name, file in place.files.items():
                 path = inside(partial, name, where)
-                if not path.is_file() or path.stat().st_size != file.size:  # what is there was verified
+                if not path.is_file() or path.stat().st_size != file.size:  # files of an earlier try were verified
                     file.save(path)
 
         arrival = fetched(root, key, place.revision, save)

@@ -32,7 +32,7 @@ def test_help_has_an_example_that_would_run(name, capsys):
 )
 def test_a_count_of_nothing_is_refused(command, option, reason, capsys):
     assert main([command, "tiny-qwen2-vl", option, reason.split()[0]]) == 1
-    assert capsys.readouterr().err == f"sparsemm: {option}: {reason} (at least 1)\n"
+    assert capsys.readouterr().err == f"sparsemm: {option}: {reason} (use at least 1)\n"
 
 
 @pytest.mark.parametrize("command", [["params"], ["align", "gone"], ["chase", "gone"]])

@@ -92,8 +92,8 @@ def test_a_torchvision_of_another_build_is_told_with_both_ways_out(monkeypatch):
     monkeypatch.setattr(machine, "version", {"torch": "2.13.0+cpu", "torchvision": "0.28.0"}.__getitem__)
     monkeypatch.setattr(machine, "define_missing_torchvision_operators", lambda: True)
     found = torchvision()
-    assert found.status == "absent" and "0.28.0 beside torch 2.13.0+cpu: builds that do not fit" in found.detail
-    assert "install the torchvision from" in found.hint and "-m sparsemm.evaluate.lmms_eval" in found.hint
+    assert found.status == "absent" and "0.28.0 beside torch 2.13.0+cpu: its operators do not load" in found.detail
+    assert "install torchvision from the same index" in found.hint and "-m sparsemm.evaluate.lmms_eval" in found.hint
     monkeypatch.setattr(machine, "define_missing_torchvision_operators", lambda: False)
     assert torchvision().status == "ok"
 
@@ -215,7 +215,9 @@ def test_decode_backends_are_told_once_for_devices_of_a_kind(monkeypatch: pytest
     monkeypatch.setattr(fastest, "device_name", lambda device: "A" if device.index < 2 else "B")
     monkeypatch.setattr(fastest, "measured", lambda device: [{"backend": "ours"}, {"backend": "flash"}] * 2)
     one, other = decode_backends()
-    assert one.status == "ok" and one.detail == "A: fastest of 4 shapes: flash at 2, ours at 2" and "B" in other.detail
+    assert (
+        one.status == "ok" and one.detail == "A: fastest for 4 shapes: flash for 2, ours for 2" and "B" in other.detail
+    )
     monkeypatch.setattr(fastest, "measured", lambda device: [])
     (untimed,) = decode_backends()
     assert untimed.status == "absent" and "bench backends --keep" in untimed.hint

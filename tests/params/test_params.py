@@ -48,7 +48,7 @@ def test_the_repositorys_own_file_is_valid():
         ({"allocate__rho": float("nan")}, "allocate.rho", "finite"),
         ({"allocate__window": 1000}, "allocate", "below the window"),
         ({"allocate__budgets": []}, "allocate.budgets", "must not be empty"),
-        ({"allocate__budgets": [16, 8]}, "allocate", "rise"),
+        ({"allocate__budgets": [16, 8]}, "allocate", "increase"),
         ({"evaluate__methods": ["full", "best"]}, "evaluate.methods.1", "sparsemm"),
         ({"evaluate__methods": ["full", "full"]}, "evaluate.methods", "repeats"),
         ({"evaluate__pooling_kernel": 4}, "evaluate.pooling_kernel", "odd"),
@@ -79,7 +79,7 @@ def test_what_is_wrong_is_refused_with_file_key_and_reason(changes, key, reason)
         ("a: [", "YAML"),
         ("a: 1\na: 2", "twice"),
         ("? [a]\n: 1", "a key is a list"),
-        ("a: &a {b: *a}", "what no key takes"),
+        ("a: &a {b: *a}", "unsupported kind"),
         ("a: " + "[" * 3000 + "]" * 3000, "deeply"),
     ],
 )
@@ -202,7 +202,7 @@ def test_the_examples_of_the_manual_are_valid():
 
 
 def test_questions_need_synthetic_pages():
-    with pytest.raises(ParamsError, match="qa asks about synthetic pages"):
+    with pytest.raises(ParamsError, match="qa needs synthetic pages"):
         parse_params(changed(datasets__b=HUB, evaluate__dataset="b", evaluate__samples=8))
 
 

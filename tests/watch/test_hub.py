@@ -48,9 +48,9 @@ def test_the_commit_of_the_branch(hub, tmp_path):
 
 
 def test_a_missing_branch_or_checkpoint(hub, tmp_path):
-    with pytest.raises(WatchError, match="the hub does not say"):
+    with pytest.raises(WatchError, match="cannot read the branch"):
         newest(WatchParams(source="hub", location="org/name", branch="gone"), "k", tmp_path)
-    with pytest.raises(WatchError, match="the hub does not say"):
+    with pytest.raises(WatchError, match="cannot read the branch"):
         newest(WatchParams(source="hub", location="not an id//"), "k", tmp_path)
 
 
