@@ -1,4 +1,4 @@
-// One new row of keys and values behind every segment, in place.
+// Appends one new row of keys and values to every segment, in place.
 #include "common.h"
 
 // keys, values: rows of `bytes` bytes; new_keys, new_values: one such row per segment. Segments are in order and a

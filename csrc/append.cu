@@ -1,4 +1,4 @@
-// One new row of keys and values behind every segment, in place, without a word to the host.
+// Appends one new row of keys and values to every segment, in place, without waiting for the host.
 #include "device.h"
 
 namespace sparsemm {
@@ -33,7 +33,7 @@ int64_t append_as(void* keys, void* values, const void* new_keys, const void* ne
 }  // namespace
 }  // namespace sparsemm
 
-// As sparsemm_append, on the device; a segment without room is left as it is and reported.
+// sparsemm_append on the device; a segment without room stays unchanged and is reported.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_append(void* keys, void* values, const void* new_keys, const void* new_values,
                                              const int64_t* starts, const int64_t* lengths, int64_t segments,
                                              int64_t bytes, int64_t rows, int64_t* fault, void* stream) {

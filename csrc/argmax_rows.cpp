@@ -1,4 +1,4 @@
-// Where chosen query rows look: the key with the largest dot product among those each row may see.
+// Finds the key with the largest dot product for each query row, among the keys that the row attends to.
 #include <algorithm>
 #include <limits>
 #include <new>
@@ -21,13 +21,13 @@ constexpr int64_t kTask = 64;         // query rows of one task, which read the 
 
 inline Wide load_wide(const double* from) { Wide v; std::memcpy(&v, from, sizeof v); return v; }
 
-// The best key of each lane so far; lane i of vector j has seen keys i + j * kWide of every tile.
+// The best key of each lane so far; lane i of vector j compares keys i + j * kWide of every tile.
 struct Best {
     Wide dot[2];
     Whole key[2];
 };
 
-// q: R rows of dim; k: (dim, kKeys), the tile whose keys begin at `first`; row r sees keys begins[r] ... ends[r] - 1.
+// q: R rows of dim; k: (dim, kKeys), the tile whose keys begin at `first`; row r has keys begins[r] ... ends[r] - 1.
 template <int R>
 void look(const double* q, const double* k, int64_t dim, int64_t first, const int64_t* begins, const int64_t* ends,
           Best* best) {
@@ -45,14 +45,14 @@ void look(const double* q, const double* k, int64_t dim, int64_t first, const in
             Whole at;
             for (int i = 0; i < kWide; ++i) at[i] = first + j * kWide + i;
             const Wide had = best[r].dot[j], got = sums[r][j];
-            // A NaN is the largest, as for torch; of equals the first stays.
+            // A NaN is the largest, as in torch; among equal keys the first one wins.
             const Whole better = ~(got <= had) & (had == had) & (at >= begins[r]) & (at < ends[r]);
             best[r].dot[j] = better ? got : had;
             best[r].key[j] = better ? at : best[r].key[j];
         }
 }
 
-// The winner among the lanes: the largest, of equals the first, and a NaN before all.
+// The winner among the lanes: a NaN, else the largest, the first among equal keys.
 inline int64_t winner(const Best& best) {
     double top = -std::numeric_limits<double>::infinity();
     int64_t key = 0;
@@ -60,7 +60,7 @@ inline int64_t winner(const Best& best) {
         for (int i = 0; i < kWide; ++i) {
             const double dot = best.dot[j][i];
             const int64_t at = best.key[j][i];
-            if (at < 0) continue;  // this lane saw nothing above -inf
+            if (at < 0) continue;  // this lane has no key above -inf
             const bool nan = dot != dot, had = top != top;
             if (nan != had ? nan : (nan || dot == top) ? at < key : dot > top) {
                 top = dot;
@@ -104,7 +104,7 @@ int64_t run(const char* query, const char* keys, const int64_t* begins, const in
                 }
             }
             for (int64_t key = low; key < high; key += kKeys) {
-                for (int64_t j = 0; j < kKeys; ++j) {  // beyond the end the last key stands in, and is not looked at
+                for (int64_t j = 0; j < kKeys; ++j) {  // beyond the end the last key is repeated and ignored
                     const T* row = reinterpret_cast<const T*>(keys + head * key_strides[0] +
                                                               std::min(key + j, high - 1) * key_strides[1]);
                     for (int64_t d = 0; d < dim; ++d) k[d * kKeys + j] = double(widen(row[d]));
@@ -124,8 +124,9 @@ int64_t run(const char* query, const char* keys, const int64_t* begins, const in
 }  // namespace
 }  // namespace sparsemm
 
-// query: (heads * group, rows) of dim; keys: (heads, length) of dim; strides in bytes; begins, ends: (rows), row t sees
-// keys begins[t] ... ends[t] - 1; out: (heads * group, rows), 0 for a row that sees none. dtype as in ragged decode.
+// query: (heads * group, rows) of dim; keys: (heads, length) of dim; strides in bytes; begins, ends: (rows), row t
+// attends to keys begins[t] ... ends[t] - 1; out: (heads * group, rows), 0 for a row without keys.
+// dtype as in ragged decode.
 SPARSEMM_EXPORT int64_t sparsemm_argmax_rows(int dtype, const char* query, const char* keys, const int64_t* begins,
                                              const int64_t* ends, int64_t* out, int64_t heads, int64_t group,
                                              int64_t rows, int64_t length, int64_t dim, const int64_t* query_strides,

@@ -1,4 +1,4 @@
-// Where chosen query rows look: the key with the largest dot product, in double as on the processor.
+// Finds the key with the largest dot product for each query row, in double as on the CPU.
 #include "device.h"
 
 namespace sparsemm {
@@ -7,7 +7,7 @@ namespace {
 constexpr int kTogether = 8;  // query rows of one block of threads; each thread takes whole keys
 constexpr int64_t kNone = int64_t(1) << 62;
 
-// A NaN is the largest; of equals the first one.
+// A NaN is the largest; among equal keys the first one wins.
 __device__ inline bool better(double value, int64_t at, double best, int64_t best_at) {
     const bool nan = value != value, best_nan = best != best;
     if (nan || best_nan) return nan && (!best_nan || at < best_at);
@@ -96,7 +96,7 @@ argmax_of(const char* query, const char* keys, const int64_t* begins, const int6
 }  // namespace
 }  // namespace sparsemm
 
-// As sparsemm_argmax_rows, on the device; strides are in host memory. A row that sees beyond the keys is reported.
+// sparsemm_argmax_rows on the device; strides are in host memory. A row with keys out of range is reported.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_argmax_rows(int dtype, const char* query, const char* keys, const int64_t* begins,
                                                   const int64_t* ends, int64_t* out, int64_t heads, int64_t group,
                                                   int64_t rows, int64_t length, int64_t dim,

@@ -17,8 +17,8 @@ struct Prompts {
     float scaling;
 };
 
-// Scratch of one thread: keys as columns (dim, columns), values as rows (length, line), and a block's work. What lies
-// behind a row's numbers is anything, and never gets into a result.
+// Scratch of one thread: keys as columns (dim, columns), values as rows (length, line), and a block's buffers. The
+// padding after a row holds arbitrary numbers, which never reach a result.
 struct Work {
     int64_t columns, line;
     float *keys, *values, *query, *weights, *sums;
@@ -155,14 +155,14 @@ int64_t run(const Prompts& p, float* room, int threads) {
 }  // namespace
 }  // namespace sparsemm
 
-// Numbers of scratch that one thread needs.
+// Floats of scratch memory that one thread needs.
 SPARSEMM_EXPORT int64_t sparsemm_causal_attention_room(int64_t length, int64_t dim) {
     return sparsemm::Work::floats(length, dim);
 }
 
 // query: (batch, heads * group, length) rows of dim; keys, values: (batch, heads, length) of them; strides in bytes;
-// firsts, stops: (batch), a sample's tokens; out: (batch, length, heads * group, dim), zero where there is padding.
-// room: scratch of every thread, at a cache line. dtype as in ragged decode.
+// firsts, stops: (batch), first token and end of a sample; out: (batch, length, heads * group, dim), zero on padding.
+// room: scratch memory of all threads, aligned to a cache line. dtype as in ragged decode.
 SPARSEMM_EXPORT int64_t sparsemm_causal_attention(int dtype, const char* query, const char* keys, const char* values,
                                                   char* out, const int64_t* firsts, const int64_t* stops,
                                                   int64_t batch, int64_t heads, int64_t group, int64_t length,

@@ -6,7 +6,7 @@
 
 #define SPARSEMM_EXPORT extern "C" __attribute__((visibility("default")))
 #ifdef __CUDACC__
-#define SPARSEMM_BOTH __host__ __device__  // on the processor and on the GPU
+#define SPARSEMM_BOTH __host__ __device__  // on the CPU and on the GPU
 #else
 #define SPARSEMM_BOTH
 #endif
@@ -15,7 +15,7 @@ namespace sparsemm {
 
 constexpr int64_t kDone = -1;       // every operation returns this, or the index of the first segment out of range,
 constexpr int64_t kNoMemory = -2;   // or this
-constexpr int64_t kSerialBytes = 1 << 18;  // less work than this is done before a second thread has woken up
+constexpr int64_t kSerialBytes = 1 << 18;  // below this, one thread is done before a second one has woken up
 
 struct Half { uint16_t bits; };
 struct BFloat { uint16_t bits; };

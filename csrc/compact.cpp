@@ -1,4 +1,4 @@
-// Selected positions of full keys and values, copied to the slab in order.
+// Copies the selected positions of full keys and values to the slab, in order.
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 1024;  // positions of one task, so that one head that keeps everything is shared out
+constexpr int64_t kBlock = 1024;  // positions of one task: a head that keeps everything is split among threads
 
 int64_t run(char* keys, char* values, const char* full_keys, const char* full_values, const uint8_t* keep,
             const int64_t* starts, int64_t batch, int64_t heads, int64_t length, int64_t bytes, int64_t rows,
@@ -39,7 +39,7 @@ int64_t run(char* keys, char* values, const char* full_keys, const char* full_va
         const uint8_t* flags = keep + s * length;
         int64_t to = row[task] * bytes;
         for (int64_t i = first; i < stop; ++i) {
-            uint64_t eight = 1;  // of a long prompt so little is kept that mostly all eight are zero
+            uint64_t eight = 1;  // so little is kept of a long prompt that usually all eight are zero
             if (i + 8 <= stop) std::memcpy(&eight, flags + i, 8);
             if (eight == 0) {
                 i += 7;

@@ -1,4 +1,4 @@
-// Selected positions of full keys and values, copied to the slab in order: one launch for a layer.
+// Copies the selected positions of full keys and values to the slab, in order, with one launch per layer.
 #include "device.h"
 
 namespace sparsemm {
@@ -21,7 +21,7 @@ __global__ void compact_rows(char* keys, char* values, const char* full_keys, co
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const uint8_t* flags = keep + s * length;
 
-    // How many were kept before this block: every block counts for itself, so that one launch is enough.
+    // Positions kept before this block: every block counts them itself, so that one launch is enough.
     int64_t count = 0;
     if (uint64_t(flags) % 16 == 0) {
         for (int64_t i = threadIdx.x; i < first / 16; i += kCopiers) {  // first is a multiple of 16
@@ -39,7 +39,7 @@ __global__ void compact_rows(char* keys, char* values, const char* full_keys, co
         const int64_t i = at + threadIdx.x;
         const bool keeps = i < length && flags[i] & 1;
         const unsigned votes = __ballot_sync(kAll, keeps);
-        __syncthreads();  // nobody reads the counts of the last turn any more
+        __syncthreads();  // no thread reads the counts of the last iteration any more
         if (lane == 0) kept[warp] = __popc(votes);
         __syncthreads();
         int rank = listed + __popc(votes & ((1u << lane) - 1));
@@ -71,7 +71,7 @@ __global__ void compact_rows(char* keys, char* values, const char* full_keys, co
 }  // namespace
 }  // namespace sparsemm
 
-// As sparsemm_compact, on the device; strides are in host memory. A block of positions without room is left out and
+// sparsemm_compact on the device; strides are in host memory. A block of positions without room is left out and
 // reported.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_compact(char* keys, char* values, const char* full_keys, const char* full_values,
                                               const uint8_t* keep, const int64_t* starts, int64_t batch, int64_t heads,

@@ -1,4 +1,4 @@
-// What the CUDA kernels share: launching, 16-byte loads, products of a tile, and faults found on the device.
+// Helpers of all CUDA kernels: launches, 16-byte loads, products of a tile, and faults detected on the device.
 #pragma once
 
 #include "common.h"
@@ -17,7 +17,7 @@ enum Fault { kDecode = 1, kAppend = 2, kCompact = 3, kArgmax = 4 };
 
 struct alignas(16) Words { uint32_t at[4]; };
 
-// fault: two numbers in host memory, the operation and the index; the last one written stays.
+// fault: two numbers in host memory, the operation and the index; a later fault overwrites an earlier one.
 __device__ inline void report(int64_t* fault, Fault operation, int64_t index) {
     fault[1] = index;
     __threadfence_system();
@@ -45,7 +45,7 @@ __device__ inline Words load_cached(bool there, const void* from) {
     return there ? *static_cast<const Words*>(from) : Words{{0, 0, 0, 0}};
 }
 
-// Two numbers in 16 bits each, the first one below.
+// Two 16-bit numbers, the first one in the low half.
 __device__ inline uint32_t pack(float first, float second, BFloat) {
 #ifdef __CUDA_ARCH__
     uint32_t packed;
@@ -73,7 +73,7 @@ __device__ inline float low_of(uint32_t packed) { return widen(T{uint16_t(packed
 template <class T>
 __device__ inline float high_of(uint32_t packed) { return widen(T{uint16_t(packed >> 16)}); }
 
-// d (16 x 8) += a (16 x 16) b (16 x 8), as mma.m16n8k16 shares them out: with i = lane / 4 and c = lane % 4 a lane
+// d (16 x 8) += a (16 x 16) b (16 x 8), as mma.m16n8k16 distributes them: with i = lane / 4 and c = lane % 4 a lane
 // holds a[i | i + 8][2c, 2c + 1 | 2c + 8, 2c + 9], b[2c, 2c + 1 | 2c + 8, 2c + 9][i] and d[i | i + 8][2c, 2c + 1].
 #ifdef __CUDA_ARCH__
 __device__ inline void mma(float* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1,
@@ -126,10 +126,10 @@ __device__ inline float exp2_of(float x) {
 #endif
 }
 
-// Weight of a partial result with maximum m where the common one is top (base 2).
+// Weight of a partial result with maximum m, when the overall maximum is top (base 2).
 __device__ inline float rescale(float m, float top) { return top == minus_infinity() ? 1.0f : exp2_of(m - top); }
 
-// Head dimensions are served by the next of 64, 128 and 256; what lies beyond is zeros that nobody reads.
+// Head dimensions are rounded up to 64, 128 or 256; the rest is zeros that are never read.
 #define SPARSEMM_BY_TYPE_AND_DIM(dtype, dim, call)                                                                   \
     ((dtype) == 0   ? ((dim) <= 64 ? call(float, 64) : (dim) <= 128 ? call(float, 128) : call(float, 256))           \
      : (dtype) == 1 ? ((dim) <= 64 ? call(Half, 64) : (dim) <= 128 ? call(Half, 128) : call(Half, 256))              \
@@ -142,7 +142,7 @@ void launch(void (*kernel)(P...), int64_t blocks, int threads, void* stream, A..
 }
 #endif
 
-constexpr int64_t kLaunch = -1000;  // minus the runtime's code
+constexpr int64_t kLaunch = -1000;  // minus the error code of the CUDA runtime
 inline int64_t outcome() {
     const int error = int(cudaGetLastError());
     return error ? kLaunch - error : kDone;

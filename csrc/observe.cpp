@@ -1,4 +1,4 @@
-// What the last rows of a prompt look at: SnapKV's scores, without a matrix of weights.
+// Computes SnapKV's observation scores of a prompt's last rows without a matrix of weights.
 #include <algorithm>
 #include <new>
 #include <vector>
@@ -61,13 +61,13 @@ void outer(const float* query, const float* keys, int64_t dim, float* to) {
     }
 }
 
-// Logits (window, kTile) of keys [begin, begin + size); -inf where the row may not look, and beyond the keys.
+// Logits (window, kTile) of keys [begin, begin + size); -inf for masked keys and beyond the keys.
 template <class T>
 void tile_logits(const Prompt& p, int64_t segment, int64_t begin, int64_t size, Tile& tile) {
     const char* from = p.keys + segment / p.heads * p.key_strides[0] + segment % p.heads * p.key_strides[1];
     const auto key = [&](int64_t i) { return reinterpret_cast<const T*>(from + (begin + i) * p.key_strides[2]); };
     if (p.dim < kNarrow) {
-        for (int64_t i = 0; i < kTile; ++i) {  // beyond the keys the last one stands in, and is not looked at
+        for (int64_t i = 0; i < kTile; ++i) {  // beyond the keys the last one is repeated and ignored
             const T* row = key(std::min(i, size - 1));
             for (int64_t d = 0; d < p.dim; ++d) tile.wide[d * kTile + i] = widen(row[d]);
         }
@@ -103,7 +103,7 @@ void tile_logits(const Prompt& p, int64_t segment, int64_t begin, int64_t size, 
     }
 }
 
-// The maximum over all keys and the sum of weights of every row of one query head: (window) each.
+// Maximum over all keys and sum of weights of every row of one query head: (window) each.
 template <class T>
 void statistics(const Prompt& p, int64_t head, Tile& tile, float* maximum, float* sum) {
     std::fill(maximum, maximum + p.window, kLowest);
@@ -141,7 +141,7 @@ void mean_weights(const Prompt& p, int64_t segment, int64_t begin, int64_t size,
         tile_logits<T>(p, segment, begin, size, tile);
         for (int64_t r = 0; r < p.window; ++r) {
             const float top = maximum[head * p.window + r], total = sum[head * p.window + r];
-            if (!(total > 0.0f && total <= std::numeric_limits<float>::max())) continue;  // sees nothing, or NaN
+            if (!(total > 0.0f && total <= std::numeric_limits<float>::max())) continue;  // no keys, or NaN
             const float* x = tile.logits + r * kTile;
             const float factor = 1.0f / total;
 #pragma omp simd

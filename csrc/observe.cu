@@ -1,4 +1,4 @@
-// What the last rows of a prompt look at: SnapKV's scores, without a matrix of weights.
+// Computes SnapKV's observation scores of a prompt's last rows without a matrix of weights.
 //
 // Logits are computed twice, with tensor cores, 16 query rows by 16 keys at a time: first for every row's maximum and
 // sum over parts of the keys, then for the mean weight of every key.
@@ -7,8 +7,8 @@
 namespace sparsemm {
 namespace {
 
-constexpr int kKeys = 16;            // of one product
-constexpr int64_t kPartKeys = 128;   // of one partial sum, by one warp
+constexpr int kKeys = 16;            // keys of one product
+constexpr int64_t kPartKeys = 128;   // keys of one partial sum, by one warp
 
 struct Prompt {
     const char *query, *keys;
@@ -58,8 +58,8 @@ struct Fragment {
     }
 };
 
-// logits[h][n] of query row first + i + 8 (n / 2) and key at + 8 h + 2 c + n % 2, in base 2; -inf where the row may not
-// look.
+// logits[h][n] of query row first + i + 8 (n / 2) and key at + 8 h + 2 c + n % 2, in base 2; -inf for masked
+// keys.
 template <class T, int D>
 __device__ inline void logits_of(const Prompt& p, int64_t segment, int64_t first, int64_t at, const Fragment<T, D>& q,
                                  const Fragment<T, D>& k, float (&logits)[2][4]) {
@@ -151,7 +151,7 @@ __global__ void merge_statistics(Prompt p) {
     for (int64_t part = 0; part < p.parts(); ++part)
         total += from[part * rows * 2 + 1] * rescale(from[part * rows * 2], top);
     p.statistics[2 * n] = top == minus_infinity() ? 0.0f : top;
-    p.statistics[2 * n + 1] = total > 0.0f && total < float_of(0x7F800000u) ? 1.0f / total : 0.0f;  // nothing, or NaN: 0
+    p.statistics[2 * n + 1] = total > 0.0f && total < float_of(0x7F800000u) ? 1.0f / total : 0.0f;  // NaN or no keys: 0
 }
 
 template <class T, int D>
@@ -216,7 +216,7 @@ int64_t run(const Prompt& p, void* stream) {
 }  // namespace
 }  // namespace sparsemm
 
-// Floats of room that sparsemm_cuda_observe needs.
+// Floats of scratch memory that sparsemm_cuda_observe needs.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_observe_room(int64_t batch, int64_t heads, int64_t group, int64_t window,
                                                    int64_t length) {
     using namespace sparsemm;
@@ -224,14 +224,14 @@ SPARSEMM_EXPORT int64_t sparsemm_cuda_observe_room(int64_t batch, int64_t heads,
     return batch * heads * (2 * group * window * (parts + 1) + length);
 }
 
-// As sparsemm_observe, on the device; strides are in host memory.
+// sparsemm_observe on the device; strides are in host memory.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_observe(int dtype, const char* query, const char* keys, const uint8_t* valid,
                                               float* out, int64_t batch, int64_t heads, int64_t group, int64_t window,
                                               int64_t length, int64_t dim, const int64_t* query_strides,
                                               const int64_t* key_strides, int64_t pooling, float scaling, float* room,
                                               int64_t* fault, void* stream) {
     using namespace sparsemm;
-    (void)fault;  // there are no indices to be wrong
+    (void)fault;  // no index can be out of range
     Prompt p = {query,
                 keys,
                 valid,

@@ -1,5 +1,5 @@
-// How a ragged decode step is shared out: all heads' tiles in one line, an equal part of it for every block of
-// threads. Nothing of it depends on anything but the lengths, which are on the device.
+// The schedule of a ragged decode step: the tiles of all heads in one line, split evenly among the blocks of threads.
+// It depends on the lengths alone, which are on the device.
 #pragma once
 
 #include "common.h"
@@ -10,7 +10,7 @@ constexpr int64_t kTileRows = 64;  // rows of a tile
 
 SPARSEMM_BOTH inline int64_t tiles_of(int64_t length) { return (length + kTileRows - 1) / kTileRows; }
 
-// Blocks that get work: at most one for each tile.
+// Number of blocks with work: at most one for each tile.
 SPARSEMM_BOTH inline int64_t busy_blocks(int64_t tiles, int64_t blocks) { return tiles < blocks ? tiles : blocks; }
 
 // Block b of `busy` takes tiles [first_tile(b), first_tile(b + 1)).

@@ -40,7 +40,7 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
         }
         for (int64_t g = 0; g < group; ++g) {
             float* p = logits + g * kTile;
-            // Beyond the rows there is -inf, whose weight is 0: only whole vectors, and whole fours below.
+            // Beyond the rows there is -inf, whose weight is 0, so that vectors, and fours below, are complete.
             const int64_t padded = (size + kLanes - 1) / kLanes * kLanes;
             std::fill(p + size, p + padded, kLowest);
             Vector tops = load(p);
@@ -50,7 +50,7 @@ void attend_piece(const float* query, const T* keys, const T* values, int64_t be
             }
             float top = maximum[g];
             for (int i = 0; i < kLanes; ++i) top = tops[i] > top ? tops[i] : top;
-            const float shift = top == kLowest ? 0.0f : top;  // or a tile of -inf would become NaN
+            const float shift = top == kLowest ? 0.0f : top;  // else a tile of -inf would become NaN
             const float rescale = exp_nonpositive(maximum[g] - shift);
             float total = 0;
 #pragma omp simd reduction(+ : total)
@@ -100,8 +100,8 @@ int64_t run(const T* query, const T* keys, const T* values, const int64_t* start
     const int team = threads;
     Floats room(team * scratch);
 
-    // Every piece costs about the same, so whoever is free takes the next one and no long head sets the pace.
-    // Always the whole team, as torch's own operations: another size would make the runtime start threads anew.
+    // Every piece costs about the same: the next free thread takes the next piece, so that no long head delays all.
+    // Always the whole team, as in torch's operations: with another size the runtime would start new threads.
     int64_t next = 0;
 #pragma omp parallel for schedule(static, 1) num_threads(team) if (team > 1)
     for (int slot = 0; slot < team; ++slot) {

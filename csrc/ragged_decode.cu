@@ -1,8 +1,8 @@
-// Attention of one query token per head over that head's own rows of the slab: one launch, shared out evenly.
+// Attention of one query token per head over that head's own rows of the slab: one launch with evenly split work.
 //
 // The queries of a group are the columns of tensor-core products, so that a key or value is read once for all of them,
-// straight from memory into registers. Products are in the stored type and summed in fp32; the weights go in as a
-// rounded part and what the rounding left. Partial results merge by log-sum-exp in whichever block finishes last.
+// straight from memory into registers. Products are in the stored type and summed in fp32; the weights are split
+// into a rounded part and its remainder. Partial results merge by log-sum-exp in the block that finishes last.
 #include "device.h"
 #include "plan.h"
 
@@ -22,7 +22,7 @@ struct Step {
     int64_t* fault;
 };
 
-// Tiles of a segment; none of one that leaves the slab.
+// Number of tiles of a segment; 0 for one that leaves the slab.
 __device__ inline int64_t tiles_at(const Step& p, int64_t s, int64_t* length) {
     const int64_t start = p.starts[s];
     *length = p.lengths[s];
@@ -97,10 +97,10 @@ struct Warp {
         }
     }
 
-    // size: rows that are there, at most 16; factor: scaling * log2(e).
+    // size: number of rows, at most 16; factor: scaling * log2(e).
     __device__ void attend(const T* keys, const T* values, int size, float factor) {
         Words v[kHalf ? 4 : 1][kHalf ? D / 64 : 1];
-        // Values are on their way while the logits are computed, as far as there are registers to hold them.
+        // Values are loaded while the logits are computed, as far as there are registers for them.
         if constexpr (kHalf && D <= 128) load_values(values, size, v);
         float p[4];
         products(keys, size, p);
@@ -186,10 +186,10 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
     __shared__ int64_t found[2], warp_tiles[kWarps];
     __shared__ int last;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = int(p.dim);
-    const int64_t parts = (p.group + kQueries - 1) / kQueries;  // of a query group, eight queries each
+    const int64_t parts = (p.group + kQueries - 1) / kQueries;  // parts of a query group, eight queries each
     T* out = static_cast<T*>(p.out);
 
-    // Every thread adds up the tiles of some segments; then everyone knows how many come before its own.
+    // Every thread adds up the tiles of some segments; then each knows how many come before its own.
     const int64_t each = (p.segments + kThreads - 1) / kThreads;
     const int64_t mine = threadIdx.x * each, end = mine + each < p.segments ? mine + each : p.segments;
     int64_t own = 0, length;
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
         tiles += warp_tiles[w];
     }
 
-    // A head without rows gives zeros, one that leaves the slab NaN.
+    // The result is zeros for a head without rows, and NaN for one that leaves the slab.
     for (int64_t s = blockIdx.x; s < p.segments; s += gridDim.x) {
         if (tiles_at(p, s, &length)) continue;
         if (length && threadIdx.x == 0) report(p.fault, kDecode, s);
@@ -247,7 +247,7 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
                             int(size), p.scaling * kLog2E);
         }
 
-        // The four warps' results become the block's.
+        // Merges the results of the four warps.
         const int i = own_rows.i, c = own_rows.c;
         float total = own_rows.sum + __shfl_xor_sync(kAll, own_rows.sum, 1);
         total += __shfl_xor_sync(kAll, total, 2);
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
             if (d == 0) slot[kQueries * dim + q] = top, slot[kQueries * (dim + 1) + q] = all;
         }
         if (!whole) {
-            // Of the blocks that share this head, the last one to come here merges what all of them left.
+            // Of the blocks that share this head, the last one to get here merges the results of all.
             const int64_t first_block = block_of(unit, tiles, busy), last_block = block_of(unit + count - 1, tiles, busy);
             int* counter = p.counters + s * parts + part;
             __syncthreads();
@@ -306,10 +306,10 @@ __global__ void __launch_bounds__(kThreads) decode(Step p) {
                     }
                     narrow(value / all, out + first_query * dim + n);
                 }
-                if (threadIdx.x == 0) *counter = 0;  // as the next call expects it
+                if (threadIdx.x == 0) *counter = 0;  // the next call expects zero
             }
         }
-        __syncthreads();  // nobody reads this head's sums any more
+        __syncthreads();  // no thread reads this head's sums any more
         at = to;
     }
 }
@@ -330,7 +330,7 @@ int64_t run(const Step& p, void* stream) {
         if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, decode<T, D>, kThreads, 0)) return outcome();
         resident = resident < kMostPerUnit ? resident : kMostPerUnit;
     }
-    // All blocks are resident at once; no more than there can be tiles, which the slab bounds without a look at lengths.
+    // All blocks are resident at once, and no more than there can be tiles, a bound that needs no lengths.
     const int64_t parts = (p.group + kQueries - 1) / kQueries;
     const int64_t most = parts * (tiles_of(p.rows) + p.segments), all = int64_t(multiprocessors()) * resident;
     launch(decode<T, D>, most < all ? most : all, kThreads, stream, p);
@@ -340,14 +340,14 @@ int64_t run(const Step& p, void* stream) {
 }  // namespace
 }  // namespace sparsemm
 
-// Floats of room for partial results that sparsemm_cuda_ragged_decode needs, whatever the lengths.
+// Floats of scratch memory for partial results that sparsemm_cuda_ragged_decode needs at any lengths.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_ragged_decode_room(int64_t, int64_t dim) {
     using namespace sparsemm;
     return 2 * int64_t(multiprocessors()) * kMostPerUnit * kQueries * (dim + 2);
 }
 
-// As sparsemm_ragged_decode, on the device. counters: one int for each segment and eight queries of its group, zero
-// before and after. A segment that leaves the slab gives NaN and is reported.
+// sparsemm_ragged_decode on the device. counters: one int for each segment and eight queries of its group, zero before
+// and after. A segment that leaves the slab gives NaN and is reported.
 SPARSEMM_EXPORT int64_t sparsemm_cuda_ragged_decode(int dtype, const void* query, const void* keys, const void* values,
                                                     const int64_t* starts, const int64_t* lengths, void* out,
                                                     int64_t segments, int64_t group, int64_t dim, int64_t rows,

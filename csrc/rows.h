@@ -18,7 +18,7 @@ constexpr int64_t kTile = 64;  // rows between two updates of a running maximum
 constexpr int64_t kAhead = 8192;  // bytes; a prefetch beyond the end of an array does nothing
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// Zeros that start at a cache line, as everything in them should: a vector across two lines costs twice.
+// Zeros aligned to a cache line: loading a vector across two lines costs twice.
 struct Floats {
     std::vector<float> held;
     float* at;
@@ -79,7 +79,7 @@ inline Vector load(const Half* from) {
 }
 inline void store(float* to, const Vector& v) { std::memcpy(to, &v, sizeof v); }
 
-// The last numbers of a row, less than kLanes; zeros behind them.
+// The last numbers of a row, fewer than kLanes, followed by zeros.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 inline Vector load_last(const float* from, int64_t count) { return _mm512_maskz_loadu_ps((1u << count) - 1u, from); }
 inline Vector load_last(const BFloat* from, int64_t count) {
@@ -153,7 +153,7 @@ inline void lane_sums(const Vector& a, const Vector& b, const Vector& c, const V
 template <int Q, class T>
 inline void dots(const float* q, const T* const* k, int64_t dim, float* out) {
     Vector sums[Q][4] = {};
-    const auto add = [&](auto part) {  // `part` reads kLanes numbers or what is left
+    const auto add = [&](auto part) {  // `part` reads kLanes numbers or the rest
         const Vector k0 = part(k[0]), k1 = part(k[1]), k2 = part(k[2]), k3 = part(k[3]);
 #pragma GCC unroll 4
         for (int g = 0; g < Q; ++g) {
@@ -174,7 +174,7 @@ inline void dots(const float* q, const T* const* k, int64_t dim, float* out) {
 // acc_g += p_g0 v_0 + ... + p_g3 v_3 for Q queries, with p_gj at p[g * kTile + j].
 template <int Q, class T>
 inline void add_rows(const float* p, const T* const* v, int64_t dim, float* acc) {
-    float weight[Q][4];  // copied, because a store to acc might change p for all the compiler knows
+    float weight[Q][4];  // copied: for the compiler, a store to acc could change p
     for (int g = 0; g < Q; ++g) std::memcpy(weight[g], p + g * kTile, sizeof weight[g]);
     const auto add = [&](auto part, auto put) {
         const Vector v0 = part(v[0]), v1 = part(v[1]), v2 = part(v[2]), v3 = part(v[3]);
@@ -197,7 +197,7 @@ inline void add_rows(const float* p, const T* const* v, int64_t dim, float* acc)
             [d, dim](float* row, const Vector& sum) { store_last(row + d, sum, dim - d); });
 }
 
-// A row as floats: where it is, or converted into `room`.
+// A row as floats: in place, or converted into `room`.
 inline const float* row_of(const float* row, float*, int64_t) { return row; }
 template <class T>
 inline const float* row_of(const T* row, float* room, int64_t dim) {
@@ -207,8 +207,8 @@ inline const float* row_of(const T* row, float* room, int64_t dim) {
     return room;
 }
 
-// Four rows on their way from memory: those that lie 8 KiB behind `row`. Each array is fetched in its own order, as the
-// processor's own prefetcher does, and a page is asked for before it is read.
+// Prefetches the four rows that lie 8 KiB after `row`. Each array is fetched in its own order, as the CPU's own
+// prefetcher does, and a page is requested before it is read.
 template <class T>
 inline void fetch_behind(const T* row, int64_t dim) {
     const char* from = reinterpret_cast<const char*>(row) + kAhead;

@@ -1,8 +1,8 @@
 """The six operations of the cache and the chase, one file each.
 
-Every file holds the operation's contract (shapes, dtypes, errors), its checks, its reference implementation in plain
-PyTorch, and its calls of the compiled libraries. `python -m sparsemm.ops.build` compiles those. `decode_step` does what
-two of them do for every token.
+Each file holds an operation's contract (shapes, dtypes, errors), its checks, its reference implementation in plain
+PyTorch, and its calls of the compiled libraries, which `python -m sparsemm.ops.build` compiles. `decode_step` joins two
+operations for every decoded token.
 """
 
 OPERATIONS = ("ragged_decode", "append", "compact", "observe", "argmax_rows", "causal_attention")

@@ -1,4 +1,4 @@
-"""Writes one new row of keys and values behind every segment of a slab, in place."""
+"""Appends one new row of keys and values to every segment of a slab, in place."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def append(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """Write one new row of K and V behind every segment, in place; the caller adds 1 to its lengths.
+    """Appends one new row of K and V to every segment, in place; the caller adds 1 to its lengths.
 
     Args:
         keys, values: (rows, D) fp32, fp16, bf16 or fp64, contiguous; changed.
         new_keys, new_values: (B * Hkv, D), contiguous, of the same dtype.
-        starts, lengths: (B * Hkv,) int64, contiguous; starts ascend and a segment may grow up to the next one.
+        starts, lengths: (B * Hkv,) int64, contiguous; starts ascend, and a segment may grow up to the next one.
 
     Raises:
-        CacheError: if dtypes, shapes, strides or devices do not fit, or (on the CPU) a segment has no room; then
+        CacheError: if dtypes, shapes, strides or devices are wrong, or (on the CPU) a segment has no room; then
             nothing was written.
     """
     if wants_gradient(new_keys, new_values):
@@ -45,13 +45,13 @@ def append_row(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """`append` for a slab whose own tensors are known to fit: it runs at every step of every layer.
+    """Calls `append` with fewer checks, for a slab that is valid: it runs at every step of every layer.
 
     Args:
-        new_keys, new_values: (B, Hkv, 1, D) or any shape of as many numbers in that order.
+        new_keys, new_values: (B, Hkv, 1, D), or any shape with as many numbers in that order.
 
     Raises:
-        CacheError: as `append`.
+        CacheError: for the reasons of `append`.
     """
     numbers = lengths.shape[0] * keys.shape[1]
     if (
@@ -76,7 +76,7 @@ def reference(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """`append` by indexing."""
+    """Computes `append` by indexing."""
     keys[starts + lengths] = new_keys
     values[starts + lengths] = new_values
 
@@ -89,28 +89,28 @@ def check(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """Raise CacheError for arguments that do not fit."""
+    """Raises CacheError for wrong arguments."""
     check_slab("append", keys, values, new_keys, new_values)
     check_segments("append", keys, starts, lengths)
-    want, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
-    if shapes != (want, want) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
-        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {want} and contiguous", where="append")
+    expected, shapes = (len(starts), keys.shape[1]), (new_keys.shape, new_values.shape)
+    if shapes != (expected, expected) or not (new_keys.is_contiguous() and new_values.is_contiguous()):
+        raise CacheError(f"new rows {[tuple(s) for s in shapes]} are not {expected} and contiguous", where="append")
 
 
 def refuse(segment: int, rows: int) -> NoReturn:
-    """Raise the CacheError of a segment that has no room of `rows` rows."""
+    """Raises CacheError for a segment without room, in a slab of `rows` rows."""
     what = f"it has no room for another row before the next segment, in a slab of {rows} rows"
     raise CacheError(what, where=f"append, segment {segment}")
 
 
-def c_arguments(keys: torch.Tensor, *others: torch.Tensor) -> tuple[Any, ...]:
-    """What the C functions of both libraries begin with."""
-    segments = others[-1].shape[0]
-    return keys, *others, segments, keys.shape[1] * keys.element_size(), keys.shape[0]
+def c_arguments(keys: torch.Tensor, *tensors: torch.Tensor) -> tuple[Any, ...]:
+    """Returns the first arguments of the C functions, which both libraries share."""
+    segments = tensors[-1].shape[0]
+    return keys, *tensors, segments, keys.shape[1] * keys.element_size(), keys.shape[0]
 
 
-def _compiled_on_cpu(keys: torch.Tensor, *others: torch.Tensor) -> None:
-    code = call_cpu("append", *c_arguments(keys, *others))
+def _compiled_on_cpu(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
+    code = call_cpu("append", *c_arguments(keys, *tensors))
     if code != DONE:
         refuse(code, keys.shape[0])
 
@@ -123,7 +123,7 @@ def on_cpu(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """`append` in C++ where that serves."""
+    """Computes `append` on the CPU, in C++ where the library supports the tensors."""
     check(keys, values, new_keys, new_values, starts, lengths)
     if serves(keys, values):
         return _compiled_on_cpu(keys, values, new_keys, new_values, starts, lengths)
@@ -143,7 +143,7 @@ def on_cuda(
     starts: torch.Tensor,
     lengths: torch.Tensor,
 ) -> None:
-    """`append` on a CUDA device."""
+    """Computes `append` on a CUDA device."""
     check(keys, values, new_keys, new_values, starts, lengths)
     if serves(keys, values):
         call_cuda("append", keys.device, *c_arguments(keys, values, new_keys, new_values, starts, lengths))

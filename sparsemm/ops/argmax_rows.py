@@ -1,4 +1,4 @@
-"""The key that a query row looks at most, among those it may see: what the chase asks of every head."""
+"""Finds the key with the largest logit for each query row, which the chase needs of every head."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from sparsemm.ops.checks import check_bounds, check_heads, first_true
 from sparsemm.ops.library import DONE, DTYPES, aligned, call_cpu, call_cuda, checked, dense_rows, serves, strides
 from sparsemm.ops.register import register
 
-MOST_LOGITS = 1 << 24  # logits held at once
+MOST_LOGITS = 1 << 24  # at most so many logits are in memory at once
 
 
 def argmax_rows(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Position of the key with the largest q.k among those a row may see.
+    """Returns the position of the key with the largest q.k for each row, among the keys of the row's range.
 
-    Products and sums are in fp64, where those of narrower numbers hardly round: the position does not depend on the
-    device, the number of threads or the order of a sum. Of equal keys the first one wins; a NaN is the largest.
+    Products and sums are in fp64, which hardly rounds those of narrower numbers: the position does not depend on the
+    device, the number of threads or the order of a sum. Among equal keys the first one wins; a NaN is the largest.
 
     Args:
         query: (Hq, T, D) fp32, fp16, bf16 or fp64; query head h reads KV head h // (Hq / Hkv).
         keys: (Hkv, S, D) of the same dtype.
-        begins, ends: (T,) int64; row t sees keys begins[t] ... ends[t] - 1.
+        begins, ends: (T,) int64; row t attends to keys begins[t] ... ends[t] - 1.
 
     Returns:
-        (Hq, T) int64; 0 for a row that sees nothing.
+        (Hq, T) int64; 0 for a row without keys.
 
     Raises:
-        CacheError: if dtypes, shapes or devices do not fit, or (on the CPU) a row sees beyond the keys.
+        CacheError: if dtypes, shapes or devices are wrong, or (on the CPU) a range exceeds the keys.
     """
     return _OP(query.detach(), keys.detach(), begins, ends)
 
 
 def reference(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """`argmax_rows` with at most `MOST_LOGITS` logits (and at least one row) at a time."""
+    """Computes `argmax_rows` with at most `MOST_LOGITS` logits (but at least one row) at a time."""
     num_heads, rows, dim = query.shape
     num_kv_heads, length = keys.shape[:2]
     positions = torch.zeros((num_heads, rows), dtype=torch.int64, device=query.device)
@@ -55,7 +55,7 @@ def reference(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, end
 
 
 def check(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> None:
-    """Raise CacheError for arguments that do not fit."""
+    """Raises CacheError for wrong arguments."""
     op = "argmax_rows"
     check_heads(op, query, keys)
     if query.dim() != 3 or keys.dim() != 3:
@@ -65,13 +65,13 @@ def check(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: t
 
 
 def _refuse(row: int, length: int) -> None:
-    raise CacheError(f"it sees beyond {length} keys", where=f"argmax_rows, row {row}")
+    raise CacheError(f"its range exceeds {length} keys", where=f"argmax_rows, row {row}")
 
 
 def c_arguments(
     query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor, output: torch.Tensor
 ) -> tuple[Any, ...]:
-    """What the C functions of both libraries begin with."""
+    """Returns the first arguments of the C functions, which both libraries share."""
     heads, length, dim = keys.shape
     sizes = heads, query.shape[0] // heads, query.shape[1], length, dim
     output = checked("argmax_rows", "output", output, torch.int64, query.shape[:2], query.device)
@@ -79,7 +79,7 @@ def c_arguments(
 
 
 def on_cpu(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """`argmax_rows`, in C++ where that serves."""
+    """Computes `argmax_rows` on the CPU, in C++ where the library supports the tensors."""
     check(query, keys, begins, ends)
     length = keys.shape[1]
     if serves(query, keys):
@@ -96,7 +96,7 @@ def on_cpu(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: 
 
 
 def on_cuda(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """`argmax_rows` on a CUDA device."""
+    """Computes `argmax_rows` on a CUDA device."""
     check(query, keys, begins, ends)
     if not serves(query, keys):
         return reference(query, keys, begins, ends)

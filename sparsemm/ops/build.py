@@ -1,4 +1,4 @@
-"""Compile csrc/ to shared objects in a per-user folder: `python -m sparsemm.ops.build [--cuda]`."""
+"""Compiles csrc/ to shared libraries in the user's cache folder: `python -m sparsemm.ops.build [--cuda]`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 600  # a compiler that takes longer hangs
 
 
 def source_folder() -> Path:
-    """Where the C++ files are: inside an installed package, or beside it in a checkout.
+    """Returns the folder of the C++ files: inside an installed package, or beside it in a checkout.
 
     Raises:
         CacheError: if neither folder exists.
@@ -34,42 +34,43 @@ def source_folder() -> Path:
 
 
 def library_folder() -> Path:
-    """The user's cache folder for compiled libraries: $XDG_CACHE_HOME/sparsemm, by default in ~/.cache."""
+    """Returns the user's cache folder for compiled libraries: $XDG_CACHE_HOME/sparsemm, by default in ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "sparsemm"
 
 
 def compiler() -> str:
-    """Path of the C++ compiler: $CXX, else the first of c++, g++ and clang++.
+    """Returns the path of the C++ compiler: $CXX, else the first of c++, g++ and clang++.
 
     Raises:
         CacheError: if there is none.
     """
-    wanted = os.environ.get("CXX")
-    for name in [wanted] if wanted else ["c++", "g++", "clang++"]:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise CacheError(f"{wanted or 'a C++ compiler'} was not found", hint="install g++ or clang++, or set CXX")
+    name = os.environ.get("CXX")
+    path = _first_program([name] if name else ["c++", "g++", "clang++"])
+    if path is None:
+        raise CacheError(f"{name or 'a C++ compiler'} was not found", hint="install g++ or clang++, or set CXX")
+    return path
 
 
 def cuda_compiler() -> str:
-    """Path of nvcc: $NVCC, else on the PATH, in $CUDA_HOME or in /usr/local/cuda.
+    """Returns the path of nvcc: $NVCC, else on the PATH, in $CUDA_HOME or in /usr/local/cuda.
 
     Raises:
         CacheError: if there is none.
     """
-    wanted = os.environ.get("NVCC")
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    for name in [wanted] if wanted else ["nvcc", f"{home}/bin/nvcc"]:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise CacheError(f"{wanted or 'nvcc'} was not found", hint="install the CUDA toolkit, or set NVCC")
+    name = os.environ.get("NVCC")
+    path = _first_program([name] if name else ["nvcc", f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc"])
+    if path is None:
+        raise CacheError(f"{name or 'nvcc'} was not found", hint="install the CUDA toolkit, or set NVCC")
+    return path
+
+
+def _first_program(names: list[str]) -> str | None:
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home folder may be shared by different machines."""
+    """Describes what -march=native depends on: different machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -78,7 +79,7 @@ def _processor() -> str:
 
 
 def flag_sets() -> Iterator[list[str]]:
-    """Flags to try, fastest first: a compiler may not know its processor, or have no OpenMP."""
+    """Yields the flags to try, fastest first: a compiler may not know its processor, or have no OpenMP."""
     yield ["-march=native", "-fopenmp"]
     if platform.machine() in ("x86_64", "AMD64") and "avx2" in _processor():
         yield ["-march=x86-64-v3", "-fopenmp"]
@@ -94,7 +95,7 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def compile_library(command: str, flags: list[str], target: Path, pattern: str = "*.cpp") -> str:
-    """Compile sources like `pattern` to `target`, which appears whole or not at all; the compiler's complaint, or "".
+    """Compiles the sources that match `pattern` to `target`, atomically, and returns the compiler's error, or "".
 
     Raises:
         CacheError: if the folder cannot be written or the compiler does not run.
@@ -102,19 +103,19 @@ def compile_library(command: str, flags: list[str], target: Path, pattern: str =
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / target.name
+            output = Path(folder) / target.name
             sources = sorted(str(path) for path in source_folder().glob(pattern))
-            done = _run([command, *flags, *sources, "-o", str(made)])
-            if done.returncode == 0:
-                os.replace(made, target)  # another process may have been faster with the same content
+            process = _run([command, *flags, *sources, "-o", str(output)])
+            if process.returncode == 0:
+                os.replace(output, target)  # another process may have been faster with the same content
                 return ""
-            return done.stderr.strip() or f"exit status {done.returncode}"
+            return process.stderr.strip() or f"exit status {process.returncode}"
     except OSError as error:
         raise CacheError(f"the library cannot be written: {error}", where=str(target.parent)) from error
 
 
 def _target(name: str, pattern: str, command: str, *rest: str) -> Path:
-    """Where the library of these sources, this compiler and the rest belongs."""
+    """Returns the path of the library, whose name is a hash of the sources, the compiler and the rest."""
     folder = source_folder()
     key = hashlib.sha256()
     for path in sorted([*folder.glob(pattern), *folder.glob("*.h")]):
@@ -124,27 +125,27 @@ def _target(name: str, pattern: str, command: str, *rest: str) -> Path:
 
 
 def build() -> Path:
-    """The compiled library for these sources, this compiler and this processor; compiled now if there is none.
+    """Returns the library for these sources, this compiler and this processor, and compiles it if there is none.
 
     Raises:
         CacheError: without a compiler, without sources, or if nothing compiles.
     """
-    command, complaint = compiler(), ""
+    command, error = compiler(), ""
     for flags in flag_sets():
         target = _target("kernels", "*.cpp", command, *COMMON, *flags, _processor())
         if target.is_file():
             return target
-        complaint = compile_library(command, [*COMMON, *flags], target)
-        if not complaint:
+        error = compile_library(command, [*COMMON, *flags], target)
+        if not error:
             return target
-    raise CacheError(f"{command} fails: {complaint.splitlines()[-1]}", where=str(source_folder()))
+    raise CacheError(f"{command} fails: {error.splitlines()[-1]}", where=str(source_folder()))
 
 
 def build_cuda() -> Path:
-    """The compiled CUDA library for these sources and this nvcc; compiled now if there is none.
+    """Returns the CUDA library for these sources and this nvcc, and compiles it if there is none.
 
-    It holds machine code for compute capabilities 8.0 (which 8.6 and 8.9 run too) and 9.0, and for later ones what
-    their driver compiles when it is loaded.
+    It holds machine code for compute capabilities 8.0 (which 8.6 and 8.9 run too) and 9.0, and PTX for later ones,
+    which their driver compiles when the library is loaded.
 
     Raises:
         CacheError: without nvcc, without sources, or if they do not compile.
@@ -152,14 +153,14 @@ def build_cuda() -> Path:
     command = cuda_compiler()
     target = _target("cuda", "*.cu", command, *CUDA)
     if not target.is_file():
-        complaint = compile_library(command, CUDA, target, "*.cu")
-        if complaint:
-            raise CacheError(f"{command} fails: {complaint.splitlines()[-1]}", where=str(source_folder()))
+        error = compile_library(command, CUDA, target, "*.cu")
+        if error:
+            raise CacheError(f"{command} fails: {error.splitlines()[-1]}", where=str(source_folder()))
     return target
 
 
 def wants_cuda() -> bool:
-    """Whether there are nvcc and a CUDA device."""
+    """Returns whether there are nvcc and a CUDA device."""
     try:
         cuda_compiler()
     except CacheError:

@@ -1,4 +1,4 @@
-"""Causal attention of whole prompts, padded to one length, without a mask."""
+"""Computes causal attention of whole prompts, padded to one length, without a mask."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def causal_attention(
     stops: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """softmax(q k^T * scaling) v of whole prompts, causal, without a mask; samples are padded to one length.
+    """Computes the causal softmax(q k^T * scaling) v of whole prompts, padded to one length, without a mask.
 
     Args:
         query: (B, Hq, S, D) fp32, fp16, bf16 or fp64; query head h reads KV head h // (Hq / Hkv).
         keys, values: (B, Hkv, S, D) of the same dtype.
-        firsts, stops: (B,) int64; sample b's tokens are positions firsts[b] ... stops[b] - 1, all else is padding.
+        firsts, stops: (B,) int64; the tokens of sample b are positions firsts[b] ... stops[b] - 1, the rest is padding.
         scaling: factor of the logits.
 
     Returns:
         (B, S, Hq, D); accumulated in fp32 or better; zeros on padding.
 
     Raises:
-        CacheError: if dtypes, shapes or devices do not fit, or (on the CPU) tokens leave the sequence.
+        CacheError: if dtypes, shapes or devices are wrong, or (on the CPU) a sample exceeds the sequence.
     """
     if wants_gradient(query, keys, values):
         check(query, keys, values, firsts, stops, scaling)
@@ -51,14 +51,14 @@ def reference(
     stops: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`causal_attention` by torch's sdpa; on a device this waits for the bounds."""
+    """Computes `causal_attention` with torch's sdpa; on a CUDA device this waits for the bounds."""
     return attend_spans(query, keys, values, list(zip(firsts.tolist(), stops.tolist(), strict=True)), scaling)
 
 
 def attend_spans(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, spans: Sequence[tuple[int, int]], scaling: float
 ) -> torch.Tensor:
-    """`causal_attention` of samples whose tokens are known on the host; neighbours of equal span go together."""
+    """Computes `causal_attention` for (first, stop) on the host; neighbouring samples of equal span share a call."""
     batch, heads, length, dim = query.shape
     options: dict[str, Any] = {"is_causal": True, "scale": scaling, "enable_gqa": heads > keys.shape[1]}
     if set(spans) == {(0, length)} and length:
@@ -83,7 +83,7 @@ def check(
     stops: torch.Tensor,
     scaling: float,
 ) -> None:
-    """Raise CacheError for arguments that do not fit."""
+    """Raises CacheError for wrong arguments."""
     op = "causal_attention"
     check_heads(op, query, keys)
     if values.shape != keys.shape or values.dtype != keys.dtype or values.device != keys.device:
@@ -109,7 +109,7 @@ def c_arguments(
     output: torch.Tensor,
     scaling: float,
 ) -> tuple[Any, ...]:
-    """What the C function begins with."""
+    """Returns the first arguments of the C function."""
     batch, heads, length, dim = query.shape
     output = checked("causal_attention", "output", output, query.dtype, (batch, length, heads, dim), query.device)
     sizes = batch, keys.shape[1], heads // keys.shape[1], length, dim
@@ -125,7 +125,7 @@ def on_cpu(
     stops: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`causal_attention`, in C++ where that serves."""
+    """Computes `causal_attention` on the CPU, in C++ where the library supports the tensors."""
     check(query, keys, values, firsts, stops, scaling)
     length, dim = query.shape[2:]
     if not serves(query, keys, values):
@@ -156,7 +156,7 @@ def on_cuda(
     stops: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """The reference implementation: torch's own kernels serve on a CUDA device."""
+    """Computes the reference implementation: on a CUDA device, that calls torch's own kernels."""
     check(query, keys, values, firsts, stops, scaling)
     return reference(query, keys, values, firsts, stops, scaling)
 

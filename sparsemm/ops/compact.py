@@ -1,4 +1,4 @@
-"""Copies the kept positions of a layer's full keys and values into a slab."""
+"""Copies the selected positions of a layer's full keys and values into a slab."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compact(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
-    """Copy the selected positions of full K and V to the slab, in order and in place.
+    """Copies the selected positions of full K and V to the slab, in order and in place.
 
     Args:
         keys, values: (rows, D) fp32, fp16, bf16 or fp64, contiguous; changed.
@@ -29,8 +29,8 @@ def compact(
         starts: (B * Hkv,) int64, contiguous and ascending; a segment ends where the next one starts.
 
     Raises:
-        CacheError: if dtypes, shapes, strides or devices do not fit, or (on the CPU) a segment has too little room;
-            then nothing was written.
+        CacheError: if dtypes, shapes, strides or devices are wrong, or (on the CPU) a segment has too little room; then
+            nothing was written.
     """
     if wants_gradient(full_keys, full_values):
         check(keys, values, full_keys, full_values, keep, starts)
@@ -46,9 +46,8 @@ def reference(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
-    """`compact` by indexing."""
+    """Computes `compact` by indexing."""
     flat = keep.flatten(0, 1)
-    # Rank of a kept position within its segment, then its row in the buffer.
     segment, position = flat.nonzero(as_tuple=True)
     rows = starts[segment] + (flat.cumsum(dim=-1) - 1)[segment, position]
     keys[rows] = full_keys[keep]
@@ -63,7 +62,7 @@ def check(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
-    """Raise CacheError for arguments that do not fit."""
+    """Raises CacheError for wrong arguments."""
     op = "compact"
     check_slab(op, keys, values, full_keys, full_values)
     check_segments(op, keys, starts, starts)
@@ -80,7 +79,7 @@ def check(
 
 
 def _refuse(segment: int, rows: int) -> None:
-    what = f"what it keeps does not fit before the next segment, in a slab of {rows} rows"
+    what = f"its selected rows do not fit before the next segment, in a slab of {rows} rows"
     raise CacheError(what, where=f"compact, segment {segment}")
 
 
@@ -92,7 +91,7 @@ def c_arguments(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> tuple[Any, ...]:
-    """What the C functions of both libraries begin with."""
+    """Returns the first arguments of the C functions, which both libraries share."""
     sizes = *full_keys.shape[:3], keys.shape[1] * keys.element_size(), keys.shape[0]
     return keys, values, full_keys, full_values, keep, starts, *sizes, strides(full_keys), strides(full_values)
 
@@ -105,7 +104,7 @@ def on_cpu(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
-    """`compact`, in C++ where that serves."""
+    """Computes `compact` on the CPU, in C++ where the library supports the tensors."""
     check(keys, values, full_keys, full_values, keep, starts)
     rows = keys.shape[0]
     if serves(keys, values):
@@ -129,7 +128,7 @@ def on_cuda(
     keep: torch.Tensor,
     starts: torch.Tensor,
 ) -> None:
-    """`compact` on a CUDA device."""
+    """Computes `compact` on a CUDA device."""
     check(keys, values, full_keys, full_values, keep, starts)
     if serves(keys, values):
         call_cuda("compact", keys.device, *c_arguments(keys, values, full_keys, full_values, keep, starts))

@@ -1,7 +1,7 @@
-"""One decode step of one layer on the CPU: `append` and `ragged_decode` of a slab in two calls of the C++ library.
+"""One decode step of one layer on the CPU: `append` and `ragged_decode` in two calls of the C++ library.
 
-It does what the two operations do one after the other, with their checks written out in one place: it runs for every
-token of every layer, where a Python call costs as much as the arithmetic of a small head.
+The result is that of the two operations one after the other, but their checks are written out in one place: this runs
+for every token of every layer, where a Python call costs as much as the arithmetic of a small head.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from sparsemm.ops.library import DONE, DTYPES, library, serves
 
 
 def serves_steps(keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `decode_step` may serve a slab with these buffers (rows, D); asked once, when they are allocated.
+    """Returns whether `decode_step` supports a slab with these buffers (rows, D); called once, when it is allocated.
 
-    It does not where the library does not, or where $SPARSEMM_DECODE or a measurement prefers another backend.
+    False if the library does not support them, or if $SPARSEMM_DECODE or a measurement prefers another backend.
     """
     if not keys.is_cpu or not serves(keys, values) or os.environ.get("SPARSEMM_DECODE", "ours") != "ours":
         return False
@@ -34,7 +34,7 @@ def decode_step(
     new_values: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor | None:
-    """Append one token to every segment, and attend from it to its head's own rows.
+    """Appends one token to every segment, and computes its attention over its head's own rows.
 
     Args:
         keys, values: (rows, D), contiguous; changed.
@@ -44,8 +44,8 @@ def decode_step(
         scaling: factor of the logits.
 
     Returns:
-        (B, 1, Hq, D), as `append` followed by `ragged_decode`; None, with nothing changed, where shapes, dtypes,
-        devices, autograd or a compiler want the operations themselves, which say what does not fit.
+        (B, 1, Hq, D), equal to `append` followed by `ragged_decode`; None, with nothing changed, where shapes, dtypes,
+        devices, autograd or torch.compile require the separate operations, which raise an error if need be.
 
     Raises:
         CacheError: if a segment has no room or leaves the slab.

@@ -1,7 +1,7 @@
-"""Which decode backend was measured to be the fastest on a device, by shape: `sparsemm bench backends --keep`.
+"""Reads and writes the fastest decode backend of a device by shape, as `sparsemm bench backends --keep` measures it.
 
-The measurement is a file in the user's cache folder. It is made once, by a command: backends round differently, and a
-choice by timing while serving would let answers depend on how busy a device was.
+The measurement is a file in the user's cache folder. Only that command writes it: backends round differently, and if
+they were timed while serving, answers would depend on how busy a device was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FIELDS = {"dtype": str, "head_dim": int, "group": int, "segments": int, "rows": 
 
 
 def processor() -> str:
-    """The CPU in words."""
+    """Returns the name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -34,28 +34,31 @@ def processor() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """A CUDA device or the CPU in words."""
+    """Returns the name of a CUDA device or of the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
 def path_of(name: str) -> Path:
-    """The file of a device: a home folder may be shared by machines with different ones."""
-    from sparsemm.ops.build import library_folder  # here, or `python -m sparsemm.ops.build` would import itself twice
+    """Returns the file for a device name: machines with different devices may share a home folder."""
+    from sparsemm.ops.build import library_folder  # not above: `python -m sparsemm.ops.build` would import itself twice
 
     words = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
     return library_folder() / f"decode-{words}-{hashlib.sha256(name.encode()).hexdigest()[:8]}.json"
 
 
 def keep(device: torch.device, fastest: list[dict[str, Any]]) -> Path:
-    """Write what was measured on a device, beside what was at other shapes; it is used from now on.
+    """Saves measurements of a device, keeps those of other shapes, and uses them from now on.
 
     Args:
-        fastest: a dict of `FIELDS` for every shape, others in it are left out: `rows` is the mean room of a segment.
+        device: where they were measured.
+        fastest: a dict with the `FIELDS` of every shape, where `rows` is the mean room of a segment; other keys are
+            ignored.
     """
     name = device_name(device)
     path = path_of(name)
-    known = {tuple(one[field] for field in FIELDS if field != "backend"): one for one in [*measured(device), *fastest]}
-    fastest = [{field: one[field] for field in FIELDS} for one in known.values()]
+    shapes = [*measured(device), *fastest]
+    latest = {tuple(shape[field] for field in FIELDS if field != "backend"): shape for shape in shapes}
+    fastest = [{field: shape[field] for field in FIELDS} for shape in latest.values()]
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_json(path, {"device": name, "torch": torch.__version__, "fastest": fastest})
     measured.cache_clear()
@@ -65,16 +68,16 @@ def keep(device: torch.device, fastest: list[dict[str, Any]]) -> Path:
 
 @lru_cache
 def measured(device: torch.device) -> list[dict[str, Any]]:
-    """What `keep` wrote for this device; nothing, and a line of the log, if it is damaged or of another torch."""
+    """Returns what `keep` saved for this device; nothing, and a warning, if it is damaged or of another torch."""
     path = path_of(device_name(device))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        shapes = found["fastest"]
-        if any(type(one[field]) is not kind for one in shapes for field, kind in FIELDS.items()):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        shapes = content["fastest"]
+        if any(type(shape[field]) is not kind for shape in shapes for field, kind in FIELDS.items()):
             raise ValueError("a shape lacks a field")
-        if min([1, *(one[field] for one in shapes for field in ("segments", "rows"))]) < 1:
+        if min([1, *(shape[field] for shape in shapes for field in ("segments", "rows"))]) < 1:
             raise ValueError("a shape without rows")
-        version = found["torch"]
+        version = content["torch"]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -90,16 +93,16 @@ def measured(device: torch.device) -> list[dict[str, Any]]:
 def backend(
     device: torch.device, dtype: torch.dtype, head_dim: int, group: int, segments: int, rows: int
 ) -> str | None:
-    """The backend measured at the nearest shape of this dtype, head dimension and group; None if there is none.
+    """Returns the fastest backend at the nearest shape with this dtype, head dimension and group, or None.
 
     Args:
         segments: B * Hkv.
-        rows: mean room of a segment, which the host knows; lengths may lie on the device.
+        rows: mean room of a segment, which is on the host, while lengths may be on the device.
     """
     kind = str(dtype).removeprefix("torch."), head_dim, group
-    alike = [one for one in measured(device) if (one["dtype"], one["head_dim"], one["group"]) == kind]
+    shapes = [shape for shape in measured(device) if (shape["dtype"], shape["head_dim"], shape["group"]) == kind]
 
-    def distance(one: dict[str, Any]) -> float:
-        return abs(math.log2(one["segments"] / max(segments, 1))) + abs(math.log2(one["rows"] / max(rows, 1)))
+    def distance(shape: dict[str, Any]) -> float:
+        return abs(math.log2(shape["segments"] / max(segments, 1))) + abs(math.log2(shape["rows"] / max(rows, 1)))
 
-    return str(min(alike, key=distance)["backend"]) if alike else None
+    return str(min(shapes, key=distance)["backend"]) if shapes else None

@@ -1,4 +1,4 @@
-"""What a prompt's last rows look at: SnapKV's observation scores, without a matrix of all weights."""
+"""Computes SnapKV's observation scores of a prompt's last rows without a matrix of all weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sparsemm.ops.checks import check_heads
 from sparsemm.ops.library import DTYPES, aligned, call_cpu, call_cuda, checked, dense_rows, serves, strides
 from sparsemm.ops.register import register
 
-MOST_LOGITS = 1 << 24  # logits held at once, whatever the number of rows, heads and positions
+MOST_LOGITS = 1 << 24  # at most so many logits are in memory at once, for any number of rows, heads and positions
 
 
 def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
-    """What a prompt's last rows look at (SnapKV, arXiv 2404.14469).
+    """Rates each position by the attention of a prompt's last w rows (SnapKV, arXiv 2404.14469).
 
-    A = softmax(q k^T * scaling), causal, in fp32; mean over the w rows; over the S - w positions before them an
-    average pool of `pooling` (zeros beyond the ends); mean over the query group.
+    A = softmax(q k^T * scaling), causal, in fp32; mean over the w rows; average pool of width `pooling` over the S - w
+    positions before them, with zeros beyond the ends; mean over the query group.
 
     Args:
         query: (B, Hq, w, D) fp32, fp16, bf16 or fp64, the last w rows of the prompt.
@@ -33,7 +33,7 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
         (B, Hkv, S) fp32; -inf on padding and at the last w positions.
 
     Raises:
-        CacheError: if dtypes, shapes or devices do not fit.
+        CacheError: if dtypes, shapes or devices are wrong.
     """
     return _OP(query.detach(), keys.detach(), valid, pooling, scaling)
 
@@ -41,7 +41,7 @@ def observe(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
 def reference(
     query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float
 ) -> torch.Tensor:
-    """`observe` with the weights of as many KV heads at a time as fit `MOST_LOGITS` (and at least one)."""
+    """Computes `observe` with the weights of as many KV heads at a time as `MOST_LOGITS` allows, but at least one."""
     batch, num_heads, window, dim = query.shape
     num_kv_heads, length = keys.shape[1:3]
     group = num_heads // max(num_kv_heads, 1)
@@ -66,7 +66,7 @@ def reference(
 
 
 def check(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> None:
-    """Raise CacheError for arguments that do not fit."""
+    """Raises CacheError for wrong arguments."""
     op, shape = "observe", keys.shape
     check_heads(op, query, keys)
     if (
@@ -87,7 +87,7 @@ def check(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling:
 def c_arguments(
     query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, output: torch.Tensor, pooling: int, scaling: float
 ) -> tuple[Any, ...]:
-    """What the C functions of both libraries begin with."""
+    """Returns the first arguments of the C functions, which both libraries share."""
     batch, heads, length, dim = keys.shape
     sizes = batch, heads, query.shape[1] // heads, query.shape[2], length, dim
     code = DTYPES[query.dtype]
@@ -96,7 +96,7 @@ def c_arguments(
 
 
 def on_cpu(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
-    """`observe`, in C++ where that serves."""
+    """Computes `observe` on the CPU, in C++ where the library supports the tensors."""
     check(query, keys, valid, pooling, scaling)
     if not serves(query, keys):
         return reference(query, keys, valid, pooling, scaling)
@@ -107,7 +107,7 @@ def on_cpu(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling
 
 
 def on_cuda(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
-    """`observe` on a CUDA device."""
+    """Computes `observe` on a CUDA device."""
     check(query, keys, valid, pooling, scaling)
     if not serves(query, keys):
         return reference(query, keys, valid, pooling, scaling)

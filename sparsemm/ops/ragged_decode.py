@@ -1,4 +1,4 @@
-"""Attention of one new token, every head over its own rows of a slab."""
+"""Computes the attention of one new token, each head over its own rows of a slab."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def ragged_decode(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """softmax(q k^T * scaling) v of one query token per (batch row, query head) over its head's own rows.
+    """Computes softmax(q k^T * scaling) v of one query token per (batch row, query head), over its head's own rows.
 
     Args:
         query: (B, Hq, D) fp32, fp16, bf16 or fp64, contiguous; query head h reads KV head h // (Hq / Hkv).
         keys, values: (rows, D), contiguous, of the query's dtype.
-        starts, lengths: (B * Hkv,) int64, contiguous; head i owns rows starts[i] ... starts[i] + lengths[i] - 1.
+        starts, lengths: (B * Hkv,) int64, contiguous; segment i has rows starts[i] ... starts[i] + lengths[i] - 1.
         scaling: factor of the logits.
 
     Returns:
         (B, Hq, D); accumulated in fp32 or better; zeros for a head without rows.
 
     Raises:
-        CacheError: if dtypes, shapes, strides or devices do not fit, or (on the CPU) a segment leaves the slab.
+        CacheError: if dtypes, shapes, strides or devices are wrong, or (on the CPU) a segment leaves the slab.
     """
     if wants_gradient(query, keys, values):
         check(query, keys, values, starts, lengths, scaling)
@@ -52,7 +52,7 @@ def reference(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`ragged_decode` by padding every head to the longest."""
+    """Computes `ragged_decode` with every head padded to the longest."""
     longest = int(lengths.max()) if len(lengths) else 0
     if longest == 0:
         return torch.zeros_like(query)
@@ -72,7 +72,7 @@ def check(
     lengths: torch.Tensor,
     scaling: float,
 ) -> None:
-    """Raise CacheError for arguments that do not fit."""
+    """Raises CacheError for wrong arguments."""
     op = "ragged_decode"
     check_slab(op, keys, values, query, query)
     check_segments(op, keys, starts, lengths)
@@ -81,12 +81,12 @@ def check(
     batch, heads = query.shape[:2]
     segments = len(starts)
     if (batch * heads == 0) != (segments == 0) or (segments and (segments % batch or batch * heads % segments)):
-        what = f"{segments} segments do not serve a query of {batch} rows and {heads} heads"
-        raise CacheError(what, where=op, hint="there is one for each batch row and KV head")
+        what = f"{segments} segments do not match a query of {batch} rows and {heads} heads"
+        raise CacheError(what, where=op, hint="there must be one segment for each batch row and KV head")
 
 
 def refuse(segment: int, rows: int) -> NoReturn:
-    """Raise the CacheError of a segment that leaves the slab of `rows` rows."""
+    """Raises CacheError for a segment that leaves the slab of `rows` rows."""
     what = f"its start or length leaves a slab of {rows} rows"
     raise CacheError(what, where=f"ragged_decode, segment {segment}")
 
@@ -100,7 +100,7 @@ def c_arguments(
     output: torch.Tensor,
     scaling: float,
 ) -> tuple[Any, ...]:
-    """What the C functions of both libraries begin with."""
+    """Returns the first arguments of the C functions, which both libraries share."""
     segments = starts.shape[0]
     group = query.shape[0] * query.shape[1] // max(segments, 1)
     sizes = segments, group, query.shape[2], keys.shape[0]
@@ -116,7 +116,7 @@ def on_cpu(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`ragged_decode` of checked tensors by the C++ library."""
+    """Computes `ragged_decode` of checked tensors with the C++ library."""
     output = torch.empty_like(query)
     arguments = c_arguments(query, keys, values, starts, lengths, output, scaling)
     code = call_cpu("ragged_decode", *arguments, torch.get_num_threads())
@@ -129,14 +129,14 @@ _COUNTERS: dict[tuple[int, int], torch.Tensor] = {}
 
 
 def _counters(device: torch.device, count: int) -> torch.Tensor:
-    """(count,) int32 zeros on the device; kernels leave them zero, so that one set serves all calls of a stream."""
+    """Returns (count,) int32 zeros on the device; kernels leave them zero, so that all calls of a stream share them."""
     if torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)  # the graph's own: it may be replayed elsewhere
+        return torch.zeros(count, dtype=torch.int32, device=device)  # the graph may be replayed on another stream
     key = device.index, torch.cuda.current_stream(device).cuda_stream
-    held = _COUNTERS.get(key)
-    if held is None or len(held) < count:
-        held = _COUNTERS[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
-    return held[:count]
+    counters = _COUNTERS.get(key)
+    if counters is None or len(counters) < count:
+        counters = _COUNTERS[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
+    return counters[:count]
 
 
 def on_cuda(
@@ -147,7 +147,7 @@ def on_cuda(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`ragged_decode` of checked tensors by the CUDA library."""
+    """Computes `ragged_decode` of checked tensors with the CUDA library."""
     query, keys, values = aligned(query), aligned(keys), aligned(values)
     output = torch.empty_like(query)
     segments = starts.shape[0]
@@ -174,7 +174,7 @@ def _reference_on_cpu(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """The reference, after a look for segments outside the slab; on a CUDA device that would wait for the device."""
+    """Computes the reference after checking that no segment leaves the slab, which would wait for a CUDA device."""
     rows = keys.shape[0]
     outside = first_true((starts < 0) | (lengths < 0) | (lengths > rows) | (starts > rows - lengths))
     if outside is not None:
@@ -182,7 +182,7 @@ def _reference_on_cpu(
     return reference(query, keys, values, starts, lengths, scaling)
 
 
-# Who can compute it: this package's kernel, on a CUDA device torch's or flash-attn's, or plain PyTorch.
+# Backends: this package's kernel ("ours"), on a CUDA device torch's and flash-attn's, and the reference ("twin").
 Decode = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 BACKENDS: dict[str, dict[str, Decode]] = {
     "cpu": {"ours": on_cpu, "twin": _reference_on_cpu},
@@ -191,10 +191,10 @@ BACKENDS: dict[str, dict[str, Decode]] = {
 
 
 def usable(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> list[str]:
-    """The backends that can serve such tensors on their device, in order of preference.
+    """Lists the backends that support the tensors on their device, in order of preference.
 
-    Ours first: it alone reads the keys of a query group once, splits long heads whatever the lengths are, and is
-    captured in a CUDA graph with its lengths on the device.
+    Ours is first: it alone reads the keys of a query group once, splits long heads at any lengths, and can be captured
+    in a CUDA graph with its lengths on the device.
     """
     names = ["ours"] if serves(query, keys, values) else []
     if not query.is_cpu and not wants_gradient(query, keys, values):
@@ -203,7 +203,7 @@ def usable(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> lis
 
 
 def decodes(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> bool:
-    """Whether `ragged_decode` of such tensors is more than its reference implementation."""
+    """Returns whether a backend other than the reference implementation supports the tensors."""
     return serves(query, keys, values) or usable(query, keys, values)[0] != "twin"
 
 
@@ -215,22 +215,23 @@ def decode(
     lengths: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """`ragged_decode` by the backend that $SPARSEMM_DECODE names, or that was measured fastest.
+    """Computes `ragged_decode` with the backend that $SPARSEMM_DECODE names, or else with the fastest measured one.
 
-    Without either (see `sparsemm.ops.fastest`) it is the first usable one.
+    Without either (see `sparsemm.ops.fastest`), it is the first usable backend.
 
     Raises:
-        CacheError: if the arguments do not fit, or the named one cannot serve.
+        CacheError: if arguments are wrong, or the named backend does not support them.
     """
     check(query, keys, values, starts, lengths, scaling)
-    wanted = os.environ.get("SPARSEMM_DECODE")
-    chosen = wanted or _fastest(query, keys, len(starts)) or "ours"
-    if chosen != "ours" or not serves(query, keys, values):  # else the others need not be looked at, which takes time
+    required = os.environ.get("SPARSEMM_DECODE")
+    backend = required or _fastest(query, keys, len(starts)) or "ours"
+    if backend != "ours" or not serves(query, keys, values):  # listing all backends takes time
         names = usable(query, keys, values)
-        if wanted and wanted not in names:
-            raise CacheError(f"SPARSEMM_DECODE={wanted} cannot serve here", hint=f"one of {', '.join(names)} can")
-        chosen = chosen if chosen in names else names[0]
-    return BACKENDS[query.device.type][chosen](query, keys, values, starts, lengths, scaling)
+        if required and required not in names:
+            what = f"SPARSEMM_DECODE={required} does not support these tensors"
+            raise CacheError(what, hint=f"set it to one of {', '.join(names)}")
+        backend = backend if backend in names else names[0]
+    return BACKENDS[query.device.type][backend](query, keys, values, starts, lengths, scaling)
 
 
 def _fastest(query: torch.Tensor, keys: torch.Tensor, segments: int) -> str | None:

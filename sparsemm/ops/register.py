@@ -1,4 +1,4 @@
-"""Registers an operation with torch.library."""
+"""Registers operations with torch.library."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def register(
     check: Callable[..., None],
     fake: Callable[..., Any],
 ) -> Any:
-    """Make `torch.ops.sparsemm.<name>` of a schema; the overload is returned, since looking it up takes time.
+    """Defines `torch.ops.sparsemm.<name>` by its schema, and returns the overload, as looking it up takes time.
 
     Args:
-        on_cpu, on_cuda: check and compute, on the device of the arguments.
-        check: raises CacheError for arguments that do not fit.
-        fake: gives results of the right shape and dtype, for torch.compile.
+        schema: name, arguments and result, as torch.library takes them.
+        on_cpu, on_cuda: check the arguments and compute the result, on their device.
+        check: raises CacheError for wrong arguments.
+        fake: returns results of the right shape and dtype, for torch.compile.
     """
 
     def checked_fake(*arguments: Any) -> Any:

@@ -227,7 +227,7 @@ def test_what_leaves_the_slab_touches_nothing_and_is_raised_by_the_next_call(dev
     full = torch.randn(1, 2, 11, 8, dtype=torch.float32)
     compact.on_cuda(keys, values, full, full, keep, starts)
     assert torch.equal(keys, was)
-    with pytest.raises(CacheError, match="compact: what was kept"):
+    with pytest.raises(CacheError, match="compact: the selected rows"):
         library.raise_faults()
     found = argmax_rows.on_cuda(
         torch.randn(2, 2, 8, dtype=torch.float32), full[0], torch.tensor([0, 0]), torch.tensor([11, 12])

@@ -23,7 +23,7 @@ def test_without_a_compiler_one_line_says_so_and_the_twin_serves(monkeypatch, ca
     with caplog.at_level(logging.WARNING):
         assert not library.available() and not library.available()
     assert [r.getMessage().count("\n") for r in caplog.records] == [0]
-    assert "PyTorch serves" in caplog.text and "no-such-compiler was not found" in caplog.text
+    assert "using PyTorch" in caplog.text and "no-such-compiler was not found" in caplog.text
     keys, values, starts, lengths = ragged([2], 8, torch.float32, [0], 0)
     assert not library.serves(keys)
     assert ragged_decode.ragged_decode(
