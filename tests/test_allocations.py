@@ -43,7 +43,7 @@ def unnamed(source: str) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("folder", ["sparsemm", "examples"])
+@pytest.mark.parametrize("folder", ["sparsemm", "examples", "benchmarks"])
 def test_every_allocation_names_its_dtype_and_device(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
     found = [f"{path.relative_to(ROOT)}:{line}: {what}" for path in files for line, what in unnamed(path.read_text())]
