@@ -1,7 +1,7 @@
-"""Prefect flows: when and where the stages run. What they do is in sparsemm/."""
+"""Prefect flows, which decide when and where the stages of sparsemm/ run."""
 
 import os
 
-# Nothing is sent anywhere unless the user turns it on; this must stand before Prefect is imported.
+# Telemetry is off unless the user turns it on. Prefect reads these variables when it is imported.
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -1,4 +1,4 @@
-"""What a flow run shows in Prefect: tables, progress, a picture, a link to the report."""
+"""Creates the artifacts of a flow run in Prefect: tables, progress, a picture and a link to the report."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from prefect.artifacts import (
 
 from sparsemm.pipeline.plan import Plan
 
-MOST_PICTURE = 300_000  # letters: it is stored in Prefect's database
+MOST_PICTURE = 300_000  # characters of a picture that may be stored in Prefect's database
 
 
 def slug(text: str) -> str:
-    """An artifact key: lower-case letters, digits and dashes."""
+    """Turns text into an artifact key of lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def show_plan(plan: Plan) -> None:
-    """Table of what is stale."""
+    """Creates a table of the stale stages."""
     rows = [{"model": key, "stale stages": ", ".join(stages)} for key, stages in plan.models.items()]
     rows += [{"model": "-", "stale stages": name} for name in plan.shared]
     create_table_artifact(rows or [{"model": "-", "stale stages": "nothing"}], key="plan", description="Stale stages")
 
 
 class Progress:
-    """Share of a model's stages that have ended, counted from DVC's own lines."""
+    """Shows the share of a model's stages that have ended, counted from DVC's output."""
 
     def __init__(self, key: str, stages: int) -> None:
         self.done, self.stages = -1, stages
-        made = create_progress_artifact(0.0, key=f"progress-{slug(key)}", description=f"stages of {key}")
-        self.artifact = made if isinstance(made, UUID) else None
+        artifact = create_progress_artifact(0.0, key=f"progress-{slug(key)}", description=f"stages of {key}")
+        self.artifact = artifact if isinstance(artifact, UUID) else None
 
     def line(self, text: str) -> None:
-        """Note one line of `dvc repro`; a stage begins, is cached, or did not change."""
+        """Reads one line of `dvc repro` and counts it if a stage begins, is cached, or did not change."""
         if re.match(r"Running stage|Stage '.*' (is cached|didn't change)|'.*' didn't change", text):
             self.done += 1
             self._show(100.0 * max(self.done, 0) / self.stages)
 
     def end(self) -> None:
-        """Everything ran."""
+        """Shows that all stages have ended."""
         self._show(100.0)
 
     def _show(self, percent: float) -> None:
@@ -57,12 +57,12 @@ class Progress:
 
 
 def show_results(results: list[dict[str, Any]]) -> None:
-    """Table of what became of each model."""
+    """Creates a table with the result of each model."""
     create_table_artifact(results, key="results", description="Models of this run")
 
 
 def show_report(root: Path) -> None:
-    """Link to the report, and the picture that a model's explore stage made first."""
+    """Creates a link to the report, and shows the first picture of an explore stage."""
     page = root / "artifacts" / "report" / "index.html"
     if page.exists():
         create_link_artifact(page.resolve().as_uri(), link_text="report", key="report", description="HTML report")

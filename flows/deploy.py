@@ -1,4 +1,4 @@
-"""Make what the flows need on a Prefect server, and deploy them: `sparsemm flows deploy`."""
+"""Deploys the flows on a Prefect server, with their pools, limits and automations: `sparsemm flows deploy`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from sparsemm.pipeline.gpus import visible_gpus
 POOLS = {"process": "process", "docker": "docker", "kubernetes": "kubernetes"}  # --pool -> type of worker
 OURS: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.sparsemm"}
 
-FORGETFUL = f"""\
-warning: this server keeps leases in memory. When it restarts, the GPU slots in use then stay taken. Start it with
+LEASES_IN_MEMORY = f"""\
+warning: this server keeps leases in memory. If it restarts, GPU slots that are in use then stay taken. Start it with
   PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
-and free what is taken for nothing with `prefect gcl update {GPU_SLOTS} --active-slots 0`."""
+and free slots that stay taken with `prefect gcl update {GPU_SLOTS} --active-slots 0`."""
 
 
 def base_job_template(kind: str) -> dict[str, Any]:
-    """Prefect's own template of a worker type, as shipped with it: neither network nor the worker's package needed."""
+    """Returns Prefect's template of a worker type, which is shipped with Prefect and needs no network."""
     folder = files("prefect.server.api").joinpath("collections_data/views/aggregate-worker-metadata.json")
     for workers in json.loads(folder.read_text(encoding="utf-8")).values():
         if kind in workers:
@@ -49,7 +49,7 @@ def base_job_template(kind: str) -> dict[str, Any]:
 
 
 def make_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
-    """A work pool of this type; one that exists stays as it is."""
+    """Creates a work pool of this type, unless a pool of that name exists."""
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
@@ -57,10 +57,10 @@ def make_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
 
 
 def automations(silence_seconds: int) -> list[AutomationCore]:
-    """What sees to runs whose engine has died: without these they are Running for ever and hold their slots.
+    """Returns the automations that restart runs whose engine has died, which would otherwise hold their slots forever.
 
     Args:
-        silence_seconds: a run without any event for this long is dead; three heartbeats or more.
+        silence_seconds: a run without any event for this long counts as dead; at least three heartbeats.
     """
     dead = AutomationCore(
         name="sparsemm: silent runs have crashed",
@@ -95,69 +95,71 @@ def _state(kind: StateType, name: str, message: str) -> ChangeFlowRunState:
     return ChangeFlowRunState(state=kind, name=name, message=message, force=False)
 
 
-def install(client: SyncPrefectClient, wanted: AutomationCore) -> None:
-    """Create an automation, or replace the one of its name if it is another: a new one forgets the runs it watches."""
-    asked = wanted.model_dump(mode="json")
+def install(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Creates an automation, or replaces the one of that name if it differs.
+
+    An equal one is kept, because a new automation does not know the runs that are already being watched.
+    """
+    values = automation.model_dump(mode="json")
     kept = False
-    for known in client.read_automations_by_name(wanted.name):
-        if not kept and known.model_dump(mode="json", include=set(asked)) == asked:
+    for existing in client.read_automations_by_name(automation.name):
+        if not kept and existing.model_dump(mode="json", include=set(values)) == values:
             kept = True
         else:
-            client.delete_automation(known.id)
+            client.delete_automation(existing.id)
     if not kept:
-        client.create_automation(wanted)
+        client.create_automation(automation)
 
 
-def forgetful(client: SyncPrefectClient) -> bool:
-    """Whether the server keeps its leases in memory: a restart then leaves the GPU slots of that moment taken."""
+def keeps_leases_in_memory(client: SyncPrefectClient) -> bool:
+    """Tells whether the server keeps its leases in memory, so that a restart leaves GPU slots taken."""
     settings = client.request("GET", "/admin/settings").json()
     return str(settings["server"]["concurrency"]["lease_storage"]).endswith(".memory")
 
 
 @contextmanager
 def _answering() -> Iterator[None]:
-    """Turn the errors of Prefect's client into ours."""
+    """Turns the errors of Prefect's client into PipelineError."""
     url = PREFECT_API_URL.value()
-    if not url:  # Prefect would start a server, deploy to it, and end it
-        hint = "start one and export PREFECT_API_URL=http://127.0.0.1:4200/api"
-        raise PipelineError("no Prefect server is named", where="PREFECT_API_URL", hint=hint)
+    if not url:  # Prefect would deploy to a temporary server
+        hint = "start a Prefect server and export PREFECT_API_URL=http://127.0.0.1:4200/api"
+        raise PipelineError("not set", where="PREFECT_API_URL", hint=hint)
     try:
         yield
     except httpx.HTTPStatusError as error:
         hint = "set PREFECT_API_AUTH_STRING" if error.response.status_code == 401 else "see the server's log"
         raise PipelineError(f"the server answers {error.response.status_code}", where=url, hint=hint) from error
     except httpx.TransportError as error:
-        hint = "prefect server start --host 127.0.0.1"
+        hint = "start it with `prefect server start --host 127.0.0.1`"
         raise PipelineError(f"the Prefect server does not answer: {error}", where=url, hint=hint) from error
 
 
 def deployments(pools: list[str], path: Path) -> list[str]:
-    """flow/deployment names in prefect.yaml that belong to the pools.
+    """Returns the flow/deployment names of the pools in prefect.yaml.
 
     Raises:
-        PipelineError: if one of them wants an environment variable that is not set: Prefect would leave a hole.
+        PipelineError: if one uses an environment variable that is not set, which Prefect would replace by nothing.
     """
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-    wanted = [entry for entry in entries if entry["name"] in pools]
-    missing = set(re.findall(r"{{ \$(\w+) }}", json.dumps(wanted))) - os.environ.keys()
+    entries = [entry for entry in entries if entry["name"] in pools]
+    missing = set(re.findall(r"{{ \$(\w+) }}", json.dumps(entries))) - os.environ.keys()
     if missing:
-        raise PipelineError(
-            f"set {', '.join(sorted(missing))}", where=str(path), hint="docs/operations.md says to what"
-        )
-    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in wanted]
+        what = f"environment variables are not set: {', '.join(sorted(missing))}"
+        raise PipelineError(what, where=str(path), hint="docs/operations.md explains their values")
+    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries]
 
 
 def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> None:
-    """Make pools, limits and automations, and deploy; running it again changes only what is different.
+    """Creates pools, limits and automations, and deploys the flows. Running it again changes only what differs.
 
     Args:
         root: the repository; process workers run in it.
-        pools: of `POOLS`.
-        slots: flow runs that may use a GPU at once, over all hosts.
+        pools: names in `POOLS`.
+        slots: number of flow runs that may use a GPU at the same time, over all hosts.
         silence_seconds: see `automations`.
 
     Raises:
-        PipelineError: if no server is named, it does not answer or refuses, or `prefect deploy` fails.
+        PipelineError: if PREFECT_API_URL is not set, the server does not answer or refuses, or `prefect deploy` fails.
     """
     names = deployments(pools, root / "prefect.yaml")
     with _answering(), get_client(sync_client=True) as client:
@@ -169,24 +171,24 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
         client.upsert_global_concurrency_limit_by_name(GPU_SLOTS, slots)
         for automation in automations(silence_seconds):
             install(client, automation)
-        if forgetful(client):
-            print(FORGETFUL, file=sys.stderr)
+        if keeps_leases_in_memory(client):
+            print(LEASES_IN_MEMORY, file=sys.stderr)
     options = [option for name in names for option in ("--name", name)]
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *options]
     variables = os.environ | {"SPARSEMM_ROOT": str(root.resolve())}
     if code := subprocess.run(command, cwd=root, env=variables, check=False).returncode:
-        raise PipelineError(f"`prefect deploy` ended with {code}", where=str(root), hint="it has said why above")
+        raise PipelineError(f"`prefect deploy` ended with {code}", where=str(root), hint="see its output above")
 
 
 def at_least_one(text: str) -> int:
-    """A number of the command line."""
+    """Parses a positive integer of the command line."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line and deploy; 0, or 1 after printing what was wrong and what to do."""
+    """Parses the command line, deploys and returns 0, or 1 after printing what is wrong and what to do."""
     example = "example: sparsemm flows deploy --slots 4"
     parser = argparse.ArgumentParser(prog="sparsemm flows deploy", description=__doc__, epilog=example)
     parser.add_argument("--root", type=Path, default=Path("."), help="the repository (here)")
@@ -195,9 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--silence", type=at_least_one, default=90, help="seconds without a heartbeat after which a run is dead (90)"
     )
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        deploy(given.root, given.pool or ["process"], given.slots or max(len(visible_gpus()), 1), given.silence)
+        deploy(args.root, args.pool or ["process"], args.slots or max(len(visible_gpus()), 1), args.silence)
     except SparseMMError as error:
         print(f"sparsemm: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Everything that is stale: plan, fan out, integrate, publish."""
+"""Runs all stale stages: plans, runs models in parallel, integrates and publishes their results."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from sparsemm.pipeline.integrate import integrate
 from sparsemm.pipeline.plan import Plan, plan, targets
 from sparsemm.pipeline.worktree import check_clean, has_remote
 
-RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # models that wait for a slot cost a thread each
-Row: TypeAlias = dict[str, Any]  # of the table of results
+RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # every model that waits for a GPU slot occupies a thread
+Row: TypeAlias = dict[str, Any]  # a row of the table of results
 
 
 @task(name="plan", cache_policy=NO_CACHE)
 def plan_stages(root: str) -> Plan:
-    """What is stale, shown as a table."""
+    """Returns the stale stages, and shows them as a table."""
     check_clean(Path(root))
-    found = plan(Path(root), get_run_logger().info)
-    show_plan(found)
-    return found
+    stale = plan(Path(root), get_run_logger().info)
+    show_plan(stale)
+    return stale
 
 
 @task(name="model elsewhere", task_run_name="{key}", cache_policy=NO_CACHE)
 def model_elsewhere(root: str, key: str, deployment: str) -> None:
-    """A model's stages as a flow run of their own, on whatever worker of the deployment's pool is free.
+    """Runs a model's stages as a flow run of their own, on any free worker of the deployment's pool.
 
     Raises:
         PipelineError: if that run does not complete.
@@ -45,62 +45,63 @@ def model_elsewhere(root: str, key: str, deployment: str) -> None:
 
 
 @task(name="integrate", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
-def integrate_stages(root: str, wanted: list[str], message: str) -> str | None:
-    """One `dvc repro` from the run cache; commits dvc.lock."""
-    return integrate(Path(root), wanted, message, pull=has_remote(Path(root)), on_line=get_run_logger().info)
+def integrate_stages(root: str, stages: list[str], message: str) -> str | None:
+    """Runs `dvc repro` from the run cache and commits dvc.lock."""
+    return integrate(Path(root), stages, message, pull=has_remote(Path(root)), on_line=get_run_logger().info)
 
 
 @task(name="publish", task_run_name="publish {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[2, 10])
 def publish_model(root: str, key: str) -> dict[str, Any]:
-    """A version of the model's score table in the registry; an existing one is found again."""
+    """Publishes the model's results in the registry, unless they were published before."""
     from sparsemm.registry.publish import publish
 
     params = load_params(Path(root) / "params.yaml")
-    made = publish(params, key, Path(root), flow_run=str(flow_run.id))
-    get_run_logger().info("%s version %s%s", made.name, made.version, "" if made.created else " (already there)")
-    return {"name": made.name, "version": made.version, "created": made.created}
+    version = publish(params, key, Path(root), flow_run=str(flow_run.id))
+    note = "" if version.created else " (published before)"
+    get_run_logger().info("%s version %s%s", version.name, version.version, note)
+    return {"name": version.name, "version": version.version, "created": version.created}
 
 
 @flow(log_prints=True, task_runner=RUNNER)
 def pipeline(
     root: str = ".", models: list[str] | None = None, spread: str | None = None, publish: bool = True
 ) -> list[Row]:
-    """Run what is stale, commit dvc.lock, publish; see `run_pipeline`.
+    """Runs stale stages, commits dvc.lock and publishes; see `run_pipeline`.
 
     Raises:
-        PipelineError: after everything else is done, if a model failed; or if the run has crashed too often.
+        PipelineError: if a model failed, after the others are done; or if the run has crashed too often.
     """
     check_runs()
     return whole(run_pipeline(root, models, spread, publish), root)
 
 
 def run_pipeline(root: str, models: list[str] | None, spread: str | None, publish: bool) -> list[Row]:
-    """Run what is stale, commit dvc.lock, publish the models; inside a flow run whose task runner is `RUNNER`.
+    """Runs stale stages, commits dvc.lock and publishes the models, inside a flow run whose task runner is `RUNNER`.
 
-    A model that fails does not hold the others up.
+    A model that fails does not stop the others.
 
     Args:
-        root: the repository; committed, so that worktrees see what is there.
-        models: keys; None means all in params.yaml.
-        spread: name of a deployment of the flow `model`, to run each model there; None runs them here.
-        publish: to the registry that params.yaml or MLFLOW_TRACKING_URI names.
+        root: the repository; its inputs must be committed, because worktrees start from the last commit.
+        models: model keys; None means all in params.yaml.
+        spread: name of a deployment of the flow `model` that runs each model; None runs them in this process.
+        publish: whether to publish to the registry that params.yaml or MLFLOW_TRACKING_URI names.
 
     Returns:
-        one row a model: what ran, and the published version, or why it "failed".
+        one row per model: the stages that ran, and the published version, or why it "failed".
 
     Raises:
         ParamsError: if params.yaml has no such model.
-        PipelineError: if the repository cannot be asked, or results cannot be integrated.
+        PipelineError: if the stale stages cannot be determined, or results cannot be integrated.
     """
     params = load_params(Path(root) / "params.yaml")
     for key in models or ():
         params.model(key)
-    found = plan_stages(root)
+    stale_plan = plan_stages(root)
     chosen = [key for key in models or params.models]
-    failed = _run_stale(root, found, [key for key in chosen if key in found.models], spread)
+    failed = _run_stale(root, stale_plan, [key for key in chosen if key in stale_plan.models], spread)
     rows: list[Row] = []
     for key in chosen:
-        row: Row = {"model": key, "ran": ", ".join(found.models.get(key, ())) or "nothing"}
+        row: Row = {"model": key, "ran": ", ".join(stale_plan.models.get(key, ())) or "nothing"}
         if key in failed:
             row["failed"] = str(failed[key])
         elif publish:
@@ -115,22 +116,22 @@ def run_pipeline(root: str, models: list[str] | None, spread: str | None, publis
 
 
 def whole(rows: list[Row], root: str) -> list[Row]:
-    """The rows, if no model failed.
+    """Returns the rows if no model failed.
 
     Raises:
-        PipelineError: naming those that did.
+        PipelineError: if one did; it names all that failed.
     """
     failed = [f"{row['model']} failed: {row['failed']}" for row in rows if "failed" in row]
     if failed:
-        raise PipelineError("\n".join(failed), where=root, hint="the others are done; run it again")
+        raise PipelineError("\n".join(failed), where=root, hint="the others are done; run the flow again")
     return rows
 
 
-def _run_stale(root: str, found: Plan, stale: list[str], spread: str | None) -> dict[str, Exception]:
-    """Make what is stale and integrate it; the models that failed, with their errors."""
-    if found.downloads and stale:
-        # Once, here, and not in every worktree.
-        integrate_stages(root, list(found.downloads), "Data sets")
+def _run_stale(root: str, stale_plan: Plan, stale: list[str], spread: str | None) -> dict[str, Exception]:
+    """Runs the stale stages, integrates their results, and returns the models that failed with their errors."""
+    if stale_plan.downloads and stale:
+        # Data sets are downloaded once here, and not in every worktree.
+        integrate_stages(root, list(stale_plan.downloads), "Data sets")
     futures: dict[str, Any] = {
         key: model_elsewhere.submit(root, key, spread) if spread else model_stages.submit(root, key) for key in stale
     }
@@ -139,11 +140,11 @@ def _run_stale(root: str, found: Plan, stale: list[str], spread: str | None) -> 
     for key, error in failed.items():
         get_run_logger().error("%s: %s", key, error)
     fresh = [key for key in stale if key not in failed]
-    # Without targets DVC also makes the report, which needs every model.
-    everything = set(found.models) == set(fresh)
-    if fresh or (everything and found.shared):
-        wanted = [] if everything else [name for key in fresh for name in targets(Path(root), key)]
-        integrate_stages(root, wanted, f"Results of {', '.join(fresh) or 'the pipeline'}")
+    # Without targets DVC also runs the report stage, which needs every model.
+    everything = set(stale_plan.models) == set(fresh)
+    if fresh or (everything and stale_plan.shared):
+        stages = [] if everything else [name for key in fresh for name in targets(Path(root), key)]
+        integrate_stages(root, stages, f"Results of {', '.join(fresh) or 'the pipeline'}")
     return failed
 
 

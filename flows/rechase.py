@@ -1,4 +1,4 @@
-"""A new checkpoint has appeared: adopt it, run its stages, publish, and promote what passes the gate."""
+"""Handles new checkpoints: adopts them, runs their stages, publishes, and promotes versions that pass the gate."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sparsemm.params import load_params
 from sparsemm.pipeline.adopt import adopt
 from sparsemm.watch import Arrival
 
-EVENT_PREFIX = "checkpoint."  # of the resource ids that events name
+EVENT_PREFIX = "checkpoint."  # prefix of the resource ids in events
 
 
 @task(task_run_name="look for {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
 def look(root: str, key: str) -> Arrival | None:
-    """Ask the watched source; write and commit the entry of a new checkpoint."""
+    """Checks a watched source, and writes and commits the entry of a new checkpoint."""
     log = get_run_logger()
     arrival = adopt(Path(root), key, on_line=log.info)
     log.info("%s: %s", key, f"revision {arrival.revision}" if arrival else "nothing new")
@@ -30,25 +30,25 @@ def look(root: str, key: str) -> Arrival | None:
 
 @task(task_run_name="promote {key}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 def promote_model(root: str, key: str, version: str) -> bool:
-    """Whether the version is champion now: it was, or it passes the gate. The gate's reasons are shown."""
+    """Promotes a version if it passes the gate, shows the gate's reasons, and tells whether it is champion now."""
     from sparsemm.registry.promote import promote
 
-    done = promote(load_params(Path(root) / "params.yaml"), key, Path(root), version=version)
-    if done.verdict is None:
+    verdict = promote(load_params(Path(root) / "params.yaml"), key, Path(root), version=version).verdict
+    if verdict is None:  # it was champion before
         return True
-    title = f"# {key} version {version}: {'champion' if done.verdict.passed else 'stays candidate'}"
-    text = "\n".join([title, "", *(f"- {reason}" for reason in done.verdict.reasons)])
+    title = f"# {key} version {version}: {'champion' if verdict.passed else 'stays candidate'}"
+    text = "\n".join([title, "", *(f"- {reason}" for reason in verdict.reasons)])
     create_markdown_artifact(text, key=f"gate-{slug(key)}")
     get_run_logger().info(text)
-    return done.verdict.passed
+    return verdict.passed
 
 
 @flow(log_prints=True, task_runner=RUNNER)
 def rechase(watch: str | None = None, root: str = ".", spread: str | None = None) -> list[Row]:
-    """Look at watched sources and bring what is new to the registry.
+    """Checks watched sources, and publishes and judges the results of new checkpoints.
 
-    What a stopped run has left undone the next one does: stale stages of watched models run, and their results are
-    published and judged, whether or not a checkpoint arrived just now. Where nothing is stale, nothing happens.
+    A run also does what a stopped one left undone: stale stages of watched models run, and their results are
+    published and judged, whether or not a checkpoint arrived just now. If nothing is stale, nothing runs.
 
     Args:
         watch: model key under `watch` in params.yaml, or an event's resource id checkpoint.<key>; None means all.
@@ -56,11 +56,11 @@ def rechase(watch: str | None = None, root: str = ".", spread: str | None = None
         spread: as in `pipeline`.
 
     Returns:
-        one row a watched model: what ran, the published version, whether it is the champion now.
+        one row per watched model: the stages that ran, the published version, and whether it is champion now.
 
     Raises:
-        PipelineError: after everything else is done, if a model failed; or if the run has crashed too often.
-        WatchError: likewise, if a source could not be asked.
+        PipelineError: if a model failed, after the others are done; or if the run has crashed too often.
+        WatchError: if a source could not be reached, after the others are done.
     """
     check_runs()
     path = Path(root) / "params.yaml"
@@ -69,11 +69,11 @@ def rechase(watch: str | None = None, root: str = ".", spread: str | None = None
     for key in keys:
         try:
             look(root, key)
-        except SparseMMError as error:  # the other sources are looked at all the same
+        except SparseMMError as error:  # the other sources are checked nevertheless
             get_run_logger().error("%s", error)
             errors.append(str(error))
-    known = load_params(path).models
-    models = [key for key in keys if key in known]
+    entries = load_params(path).models
+    models = [key for key in keys if key in entries]
     rows = run_pipeline(root, models, spread, publish=True) if models else []
     for row in (row for row in rows if "failed" not in row):
         try:

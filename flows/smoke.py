@@ -1,4 +1,4 @@
-"""The whole path on the smallest settings, in a copy of the last commit: `python -m flows.smoke`. CI runs it."""
+"""Runs the whole pipeline, smallest settings, in a copy of the last commit: `python -m flows.smoke`. CI runs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = Path("build") / "smoke"
 
 
 def copy_of_head(root: Path, folder: Path) -> Path:
-    """A repository of its own that holds the last commit of `root` with the smallest params; no results."""
+    """Creates a repository that holds the last commit of `root` with the smallest params and no results."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=root, stdout=subprocess.PIPE, check=True).stdout
@@ -28,10 +28,10 @@ def copy_of_head(root: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    """Run it.
+    """Runs the pipeline twice and promotes the result.
 
     Raises:
-        AssertionError: if the second run does anything, or the champion is not what was published.
+        AssertionError: if the second run does anything, or the version found is not the published one.
     """
     argparse.ArgumentParser(
         prog="python -m flows.smoke", description=__doc__, epilog="example: python -m flows.smoke"
@@ -39,7 +39,7 @@ def main() -> None:
     folder = copy_of_head(Path("."), FOLDER)
     from sparsemm.registry.client import default_store, sqlite_uri
 
-    # An ephemeral server, and nothing of the user's: this must stand before Prefect is imported.
+    # An ephemeral server without the user's settings. Prefect reads these variables when it is imported.
     for name in ("PREFECT_API_URL", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI"):
         os.environ.pop(name, None)
     os.environ["PREFECT_HOME"] = str(folder.parent / "smoke-prefect")
@@ -61,13 +61,13 @@ def main() -> None:
         (again,) = whole(run_pipeline(str(folder), None, None, publish=True), str(folder))
         assert again["ran"] == "nothing" and again["version"] == row["version"] and not again["created"], again
         promoted = promote_model(str(folder), row["model"], row["version"])
-        # At the smallest settings the scores are too noisy to insist; that the gate was asked is what counts.
+        # At the smallest settings the scores may be too noisy for the gate, so both verdicts are accepted.
         return f"{row['name']}@{'champion' if promoted else 'candidate'}"
 
     with get_client(sync_client=True) as client:
         client.upsert_global_concurrency_limit_by_name(GPU_SLOTS, 1)
     name = smoke()
-    # Another process, with nothing but the registry's address.
+    # Another process finds the version with nothing but the registry's address.
     command = [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/{name}"]
     subprocess.run(command, env=os.environ | {"MLFLOW_TRACKING_URI": default_store(folder)}, check=True)
     assert (folder / "artifacts" / "report" / "index.html").stat().st_size > 0

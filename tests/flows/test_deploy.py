@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from flows.deploy import deploy, forgetful, main
+from flows.deploy import deploy, keeps_leases_in_memory, main
 from sparsemm.errors import PipelineError
 from tests.flows.runs import SILENCE
 from tests.servers import answers, prefect_server, wait_for
@@ -92,7 +92,7 @@ def test_deploying_outside_of_a_repository_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("url", "options", "what"),
     [
-        (None, [], "no Prefect server is named"),
+        (None, [], "PREFECT_API_URL: not set"),
         ("http://127.0.0.1:9/api", [], "does not answer"),
         (None, ["--pool", "docker"], "set SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_SHARED (docs"),
     ],
@@ -112,10 +112,10 @@ def test_what_is_missing_is_said_in_a_line(url, options, what, capsys, monkeypat
 
 def test_a_server_that_forgets_its_leases_is_warned_of(deployed, prefect_api):
     with client() as server:
-        assert not forgetful(server)
+        assert not keeps_leases_in_memory(server)
         answer = {"server": {"concurrency": {"lease_storage": "prefect.server.concurrency.lease_storage.memory"}}}
         server.request = lambda *_: SimpleNamespace(json=lambda: answer)
-        assert forgetful(server)
+        assert keeps_leases_in_memory(server)
 
 
 def test_a_server_with_an_auth_string_asks_for_it(tmp_path, monkeypatch):
