@@ -281,7 +281,9 @@ def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
     for package, wanted in needed.items():
         if wanted and importlib.util.find_spec(package) is None:
             what = f"{'load_in' if entry.load_in else 'device_map'} needs the package {package}"
-            raise ModelError(what, where=entry.checkpoint, hint="pip install 'sparsemm[gpu]'")
+            raise ModelError(
+                what, where=entry.checkpoint, hint="install the gpu extra: `pip install '.[gpu]'` in a clone"
+            )
     if not entry.device_map and not entry.load_in:
         return {}
     placed: dict[str, Any] = {"device_map": {"": place} if place else entry.device_map}

@@ -77,7 +77,7 @@ def rows(place: Place, first: int, stop: int | None) -> Generator[Page | DataErr
     try:
         import pypdfium2
     except ImportError as error:
-        hint = 'pip install "sparsemm[pdf]"'
+        hint = "install the pdf extra: `pip install '.[pdf]'` in a clone of SparseMM"
         raise DataError("pypdfium2 is not installed", where=place.address, hint=hint) from error
     names = [name for name in place.files if name.lower().endswith(".pdf")]
     if not names:

@@ -94,7 +94,7 @@ def test_deploying_outside_of_a_repository_is_refused(tmp_path):
     [
         (None, [], "PREFECT_API_URL: not set"),
         ("http://127.0.0.1:9/api", [], "does not answer"),
-        (None, ["--pool", "docker"], "set SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_SHARED (docs"),
+        (None, ["--pool", "docker"], "not set: SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_SHARED (docs"),
     ],
 )
 def test_what_is_missing_is_said_in_a_line(url, options, what, capsys, monkeypatch):
