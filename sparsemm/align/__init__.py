@@ -1,1 +1,1 @@
-"""Tie answer tokens to the page: token -> characters -> word -> record entry."""
+"""Aligns answer tokens with the words of a page: token -> characters -> word -> record entry."""

@@ -1,4 +1,4 @@
-"""The align stage: an answer for every calibration record, tied to its words; resumable per shard."""
+"""The align stage: generates an answer for every calibration record and aligns it with its words, shard by shard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
 
 def cut_at_end(ids: Sequence[int], end: set[int]) -> list[int]:
-    """The ids before the first one that ends the answer."""
+    """Returns the ids before the first one that ends the answer."""
     result = []
     for value in ids:
         if int(value) in end:
@@ -32,9 +32,9 @@ def cut_at_end(ids: Sequence[int], end: set[int]) -> list[int]:
 def greedy_answers(
     model: Any, processor: Any, records: list[Record], prompt: str | list[str], max_new_tokens: int
 ) -> list[list[int]]:
-    """The model's own greedy answer tokens over each record's image, as one batch, end token cut off.
+    """Generates greedy answer tokens for each record's image, as one batch, and cuts off the end token.
 
-    `prompt` is one for all records, or one for each.
+    `prompt` is one prompt for all records, or a list with one for each.
     """
     import torch
 
@@ -48,53 +48,55 @@ def greedy_answers(
     return [cut_at_end(row, ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
-def _answers(model: Any, processor: Any, records: list[Record], given: ChaseParams) -> list[list[int] | str]:
-    """The answer tokens of each record of a batch, or why the model cannot take it.
+def _answers(model: Any, processor: Any, records: list[Record], chase: ChaseParams) -> list[list[int] | str]:
+    """Returns the answer tokens of each record of a batch, or the reason why the model cannot process it.
 
-    A batch that fails is tried record by record, so that one image no processor was made for sinks nothing else.
+    A batch that fails is repeated record by record, so that an image that the processor rejects affects no others.
     """
     try:
-        if given.answer == "greedy":
-            return [*greedy_answers(model, processor, records, given.prompt, given.max_new_tokens)]
-        build_inputs(processor, [[r.image] for r in records], [given.prompt] * len(records))
+        if chase.answer == "greedy":
+            return [*greedy_answers(model, processor, records, chase.prompt, chase.max_new_tokens)]
+        build_inputs(processor, [[r.image] for r in records], [chase.prompt] * len(records))
         texts = [" ".join(entry.text for entry in record.entries) for record in records]
         return [processor.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     except (DataError, IndexError, ValueError) as error:
         if len(records) == 1:
             return [f"record {records[0].id!r}: {error}"]
-        return [answer for record in records for answer in _answers(model, processor, [record], given)]
+        return [answer for record in records for answer in _answers(model, processor, [record], chase)]
 
 
 def align_records(
-    model: Any, processor: Any, records: list[Record], given: ChaseParams, family: str
+    model: Any, processor: Any, records: list[Record], chase: ChaseParams, family: str
 ) -> list[Alignment]:
-    """The model's answers to the images of some records, their tokens tied to the words; one for each record.
+    """Generates the model's answers to the images of some records and aligns their tokens; one for each record.
 
-    Images of like length go through the model together. A record that the model cannot take has `refused` set.
+    Images of similar length share a batch. A record that the model cannot process has `refused` set.
     """
     lengths = visual_lengths(processor, [record.image.size for record in records])
     answers: dict[int, list[int] | str] = {}
-    for batch in by_length(lengths, given.batch_size):
-        said = _answers(model, processor, [records[i] for i in batch], given)
-        answers.update(zip(batch, said, strict=True))
+    for batch in by_length(lengths, chase.batch_size):
+        answers.update(zip(batch, _answers(model, processor, [records[i] for i in batch], chase), strict=True))
     return [
         Alignment(record.id, [], [], [], sum(len(entry.text.split()) for entry in record.entries), 0, answer)
         if isinstance(answer := answers[i], str)
-        else align_answer(record.id, answer, processor.tokenizer, record.entries, given.align, family)
+        else align_answer(record.id, answer, processor.tokenizer, record.entries, chase.align, family)
         for i, record in enumerate(records)
     ]
 
 
 def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = None) -> None:
-    """Get an answer for every calibration record, align it, and write artifacts/align/<key>.parquet and .json.
+    """Generates and aligns an answer for every calibration record; writes artifacts/align/<key>.parquet and .json.
 
-    Stopped and run again, it goes on after the last whole shard.
+    If it was stopped, the next run resumes after the last complete shard.
 
     Args:
-        dataset: of `robustness`, whose files are in artifacts/align/also/<key>; None for `chase.dataset`.
+        params: the parsed params.yaml.
+        key: name of the model there.
+        root: root folder of the project.
+        dataset: a data set of `robustness`, whose files are in artifacts/align/also/<key>; None for `chase.dataset`.
 
     Raises:
-        AlignError: if the model cannot take more than `chase.max_bad` of the records, or not one token of any answer
+        AlignError: if the model cannot process more than `chase.max_bad` of the records, or no token of any answer
             could be aligned.
         ParamsError: if the model or the data set is unknown.
     """
@@ -104,47 +106,47 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     from sparsemm.models import load_model
 
     params = params.of(key).over(dataset)
-    given, entry = params.chase, params.model(key)
-    source = root / "artifacts" / "datasets" / f"{given.dataset}.parquet"
+    chase, entry = params.chase, params.model(key)
+    source = root / "artifacts" / "datasets" / f"{chase.dataset}.parquet"
     records = read_records(source)
-    shards = [records[i : i + given.shard_size] for i in range(0, len(records), given.shard_size)]
+    shards = [records[i : i + chase.shard_size] for i in range(0, len(records), chase.shard_size)]
     work = work_folder(root, "align", key, dataset) / _identity(entry, params, source)
     paths = [work / f"{i:05d}.json" for i in range(len(shards))]
     todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
     if todo:
         model, processor = load_model(entry)
-        for path, shard in progress(todo, len(todo), f"align {key} (shards of {given.shard_size})"):
-            write_json(path, [vars(a) for a in align_records(model, processor, shard, given, entry.family)])
-    done = [Alignment(**row) for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
-    refused = [a.refused for a in done if a.refused]
-    if len(refused) > given.max_bad * len(done):
+        for path, shard in progress(todo, len(todo), f"align {key} (shards of {chase.shard_size})"):
+            write_json(path, [vars(a) for a in align_records(model, processor, shard, chase, entry.family)])
+    alignments = [Alignment(**row) for path in paths for row in json.loads(path.read_text(encoding="utf-8"))]
+    refused = [a.refused for a in alignments if a.refused]
+    if len(refused) > chase.max_bad * len(alignments):
         raise AlignError(
-            f"the model cannot take {len(refused)} of {len(done)} records, the first: {refused[0]}",
-            where=f"model {key}, dataset {given.dataset}",
-            hint=f"more than chase.max_bad, {given.max_bad:g} of all, allows",
+            f"the model cannot process {len(refused)} of {len(alignments)} records, the first: {refused[0]}",
+            where=f"model {key}, dataset {chase.dataset}",
+            hint=f"repair or remove these records, or raise chase.max_bad, {chase.max_bad:g}",
         )
-    aligned = sum(len(a.token_index) for a in done)
-    tokens, words = sum(len(a.answer_ids) for a in done), sum(a.words for a in done)
+    aligned = sum(len(a.token_index) for a in alignments)
+    tokens, words = sum(len(a.answer_ids) for a in alignments), sum(a.words for a in alignments)
     if aligned == 0:
         raise AlignError(
             "no answer token belongs to any word of its page",
-            where=f"model {key}, dataset {given.dataset}",
+            where=f"model {key}, dataset {chase.dataset}",
             hint="can the model read these pages with this prompt? See chase.prompt and chase.answer",
         )
     lists, text = pa.list_(pa.int64()), pa.string()
     columns = {"sample_id": text, "answer_ids": lists, "token_index": lists, "entry_index": lists, "refused": text}
-    table = pa.table({name: [getattr(a, name) for a in done] for name in columns}, schema=pa.schema(columns))
+    table = pa.table({name: [getattr(a, name) for a in alignments] for name in columns}, schema=pa.schema(columns))
     with atomic_path(result_path(root, "align", key, ".parquet", dataset)) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     metrics = {
-        "samples": len(done),
+        "samples": len(alignments),
         "refused": len(refused),
         "tokens": tokens,
         "tokens_aligned": aligned,
         "share_aligned": round(aligned / max(tokens, 1), 6),
         "words": words,
-        "words_found": sum(a.words_found for a in done),
-        "share_found": round(sum(a.words_found for a in done) / max(words, 1), 6),
+        "words_found": sum(a.words_found for a in alignments),
+        "share_found": round(sum(a.words_found for a in alignments) / max(words, 1), 6),
     }
     write_json(result_path(root, "align", key, ".json", dataset), metrics)
     shutil.rmtree(work.parent, ignore_errors=True)

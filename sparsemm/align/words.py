@@ -1,4 +1,4 @@
-"""Token -> characters -> word -> record entry."""
+"""Aligns the tokens of one answer with the entries of its record, through characters and words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.errors import AlignError
 
 @dataclass(frozen=True)
 class Alignment:
-    """One sample's answer and which of its tokens belong to which entry.
+    """The answer to one sample, and the entries that its tokens belong to.
 
     Attributes:
         sample_id: id of the record.
@@ -22,7 +22,7 @@ class Alignment:
         entry_index: index into the record's entries, one per `token_index`.
         words: words in the record.
         words_found: words of the record that the answer has in the same order.
-        refused: why the model cannot take the record, if it cannot; it has no answer then.
+        refused: why the model cannot process the record, which then has no answer; else "".
     """
 
     sample_id: str
@@ -35,9 +35,9 @@ class Alignment:
 
 
 def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """Decoded text of `ids` and the half-open character span each token adds to it.
+    """Returns the decoded text of `ids` and the half-open character span that each token adds to it.
 
-    A token that ends inside a character (byte-level vocabularies) shares the span of the token that completes it.
+    A token that ends inside a character (in byte-level vocabularies) shares the span of the token that completes it.
     """
     spans: list[tuple[int, int]] = []
     text, pending = "", 0
@@ -48,60 +48,63 @@ def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int
             continue
         spans += [(min(len(text), len(longer)), len(longer))] * (pending + 1)
         text, pending = longer, 0
-    spans += [(len(text), len(text))] * pending  # bytes that never became a character cover nothing
+    spans += [(len(text), len(text))] * pending  # bytes of incomplete characters cover nothing
     return text, spans
 
 
 def _words(text: str) -> list[tuple[str, int, int]]:
-    found, at = [], 0
+    words, end = [], 0
     for word in text.split():
-        start = text.index(word, at)
-        at = start + len(word)
-        found.append((word, start, at))
-    return found
+        start = text.index(word, end)
+        end = start + len(word)
+        words.append((word, start, end))
+    return words
 
 
 def align_ordered(
     ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry]
 ) -> tuple[list[tuple[int, int]], int, int]:
-    """Align by character offsets and sequence alignment of words.
+    """Aligns by character offsets and sequence alignment of words.
 
-    Words of the answer are matched with the words of the entries in order, so repeated words are told apart by
+    Words of the answer are matched with the words of the entries in order, so that repeated words are distinguished by
     their place; misread words match nothing. A token that touches words of two entries is left out.
 
     Returns:
         (token index, entry index) pairs, rising in the token; words in the entries; words found.
     """
     text, spans = token_spans(ids, tokenizer)
-    said = _words(text)
-    wanted = [(word, i) for i, entry in enumerate(entries) for word in entry.text.split()]
-    matcher = SequenceMatcher(None, [word for word, _, _ in said], [word for word, _ in wanted], autojunk=False)
+    answer = _words(text)
+    page = [(word, i) for i, entry in enumerate(entries) for word in entry.text.split()]
+    matcher = SequenceMatcher(None, [word for word, _, _ in answer], [word for word, _ in page], autojunk=False)
     owner: dict[int, int] = {}  # character -> entry
-    found = 0
+    matches = 0
     for block in matcher.get_matching_blocks():
         for k in range(block.size):
-            _, start, end = said[block.a + k]
-            owner.update(dict.fromkeys(range(start, end), wanted[block.b + k][1]))
-            found += 1
+            _, start, end = answer[block.a + k]
+            owner.update(dict.fromkeys(range(start, end), page[block.b + k][1]))
+            matches += 1
     pairs = []
     for token, (start, end) in enumerate(spans):
         owners = {owner.get(c) for c in range(start, end) if not text[c].isspace()}
         if len(owners) == 1 and (entry := owners.pop()) is not None:
             pairs.append((token, entry))
-    return pairs, len(wanted), found
+    return pairs, len(page), matches
 
 
 def align_paper(
     ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], raw_pieces: bool
 ) -> list[tuple[int, int]]:
-    """The published rule: a token belongs to an entry if its text is a substring of that entry alone.
+    """Aligns by the published rule: a token belongs to an entry if its text is a substring of that entry alone.
 
     Args:
-        raw_pieces: compare the vocabulary's own pieces, so that word-initial SentencePiece tokens never match, as
-            the public code does for LLaVA; otherwise the decoded text of the single token.
+        ids: tokens of the answer.
+        tokenizer: tokenizer of the model.
+        entries: entries of the record.
+        raw_pieces: whether to compare the vocabulary's own pieces, as the public code does for LLaVA, so that
+            word-initial SentencePiece tokens never match; otherwise the decoded text of the single token is compared.
 
     Returns:
-        (token index, entry index) pairs; order and ground truth are not looked at.
+        (token index, entry index) pairs; the order of words plays no part.
     """
     pairs = []
     for token, value in enumerate(ids):
@@ -115,7 +118,7 @@ def align_paper(
 def align_answer(
     sample_id: str, ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], mode: str, family: str
 ) -> Alignment:
-    """Align one answer; `mode` is "ordered" or "paper".
+    """Aligns one answer; `mode` is "ordered" or "paper".
 
     Raises:
         AlignError: if the mode is unknown.

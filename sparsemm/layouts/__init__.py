@@ -1,4 +1,4 @@
-"""One file per model family: where does image box (x0, y0, x1, y1) sit in the token sequence?"""
+"""Maps boxes of an image to positions in the token sequence, with one file per model family."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparsemm.layouts.tokens import ImageTokens, box_positions
 
 __all__ = ["ImageTokens", "Layout", "box_positions", "families", "family_of", "get_layout"]
 
-# A family is a module of this package and its line here; docs/families.md says what the module holds.
+# A family is a module of this package and its line here; docs/families.md describes the module.
 FAMILIES = (
     "llava_next",
     "llava_onevision",
@@ -29,9 +29,9 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The geometry of one family: its name, the `model_type`s it serves, and `image_tokens`.
+    """The geometry of one family: its name, the `model_type`s it supports, and its function `image_tokens`.
 
-    Where `vision_types` is not empty, the vision tower must have one of these `model_type`s.
+    If `vision_types` is not empty, the vision tower must have one of these `model_type`s.
     """
 
     family: str
@@ -40,23 +40,23 @@ class Layout:
     vision_types: tuple[str, ...] = ()
 
     def serves(self, config: dict[str, Any]) -> bool:
-        """Whether this is the geometry of a config.json's model."""
+        """Returns whether this layout supports the model of a config.json."""
         tower = (config.get("vision_config") or {}).get("model_type")
         return config.get("model_type") in self.model_types and (not self.vision_types or tower in self.vision_types)
 
     def names(self) -> list[str]:
-        """The served `model_type`s as told to users."""
+        """Returns the supported `model_type`s, for messages."""
         towers = f" (vision tower {', '.join(self.vision_types)})" if self.vision_types else ""
         return [name + towers for name in self.model_types]
 
 
 def families() -> tuple[str, ...]:
-    """Names of the supported families."""
+    """Returns the names of the supported families."""
     return FAMILIES
 
 
 def get_layout(family: str) -> Layout:
-    """The layout of a family.
+    """Returns the layout of a family.
 
     Raises:
         LayoutError: if there is none.
@@ -68,10 +68,10 @@ def get_layout(family: str) -> Layout:
 
 
 def family_of(config: dict[str, Any]) -> str:
-    """The family of a config.json, by its `model_type`.
+    """Returns the family of a config.json, by its `model_type`.
 
     Raises:
-        LayoutError: if no layout supports it; it says what kind of model it is.
+        LayoutError: if no layout supports it; the message says what kind of model it is.
     """
     model_type = config.get("model_type")
     layouts = [get_layout(family) for family in FAMILIES]
@@ -80,8 +80,8 @@ def family_of(config: dict[str, Any]) -> str:
             return layout.family
     from sparsemm.layouts.unsupported import kind
 
-    known = ", ".join(name for layout in layouts for name in layout.names())
+    supported = ", ".join(name for layout in layouts for name in layout.names())
     raise LayoutError(
         f"model_type {model_type!r} is not supported: {kind(config)}",
-        hint=f"supported: {known}; docs/families.md says how to add one",
+        hint=f"supported: {supported}; docs/families.md says how to add one",
     )

@@ -15,25 +15,25 @@ MODEL_TYPES = ("gemma3",)
 
 
 def tile_of(config: Any) -> Tile:
-    """The vision tower's input: `mm_tokens_per_image` tokens, each the mean of a square of patches."""
+    """Returns the vision tower's input: `mm_tokens_per_image` tokens, each the mean of a square of patches."""
     vision, side = config.vision_config, int(config.mm_tokens_per_image**0.5)
     return Tile(vision.image_size, vision.image_size // vision.patch_size // side * vision.patch_size, side)
 
 
 def most_crops(size: tuple[int, int]) -> int:
-    """Crops that pan and scan makes of (width, height) at most: the rounded ratio of the sides, at least 2."""
+    """Returns the most crops that pan and scan makes of (width, height): the rounded ratio of the sides, at least 2."""
     long, short = max(size), min(size)
     return max(2, (2 * long + short) // (2 * short))
 
 
 def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]], where: str) -> list[int]:
-    """Crops of every image of a row, from the tokens between one view and the next.
+    """Counts the crops of every image of a row, from the tokens between one view and the next.
 
-    The processor does not say how many there are, but it writes a long sentence between an image and its first crop,
-    which no other gap between images is as long as, and the same few tokens between all crops.
+    The processor does not report how many there are. But it writes a long sentence between an image and its first crop,
+    longer than any other gap between views, and the same few tokens between all crops.
 
     Raises:
-        LayoutError: if that does not leave the right number of images, with no more crops than their shapes allow.
+        LayoutError: if the number of images is another one, or an image has more crops than its shape allows.
     """
     sentence = max(gaps, key=len) if len(gaps) >= len(image_sizes) else None
     counts, at, fits = [], 0, True
@@ -43,7 +43,7 @@ def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]],
             last = at + 1
             while last < len(gaps) and gaps[last] == gaps[at + 1]:
                 last += 1
-            fits &= gaps[last : last + 1] != [sentence]  # it stands behind the image itself only
+            fits &= gaps[last : last + 1] != [sentence]  # it follows only an image itself
         counts.append(last - at)
         at = last + 1
     fits &= len(counts) == len(image_sizes)
@@ -57,36 +57,36 @@ def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]],
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row.
+    """Returns the visual tokens of every image of one row.
 
     Args:
         config: the model's config.
         inputs: processor output with input_ids (B, S), padded on either side, with or without pan and scan.
         row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order; they are trusted.
+        image_sizes: (width, height) in pixels of that row's images, in order; they are not checked.
 
     Returns:
-        one ImageTokens per image: the whole image, or where there are crops these, and the whole as `thumbnail`.
+        one ImageTokens per image: the whole image, or its crops with the whole image as `thumbnail`.
 
     Raises:
-        LayoutError: if the number of views or of visual tokens does not fit the images.
+        LayoutError: if the number of views or of visual tokens does not match the images.
     """
     where, tile = f"row {row}", tile_of(config)
-    found = runs(image_positions(inputs, row, config.image_token_id))
-    if any(len(one) != tile.tokens for one in found):
+    views = runs(image_positions(inputs, row, config.image_token_id))
+    if any(len(view) != tile.tokens for view in views):
         raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=where)
     ids = np.asarray(inputs["input_ids"][row].cpu())
-    gaps = [tuple(ids[a[-1] + 1 : b[0]].tolist()) for a, b in pairwise(found)]
-    if len(found) < len(image_sizes):
-        raise LayoutError(f"{len(image_sizes)} image sizes for {len(found)} views of images", where=where)
-    counts = crop_counts(gaps, image_sizes, where) if found else []
+    gaps = [tuple(ids[a[-1] + 1 : b[0]].tolist()) for a, b in pairwise(views)]
+    if len(views) < len(image_sizes):
+        raise LayoutError(f"{len(image_sizes)} image sizes for {len(views)} views of images", where=where)
+    counts = crop_counts(gaps, image_sizes, where) if views else []
     result, at = [], 0
     for (width, height), crops in zip(image_sizes, counts, strict=True):
-        image = tile.whole((width, height), found[at])
+        image = tile.whole((width, height), views[at])
         if crops:
             rows, columns = (1, crops) if width >= height else (crops, 1)
             y, x = tile.crop_edges(height, rows), tile.crop_edges(width, columns)
-            image = tile.join((width, height), y, x, found[at + 1 : at + 1 + crops], image)
+            image = tile.join((width, height), y, x, views[at + 1 : at + 1 + crops], image)
         result.append(image)
         at += 1 + crops
     return result

@@ -13,43 +13,44 @@ from sparsemm.layouts.tokens import ImageTokens, Positions, image_positions
 MODEL_TYPES = ("idefics3", "smolvlm")
 
 
-def tile_shapes(ids: np.ndarray, found: list[Positions], where: str) -> list[tuple[int, int]]:
-    """(rows, columns) of tiles of every image of a row, (0, 0) of an image that was not split.
+def tile_shapes(ids: np.ndarray, views: list[Positions], where: str) -> list[tuple[int, int]]:
+    """Returns (rows, columns) of tiles of every image of a row, (0, 0) for an image that was not split.
 
-    Every view begins with a marker token, and so does what closes an image. Hence a view before one marker has a
-    neighbour on its right, one before another token (a newline) ends a row of tiles, and one before two markers, or
-    behind which no view comes, shows the whole image and is its last.
+    A marker token comes before every view, and at the end of an image. So a view before one marker has a neighbour on
+    its right, and one before another token (a newline) ends a row of tiles. One before two markers, or the last one of
+    the prompt, shows the whole image and is its last view.
 
     Args:
         ids: (S,) token ids of the row.
-        found: visual tokens of its views.
+        views: visual tokens of its views.
+        where: place for messages.
 
     Raises:
         LayoutError: if the views do not form rows of tiles and a whole view.
     """
-    result, row_ends, views = [], [], 0
-    starts, ends = [int(one[0]) for one in found], [int(one[-1]) + 1 for one in found]
+    result, row_ends, count = [], [], 0
+    starts, ends = [int(view[0]) for view in views], [int(view[-1]) + 1 for view in views]
     if ends and ends[-1] == len(ids):
         raise LayoutError("the prompt ends within an image", where=where, hint="was it truncated?")
     for end, start in zip(ends, [*starts[1:], ends[-1] + 1] if ends else [], strict=True):
         gap, marker = ids[end:start], ids[ends[-1]]
-        views += 1
+        count += 1
         if gap[0] != marker:
-            row_ends.append(views)
+            row_ends.append(count)
         elif end == ends[-1] or (gap == marker).sum() > 1:
             columns = row_ends[0] if row_ends else 0
-            if row_ends != [columns * (i + 1) for i in range(len(row_ends))] or views != len(row_ends) * columns + 1:
+            if row_ends != [columns * (i + 1) for i in range(len(row_ends))] or count != len(row_ends) * columns + 1:
                 raise LayoutError("the tiles of an image do not form rows", where=where)
             result.append((len(row_ends), columns))
-            row_ends, views = [], 0
+            row_ends, count = [], 0
     return result
 
 
 def fits(size: tuple[int, int], rows: int, columns: int, pixels: int) -> bool:
-    """Whether an image of (width, height) makes rows x columns tiles of `pixels`.
+    """Returns whether the processor splits an image of (width, height) into rows x columns tiles of `pixels`.
 
-    The processor scales the longer side to whole tiles, rounds the shorter one by at most three pixels on the way,
-    and takes as many tiles as hold it.
+    The processor scales the longer side to whole tiles, rounds the shorter one by at most three pixels, and takes as
+    many tiles as cover it.
     """
     along, across = (columns, rows) if size[0] >= size[1] else (rows, columns)
     exact, slack = along * min(size) / max(size), 3 / pixels
@@ -57,9 +58,9 @@ def fits(size: tuple[int, int], rows: int, columns: int, pixels: int) -> bool:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row.
+    """Returns the visual tokens of every image of one row.
 
-    The processor stretches an image to whole tiles; how many is read off the tokens between them.
+    The processor stretches an image to whole tiles; the tokens between them show how many there are.
 
     Args:
         config: the model's config.
@@ -68,19 +69,19 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         image_sizes: (width, height) in pixels of that row's images, in order.
 
     Returns:
-        one ImageTokens per image: the tiles' cells, and the whole view as `thumbnail`; of an image that was not
-        split, the whole view.
+        one ImageTokens per image: the cells of its tiles, with the whole view as `thumbnail`; or the whole view alone
+        of an image that was not split.
 
     Raises:
-        LayoutError: if the visual tokens do not fit the number or the shapes of the images.
+        LayoutError: if the visual tokens do not match the number or the shapes of the images.
     """
     where, vision = f"row {row}", config.vision_config
     side = vision.image_size // vision.patch_size // config.scale_factor
     tile = Tile(vision.image_size, vision.patch_size * config.scale_factor, side)
-    found = runs(image_positions(inputs, row, config.image_token_id))
-    if any(len(one) != tile.tokens for one in found):
+    views = runs(image_positions(inputs, row, config.image_token_id))
+    if any(len(view) != tile.tokens for view in views):
         raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=where)
-    shapes = tile_shapes(np.asarray(inputs["input_ids"][row].cpu()), found, where)
+    shapes = tile_shapes(np.asarray(inputs["input_ids"][row].cpu()), views, where)
     if len(shapes) != len(image_sizes):
         raise LayoutError(f"{len(image_sizes)} image sizes for {len(shapes)} images", where=where)
     result, at = [], 0
@@ -89,13 +90,13 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
             raise LayoutError(
                 f"a {width}x{height} image does not make {rows} x {columns} tiles",
                 where=where,
-                hint="give (width, height) of the images as the processor got them, in order",
+                hint="pass (width, height) of the images as the processor got them, in order",
             )
         last = at + rows * columns
-        image = tile.whole((width, height), found[last])
+        image = tile.whole((width, height), views[last])
         if rows:
             y, x = tile.edges(height, rows), tile.edges(width, columns)
-            image = tile.join((width, height), y, x, found[at:last], image)
+            image = tile.join((width, height), y, x, views[at:last], image)
         result.append(image)
         at = last + 1
     return result

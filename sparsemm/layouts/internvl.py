@@ -12,19 +12,19 @@ MODEL_TYPES = ("internvl",)
 
 
 def tile_of(config: Any) -> Tile:
-    """The vision tower's input: patches of `patch_size`, of which pixel shuffle makes one token each 2 x 2."""
+    """Returns the vision tower's input: patches of `patch_size`, of which pixel shuffle joins 2 x 2 to a token."""
     pixels, patch = config.vision_config.image_size[0], config.vision_config.patch_size[0]
     return Tile(pixels, int(patch / config.downsample_ratio), int(pixels // patch * config.downsample_ratio))
 
 
 def one_image(tile: Tile, size: tuple[int, int], positions: Positions, where: str) -> ImageTokens:
-    """Tokens of one image from its run of positions.
+    """Returns the tokens of one image from its run of positions.
 
-    The number of tiles is the run's; the arrangement is the one whose shape is nearest to the image's among those of
-    that number, for the processor took it among more.
+    The length of the run gives the number of tiles. Among the grids of that many tiles, the processor took the one
+    whose shape is nearest to the image's.
 
     Raises:
-        LayoutError: if the run is neither one tile nor several and a thumbnail.
+        LayoutError: if the run is neither one tile nor several tiles and a thumbnail.
     """
     from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
@@ -40,25 +40,25 @@ def one_image(tile: Tile, size: tuple[int, int], positions: Positions, where: st
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row.
+    """Returns the visual tokens of every image of one row.
 
-    The processor stretches an image to whole tiles and does not say to how many; the number of tokens between the
-    image's start and end token does.
+    The processor stretches an image to whole tiles and does not report how many; the number of tokens between the
+    image's start and end token shows it.
 
     Args:
         config: the model's config.
         inputs: processor output with input_ids (B, S), padded on either side.
         row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order; they are trusted.
+        image_sizes: (width, height) in pixels of that row's images, in order; they are not checked.
 
     Returns:
-        one ImageTokens per image: the tiles' cells, and the `thumbnail` that an image of several tiles has.
+        one ImageTokens per image: the cells of its tiles, with a `thumbnail` if there are several.
 
     Raises:
-        LayoutError: if the number of images or of visual tokens does not fit.
+        LayoutError: if the number of images or of visual tokens does not match.
     """
     where, tile = f"row {row}", tile_of(config)
-    found = runs(image_positions(inputs, row, config.image_token_id))
-    if len(found) != len(image_sizes):
-        raise LayoutError(f"{len(image_sizes)} image sizes for {len(found)} images", where=where)
-    return [one_image(tile, size, one, where) for size, one in zip(image_sizes, found, strict=True)]
+    images = runs(image_positions(inputs, row, config.image_token_id))
+    if len(images) != len(image_sizes):
+        raise LayoutError(f"{len(image_sizes)} image sizes for {len(images)} images", where=where)
+    return [one_image(tile, size, run, where) for size, run in zip(image_sizes, images, strict=True)]

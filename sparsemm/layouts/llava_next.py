@@ -11,12 +11,12 @@ MODEL_TYPES = ("llava_next",)
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row.
+    """Returns the visual tokens of every image of one row.
 
     Args:
         config: the model's config.
         inputs: processor output with input_ids (B, S), padded on either side, and image_sizes (images of the whole
-            batch, 2), (height, width) in pixels; where image_sizes is missing, `image_sizes` is trusted.
+            batch, 2), (height, width) in pixels; without it, `image_sizes` is not checked.
         row: batch row.
         image_sizes: (width, height) in pixels of that row's images, in order.
 
@@ -24,7 +24,7 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         one ImageTokens per image: the high-resolution grid, newline tokens left out, and its `thumbnail`.
 
     Raises:
-        LayoutError: if the number of visual tokens or the processor's image_sizes do not fit the images.
+        LayoutError: if the number of visual tokens or the processor's image_sizes do not match the images.
     """
     side = config.vision_config.image_size // config.vision_config.patch_size
     token = config.image_token_id
@@ -33,9 +33,9 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         return [side * side + rows * (columns + 1) for (rows, columns), _ in grids]
 
     grids = [grid(config, width, height) for width, height in image_sizes]
-    found = split_by_count(image_positions(inputs, row, token), counts(grids), row)
+    positions = split_by_count(image_positions(inputs, row, token), counts(grids), row)
     if inputs.get("image_sizes") is not None:
         listed = listed_sizes(inputs)
         first = first_image(inputs, row, token, counts([grid(config, *size) for size in listed]))
         check_seen(listed[first : first + len(image_sizes)], image_sizes, row)
-    return [with_thumbnail(config, *one) for one in zip(image_sizes, grids, found, strict=True)]
+    return [with_thumbnail(config, *image) for image in zip(image_sizes, grids, positions, strict=True)]

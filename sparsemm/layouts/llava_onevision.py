@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: LLaVA-NeXT's tokens with a limit on the grid; images that share a prompt are one square each."""
+"""LLaVA-OneVision: LLaVA-NeXT's tokens with a limit on the grid; each of several images in a prompt is one square."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ MODEL_TYPES = ("llava_onevision",)
 
 
 def unpadded(config: Any, size: tuple[int, int]) -> Grid:
-    """(rows, columns) and rectangles of an image alone in its prompt; "anyres_max_9" limits it to nine tiles' cells."""
+    """Returns (rows, columns) and rectangles of a prompt's only image; "anyres_max_9" allows nine tiles of cells."""
     side = config.vision_config.image_size // config.vision_config.patch_size
     return grid(config, *size, most=int(config.vision_aspect_ratio.rpartition("_")[2]) * side**2)
 
 
 def squared(config: Any, size: tuple[int, int], positions: Positions) -> ImageTokens:
-    """Tokens of an image that was padded to a square, centred: those whose cell is not wholly padding.
+    """Returns the tokens of an image padded to a square, in its centre, without cells that are all padding.
 
     Args:
-        positions: (side * side + 1,) int64, the last one a newline token.
+        config: the model's config.
+        size: (width, height) in pixels.
+        positions: (side * side + 1,) int64, the last one of a newline token.
     """
     longest = max(size)
     edges = tile_edges(config, longest)
@@ -47,7 +49,7 @@ def squared(config: Any, size: tuple[int, int], positions: Positions) -> ImageTo
 
 
 def alone_flags(inputs: Any) -> list[bool]:
-    """Of every image of the batch, whether the processor took it for the only one of its prompt."""
+    """Returns for every image of the batch whether the processor took it for the only one of its prompt."""
     if inputs.get("image_sizes") is None:
         return []
     counts = inputs.get("batch_num_images")
@@ -57,7 +59,7 @@ def alone_flags(inputs: Any) -> list[bool]:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row.
+    """Returns the visual tokens of every image of one row.
 
     Args:
         config: the model's config.
@@ -67,21 +69,21 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         image_sizes: (width, height) in pixels of that row's images, in order.
 
     Returns:
-        one ImageTokens per image, newline tokens left out: the high-resolution grid and its `thumbnail` of an image
-        alone in its prompt, else the cells of the square that lie on the image.
+        one ImageTokens per image, newline tokens left out: the high-resolution grid with its `thumbnail` for the only
+        image of a prompt, else the cells of the square that lie on the image.
 
     Raises:
-        LayoutError: if the number of visual tokens or the processor's image_sizes do not fit the images.
+        LayoutError: if the number of visual tokens or the processor's image_sizes do not match the images.
     """
     side = config.vision_config.image_size // config.vision_config.patch_size
     listed = listed_sizes(inputs) if inputs.get("image_sizes") is not None else []
-    grids = [unpadded(config, size) if one else None for size, one in zip(listed, alone_flags(inputs), strict=True)]
-    counts = [side * side + (1 if one is None else one[0][0] * (one[0][1] + 1)) for one in grids]
+    grids = [unpadded(config, size) if alone else None for size, alone in zip(listed, alone_flags(inputs), strict=True)]
+    counts = [side * side + (1 if cells is None else cells[0][0] * (cells[0][1] + 1)) for cells in grids]
     first = first_image(inputs, row, config.image_token_id, counts)
-    mine = slice(first, first + len(image_sizes))
-    found = split_by_count(image_positions(inputs, row, config.image_token_id), counts[mine], row)
-    check_seen(listed[mine], image_sizes, row)
+    of_row = slice(first, first + len(image_sizes))
+    parts = split_by_count(image_positions(inputs, row, config.image_token_id), counts[of_row], row)
+    check_seen(listed[of_row], image_sizes, row)
     return [
-        squared(config, size, positions) if one is None else with_thumbnail(config, size, one, positions)
-        for size, one, positions in zip(image_sizes, grids[mine], found, strict=True)
+        squared(config, size, positions) if cells is None else with_thumbnail(config, size, cells, positions)
+        for size, cells, positions in zip(image_sizes, grids[of_row], parts, strict=True)
     ]

@@ -8,14 +8,14 @@ from sparsemm.errors import LayoutError
 from sparsemm.layouts.tokens import ImageTokens, even_edges, first_image, image_positions, split_by_count, tile
 
 MODEL_TYPES = ("llava", "mistral3")
-VISION_TYPES = ("pixtral",)  # LLaVA 1.5's CLIP sees a square cut out of the image
+VISION_TYPES = ("pixtral",)  # not LLaVA 1.5's CLIP, which gets a square crop of the image
 
 
 def fits(width: int, height: int, rows: int, columns: int, pixels: int) -> bool:
-    """Whether a width x height image makes rows x columns cells of `pixels`.
+    """Returns whether the processor turns a width x height image into rows x columns cells of `pixels`.
 
-    The processor scales both sides down by one factor or not at all, rounds them down to whole pixels and these up
-    to whole cells.
+    The processor scales both sides down by one factor or not at all, rounds them down to whole pixels, and those up to
+    whole cells.
     """
     return (
         (rows - 1) * pixels * width < (columns * pixels + 1) * height
@@ -26,7 +26,7 @@ def fits(width: int, height: int, rows: int, columns: int, pixels: int) -> bool:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row, break and end tokens left out.
+    """Returns the visual tokens of every image of one row, break and end tokens left out.
 
     Args:
         config: the model's config.
@@ -39,25 +39,25 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         one ImageTokens per image.
 
     Raises:
-        LayoutError: if the number of visual tokens or the shape of a grid does not fit the images.
+        LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
     """
     pixels = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
     seen = inputs.get("image_sizes")
     grids = [] if seen is None else [(int(h) // pixels, int(w) // pixels) for h, w in seen]
     counts = [rows * columns for rows, columns in grids]
-    at = first_image(inputs, row, config.image_token_id, counts)
-    mine = slice(at, at + len(image_sizes))
-    found = split_by_count(image_positions(inputs, row, config.image_token_id), counts[mine], row)
-    if len(found) != len(image_sizes):
-        raise LayoutError(f"{len(image_sizes)} image sizes for {len(found)} images", where=f"row {row}")
+    first = first_image(inputs, row, config.image_token_id, counts)
+    of_row = slice(first, first + len(image_sizes))
+    parts = split_by_count(image_positions(inputs, row, config.image_token_id), counts[of_row], row)
+    if len(parts) != len(image_sizes):
+        raise LayoutError(f"{len(image_sizes)} image sizes for {len(parts)} images", where=f"row {row}")
     result = []
-    for size, (rows, columns), positions in zip(image_sizes, grids[mine], found, strict=True):
+    for size, (rows, columns), positions in zip(image_sizes, grids[of_row], parts, strict=True):
         width, height = size
         if not fits(width, height, rows, columns, pixels):
             raise LayoutError(
                 f"a {width}x{height} image does not make a grid of {rows} x {columns} tokens",
                 where=f"row {row}",
-                hint="give (width, height) of the images as the processor got them, in order",
+                hint="pass (width, height) of the images as the processor got them, in order",
             )
         rectangles = tile(even_edges(height, rows), even_edges(width, columns))
         result.append(ImageTokens(positions, rectangles, (rows, columns), size))

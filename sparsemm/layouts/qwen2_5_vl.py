@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: Qwen2-VL's geometry; that the vision tower attends in windows changes nothing about where tokens sit."""
+"""Qwen2.5-VL: Qwen2-VL's geometry; the windowed attention of the vision tower moves no token."""
 
 from __future__ import annotations
 

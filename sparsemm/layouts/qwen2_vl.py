@@ -11,7 +11,7 @@ MODEL_TYPES = ("qwen2_vl",)
 
 
 def fits(width: int, height: int, rows: int, columns: int) -> bool:
-    """Whether some resize of a `width` x `height` image rounds to this grid.
+    """Returns whether some resize of a `width` x `height` image rounds to this grid.
 
     Smart resize scales both sides by one factor and rounds each by less than one merged patch.
     """
@@ -19,7 +19,7 @@ def fits(width: int, height: int, rows: int, columns: int) -> bool:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Visual tokens of every image of one row.
+    """Returns the visual tokens of every image of one row.
 
     The processor rounds both sides to whole merged patches (smart resize) and stretches the image to them, so the
     cells are equal parts of the image.
@@ -34,26 +34,26 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         one ImageTokens per image.
 
     Raises:
-        LayoutError: if the number of visual tokens or the shape of a grid does not fit the images.
+        LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
     """
     merge = config.vision_config.spatial_merge_size
     thw = inputs.get("image_grid_thw")
-    grids = [] if thw is None else [tuple(int(v) for v in one) for one in thw]
+    grids = [] if thw is None else [tuple(int(v) for v in grid) for grid in thw]
     counts = [t * (h // merge) * (w // merge) for t, h, w in grids]
     positions_of_row = image_positions(inputs, row, config.image_token_id)
-    at = first_image(inputs, row, config.image_token_id, counts)
-    mine = slice(at, at + len(image_sizes))
-    found = split_by_count(positions_of_row, counts[mine], row)
-    if len(found) != len(image_sizes):
-        raise LayoutError(f"{len(image_sizes)} image sizes for {len(found)} images", where=f"row {row}")
+    first = first_image(inputs, row, config.image_token_id, counts)
+    of_row = slice(first, first + len(image_sizes))
+    parts = split_by_count(positions_of_row, counts[of_row], row)
+    if len(parts) != len(image_sizes):
+        raise LayoutError(f"{len(image_sizes)} image sizes for {len(parts)} images", where=f"row {row}")
     result = []
-    for (width, height), (_, h, w), positions in zip(image_sizes, grids[mine], found, strict=True):
+    for (width, height), (_, h, w), positions in zip(image_sizes, grids[of_row], parts, strict=True):
         rows, columns = h // merge, w // merge
         if not fits(width, height, rows, columns):
             raise LayoutError(
                 f"a {width}x{height} image does not make a grid of {rows} x {columns} tokens",
                 where=f"row {row}",
-                hint="give (width, height) of the images as the processor got them, in order",
+                hint="pass (width, height) of the images as the processor got them, in order",
             )
         rectangles = tile(even_edges(height, rows), even_edges(width, columns))
         result.append(ImageTokens(positions, rectangles, (rows, columns), (width, height)))

@@ -1,4 +1,4 @@
-"""Qwen3.5, dense or with experts: Qwen3-VL's geometry. That most layers have linear attention moves no token."""
+"""Qwen3.5, dense or with experts: Qwen3-VL's geometry; the linear attention of most layers moves no token."""
 
 from __future__ import annotations
 

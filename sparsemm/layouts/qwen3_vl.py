@@ -1,4 +1,4 @@
-"""Qwen3-VL: Qwen2-VL's geometry with larger patches; deepstack adds features to these tokens, it adds no tokens."""
+"""Qwen3-VL: Qwen2-VL's geometry with larger patches; deepstack adds features to these tokens, but no tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images cut into tiles, each a square grid of cells of its own (InternVL, Idefics3, Gemma 3's crops)."""
+"""The geometry of images cut into tiles, each with its own square grid of cells (InternVL, Idefics3, Gemma 3)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sparsemm.layouts.tokens import ImageTokens, Positions, tile
 
 @dataclass(frozen=True)
 class Tile:
-    """What the vision tower makes of its square input.
+    """The square input of the vision tower, and its visual tokens.
 
     Attributes:
         pixels: side of the input.
-        cell: side of the pixels under one visual token.
+        cell: pixels of one visual token along either axis.
         side: visual tokens along either axis; `side * cell` may be a little less than `pixels`.
     """
 
@@ -26,19 +26,19 @@ class Tile:
 
     @property
     def tokens(self) -> int:
-        """Visual tokens of a tile."""
+        """Number of visual tokens of a tile."""
         return self.side**2
 
     def edges(self, length: int, count: int = 1) -> np.ndarray:
-        """Cell edges of an image stretched over `count` tiles, (count * side + 1,) float64 in its own pixels.
+        """Returns the cell edges of an image stretched over `count` tiles, (count * side + 1,) float64 original pixels.
 
-        What no patch covers at the end of a tile goes to its last cell. Each edge is divided once.
+        Pixels that no patch covers, at the end of a tile, belong to its last cell. Each edge is divided once.
         """
         number, inside = np.divmod(np.arange(count * self.side + 1), self.side)
         return (number * self.pixels + inside * self.cell) * length / (count * self.pixels)
 
     def crop_edges(self, length: int, count: int) -> np.ndarray:
-        """The same of an image cut into `count` crops, each stretched over a tile of its own; the last is shorter."""
+        """Returns the cell edges of an image cut into `count` crops, one per tile; the last crop is shorter."""
         crop = -(-length // count)
         starts = np.arange(count)[:, None] * crop
         lengths = np.minimum(crop, length - starts)
@@ -53,17 +53,17 @@ class Tile:
         positions: Positions | Sequence[Positions],
         thumbnail: ImageTokens | None = None,
     ) -> ImageTokens:
-        """Tokens of an image from the positions of its tiles, tile after tile, in the raster order of its cells."""
+        """Returns the tokens of an image, in raster order of its cells, from the positions tile after tile."""
         rows, columns = len(y_edges) - 1, len(x_edges) - 1
         tiles = np.asarray(positions, dtype=np.int64).reshape(rows // self.side, columns // self.side, self.side, -1)
         cells = tiles.transpose(0, 2, 1, 3).ravel()
         return ImageTokens(cells, tile(y_edges, x_edges), (rows, columns), size, thumbnail)
 
     def whole(self, size: tuple[int, int], positions: Positions) -> ImageTokens:
-        """Tokens of an image stretched over one tile."""
+        """Returns the tokens of an image stretched over one tile."""
         return self.join(size, self.edges(size[1]), self.edges(size[0]), positions)
 
 
 def runs(positions: Positions) -> list[Positions]:
-    """Rising positions, cut wherever other tokens stand between them."""
+    """Splits rising positions into runs of consecutive ones."""
     return np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else []

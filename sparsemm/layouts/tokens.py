@@ -1,4 +1,4 @@
-"""The visual tokens of one image: where they stand in the prompt and what part of the image each one covers."""
+"""The visual tokens of an image: their positions in the prompt, and the part of the image that each one covers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ImageTokens:
         rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the original image; together they tile it.
         grid: (rows, columns), N = rows * columns.
         size: (width, height) of the original image in pixels.
-        thumbnail: tokens of a coarser view of the same image, where the family has one.
+        thumbnail: tokens of a coarser view of the same image, if the family has one.
     """
 
     positions: Positions
@@ -34,26 +34,26 @@ class ImageTokens:
 
 
 def even_edges(length: int, count: int) -> NDArray[np.float64]:
-    """Edges of `count` equal parts of `length` pixels, (count + 1,) float64, each rounded once.
+    """Returns the edges of `count` equal parts of `length` pixels, (count + 1,) float64, each rounded once.
 
-    An edge that is a whole number of pixels comes out as that number (`np.linspace` may be a hair off it, and a box
-    that ends there would then touch the next token).
+    An edge that is a whole number of pixels is exactly that number (`np.linspace` may miss it by a rounding error, and
+    a box that ends there would then touch the next token).
     """
     return np.arange(count + 1) * length / count
 
 
 def tile(y_edges: NDArray[np.float64], x_edges: NDArray[np.float64]) -> Rectangles:
-    """Rectangles between rising edges, raster order: (rows * columns, 4) float64 of (x0, y0, x1, y1)."""
+    """Returns the rectangles between rising edges, in raster order: (rows * columns, 4) float64 of (x0, y0, x1, y1)."""
     y0, x0 = np.meshgrid(y_edges[:-1], x_edges[:-1], indexing="ij")
     y1, x1 = np.meshgrid(y_edges[1:], x_edges[1:], indexing="ij")
     return np.stack([x0, y0, x1, y1], axis=-1).reshape(-1, 4)
 
 
 def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -> Positions:
-    """Positions of the tokens whose rectangle shares a positive area with the box.
+    """Returns the positions of the tokens whose rectangle shares a positive area with the box.
 
     Args:
-        tokens: of the image the box lies on.
+        tokens: visual tokens of the image.
         box: (x0, y0, x1, y1) in pixels of the original image; it may touch the border.
 
     Returns:
@@ -67,14 +67,15 @@ def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -
     if not np.isfinite(box).all() or not (x0 < x1 and y0 < y1):
         raise LayoutError(f"box {box} is empty or not finite", hint="boxes are (x0, y0, x1, y1) with x0 < x1, y0 < y1")
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        raise LayoutError(f"box {box} reaches outside the {width}x{height} image", hint="boxes are in its own pixels")
+        hint = "boxes are in pixels of the original image"
+        raise LayoutError(f"box {box} reaches outside the {width}x{height} image", hint=hint)
     r = tokens.rectangles
     shared = (np.maximum(r[:, 0], x0) < np.minimum(r[:, 2], x1)) & (np.maximum(r[:, 1], y0) < np.minimum(r[:, 3], y1))
-    return np.sort(tokens.positions[shared])  # tiles follow one another, cell rows of an image run through them
+    return np.sort(tokens.positions[shared])  # raster order of cells is not token order if there are several tiles
 
 
 def image_positions(inputs: Any, row: int, token_id: int) -> Positions:
-    """Positions of a row's visual placeholder tokens, (N,) int64.
+    """Returns the positions of a row's visual placeholder tokens, (N,) int64.
 
     Raises:
         LayoutError: if the batch has no such row.
@@ -86,13 +87,16 @@ def image_positions(inputs: Any, row: int, token_id: int) -> Positions:
 
 
 def first_image(inputs: Any, row: int, token_id: int, counts: list[int]) -> int:
-    """Index of a row's first image among the images of the whole batch, which processors list flat.
+    """Returns the index of a row's first image in the processor's flat list of all images of the batch.
 
     Args:
+        inputs: processor output with input_ids (B, S).
+        row: batch row.
+        token_id: id of the visual placeholder token.
         counts: visual tokens of every image of the batch.
 
     Raises:
-        LayoutError: if the images do not fill the rows before this one exactly.
+        LayoutError: if the images do not exactly fill the rows before this one.
     """
     at = 0
     for earlier in range(row):
@@ -101,27 +105,27 @@ def first_image(inputs: Any, row: int, token_id: int, counts: list[int]) -> int:
             left -= counts[at]
             at += 1
         if left != 0:
-            raise LayoutError("visual tokens and the processor's image sizes do not fit", where=f"row {earlier}")
+            raise LayoutError("visual tokens and the processor's image sizes do not match", where=f"row {earlier}")
     return at
 
 
 def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Positions]:
-    """Cut a row's positions into one part per image.
+    """Splits a row's positions into one part per image.
 
     Raises:
         LayoutError: if the counts do not add up to the number of positions.
     """
     if sum(counts) != len(positions):
         raise LayoutError(
-            f"the prompt has {len(positions)} visual tokens, the images make {sum(counts)}",
+            f"the prompt has {len(positions)} visual tokens, but its images have {sum(counts)}",
             where=f"row {row}",
-            hint="give the sizes of exactly the images of this row, in order; was the prompt truncated?",
+            hint="pass the sizes of exactly the images of this row, in order; was the prompt truncated?",
         )
     return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
 
 
 def check_seen(seen: list[tuple[int, int]], image_sizes: list[tuple[int, int]], row: int) -> None:
-    """Refuse sizes that are not what the processor saw: in another order they may give the same number of tokens.
+    """Checks sizes against those that the processor saw: in another order they may give the same number of tokens.
 
     Args:
         seen, image_sizes: (width, height) in pixels of the row's images.
@@ -133,5 +137,5 @@ def check_seen(seen: list[tuple[int, int]], image_sizes: list[tuple[int, int]], 
         raise LayoutError(
             f"the processor saw images of (width, height) {seen}, not {image_sizes}",
             where=f"row {row}",
-            hint="give the sizes of exactly the images of this row, in order",
+            hint="pass the sizes of exactly the images of this row, in order",
         )

@@ -1,4 +1,4 @@
-"""What kind of model a config describes that no layout supports."""
+"""Describes a model that no layout supports, for the error message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VISION = ("IMAGE_CLASSIFICATION", "ZERO_SHOT_IMAGE_CLASSIFICATION", "IMAGE", "OB
 
 
 def kind(config: dict[str, Any]) -> str:
-    """In words: encoder-decoder, text-only, vision-only, of a family without a layout, or unknown to transformers."""
+    """Describes a config: encoder-decoder, text-only, vision-only, without a layout, or unknown to transformers."""
     from sparsemm.compat import define_missing_torchvision_operators
 
     define_missing_torchvision_operators()
@@ -19,16 +19,16 @@ def kind(config: dict[str, Any]) -> str:
     if not isinstance(model_type, str):
         return "config.json names no model_type"
 
-    def serves(task: str) -> bool:
+    def supports(task: str) -> bool:
         return model_type in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
 
     known = model_type in CONFIG_MAPPING
     if config.get("is_encoder_decoder") or (known and getattr(CONFIG_MAPPING[model_type], "is_encoder_decoder", False)):
-        return "an encoder-decoder; only decoders that read the image as tokens of their own sequence are served"
-    if serves("IMAGE_TEXT_TO_TEXT"):
-        return "it reads images, but no layout knows where they sit in its prompt"
-    if serves("CAUSAL_LM"):
+        return "an encoder-decoder; only decoders that read the image as tokens of their own sequence are supported"
+    if supports("IMAGE_TEXT_TO_TEXT"):
+        return "it reads images, but no layout knows their positions in its prompt"
+    if supports("CAUSAL_LM"):
         return "a text-only model, it has no visual heads"
-    if any(serves(task) for task in VISION) or model_type.endswith("_vision_model"):
+    if any(supports(task) for task in VISION) or model_type.endswith("_vision_model"):
         return "a vision-only model, it generates no text"
-    return "its task is not one of image and text to text" if known else "transformers does not know it"
+    return "its task is not image and text to text" if known else "transformers does not know it"

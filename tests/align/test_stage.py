@@ -64,6 +64,6 @@ def test_an_image_the_model_cannot_take_sinks_nothing_else(tiny, tmp_path, capsy
 def test_too_many_such_images_are_an_error_that_leaves_nothing(tiny, tmp_path):
     records = [draw_record("calibration", 0, 0, PageStyle(1, 4, (2, 4))), odd("wire", 20_000, 10)]
     given = stage(tiny, tmp_path, "tiny-qwen2-vl", records, answer="ground_truth")
-    with pytest.raises(AlignError, match="cannot take 1 of 2 records, the first: record 'wire'.*max_bad, 0.05"):
+    with pytest.raises(AlignError, match="cannot process 1 of 2 records, the first: record 'wire'.*max_bad, 0.05"):
         run(given, "m", tmp_path)
     assert not (tmp_path / "artifacts" / "align").exists()
