@@ -12,10 +12,13 @@ from sparsemm.params import Params
 from sparsemm.scores import ScoreTable
 
 
-def run(params: Params, key: str, root: Path = Path(".")) -> None:
+def run(params: Params, key: str, root: Path = Path("."), folder: str = "") -> None:
     """Write artifacts/budgets/<key>.json: settings, and (layers, KV heads) slots for prompts longer than any head.
 
     Layers are those with full attention; "layers" says which. The others keep their own cache.
+
+    Args:
+        folder: below artifacts/scores and artifacts/budgets; "text" for the scores of `sparsemm chase --text`.
 
     Raises:
         ParamsError: if the model is unknown.
@@ -23,7 +26,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         BudgetError: if a budget cannot be met.
     """
     given = params.of(key).allocate
-    table = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
+    table = ScoreTable.load(root / "artifacts" / "scores" / folder / f"{key}.safetensors")
     layers = table.full_layers()
     scores = np.asarray(table.to_kv(table.header["num_kv_heads"]))[layers]
     split = allocate if given.mode == "exact" else allocate_paper
@@ -40,4 +43,4 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         "slots": {str(budget): s.tolist() for budget, s in slots.items()},
         "summary": summary,
     }
-    write_json(root / "artifacts" / "budgets" / f"{key}.json", value)
+    write_json(root / "artifacts" / "budgets" / folder / f"{key}.json", value)

@@ -27,18 +27,32 @@ def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[st
     """
     if not texts or len(images) != len(texts):
         raise DataError(f"{len(images)} lists of images for {len(texts)} texts", where="build_inputs")
+    return encode(processor, images, [chat_prompt(processor, *row) for row in zip(images, texts, strict=True)])
+
+
+def chat_prompt(processor: Any, images: Sequence[Image.Image], text: str) -> str:
+    """Returns one user turn, its images first, as the chat template writes it, up to where the answer begins.
+
+    Args:
+        processor: as of `build_inputs`, or a tokenizer with a chat template.
+        images: stand before the text; none with a tokenizer.
+        text: what the user says.
+
+    Raises:
+        DataError: if there is no chat template.
+    """
+    if not hasattr(processor, "tokenizer"):
+        message = [{"role": "user", "content": text}]
+        return str(processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     template = None  # the processor's
     if not processor.chat_template:
         if not processor.tokenizer.chat_template:
             hint = "instruction-tuned checkpoints have chat_template.jinja beside config.json; base models have none"
             raise DataError("there is no chat template", where=type(processor).__name__, hint=hint)
         template = processor.tokenizer.get_chat_template()  # where older checkpoints keep it
-    prompts = []
-    for row, text in zip(images, texts, strict=True):
-        content: list[dict[str, Any]] = [{"type": "image"} for _ in row] + [{"type": "text", "text": text}]
-        message = [{"role": "user", "content": content}]
-        prompts.append(processor.apply_chat_template(message, chat_template=template, add_generation_prompt=True))
-    return encode(processor, images, prompts)
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
+    turn = [{"role": "user", "content": content}]
+    return str(processor.apply_chat_template(turn, chat_template=template, add_generation_prompt=True))
 
 
 def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) -> Any:

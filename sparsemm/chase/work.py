@@ -19,7 +19,7 @@ from sparsemm.dependencies import identity
 from sparsemm.files import result_path, sha256_file, work_folder
 from sparsemm.layouts import Layout, box_positions, get_layout
 from sparsemm.models import content_revision, fingerprint, load_model, mixed_layers
-from sparsemm.params import Params
+from sparsemm.params import ModelParams, Params
 from sparsemm.params.stages import ChaseParams
 from sparsemm.prompts import build_inputs, by_length, visual_lengths
 
@@ -126,6 +126,21 @@ def model_header(model: Any) -> dict[str, Any]:
     }
 
 
+def checkpoint_header(model: Any, entry: ModelParams) -> dict[str, Any]:
+    """What a score table says of a model of params.yaml: which checkpoint it is, how it was loaded, its shape."""
+    local = Path(entry.checkpoint).is_dir()
+    return {
+        "model": entry.checkpoint,
+        "revision": content_revision(entry.checkpoint)
+        if local
+        else entry.revision or getattr(model.config, "_commit_hash", None),
+        "family": entry.family,
+        "dtype": entry.dtype,
+        "quantization": entry.load_in,
+        **model_header(model),
+    }
+
+
 class Work:
     """The shards of one model's chase, each computed once and kept until the table is written.
 
@@ -153,17 +168,9 @@ class Work:
         self.answers = read_answers(aligned, self.records)
         self.model, self.processor = load_model(entry)
         self.layout = get_layout(entry.family)
-        model = model_header(self.model)
+        model = checkpoint_header(self.model, entry)
         self.shape = (model["num_layers"], model["num_heads"])
-        local = Path(entry.checkpoint).is_dir()
         self.header = {
-            "model": entry.checkpoint,
-            "revision": content_revision(entry.checkpoint)
-            if local
-            else entry.revision or getattr(self.model.config, "_commit_hash", None),
-            "family": entry.family,
-            "dtype": entry.dtype,
-            "quantization": entry.load_in,
             "dataset": given.dataset,
             "dataset_sha256": sha256_file(source),
             "align_sha256": sha256_file(aligned),

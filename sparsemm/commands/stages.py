@@ -8,7 +8,7 @@ from typing import get_args
 
 from sparsemm.commands import Commands
 from sparsemm.errors import ParamsError
-from sparsemm.params import load_params
+from sparsemm.params import Params, load_params
 from sparsemm.params.stages import Shape
 
 MODEL_STAGES = {  # name: module, help, files that it reads and files that it writes under artifacts/
@@ -54,6 +54,10 @@ def add(commands: Commands) -> None:
         if name == "chase":
             stage.add_argument("--processes", type=int, help="processes that share the shards (one per visible GPU)")
             stage.add_argument("--shards", metavar="I/N", help="compute only this part of the shards, and keep them")
+            stage.add_argument("--text", action="store_true", help="score copying from text, without images or records")
+            stage.add_argument("--prompts", type=int, help="number of texts, with --text (48)")
+        if name == "allocate":
+            stage.add_argument("--text", action="store_true", help="use scores/text/KEY, write budgets/text/KEY")
         if name == "evaluate":
             stage.add_argument("--limit", type=int, help="number of documents; results go to artifacts/work/limited")
     shape = commands.add_parser(
@@ -99,6 +103,8 @@ def run_assemble(args: argparse.Namespace) -> None:
 def run_stage(args: argparse.Namespace) -> None:
     """Runs a stage that exists once per model."""
     options = {name: getattr(args, name) for name in ("dataset", "limit") if name in args}
+    if getattr(args, "text", False):
+        options["folder"] = "text"
     if (limit := options.get("limit")) is not None and limit < 1:
         raise ParamsError(f"{limit} documents are too few", where="--limit", hint="use at least 1")
     params = load_params(args.params)
@@ -114,6 +120,11 @@ def run_chase(args: argparse.Namespace) -> None:
 
     params = load_params(args.params)
     params.check_folders([args.key], str(args.params))
+    if args.text:
+        run_chase_text(args, params)
+        return
+    if args.prompts is not None:
+        raise ParamsError("images have no prompts to count", where="--prompts", hint="use it with --text")
     if args.shards:
         workers.compute(params, args.key, workers.parse_part(args.shards), args.root, args.dataset)
         return
@@ -126,6 +137,17 @@ def run_chase(args: argparse.Namespace) -> None:
         command = ["--params", str(args.params), "--root", str(args.root), "chase", args.key]
         workers.spread([*command, *(["--dataset", args.dataset] if args.dataset else [])], count)
     run_stage(args)  # adds up the shards
+
+
+def run_chase_text(args: argparse.Namespace, params: Params) -> None:
+    """Runs the chase over text, in one process."""
+    from sparsemm.chase.text import PROMPTS, run
+
+    for name in ("dataset", "processes", "shards"):
+        if getattr(args, name) is not None:
+            what = "a chase over text has one process and no data set"
+            raise ParamsError(what, where=f"--{name}", hint="leave it out")
+    run(params, args.key, args.root, PROMPTS if args.prompts is None else args.prompts)
 
 
 def run_shape(args: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ ANCHORS = tuple(
     ).split()
 )
 
+MOST_WORDS = 10_000  # of a text without repeats; there are about 420,000 values
+
 CELL_WIDTH, CELL_HEIGHT = 7, 14  # one character, in pixels at scale 1
 COLUMN_CELLS = 12  # characters in one column
 
@@ -76,6 +78,22 @@ def _value(rng: random.Random) -> tuple[str, str]:
     first = rng.randrange(2)
     letters = ("bcdfghjklmnpqrstvwxyz", "aeiou")
     return "".join(rng.choice(letters[(first + i) % 2]) for i in range(length)), "word"
+
+
+def draw_words(rng: random.Random, count: int) -> list[str]:
+    """Draw different words of the kinds that stand on pages, in random order: labels, as far as they go, and values.
+
+    Raises:
+        DataError: if there are not so many words.
+    """
+    if not 0 <= count <= MOST_WORDS:
+        raise DataError(f"cannot draw {count} different words", where="synthetic", hint=f"at most {MOST_WORDS}")
+    words = dict.fromkeys(rng.sample(ANCHORS, min(count // 2, len(ANCHORS))))
+    while len(words) < count:
+        words[_value(rng)[0]] = None
+    drawn = list(words)
+    rng.shuffle(drawn)
+    return drawn
 
 
 def draw_record(split: str, seed: int, index: int, style: PageStyle) -> Record:

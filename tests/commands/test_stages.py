@@ -35,6 +35,21 @@ def test_a_count_of_nothing_is_refused(command, option, reason, capsys):
     assert capsys.readouterr().err == f"sparsemm: {option}: {reason} (use at least 1)\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--text", "--dataset", "small-type"], "--dataset: a chase over text has one process and no data set"),
+        (["--text", "--processes", "2"], "--processes: a chase over text"),
+        (["--text", "--shards", "0/2"], "--shards: a chase over text"),
+        (["--prompts", "3"], "--prompts: images have no prompts to count (use it with --text)"),
+        (["--text", "--prompts", "0"], "text: 0 texts of 100 words"),
+    ],
+)
+def test_what_does_not_go_with_a_chase_over_text_is_refused(options, reason, capsys):
+    assert main(["chase", "tiny-qwen2-vl", *options]) == 1
+    assert capsys.readouterr().err.startswith(f"sparsemm: {reason}")
+
+
 @pytest.mark.parametrize("command", [["params"], ["align", "gone"], ["chase", "gone"]])
 def test_a_checkpoint_that_is_not_there_is_told_before_anything_runs(command, capsys, tmp_path):
     path = tmp_path / "params.yaml"
