@@ -1,12 +1,12 @@
-"""The charts, as plain JSON values that charts.js draws with plotly, and as rows that `dvc plots` draws.
+"""Builds the charts as JSON values that charts.js draws with plotly, and as rows that `dvc plots` draws.
 
-A chart is a grid of panels. Every panel can be read without a tooltip: what differs stands on an axis or in the legend.
+A chart is a grid of panels. Every panel can be read without a tooltip: all differences are on an axis or in the legend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -18,12 +18,12 @@ from sparsemm.studies.declaration import Rows, StudyRow
 from sparsemm.tables import Estimate
 
 MIB = 2**20
-WIDEST = 20  # letters of a line of a label
+WIDEST = 20  # characters in a line of a label
 MOST_PANELS = 8
 
 
 class Point(NamedTuple):
-    """One mark: where it stands (a tick's name, or a number), and its value with its interval."""
+    """One mark: its position (a tick's name, or a number), and its value with its interval."""
 
     at: str | float
     estimate: Estimate
@@ -34,11 +34,11 @@ class Series:
     """The points of one method or model.
 
     Attributes:
-        name: in the legend.
-        style: of the marks and the line between them.
-        points: in the order they are joined.
-        level: the one point is a line across the panel, its interval a band, as the full cache is.
-        marks: without them the series is a bare line.
+        name: name in the legend.
+        style: style of the marks and of the line between them.
+        points: points in the order in which they are joined.
+        level: whether the single point is drawn as a line across the panel, with a band for its interval.
+        marks: whether points are marked; otherwise the series is a bare line.
         joined: whether a line joins the points.
     """
 
@@ -55,13 +55,13 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        title: above it.
-        across, up: names of the axes.
-        series: what is drawn.
-        ticks: names on the axis across, evenly apart; empty where it is a number line.
-        lying: the ticks are on the axis up, and values go across.
+        title: title above the panel.
+        across, up: names of the horizontal and the vertical axis.
+        series: series to draw.
+        ticks: evenly spaced names on the horizontal axis; empty if it is a number line.
+        lying: whether the ticks are on the vertical axis instead, and values on the horizontal one.
         zero: whether a line marks zero.
-        limits: range of the values, where it is known.
+        limits: range of the values, if it is known.
     """
 
     title: str
@@ -79,8 +79,8 @@ class Chart:
     """Panels in a grid.
 
     Attributes:
-        panels: one at least.
-        columns: side by side on a wide screen; on a phone there is one.
+        panels: at least one panel.
+        columns: number of columns on a wide screen; on a phone there is one.
         row: height of a panel in pixels.
     """
 
@@ -89,15 +89,15 @@ class Chart:
     row: int = 300
 
     def spec(self) -> dict[str, Any]:
-        """Plain JSON values for charts.js."""
-        return {"panels": [_panel(one) for one in self.panels], "columns": self.columns, "row": self.row}
+        """Returns JSON values for charts.js."""
+        return {"panels": [_panel(panel) for panel in self.panels], "columns": self.columns, "row": self.row}
 
     def legend(self) -> dict[str, Style]:
-        """Name and style of every series, each once."""
+        """Returns name and style of every series."""
         return {series.name: series.style for panel in self.panels for series in panel.series if series.name}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every point as a row of the table that `dvc plots` draws."""
+        """Returns every point as a row of the table that `dvc plots` draws."""
         return [
             {"panel": panel.title, "series": series.name, "at": point.at, "value": round(point.estimate.value, 6)}
             | {"low": "" if point.estimate.low is None else round(point.estimate.low, 6)}
@@ -140,14 +140,14 @@ def _panel(panel: Panel) -> dict[str, Any]:
 def _trace(series: Series, ticks: list[str], shift: float, lying: bool) -> dict[str, Any]:
     places = [round(ticks.index(str(p.at)) + shift, 4) if ticks else p.at for p in series.points]
     estimates = [point.estimate for point in series.points]
-    values = [round(one.value, 6) for one in estimates]
+    values = [round(estimate.value, 6) for estimate in estimates]
     trace: dict[str, Any] = {"type": "scatter", "name": series.name, **series.style.trace()}
     trace["mode"] = ("lines+markers" if series.joined else "markers") if series.marks else "lines"
     trace |= {"x": values, "y": places} if lying else {"x": places, "y": values}
     trace["text"] = [f"{series.name}, {point.at}: {point.estimate.text()}" for point in series.points]
     trace["hovertemplate"] = "%{text}<extra></extra>"
-    if all(one.low is not None for one in estimates) and estimates:
-        reach = [(one.high - one.value, one.value - one.low) for one in estimates]  # type: ignore[operator]
+    if all(estimate.low is not None for estimate in estimates) and estimates:
+        reach = [(e.high - e.value, e.value - e.low) for e in estimates]  # type: ignore[operator]
         up, down = ([round(max(end, 0.0), 6) for end in ends] for ends in zip(*reach, strict=True))
         error = {"array": up, "arrayminus": down, "symmetric": False, "thickness": 1.3, "width": 0 if lying else 3}
         trace["error_x" if lying else "error_y"] = error
@@ -155,7 +155,7 @@ def _trace(series: Series, ticks: list[str], shift: float, lying: bool) -> dict[
 
 
 def _level(series: Series, ticks: int) -> list[dict[str, Any]]:
-    """A line across evenly spaced ticks, and a band where it has an interval."""
+    """Returns a line across evenly spaced ticks, with a band if it has an interval."""
     ((_, estimate),) = series.points
     ends = [-0.5, ticks - 0.5]
     line = {"type": "scatter", "mode": "lines", "x": ends, "y": [estimate.value] * 2, "name": series.name}
@@ -173,7 +173,7 @@ def _wrapped(label: str) -> str:
 
 
 def accuracy(model: Model) -> Chart:
-    """Accuracy against the slots kept, a panel per task; the full cache as a line in a band."""
+    """Draws accuracy against the slots kept, a panel per task, with the full cache as a line in a band."""
     panels = []
     for task in model.tasks:
         full, series = model.row(task, "full"), []
@@ -195,7 +195,7 @@ def accuracy(model: Model) -> Chart:
 
 
 def score_curves(models: Sequence[Model]) -> Chart:
-    """Share of the score that the best heads hold together, and every head's score as a multiple of an even share."""
+    """Draws the share of the score that the best heads hold together, and every head's multiple of an even share."""
     together: list[Series] = []
     single: list[Series] = []
     for model in models:
@@ -218,7 +218,7 @@ def score_curves(models: Sequence[Model]) -> Chart:
 
 
 def heat_map(heads: Heads, title: str, most: float | None = None) -> dict[str, Any]:
-    """Share of the score of every head in percent, layers down and heads across; `most` is where colours end."""
+    """Draws every head's share of the score in percent, layers down and heads across; colours end at `most`."""
     share = 100 * heads.shares
     rank = np.empty(share.size, dtype=np.int64)
     rank[np.argsort(-share.ravel(), kind="stable")] = np.arange(1, share.size + 1)
@@ -243,22 +243,23 @@ def heat_map(heads: Heads, title: str, most: float | None = None) -> dict[str, A
 
 
 def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
-    """Milliseconds a token, most memory and bytes held, against prompt length.
+    """Draws milliseconds per token, peak memory and bytes held against prompt length.
 
-    The dotted lines are the least time a token can take; stars are the paper's points.
+    Dotted lines are the least time that a token can take; stars are the paper's points.
     """
     methods = dict.fromkeys(row.method for row in timings)
     full = {row.prompt_length: row.decode_ms_per_token for row in timings if row.method == "transformers"}
-    stars = {"ms a token": [], "most memory, MiB": []}  # type: dict[str, list[Series]]
-    for one in points:
-        memory = one.quantity == "peak_gb"
-        if not memory and one.prompt_length not in full:
+    latency, peak = "ms per token", "peak memory, MiB"
+    stars = {latency: [], peak: []}  # type: dict[str, list[Series]]
+    for point in points:
+        memory = point.quantity == "peak_gb"
+        if not memory and point.prompt_length not in full:
             continue
-        # The paper gives a speed-up: it becomes this machine's full cache divided by it.
-        value = one.value * 1e9 / MIB if memory else full[one.prompt_length] / one.value
-        style = Style(method_style(one.method).colour, "star", "★")
-        series = Series("the paper", style, [Point(one.prompt_length, Estimate(value))], joined=False)
-        stars["most memory, MiB" if memory else "ms a token"].append(series)
+        # The paper reports a speed-up, which divides the time of this machine's full cache.
+        value = point.value * 1e9 / MIB if memory else full[point.prompt_length] / point.value
+        style = Style(method_style(point.method).colour, "star", "★")
+        series = Series("the paper", style, [Point(point.prompt_length, Estimate(value))], joined=False)
+        stars[peak if memory else latency].append(series)
 
     def panel(title: str, value: Callable[[Timing], float], *more: Series) -> Panel:
         series = [
@@ -283,23 +284,19 @@ def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
 
     return Chart(
         [
-            panel("ms a token", lambda row: row.decode_ms_per_token, *map(least, methods)),
-            panel("most memory, MiB", lambda row: row.peak_bytes / MIB),
+            panel(latency, lambda row: row.decode_ms_per_token, *map(least, methods)),
+            panel(peak, lambda row: row.peak_bytes / MIB),
             panel("keys and values, MiB", lambda row: row.kept_bytes / MIB),
         ],
         columns=3,
     )
 
 
-def renamed(panel: Panel, title: str) -> Panel:
-    """The same panel under another title."""
-    return replace(panel, title=title)
-
-
 def differences(result: StudyResults, models: Iterable[Model]) -> Chart | None:
-    """A study's headline differences with their intervals, in one colour per model; None where there are none.
+    """Draws a study's headline differences with their intervals, in one colour per model; None if there are none.
 
-    Levels or budgets stand on the axis across. Where comparisons are more than these, they stand on the axis up.
+    Levels or budgets are on the horizontal axis. If there are more comparisons than these, those are on the vertical
+    axis instead.
     """
     numbers = {model.key: model for model in models}
     rows = [
@@ -317,16 +314,16 @@ def differences(result: StudyResults, models: Iterable[Model]) -> Chart | None:
     titles = {_title(row, compare(row), lying, len(set(places)) > 1): None for row in rows}
     panels = []
     for title in titles:
-        mine = [row for row in rows if _title(row, compare(row), lying, len(set(places)) > 1) == title]
-        ticks = list(dict.fromkeys(name(row) for row in mine))
+        panel_rows = [row for row in rows if _title(row, compare(row), lying, len(set(places)) > 1) == title]
+        ticks = list(dict.fromkeys(name(row) for row in panel_rows))
         ticks = ticks if lying else sorted(ticks, key=_number)
         series = []
         for key, model in numbers.items():
-            points = [Point(name(row), row.difference) for row in mine if row.model == key and row.difference]
+            points = [Point(name(row), row.difference) for row in panel_rows if row.model == key and row.difference]
             if points:
                 points.sort(key=lambda point: ticks.index(str(point.at)))
                 series.append(Series(model.label, model_style(model.number), points, joined=not lying))
-        across = "difference" if lying else _level_name(result, mine)
+        across = "difference" if lying else _level_name(result, panel_rows)
         panels.append(Panel(title, across, "difference", series, ticks, lying=lying, zero=True))
     panels = panels[:MOST_PANELS]
     rows_high = max(len(panel.ticks) * (14 + 9 * len(panel.series)) for panel in panels) if lying else 180
@@ -334,21 +331,21 @@ def differences(result: StudyResults, models: Iterable[Model]) -> Chart | None:
 
 
 def study_values(result: StudyResults, rows: Rows) -> Chart:
-    """What a study measured of one model: a panel per task and condition, a line or a mark per setting."""
+    """Draws a study's values of one model: a panel per task and condition, a line or a mark per setting."""
     styles, panels = setting_styles(row.setting for row in rows), []
-    for (task, condition), mine in _panels(rows).items():
+    for (task, condition), panel_rows in _panels(rows).items():
         alone = _alone(rows, task) if condition else None
-        places = sorted({place for row in mine if (place := _place(row))}, key=_number)
-        up = mine[0].metric.replace("_", " ")
-        limits = (-0.03, 1.03) if all(0.0 <= row.value <= 1.0 for row in mine) else None
+        places = sorted({place for row in panel_rows if (place := _place(row))}, key=_number)
+        up = panel_rows[0].metric.replace("_", " ")
+        limits = (-0.03, 1.03) if all(0.0 <= row.value <= 1.0 for row in panel_rows) else None
         title = f"{task}, {condition}" if condition else task
         by_setting: dict[str, list[StudyRow]] = {}
-        for row in mine:
+        for row in panel_rows:
             by_setting.setdefault(row.setting, []).append(row)
         if len(places) < 2:  # a line needs more than one place
+            marks = [(row.setting, row.estimate) for row in [*panel_rows, *([alone] if alone else [])]]
             names = list(by_setting) + ([alone.setting] if alone else [])
-            found = [(row.setting, row.estimate) for row in [*mine, *([alone] if alone else [])]]
-            series = [Series(name, styles[name], [Point(name, estimate)], joined=False) for name, estimate in found]
+            series = [Series(name, styles[name], [Point(name, estimate)], joined=False) for name, estimate in marks]
             panels.append(Panel(title, up, "", series, names, lying=True, limits=limits))
             continue
         series = []
@@ -359,23 +356,21 @@ def study_values(result: StudyResults, rows: Rows) -> Chart:
             series.append(Series(name, styles[name], points, level=not placed))
         if alone is not None:
             series.append(Series(alone.setting, styles[alone.setting], [Point("", alone.estimate)], level=True))
-        panels.append(Panel(title, _level_name(result, mine), up, series, places, limits=limits))
+        panels.append(Panel(title, _level_name(result, panel_rows), up, series, places, limits=limits))
     columns = 3 if len(panels) > 4 else min(len(panels), 2)
     return Chart(panels[:MOST_PANELS], columns=columns, row=280)
 
 
 def _panels(rows: Rows) -> dict[tuple[str, str], list[StudyRow]]:
-    """Rows of every panel, each arm once; an arm alone in its task belongs to the task's other panels."""
+    """Groups rows into panels with each arm once. A lone arm (see `_alone`) is drawn in the task's other panels."""
     arms: dict[tuple[str, str], dict[tuple[Any, ...], StudyRow]] = {}
     for row in rows:
         arms.setdefault((row.task, row.condition), {})[row.setting, row.level, row.budget] = row
-    return {
-        key: list(found.values()) for key, found in arms.items() if key[1] or _alone(rows, key[0]) not in found.values()
-    }
+    return {k: list(rs.values()) for k, rs in arms.items() if k[1] or _alone(rows, k[0]) not in rs.values()}
 
 
 def _alone(rows: Rows, task: str) -> StudyRow | None:
-    """What a task's panels are measured by: the only arm without a condition, where others have one."""
+    """Returns the baseline of a task's panels: the only arm without a condition, if others have one."""
     own = [row for row in rows if row.task == task]
     bare = {(row.setting, row.level, row.budget): row for row in own if not row.condition}
     return next(iter(bare.values())) if len(bare) == 1 and any(row.condition for row in own) else None
@@ -395,7 +390,7 @@ def _level_name(result: StudyResults, rows: Rows) -> str:
 
 
 def _names(rows: Rows) -> Callable[[StudyRow], str]:
-    """What tells a comparison from others: those of its condition, setting and counterpart that differ at all."""
+    """Returns a function that names a comparison by those of condition, setting and counterpart that vary."""
     parts: Mapping[str, Callable[[StudyRow], str]] = {
         "condition": lambda row: row.condition,
         "setting": lambda row: row.setting,

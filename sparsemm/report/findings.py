@@ -1,4 +1,4 @@
-"""Verdicts and numbers that several sections of the report speak of. Every word follows from an interval."""
+"""Computes verdicts and numbers that several sections of the report use. Every verdict follows from an interval."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from collections.abc import Iterable, Sequence
 from sparsemm.report.results import Accuracy, Model, Timing
 from sparsemm.tables import VERDICTS, Estimate
 
-DISTURBED = 2.0  # where equal work differs by more than this factor, the clock measured something else
+DISTURBED = 2.0  # if times of equal work differ by more than this factor, they measure something else
 
 
 def at_least(r: float | None) -> str:
-    """A correlation to three decimals, rounded down: only 1 is "1.000"; "-" if there is none."""
+    """Formats a correlation with three decimals, rounded down so that only 1 is "1.000"; "-" if there is none."""
     if r is None or math.isnan(r):
         return "-"
-    return f"{math.floor(1000 * r + 1e-6) / 1000:.3f}"  # a sum that should be 1 may miss it by a rounding error
+    return f"{math.floor(1000 * r + 1e-6) / 1000:.3f}"  # 1e-6 allows for rounding errors
 
 
 def percent_range(shares: Sequence[float]) -> str:
-    """The least and the largest share: "29 % to 42 %"."""
+    """Formats the smallest and the largest share: "29 % to 42 %"."""
     least, most = (f"{100 * share:.3g} %" for share in (min(shares), max(shares)))
     return least if least == most else f"{least} to {most}"
 
 
-def count_range(counts: Iterable[int], what: str) -> str:
-    """How many there are: "96 pages", "3 to 9 questions"."""
+def count_range(counts: Iterable[int], noun: str) -> str:
+    """Formats the smallest and the largest count: "96 pages", "3 to 9 questions"."""
     least, most = min(counts), max(counts)
-    return f"{least if least == most else f'{least} to {most}'} {what}{'s' if most != 1 else ''}"
+    return f"{least if least == most else f'{least} to {most}'} {noun}{'s' if most != 1 else ''}"
 
 
 def rivals(model: Model) -> list[str]:
-    """Methods that sparsemm is compared with at equal slots."""
+    """Returns the methods that sparsemm is compared with at equal slots."""
     return [method for method in model.methods if method not in ("full", "sparsemm")]
 
 
 def verdicts(model: Model, task: str, method: str) -> dict[str, list[Accuracy]]:
-    """A method's rows, rising budgets, under what each says about sparsemm; empty if the two were not both run."""
+    """Groups a method's rows by their verdict on sparsemm, budgets increasing; empty if they were not compared."""
     rows = model.rows(task, method)
-    found = {word: [row for row in rows if row.gain and row.gain.verdict == word] for word in VERDICTS}
-    return {word: mine for word, mine in found.items() if mine}
+    groups = {word: [row for row in rows if row.gain and row.gain.verdict == word] for word in VERDICTS}
+    return {word: group for word, group in groups.items() if group}
 
 
 def comparison(model: Model, task: str, method: str) -> str:
-    """Where sparsemm is better or worse than a method on a task, and by how much; empty if not both were run."""
+    """Describes at which budgets sparsemm is better or worse than a method; empty if they were not compared."""
     parts = []
     for word, rows in verdicts(model, task, method).items():
         gains = [row.gain.value for row in rows if row.gain]
@@ -54,51 +54,50 @@ def comparison(model: Model, task: str, method: str) -> str:
 
 
 def budget_list(budgets: Iterable[int | None]) -> str:
-    """Budgets in words: "B = 8, 16"."""
+    """Formats budgets: "B = 8, 16"."""
     return "B = " + ", ".join(map(str, budgets))
 
 
 def compared_with_full(model: Model, task: str) -> list[Accuracy]:
-    """sparsemm's rows that have an interval against the full cache, rising budgets."""
+    """Returns sparsemm's rows with an interval against the full cache, budgets increasing."""
     return [row for row in model.rows(task, "sparsemm") if row.against_full and row.against_full.verdict]
 
 
 def enough_from(model: Model, task: str) -> Accuracy | None:
-    """sparsemm's row of the smallest budget from which on no budget is shown worse than the full cache, or None."""
-    found = None
+    """Returns sparsemm's row at the smallest budget from which on no budget is worse than the full cache, or None."""
+    smallest = None
     for row in reversed(compared_with_full(model, task)):
         if _worse(row):
             break
-        found = row
-    return found
+        smallest = row
+    return smallest
 
 
 def against_full(model: Model, task: str) -> str:
-    """What `enough_from` found, in words; empty if sparsemm and the full cache were not both run."""
+    """Describes sparsemm against the full cache (see `enough_from`); empty if they were not compared."""
     full, rows = model.row(task, "full"), compared_with_full(model, task)
     if full is None or not rows:
         return ""
     row = enough_from(model, task)
     if row is None:
-        worse = [one for one in rows if _worse(one)]
+        worse = [row for row in rows if _worse(row)]
         if len(worse) == len(rows):
-            closest = max(rows, key=lambda one: one.value)
+            closest = max(rows, key=lambda row: row.value)
             return (
-                f"At every budget tried sparsemm is worse than the full cache ({full.value:.3f}). It comes closest at "
+                f"sparsemm is worse than the full cache ({full.value:.3f}) at every budget. It comes closest at "
                 f"B = {closest.budget} with {closest.value:.3f} (difference {signed(closest.against_full)})."
             )
         return (
-            f"sparsemm is worse than the full cache ({full.value:.3f}) at {budget_list(one.budget for one in worse)}, "
-            "the "
-            f"largest budget tried among them. It is not shown worse at "
-            f"{budget_list(one.budget for one in rows if not _worse(one))}, but no budget can be called enough."
+            f"sparsemm is worse than the full cache ({full.value:.3f}) at {budget_list(row.budget for row in worse)}, "
+            "which includes the largest budget. No difference is shown at "
+            f"{budget_list(row.budget for row in rows if not _worse(row))}, but no budget can be called sufficient."
         )
     low = row.against_full.low if row.against_full and row.against_full.low is not None else 0.0
     allowed = f"a loss of up to {-low:.3f} is not ruled out" if low < 0 else "the interval rules out a loss"
     return (
         f"From B = {row.budget} on ({row.kept_slots / full.kept_slots:.0%} of the full cache's {full.kept_slots:.0f} "
-        f"slots a head) sparsemm is not shown worse than the full cache: {row.value:.3f} against {full.value:.3f}, "
-        f"difference {signed(row.against_full)}; {allowed}."
+        f"slots per head) sparsemm is not shown to be worse than the full cache: {row.value:.3f} against "
+        f"{full.value:.3f}, difference {signed(row.against_full)}; {allowed}."
     )
 
 
@@ -107,19 +106,19 @@ def _worse(row: Accuracy) -> bool:
 
 
 def signed(estimate: Estimate | None) -> str:
-    """A difference with its interval, "-" where there is none."""
+    """Formats a difference with its interval; "-" if there is none."""
     return "-" if estimate is None else estimate.text("+")
 
 
 def own_timings(model: Model) -> list[Timing]:
-    """sparsemm's timings by rising prompt length."""
+    """Returns sparsemm's timings by increasing prompt length."""
     return sorted((row for row in model.timings if row.method == "sparsemm"), key=lambda row: row.prompt_length)
 
 
 def timing_noise(timings: Iterable[Timing]) -> float | None:
-    """Largest ratio of two decode times of our compressed methods that hold the same bytes, at any prompt lengths.
+    """Returns the largest ratio of two decode times of compressed methods that hold the same bytes.
 
-    They do nearly the same work, so this ratio says how far the clock can be trusted. None if no two do.
+    They do nearly the same work, so this ratio measures the noise of the clock. It is None if no two hold the same.
     """
     groups: dict[int, list[float]] = {}
     for row in timings:
@@ -130,31 +129,31 @@ def timing_noise(timings: Iterable[Timing]) -> float | None:
 
 
 def speed(model: Model) -> list[str]:
-    """What sparsemm holds, and what a token costs against transformers' own full cache, at every length."""
+    """Describes sparsemm's bytes and its time per token against transformers' full cache, at every length."""
     rows = own_timings(model)
     if not rows:
         return []
     longest, noise = rows[-1], timing_noise(model.timings)
     ratios = ", ".join(f"{row.decode_ratio_to_full:.2f} at {row.prompt_length} tokens" for row in rows)
-    said = f"Time a token on {model.machine.device}, as a multiple of transformers' full cache: {ratios}. "
+    text = f"Time per token on {model.machine.device}, as a multiple of transformers' full cache: {ratios}. "
     if noise is None:
-        said += "No two measurements hold the same bytes, so nothing says how noisy this is and no claim is made."
+        text += "No two measurements hold the same bytes, so the noise is unknown and no claim is made."
     elif noise > DISTURBED:
-        said += (
-            f"Measurements that hold the same bytes differ by up to a factor of {noise:.1f}: something else kept the "
-            "machine busy, so no claim about time is made."
+        text += (
+            f"Measurements that hold the same bytes differ by up to a factor of {noise:.1f}, because the machine was "
+            "busy with something else, so no claim about time is made."
         )
     else:
         margin = max(noise, 1.05)
         faster = [str(row.prompt_length) for row in rows if row.decode_ratio_to_full < 1 / margin]
         slower = [str(row.prompt_length) for row in rows if row.decode_ratio_to_full > margin]
         claims = [f"{word} at {', '.join(at)} tokens" for word, at in (("faster", faster), ("slower", slower)) if at]
-        said += (
-            f"Measurements that hold the same bytes differ by up to a factor of {noise:.2f}; beyond that noise, "
+        text += (
+            f"Measurements that hold the same bytes differ by up to a factor of {noise:.2f}; beyond this noise, "
             f"sparsemm is {' and '.join(claims) if claims else 'neither faster nor slower at any length'}."
         )
     share = longest.kept_bytes / longest.full_bytes
     return [
         f"With a prompt of {longest.prompt_length} tokens sparsemm holds {share:.1%} of the full cache's bytes.",
-        said,
+        text,
     ]

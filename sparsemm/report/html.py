@@ -1,4 +1,4 @@
-"""Pieces of HTML, and the whole page around them: one file, no network, readable on a phone."""
+"""Builds HTML elements and the page around them: a single file that needs no network and can be read on a phone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sparsemm.report.charts import Chart
 from sparsemm.report.style import Style
 
-# The browser itself holds the page to what it promises: nothing is fetched, nothing is sent.
+# With this policy the browser ensures that the page loads nothing and sends nothing.
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 NO_SCRIPT = "The charts and the explorer need JavaScript, which is part of this file. Every table works without it."
 SCRIPTS = ("charts.js", "tabs.js", "explorer_data.js", "explorer_views.js", "explorer.js")
@@ -19,24 +19,24 @@ SWIPE = "Scroll sideways for more columns."
 
 
 def paragraph(text: str, css: str = "") -> str:
-    """An escaped paragraph; nothing where there is no text."""
+    """Returns an escaped paragraph, or nothing if the text is empty."""
     attribute = f' class="{escape(css)}"' if css else ""
     return f"<p{attribute}>{escape(text)}</p>" if text else ""
 
 
 def bullets(items: Iterable[str]) -> str:
-    """An escaped list; nothing where there is no item."""
-    listed = "".join(f"<li>{escape(item)}</li>" for item in items if item)
-    return f"<ul>{listed}</ul>" if listed else ""
+    """Returns an escaped list of the items that are not empty, or nothing if all are."""
+    body = "".join(f"<li>{escape(item)}</li>" for item in items if item)
+    return f"<ul>{body}</ul>" if body else ""
 
 
-def terms(known: Iterable[tuple[str, str]]) -> str:
-    """Words and what they mean."""
-    return "<dl>" + "".join(f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in known) + "</dl>"
+def terms(glossary: Iterable[tuple[str, str]]) -> str:
+    """Returns a list of terms with their definitions."""
+    return "<dl>" + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in glossary) + "</dl>"
 
 
 def data(value: Any, anchor: str = "") -> str:
-    """Plain JSON values for the page's scripts.
+    """Returns a script element with JSON values for the page's scripts.
 
     Raises:
         ValueError: if a number is not finite.
@@ -47,18 +47,18 @@ def data(value: Any, anchor: str = "") -> str:
 
 
 def chart(chart: Chart | dict[str, Any], alt: str, caption: str, model: str = "") -> str:
-    """A chart with its legend; `model` makes a click on a heat map choose that model's head in the explorer."""
-    chosen = f' data-model="{escape(model, quote=True)}"' if model else ""
+    """Returns a chart with its legend. With `model`, a click on a heat map selects the model's head in the explorer."""
+    attribute = f' data-model="{escape(model, quote=True)}"' if model else ""
     spec, styles = (chart.spec(), chart.legend()) if isinstance(chart, Chart) else (chart, {})
     return (
-        f'<figure class="chart"{chosen}>{legend(styles) if len(styles) > 1 else ""}'
+        f'<figure class="chart"{attribute}>{legend(styles) if len(styles) > 1 else ""}'
         f'<div class="plot" role="img" aria-label="{escape(alt, quote=True)}"></div>{data(spec)}'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
 def legend(styles: dict[str, Style]) -> str:
-    """What the symbols and colours of a chart mean."""
+    """Returns the legend of a chart: names with their symbols and colours."""
     items = (
         f'<li><span style="color:{escape(style.colour, quote=True)}" aria-hidden="true">{style.glyph}</span>'
         f" {escape(name)}</li>"
@@ -68,25 +68,25 @@ def legend(styles: dict[str, Style]) -> str:
 
 
 def pictures(images: Iterable[dict[str, str]], caption: str = "") -> str:
-    """Small pictures side by side, each {"image": data URI, "text": what it shows}, under one caption."""
-    shown = "".join(
-        f'<figure><img src="{escape(one["image"], quote=True)}" alt="{escape(one["text"], quote=True)}">'
-        f"<figcaption>{escape(one['text'])}</figcaption></figure>"
-        for one in images
+    """Returns small pictures side by side, each {"image": data URI, "text": its caption}, under a common caption."""
+    figures = "".join(
+        f'<figure><img src="{escape(picture["image"], quote=True)}" alt="{escape(picture["text"], quote=True)}">'
+        f"<figcaption>{escape(picture['text'])}</figcaption></figure>"
+        for picture in images
     )
     above = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure>{above}<div class="pictures">{shown}</div></figure>' if shown else ""
+    return f'<figure>{above}<div class="pictures">{figures}</div></figure>' if figures else ""
 
 
 def table(header: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
-    """A table of the page's full width that scrolls on its own on narrow screens, also from the keyboard.
+    """Returns a table of full width that scrolls sideways on narrow screens, also with the keyboard.
 
-    The first cell of a row stays in sight, so it should say all that tells the row from others.
+    The first cell of a row stays visible, so it should identify the row.
     """
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
     body = ""
-    for first, *others in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+    for first, *rest in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
     return (
         f'<div class="wide" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
@@ -96,13 +96,13 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]], caption: str) ->
 
 
 def details(summary: str, *parts: str) -> str:
-    """Parts that are folded until asked for; nothing where there is none."""
+    """Returns parts that are folded until the reader opens them, or nothing if all are empty."""
     inside = "".join(parts)
     return f"<details><summary>{escape(summary)}</summary>{inside}</details>" if inside else ""
 
 
 def tabs(anchor: str, panels: Sequence[tuple[str, str]]) -> str:
-    """One panel at a time, each (name, HTML); a choice is the choice of all tabs on the page that have this name."""
+    """Returns panels (name, HTML) as tabs. Selecting a name selects it in all tabs of the page."""
     if len(panels) < 2:
         return "".join(html for _, html in panels)
     buttons = "".join(
@@ -118,23 +118,21 @@ def tabs(anchor: str, panels: Sequence[tuple[str, str]]) -> str:
 
 
 def pair(*parts: str) -> str:
-    """Parts side by side where the screen is wide enough."""
-    shown = [part for part in parts if part]
-    return (
-        f'<div class="pair">{"".join(f"<div>{part}</div>" for part in shown)}</div>'
-        if len(shown) > 1
-        else "".join(shown)
-    )
+    """Returns parts side by side on a wide screen."""
+    filled = [part for part in parts if part]
+    if len(filled) < 2:
+        return "".join(filled)
+    return f'<div class="pair">{"".join(f"<div>{part}</div>" for part in filled)}</div>'
 
 
 def heading(text: str, level: int = 3, anchor: str = "") -> str:
-    """An escaped heading."""
+    """Returns an escaped heading."""
     name = f' id="{escape(anchor, quote=True)}"' if anchor else ""
     return f"<h{level}{name}>{escape(text)}</h{level}>"
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
-    """A titled part of the page."""
+    """Returns a section of the page with its heading."""
     return f'<section id="{escape(anchor, quote=True)}">{heading(title, 2)}{"".join(parts)}</section>'
 
 
@@ -143,13 +141,13 @@ def _beside(*names: str) -> str:
 
 
 def page(title: str, links: Iterable[tuple[str, str]], footer: str, *parts: str) -> str:
-    """The whole document with its styles, scripts and chart library.
+    """Returns the whole document with its styles, scripts and chart library.
 
     Args:
-        title: of the page.
-        links: (anchor, name) of its sections.
-        footer: HTML below them.
-        parts: the sections.
+        title: title of the page.
+        links: (anchor, name) of every section.
+        footer: HTML below the sections.
+        parts: HTML of the sections.
     """
     from plotly.offline import get_plotlyjs
 

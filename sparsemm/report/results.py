@@ -1,4 +1,4 @@
-"""What the stages wrote, read and typed: everything the report is made from."""
+"""Reads the files of all stages into typed rows, from which the report is made."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Accuracy(Row):
         return self
 
     def _estimate(self, value: float | None, name: str) -> Estimate | None:
-        """The value with its interval, which a single page does not have: resampling it cannot move anything."""
+        """Returns a value with its interval. A single page has none, because resampling cannot change it."""
         if value is None:
             return None
         if (self.pages or self.n) < 2:
@@ -66,18 +66,18 @@ class Accuracy(Row):
 
     @property
     def accuracy(self) -> Estimate:
-        """The metric's mean."""
+        """Returns the metric's mean."""
         return self._estimate(self.value, "ci") or Estimate(self.value)
 
     @property
     def gain(self) -> Estimate | None:
-        """sparsemm minus this method, paired; None where the two are not compared."""
+        """Returns the paired difference of sparsemm and this method; None if they are not compared."""
         difference = self._estimate(self.diff_vs_sparsemm, "diff_ci")
         return difference and difference.reversed()
 
     @property
     def against_full(self) -> Estimate | None:
-        """This method minus the full cache, paired; None where the two are not compared."""
+        """Returns the paired difference of this method and the full cache; None if they are not compared."""
         return self._estimate(self.diff_vs_full, "diff_full_ci")
 
 
@@ -108,7 +108,7 @@ class HeadShare(Row):
 
 
 class HitRate(Row):
-    """One row of artifacts/scores/<key>.covariates.csv: how often heads look at text of one kind."""
+    """One row of artifacts/scores/<key>.covariates.csv: how often heads attend to text of one kind."""
 
     covariate: str
     bin: str
@@ -121,12 +121,12 @@ class HitRate(Row):
 
     @property
     def name(self) -> str:
-        """The kind of text in words."""
+        """Describes the kind of text."""
         return f"{self.covariate.replace('_', ' ')} {self.bin}"
 
 
 class PaperPoint(Row):
-    """One of the paper's efficiency numbers: a speed-up, or the most memory in GB."""
+    """One of the paper's efficiency numbers: a speed-up, or the peak memory in GB."""
 
     shape: str
     quantity: str
@@ -151,7 +151,7 @@ class AlignMetrics(BaseModel):
 
 
 class Machine(BaseModel):
-    """What artifacts/profile/<key>.json says of the machine."""
+    """The machine in artifacts/profile/<key>.json."""
 
     device: str = "an unknown device"
     threads: int | None = None
@@ -160,7 +160,7 @@ class Machine(BaseModel):
 
 
 class HeldOut(BaseModel):
-    """How a small checkpoint reads one style of held-out pages, from its card."""
+    """How well a small checkpoint reads one style of held-out pages, from its card."""
 
     word_accuracy: float
     exact_match: float
@@ -172,8 +172,8 @@ class Heads:
 
     Attributes:
         shares: (L, Hq) float64, every head's share of the score.
-        metrics: how many samples they come from and how stable they are.
-        words_read: share of the words on the pages that the model says; None if unknown.
+        metrics: number of samples and stability of the scores.
+        words_read: share of the words on the pages that the model reads; None if unknown.
         rates: hit rates by kind of text.
     """
 
@@ -184,40 +184,40 @@ class Heads:
 
     @cached_property
     def ranked(self) -> list[tuple[int, int, float]]:
-        """(layer, head, share), the best first."""
+        """Returns (layer, head, share) of every head, the best first."""
         order = np.argsort(-self.shares.ravel(), kind="stable")
         layers, heads = np.unravel_index(order, self.shares.shape)
         return [(int(i), int(h), float(self.shares[i, h])) for i, h in zip(layers, heads, strict=True)]
 
     def top_share(self, fraction: float) -> float:
-        """Share of the score that the best `fraction` of the heads hold; at least one head."""
+        """Returns the share of the score that the best `fraction` of the heads hold; at least one head counts."""
         return min(sum(share for *_, share in self.ranked[: top_count(self.shares.size, fraction)]), 1.0)
 
     def correlation(self, other: Heads) -> float:
-        """Spearman's correlation of the ranks of all heads; NaN if one table is constant."""
+        """Returns Spearman's rank correlation over all heads; NaN if one table is constant."""
         return rank_correlation(self.shares, other.shares)
 
     def overlap(self, other: Heads, fraction: float) -> float:
-        """Share of the best `fraction` of the heads that both tables name."""
-        mine, theirs = top_set(self.shares, fraction), top_set(other.shares, fraction)
-        return len(mine & theirs) / len(mine)
+        """Returns the share of the best `fraction` of the heads that both tables have in common."""
+        top, other_top = top_set(self.shares, fraction), top_set(other.shares, fraction)
+        return len(top & other_top) / len(top)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """What is known about one model.
+    """The results of one model.
 
     Attributes:
-        key: from params.yaml.
-        note: declares a test model, which is never counted as evidence.
-        number: its place among all models, which decides its colour.
+        key: key in params.yaml.
+        note: declares a test model, which never counts as evidence.
+        number: index among all models, which determines the colour.
         heads: scores over the calibration set.
         others: scores over the data sets of `robustness`.
         accuracy, timings: rows; empty if a stage has not run.
-        machine: behind the timings.
+        machine: machine of the timings.
         explorer: contents of artifacts/explorer/<key>.json; empty if the explore stage has not run.
-        small: whether it is a small checkpoint that this repository trained, which has a card.
-        held_out: how well it reads held-out pages, by their style, from its card.
+        small: whether it is a small checkpoint trained in this repository, which has a card.
+        held_out: how well it reads held-out pages of each style, from its card.
     """
 
     key: str
@@ -234,33 +234,32 @@ class Model:
 
     @property
     def label(self) -> str:
-        """The key, marked if the model is a declared test model."""
+        """Returns the key, marked if the model is a declared test model."""
         return f"{self.key} *" if self.note else self.key
 
     @property
     def tasks(self) -> list[str]:
-        """In the order they were run."""
+        """Returns the tasks in the order of their evaluation."""
         return list(dict.fromkeys(row.task for row in self.accuracy))
 
     @property
     def methods(self) -> list[str]:
-        """In the order they were run."""
+        """Returns the methods in the order of their evaluation."""
         return list(dict.fromkeys(row.method for row in self.accuracy))
 
     @property
     def budgets(self) -> list[int]:
-        """That were evaluated, rising."""
+        """Returns the evaluated budgets in increasing order."""
         return sorted({row.budget for row in self.accuracy if row.budget is not None})
 
     def row(self, task: str, method: str, budget: int | None = None) -> Accuracy | None:
-        """One row of the evaluation; the full cache has no budget."""
+        """Returns one row of the evaluation, or None; the full cache has no budget."""
         key = (task, method, budget)
         return next((row for row in self.accuracy if (row.task, row.method, row.budget) == key), None)
 
     def rows(self, task: str, method: str) -> list[Accuracy]:
-        """A method's rows at every budget, rising."""
-        found = (self.row(task, method, budget) for budget in self.budgets)
-        return [row for row in found if row is not None]
+        """Returns a method's rows, budgets increasing."""
+        return [row for budget in self.budgets if (row := self.row(task, method, budget)) is not None]
 
 
 @dataclass(frozen=True)
@@ -274,7 +273,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """One study: what it says about itself, and its rows by model key."""
+    """One study: its declaration, and its rows by model key."""
 
     name: str
     study: Study
@@ -283,7 +282,7 @@ class StudyResults:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report is made from."""
+    """All results that the report shows."""
 
     params: Params
     models: list[Model]
@@ -292,20 +291,20 @@ class Results:
 
     @property
     def evidence(self) -> list[Model]:
-        """Models without a note; only these are counted."""
+        """Returns the models without a note, which alone count as evidence."""
         return [model for model in self.models if not model.note]
 
     def study(self, name: str) -> list[StudyRow]:
-        """Rows of one study over all models that are evidence."""
-        keys = [model.key for model in self.evidence]
-        return [row for one in self.studies if one.name == name for key in keys for row in one.rows.get(key, ())]
+        """Returns the rows of one study over all models that count as evidence."""
+        results = [result for result in self.studies if result.name == name]
+        return [row for result in results for model in self.evidence for row in result.rows.get(model.key, ())]
 
 
 def read_results(params: Params, root: Path) -> Results:
-    """Reads what the stages wrote; everything but the scores may be missing.
+    """Reads the results of all stages. Everything but the scores may be missing.
 
     Raises:
-        DataError: if a model has no scores, or a file is not what its stage writes.
+        DataError: if a model has no scores, or a file is malformed.
     """
     models = [_model(params, key, number, root) for number, key in enumerate(params.models)]
     models += [_kept(path.parent, len(models) + n) for n, path in enumerate(_kept_results(params, root))]
@@ -349,9 +348,9 @@ class _Card(BaseModel):
 
 
 def _held_out(card: Path) -> dict[str, HeldOut]:
-    """The styles of pages a card knows both numbers of."""
-    known = read_json(card, _Card).held_out if card.is_file() else {}
-    numbers = {style: value for style, value in known.items() if isinstance(value, dict)}
+    """Returns the styles of pages for which a card holds both numbers."""
+    entries = read_json(card, _Card).held_out if card.is_file() else {}
+    numbers = {style: value for style, value in entries.items() if isinstance(value, dict)}
     return {
         style: HeldOut(word_accuracy=value["word_accuracy"], exact_match=value["exact_match"])
         for style, value in numbers.items()
@@ -375,15 +374,15 @@ def _heads(root: Path, key: str, dataset: str | None = None) -> Heads | None:
 
 
 def read_shares(path: Path) -> NDArray[np.float64]:
-    """(L, Hq) float64, every head's share of the score.
+    """Reads every head's share of the score, (L, Hq) float64.
 
     Raises:
-        DataError: if the file is not what the chase stage writes: every head once.
+        DataError: if the file is malformed, or does not list every head once.
     """
     rows = read_rows(path, HeadShare)
     shape = max((row.layer for row in rows), default=-1) + 1, max((row.head for row in rows), default=-1) + 1
     if len({(row.layer, row.head) for row in rows}) != len(rows) or len(rows) != shape[0] * shape[1] or not rows:
-        raise DataError(f"{len(rows)} rows are not every head once", where=str(path), hint=HINT)
+        raise DataError(f"its {len(rows)} rows do not list every head once", where=str(path), hint=HINT)
     shares = np.zeros(shape, dtype=np.float64)
     for row in rows:
         shares[row.layer, row.head] = row.share
@@ -409,9 +408,8 @@ def _studies(params: Params, root: Path) -> Iterable[StudyResults]:
 
 
 def _kept_results(params: Params, root: Path) -> list[Path]:
-    """Results of models that params.yaml does not name, kept in artifacts/<key>/ with a heads.csv each."""
-    found = sorted((root / "artifacts").glob("*/heads.csv"))
-    return [path for path in found if path.parent.name not in params.models]
+    """Returns the files artifacts/<key>/heads.csv of models that are not in params.yaml."""
+    return [path for path in sorted((root / "artifacts").glob("*/heads.csv")) if path.parent.name not in params.models]
 
 
 def _kept(folder: Path, number: int) -> Model:
@@ -427,7 +425,7 @@ def _kept(folder: Path, number: int) -> Model:
 
 
 def paper_points(shape: Shape) -> list[PaperPoint]:
-    """The paper's numbers for a 7B shape that a GPU timed, at lengths and budgets that were measured; else none."""
+    """Returns the paper's numbers for a 7B shape profiled on a GPU, at the lengths and budgets that were measured."""
     if shape.machine.device in (platform.machine(), Machine().device):
         return []
     measured = {(row.method, row.budget, row.prompt_length) for row in shape.timings}

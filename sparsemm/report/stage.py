@@ -1,9 +1,10 @@
-"""The report stage: reads what the other stages wrote and writes one page, and the tables of `dvc plots`."""
+"""The report stage: writes the HTML page and the tables of `dvc plots` from the files of the other stages."""
 
 from __future__ import annotations
 
 import csv
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from sparsemm import __version__
@@ -23,13 +24,14 @@ COLUMNS = ("panel", "series", "at", "value", "low", "high")
 
 
 def run(params: Params, root: Path = Path(".")) -> None:
-    """Write artifacts/report/index.html and artifacts/report/plots/*.csv.
+    """Writes artifacts/report/index.html and artifacts/report/plots/*.csv.
 
     Raises:
-        DataError: if there is no model, a model has no scores, or a file is not what its stage writes.
+        DataError: if there is no model, a model has no scores, or a file is malformed.
     """
     if not params.models:
-        raise DataError("no model to report on", where="params.yaml: models", hint="sparsemm models add <checkpoint>")
+        hint = "add one with `sparsemm models add <checkpoint>`"
+        raise DataError("no model to report on", where="params.yaml: models", hint=hint)
     results = read_results(params, root)
     links, parts = written(results)
     text = page(TITLE, links, footer(results, root), *parts)
@@ -41,27 +43,27 @@ def run(params: Params, root: Path = Path(".")) -> None:
 
 
 def plots(results: Results) -> dict[str, Chart | None]:
-    """The ten charts of `dvc plots show`; None where there is nothing to draw yet."""
+    """Returns the ten charts of `dvc plots show`; a chart is None if there is nothing to draw yet."""
     models = results.evidence or results.models
-    named = {one.name: one for one in results.studies}
+    studies = {result.name: result for result in results.studies}
     evaluated = [model for model in models if model.accuracy]
     timed = [model for model in models if model.timings]
     return {
         "accuracy": _joined([(model.label, charts.accuracy(model)) for model in evaluated]),
         "heads": charts.score_curves(models),
         "cost": _joined([(model.label, charts.cost(model.timings)) for model in timed]),
-        **{name: charts.differences(named[name], models) if name in named else None for name in ("curve", *PLOTTED)},
+        **{n: charts.differences(studies[n], models) if n in studies else None for n in ("curve", *PLOTTED)},
     }
 
 
-def _joined(named: list[tuple[str, Chart]]) -> Chart | None:
-    """The panels of several models in one chart."""
-    panels = [charts.renamed(panel, f"{name}: {panel.title}") for name, chart in named for panel in chart.panels]
+def _joined(labelled: list[tuple[str, Chart]]) -> Chart | None:
+    """Joins the panels of several models in one chart."""
+    panels = [replace(panel, title=f"{name}: {panel.title}") for name, chart in labelled for panel in chart.panels]
     return Chart(panels) if panels else None
 
 
 def write_plot(path: Path, chart: Chart | None) -> None:
-    """Write the points of a chart as CSV, only the header where there is no chart."""
+    """Writes the points of a chart as CSV, or only the header if there is no chart."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -69,18 +71,21 @@ def write_plot(path: Path, chart: Chart | None) -> None:
 
 
 def footer(results: Results, root: Path) -> str:
-    """What the page was made with: the commit and its date, versions, and the paper."""
-    named = [f"sparsemm {__version__}"]
+    """Returns the footer: versions, the commit and its date, and the paper."""
+    versions = [f"sparsemm {__version__}"]
     machines = [model.machine for model in results.models if model.machine.torch]
-    named += [f"torch {machines[0].torch}, transformers {machines[0].transformers} (profiles)"] if machines else []
-    return paragraph(f"Made with {', '.join(named)}{commit(root)}. {PAPER}", "quiet")
+    versions += [f"torch {machines[0].torch}, transformers {machines[0].transformers} (profiles)"] if machines else []
+    return paragraph(f"Made with {', '.join(versions)}{commit(root)}. {PAPER}", "quiet")
 
 
 def commit(root: Path) -> str:
-    """The commit that is checked out and its date; empty outside a repository. The same commit gives the same page."""
+    """Describes the checked-out commit and its date, not the present time, so that a page can be reproduced.
+
+    The text is empty outside a repository.
+    """
     command = ["git", "-C", str(root), "log", "-1", "--format=%h of %cs"]
     try:
-        known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return f", on top of commit {known}" if known else ""
+    return f", on top of commit {head}" if head else ""

@@ -9,12 +9,12 @@ from typing import Any
 from sparsemm.policies import METHODS as REGISTRY
 from sparsemm.policies import SELECTORS, is_method, parts
 
-INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"  # page.css says what these are by day and by night
+INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"  # page.css defines them for light and dark mode
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a method or a model is drawn: plotly's words, and the letter that stands for the symbol in a legend."""
+    """How a method or a model is drawn, in plotly's terms, with a character for its symbol in a legend."""
 
     colour: str
     symbol: str
@@ -22,14 +22,14 @@ class Style:
     dash: str = "solid"
 
     def trace(self) -> dict[str, Any]:
-        """The look of a trace."""
+        """Returns plotly's line and marker of a trace."""
         return {
             "line": {"color": self.colour, "dash": self.dash, "width": 1.8},
             "marker": {"color": self.colour, "symbol": self.symbol, "size": 8},
         }
 
 
-# Okabe and Ito's palette where it lasts: colour-blind readers can tell it apart.
+# Mostly Okabe and Ito's palette, which colour-blind readers can distinguish.
 METHODS = {
     "full": Style(INK, "circle-open", "○"),
     "sparsemm": Style("#D55E00", "circle", "●"),
@@ -42,13 +42,13 @@ METHODS = {
     "sparsemm-adaptive": Style("#E69F00", "star", "★", "10px,2px"),
     "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
 }
-# Of methods that have none of their own yet, in the order of the registry.
+# Styles of methods without one of their own, in the order of the registry.
 SPARE = (
     Style("#1B7A43", "hexagon-open", "⬡", "dash"),
     Style("#7A1F3D", "pentagon-open", "⬠", "dot"),
     Style("#4B4BA6", "star-open", "☆", "dashdot"),
 )
-# Of methods with a selector that is not their own, in the order of the registry; the policy gives symbol and line.
+# Colours of methods with another selector, in the order of the registry. Symbol and line are those of the policy.
 SELECTED = (
     "#3D3D3D",
     "#B8336A",
@@ -67,7 +67,7 @@ SELECTED = (
     "#52796F",
     "#8D0801",
 )
-# Of what a study varies that is no method.
+# Styles of settings that a study varies and that are not methods.
 SETTINGS = (
     Style("#6A8EAE", "circle", "●"),
     Style("#B5651D", "square", "■", "dash"),
@@ -82,9 +82,9 @@ SYMBOLS = ("circle●", "square■", "diamond◆", "triangle-up▲", "triangle-d
 
 
 def method_style(method: str) -> Style:
-    """The style of a method: its own, a spare one where it has none, and grey where it is not in the registry.
+    """Returns the style of a method: its own, else a spare one, or grey if it is not in the registry.
 
-    With a selector behind its name it has the colour of that selector.
+    A method with another selector has that selector's colour.
     """
     if "+" in method and is_method(method):
         policy, selector = parts(method)
@@ -94,13 +94,13 @@ def method_style(method: str) -> Style:
 
 
 def model_style(number: int) -> Style:
-    """The style of the model with this number; after eight models the colours repeat with other lines."""
+    """Returns the style of the model with this number; after eight models the colours repeat with other lines."""
     symbol = SYMBOLS[number % len(SYMBOLS)]
     return Style(f"var(--m{number % 8})", symbol[:-1], symbol[-1], ("solid", "dash", "dot")[number // 8 % 3])
 
 
 def setting_styles(settings: Iterable[str]) -> dict[str, Style]:
-    """A style for every setting of a study: its own where it is a method, else one that no other setting has."""
+    """Assigns a style to every setting of a study: a method's own style, else one that no other setting has."""
     names = list(dict.fromkeys(settings))
     others = [name for name in names if name not in METHODS and name not in REGISTRY and not is_method(name)]
     return {n: SETTINGS[others.index(n) % len(SETTINGS)] if n in others else method_style(n) for n in names}

@@ -1,4 +1,4 @@
-"""The sections of the page, one file each, in the order they are read. A sentence is changed where it is shown."""
+"""The sections of the page in their order, one file each. Each file holds the sentences that it shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemm.report.sections import accuracy, appendix, cost, explorer, heads, 
 
 
 class Section(NamedTuple):
-    """A part of the page: its id, its name in the contents, its heading, and what makes its pieces of HTML."""
+    """A section of the page: its id, its name in the contents, its heading, and the function that builds its HTML."""
 
     anchor: str
     link: str
@@ -20,19 +20,22 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section("found", "Findings", "What was found", summary.parts),
+    Section("found", "Findings", "Findings", summary.parts),
     Section("accuracy", "Accuracy", "Accuracy against budget", accuracy.parts),
-    Section("heads", "Heads", "How few heads look at the image", heads.parts),
-    Section("explorer", "Explorer", "See what a head looks at", explorer.parts),
+    Section("heads", "Heads", "How few heads attend to the image", heads.parts),
+    Section("explorer", "Explorer", "See what a head attends to", explorer.parts),
     Section("cost", "Bytes and latency", "Bytes and latency", cost.parts),
     Section("studies", "Studies", "Studies", studies.parts),
-    Section("limits", "Method and limits", "How it was done, and how sure it is", method.parts),
+    Section("limits", "Method and limits", "Method and limits", method.parts),
     Section("appendix", "Test models", "Appendix: declared test models", appendix.parts),
 )
 
 
 def written(results: Results) -> tuple[list[tuple[str, str]], list[str]]:
-    """(anchor, link) of the sections that have something to say, and their HTML."""
-    made = [(one, [part for part in one.parts(results) if part]) for one in SECTIONS]
-    kept = [(one, parts) for one, parts in made if parts]
-    return [(one.anchor, one.link) for one, _ in kept], [section(one.anchor, one.title, *p) for one, p in kept]
+    """Returns (anchor, link) of the sections that are not empty, and their HTML."""
+    links, pieces = [], []
+    for entry in SECTIONS:
+        if parts := [part for part in entry.parts(results) if part]:
+            links.append((entry.anchor, entry.link))
+            pieces.append(section(entry.anchor, entry.title, *parts))
+    return links, pieces

@@ -1,4 +1,4 @@
-"""Accuracy of every method against what it keeps."""
+"""Shows the accuracy of every method against the slots that it keeps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from sparsemm.report.sections import studies
 from sparsemm.report.sections.method import resampled
 
 NOT_EVALUATED = "Not evaluated yet."
-TOO_FEW = "Of fewer than two pages there is no interval and no verdict; the line across is the full cache."
-BARS = "Bars are 95 % bootstrap intervals {}; the line and its band are the full cache."
-PAIRED = (
-    "Differences are paired, so that one can be shown although bars overlap: the sentences and the table have them."
-)
+TOO_FEW = "Fewer than two pages give no interval and no verdict. The horizontal line is the full cache."
+BARS = "Bars are 95 % bootstrap intervals {}; the line with its band is the full cache."
+PAIRED = "The sentences and the table give paired differences, which can be significant although bars overlap."
 
 
 def parts(results: Results) -> list[str]:
-    """Per model the charts, what follows and the numbers; then all budgets as one number, and all verdicts."""
+    """Shows charts, verdicts and numbers per model, then the mean over all budgets, and all verdicts."""
     models = results.evidence or results.models
     return [
         tabs("accuracy", [(model.label, of_model(model)) for model in models]),
@@ -28,30 +26,30 @@ def parts(results: Results) -> list[str]:
 
 
 def of_model(model: Model) -> str:
-    """A chart with a panel per task, sentences, and the numbers folded."""
+    """Shows a chart with a panel per task, and sentences and numbers folded."""
     if not model.accuracy:
         return paragraph(NOT_EVALUATED, "note")
     sentences, tables = [], []
     for task in model.tasks:
         rows = [row for row in model.accuracy if row.task == task]
-        said = [against_full(model, task), *(comparison(model, task, method) for method in rivals(model))]
-        sentences.append(heading(f"{task}: {_counted(rows)}", 4) + bullets(said))
+        lines = [against_full(model, task), *(comparison(model, task, method) for method in rivals(model))]
+        sentences.append(heading(f"{task}: {_counted(rows)}", 4) + bullets(lines))
         tables.append(_numbers(model, task, rows))
-    known = any(row.accuracy.low is not None for row in model.accuracy)
-    caption = f"{BARS.format(resampled(model.accuracy))} {PAIRED}" if known else TOO_FEW
+    intervals = any(row.accuracy.low is not None for row in model.accuracy)
+    caption = f"{BARS.format(resampled(model.accuracy))} {PAIRED}" if intervals else TOO_FEW
     alt = f"Line charts: accuracy of {model.key} against slots kept, a panel per task and a line per method."
     return (
         chart(charts.accuracy(model), alt, f"{model.label}. {caption}")
-        + details("What the intervals say", *sentences)
+        + details("What the intervals show", *sentences)
         + details("All numbers", *tables)
     )
 
 
 def _counted(rows: list[Accuracy]) -> str:
-    """How many pages and questions rows are about."""
-    asked = count_range({row.n for row in rows}, "question")
+    """Formats the numbers of questions and pages of some rows."""
+    questions = count_range({row.n for row in rows}, "question")
     pages = {row.pages for row in rows if row.pages}
-    return f"{asked} about {count_range(pages, 'page')}" if pages else asked
+    return f"{questions} about {count_range(pages, 'page')}" if pages else questions
 
 
 def _numbers(model: Model, task: str, rows: list[Accuracy]) -> str:
@@ -73,22 +71,21 @@ def _numbers(model: Model, task: str, rows: list[Accuracy]) -> str:
 
 
 def _verdicts(models: list[Model]) -> str:
-    """At how many budgets sparsemm is better, undecided or worse, for every model, task and method."""
-    others = list(dict.fromkeys(method for model in models for method in rivals(model)))
+    """Counts the budgets at which sparsemm is better, undecided or worse, for every model, task and method."""
+    methods = list(dict.fromkeys(method for model in models for method in rivals(model)))
     rows = []
     for model in models:
         for task in model.tasks:
             counts = []
-            for method in others:
-                found = verdicts(model, task, method)
-                words = [str(len(found.get(word, ()))) for word in ("better", "no difference shown", "worse")]
-                counts.append(" / ".join(words) if found else "-")
+            for method in methods:
+                groups = verdicts(model, task, method)
+                numbers = [str(len(groups.get(word, ()))) for word in ("better", "no difference shown", "worse")]
+                counts.append(" / ".join(numbers) if groups else "-")
             enough = enough_from(model, task)
             rows.append([f"{model.label}, {task}", str(enough.budget) if enough else "none", *counts])
-    header = ["model and task", "enough from B =", *(f"vs {method}" for method in others)]
+    header = ["model and task", "enough from B =", *(f"vs {method}" for method in methods)]
     caption = (
-        "sparsemm: from which budget on it is not shown worse than the full cache; and against every method, budgets "
-        "at "
-        "which it is better / undecided / worse"
+        "sparsemm: the budget from which on it is not shown to be worse than the full cache, and for every method the "
+        "numbers of budgets at which it is better / undecided / worse"
     )
     return details("Verdicts budget by budget", table(header, rows, caption)) if rows else ""

@@ -1,4 +1,4 @@
-"""Declared test models: everything that was measured of them, kept apart from what counts as evidence."""
+"""Shows the results of declared test models, which do not count as evidence."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from sparsemm.report.sections import accuracy, cost, heads, studies
 
 
 def parts(results: Results) -> list[str]:
-    """Per test model its note, then accuracy, heads, cost and studies folded; nothing where there is none."""
+    """Shows the note of every test model, with accuracy, heads, cost and studies folded."""
     if not results.evidence:
         return []  # the other sections already show these models
-    found = []
+    pieces = []
     for model in results.models:
         if not model.note:
             continue
-        made = [one for one in results.studies if model.key in one.rows]
-        found += [
+        with_rows = [result for result in results.studies if model.key in result.rows]
+        pieces += [
             paragraph(f"{model.label}: {model.note}.", "note"),
             details(f"{model.label}: accuracy", accuracy.of_model(model)),
             details(f"{model.label}: heads", heads.of_model(results, model)),
             details(f"{model.label}: bytes and latency", cost.of_model(model)),
             details(
                 f"{model.label}: studies",
-                *(details(one.study.title, studies.of_model(one, model)) for one in made),
+                *(details(result.study.title, studies.of_model(result, model)) for result in with_rows),
             ),
         ]
-    return found
+    return pieces

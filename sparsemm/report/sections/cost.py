@@ -1,4 +1,4 @@
-"""Bytes held and time a token."""
+"""Shows the bytes of the cache and the time per token."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from sparsemm.report.results import Machine, Model, Results, Shape, Timing, pape
 
 NOT_PROFILED = "Not profiled yet."
 READING = (
-    "The method called transformers is its own growing cache with sdpa, in the same run. Times are medians without an "
-    "interval; bytes are exact. Most memory counts the weights. Dotted: the least a step can take, bytes of weights "
-    "and "
-    "kept keys and values over the bandwidth of a copy; no bound where they fit into the processor's own caches."
+    "The method called transformers is the growing cache of transformers with sdpa, in the same run. Times are medians "
+    "without an interval; bytes are exact. Peak memory includes the weights. Dotted lines are the least time of a "
+    "step: the bytes of weights and kept keys and values over the bandwidth of a copy. This is no bound if they fit "
+    "into the processor's caches."
 )
 PAPER = (
-    "Stars: the paper (arXiv 2506.05344) at the lengths and budgets that were measured here; its hardware may "
-    "differ, and "
-    "its speed-up is drawn as this machine's full cache divided by it."
+    "Stars are the paper's numbers (arXiv 2506.05344) at the lengths and budgets measured here. Its hardware may "
+    "differ, and its speed-up is drawn as the time of this machine's full cache divided by it."
 )
 
 
 def parts(results: Results) -> list[str]:
-    """Per model and per 7B shape what follows, the charts and the numbers."""
+    """Shows findings, charts and numbers per model and per 7B shape."""
     models = results.evidence or results.models
     panels = [(model.label, of_model(model)) for model in models]
     panels += [(shape.name, _of_shape(shape)) for shape in results.shapes]
@@ -31,33 +30,30 @@ def parts(results: Results) -> list[str]:
 
 
 def of_model(model: Model) -> str:
-    """What sparsemm holds and costs, charts against prompt length, and the numbers folded."""
+    """Shows what sparsemm holds and how fast it is, charts against prompt length, and the numbers folded."""
     if not model.timings:
         return paragraph(NOT_PROFILED, "note")
-    said = speed(model)
-    alt = f"Line charts against prompt length for {model.key}: milliseconds a token, most memory and bytes held."
-    caption = f"{model.label} on {_named(model.machine)}."
-    return bullets(said) + chart(charts.cost(model.timings), alt, caption) + _numbers(model.label, model.timings)
+    alt = f"Line charts against prompt length for {model.key}: milliseconds per token, peak memory and bytes held."
+    drawn = chart(charts.cost(model.timings), alt, f"{model.label} on {_named(model.machine)}.")
+    return bullets(speed(model)) + drawn + _numbers(model.label, model.timings)
 
 
 def _of_shape(shape: Shape) -> str:
     points = paper_points(shape)
-    alt = f"Line charts against prompt length for {shape.name}: milliseconds a token, most memory and bytes held."
+    alt = f"Line charts against prompt length for {shape.name}: milliseconds per token, peak memory and bytes held."
     caption = f"{shape.name} with random weights in bf16 on {_named(shape.machine)}. {PAPER if points else ''}"
     return chart(charts.cost(shape.timings, points), alt, caption.strip()) + _numbers(shape.name, shape.timings)
 
 
 def _named(machine: Machine) -> str:
-    """The device, and what else is known of it."""
-    known = [
-        f"{name} {value}" for name, value in machine.model_dump().items() if value is not None and name != "device"
-    ]
-    return ", ".join([machine.device, *known])
+    """Describes the machine: its device, threads and versions, as far as they are known."""
+    values = machine.model_dump(exclude={"device"}, exclude_none=True)
+    return ", ".join([machine.device, *(f"{name} {value}" for name, value in values.items())])
 
 
 def _numbers(label: str, timings: list[Timing]) -> str:
-    header = ["method", "ms a token", "times transformers", "bytes held", "prefill ms", "compression"]
-    header += ["tokens a second", "least ms a token", "most bytes"]
+    header = ["method", "ms per token", "times transformers", "bytes held", "prefill ms", "compression"]
+    header += ["tokens per second", "least ms per token", "peak bytes"]
     rows = [
         [
             f"{row.method}{f', B = {row.budget}' if row.budget else ''}, {row.prompt_length} tokens",

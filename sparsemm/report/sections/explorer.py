@@ -1,4 +1,4 @@
-"""The explorer's frame: labelled controls and places to draw in; explorer.js does the rest."""
+"""Builds the frame of the explorer, with labelled controls and empty charts that explorer.js fills."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from sparsemm.report.style import method_style
 
 CONTROLS = ("model", "page", "layer", "head", "method", "budget", "view")
 LEAD = (
-    "Choose a head, here or by a click on a heat map, and a token of the answer. The page shows what this head looks "
-    "at just before the model says the token: the stronger the orange, the more attention. Choose a method to see what "
-    "it keeps in this head's KV head once the page is read: what is evicted fades."
+    "Select a head, here or by clicking on a heat map, and a token of the answer. The page shows what the head attends "
+    "to just before the model produces the token: the stronger the orange, the more attention. Select a method to see "
+    "which positions it keeps in this head's KV head after the prompt: evicted positions fade."
 )
 KEYS = (
-    "Keys: on the heat map, arrows choose layer and head, Page Up and Page Down the rank, Home the best head; on the "
-    "answer, arrows choose the token."
+    "Keys: on the heat map, arrows select layer and head, Page Up and Page Down the rank, Home the best head; on the "
+    "answer, arrows select the token."
 )
-ILLUSTRATES = "Single pages illustrate, they are no evidence: a head with a high score finds many words, not every one."
+ILLUSTRATES = (
+    "Single pages are illustrations, not evidence: a head with a high score finds many words, but not every one."
+)
 FRAME = """
 <div id="explorer-app" hidden>
 <div class="controls">{controls}</div>
@@ -40,7 +42,7 @@ FRAME = """
 
 
 def parts(results: Results) -> list[str]:
-    """The frame and its data, and which models are not in it; nothing where the explore stage has not run."""
+    """Shows the frame with its data, and names models that are not in it. It is empty before the explore stage."""
     missing = [
         paragraph(f"{model.label} is not in the explorer: {model.explorer['reason']}.", "note")
         for model in results.models

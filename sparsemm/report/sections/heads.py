@@ -1,4 +1,4 @@
-"""How concentrated the visual score is, head by head, and how far other data sets agree."""
+"""Shows how concentrated the visual score is, head by head, and how well other data sets agree."""
 
 from __future__ import annotations
 
@@ -10,33 +10,32 @@ from sparsemm.scores import top_count
 
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.20)
 READING = (
-    "Words read is the share of words on the calibration pages that the model says{}; the others are not scored. "
-    "Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down: near 1, "
-    "other pages of this kind would give the heads of large score alike, which decide it; near 0, the scores are noise."
+    "Words read is the share of words on the calibration pages that the model reads{}; only these are scored. "
+    "Split-half r is Pearson's correlation between the scores of even and odd samples, rounded down. Near 1, other "
+    "pages of this kind would give the same heads of large score, which dominate r; near 0, the scores are noise."
 )
 SMALL = (
     "Small models trained in this repository: {}. How sparse their heads are says little about models a thousand times "
-    "their size."
+    "larger."
 )
 SCALE = (
-    "The stronger the colour, the more attention, on one scale for all; orange is the page, green its thumbnail. One "
-    "page "
-    "illustrates, it is no evidence: the heat map is."
+    "The stronger the colour, the more attention, on the same scale in all pictures; orange is the page, green its "
+    "thumbnail. One page is an illustration; the heat map is the evidence."
 )
-AGREEMENT = "Two tables cannot agree better than each agrees with itself: the split-half correlation of either."
+AGREEMENT = "Two tables cannot agree better than each agrees with itself, which the split-half correlation shows."
 RATES = (
-    "Share of answer tokens at whose box heads look, of words that the model says; bootstrap intervals over samples. "
-    "The best heads are chosen on the same samples, so compare bins with each other. Box height stands for font size "
-    "where boxes are drawn around the text{}."
+    "Share of answer tokens whose box heads attend to, for words that the model reads, with bootstrap intervals over "
+    "samples. The best heads are chosen on the same samples, so compare bins with each other. Box height measures font size if "
+    "boxes enclose the text{}."
 )
-DRAWN = "; lines of the pages drawn here are all as high, and what differs between data sets is the size of the letters"
+DRAWN = "; all lines of synthetic pages have the same height, and data sets differ in the size of the letters"
 
 
 def parts(results: Results) -> list[str]:
-    """The curves and shares of all models, then every model on its own."""
+    """Shows curves and shares of all models, then every model on its own."""
     models = results.evidence or results.models
     tops = "; ".join(f"{model.label}: {model.heads.top_share(0.05):.0%} in the top 5 %" for model in models)
-    caption = "The further a line bends away from the even spread, the fewer heads look at the image."
+    caption = "The further a line bends away from the even spread, the fewer heads attend to the image."
     small = ", ".join(model.key for model in models if model.small)
     in_order = " in order" if results.params.chase.align == "ordered" else ""
     return [
@@ -64,7 +63,7 @@ def _percent(share: float | None) -> str:
 
 
 def of_model(results: Results, model: Model) -> str:
-    """How concentrated the score is, the heat map beside pictures of what heads look at, and other data sets."""
+    """Shows one model: its concentration, the heat map beside pictures of attention, and other data sets."""
     return (
         paragraph(concentration(model))
         + pair(_heat_map(model), _on_a_page(model))
@@ -75,24 +74,22 @@ def of_model(results: Results, model: Model) -> str:
 
 
 def concentration(model: Model) -> str:
-    """How few heads hold the score, and how stable the ranking is."""
+    """Describes how few heads hold the score, and how stable it is."""
     heads = model.heads
     count, total = top_count(heads.shares.size, 0.05), heads.shares.size
     layer, head, share = heads.ranked[0]
     rate = heads.metrics.top_head_hit_rate
-    looked = f" and looks at the right word for {rate:.0%} of tokens" if rate is not None else ""
+    hits = f" and attends to the right word for {rate:.0%} of tokens" if rate is not None else ""
     r = heads.metrics.split_half
     stable = (
-        "How stable these scores are cannot be said: one half of the samples gives no scores to compare."
+        "The stability of these scores is unknown, because one half of the samples gives no scores to compare."
         if r is None
         else f"Scores from one half of the samples agree with the other half at Pearson's r = {at_least(r)}."
     )
     return (
         f"The top 5 % of heads ({count} of {total}) hold {heads.top_share(0.05):.0%} of the visual score; an even "
-        "spread "
-        f"would give them {count / total:.0%}. The best head (layer {layer}, head {head}) alone holds "
-        f"{share:.0%}{looked}. "
-        f"{stable}"
+        f"spread would give them {count / total:.0%}. The best head (layer {layer}, head {head}) alone holds "
+        f"{share:.0%}{hits}. {stable}"
     )
 
 
@@ -105,29 +102,29 @@ def _heat_map(model: Model) -> str:
         f"Heat map of visual scores of {model.key}, {share.shape[0]} layers by {share.shape[1]} heads. Brightest: "
         f"{best}.",
         f"Share of the visual score of every head. Brightest: {best}. {quiet} of {share.size} heads have less than a "
-        "tenth of an even share. A click opens a head in the explorer.",
+        "tenth of an even share. Click on a head to open it in the explorer.",
         model=model.key,
     )
 
 
 def _on_a_page(model: Model) -> str:
-    """Pictures of visual heads and of others on one page; nothing where the explore stage has none."""
+    """Shows pictures of visual and other heads on one page, if the explore stage has made them."""
     views = model.explorer.get("views")
     if not views:
         return ""
-    moment = f"just before {model.key} says “{views['word']}” (blue)"
+    moment = f"just before {model.key} reads “{views['word']}” (blue)"
     return (
-        pictures(views["visual"], f"Visual heads, best by score, {moment}.")
-        + pictures(views["others"], "Heads of zero score (or the least), at the same moment.")
+        pictures(views["visual"], f"Visual heads with the highest scores, {moment}.")
+        + pictures(views["others"], "Heads with a score of zero (or the lowest), at the same moment.")
         + paragraph(SCALE, "quiet")
     )
 
 
 def _other_data(results: Results, model: Model) -> str:
-    """How far tables over other data sets agree with that of the calibration set, and their heat maps."""
+    """Shows how well tables over other data sets agree with that of the calibration set, and their heat maps."""
     if not model.others:
         return ""
-    known = results.params.chase.dataset
+    calibration = results.params.chase.dataset
     header = [
         "data set",
         "rank correlation",
@@ -139,21 +136,21 @@ def _other_data(results: Results, model: Model) -> str:
     ]
     rows, maps = [], []
     most = 100 * max(float(heads.shares.max()) for heads in (model.heads, *model.others.values()))
-    for name, heads in {known: model.heads, **model.others}.items():
+    for name, heads in {calibration: model.heads, **model.others}.items():
         r = at_least(model.heads.correlation(heads))
-        if name != known:
+        if name != calibration:
             shared = [f"{model.heads.overlap(heads, fraction):.0%}" for fraction in (0.05, 0.10)]
             stable = [at_least(heads.metrics.split_half), str(heads.metrics.samples), _percent(heads.words_read)]
             rows.append([name, r, *shared, *stable])
-        said = f"Heat map of visual scores of {model.key} over the data set {name}. Rank correlation {r}."
-        maps.append(chart(charts.heat_map(heads, name, most), said, f"{name}: all data sets on one scale."))
-    listed = table(header, rows, f"{model.label}: tables over other data sets against that of {known!r}")
-    return details("Do other data sets name the same heads?", listed, pair(*maps))
+        alt = f"Heat map of visual scores of {model.key} over the data set {name}. Rank correlation {r}."
+        maps.append(chart(charts.heat_map(heads, name, most), alt, f"{name}: all data sets on the same scale."))
+    numbers = table(header, rows, f"{model.label}: tables over other data sets against that of {calibration!r}")
+    return details("Do other data sets find the same heads?", numbers, pair(*maps))
 
 
 def _rates(results: Results, model: Model) -> str:
-    """Hit rates by what is on the page, for every data set."""
-    header = ["what is on the page", "best 5 % of heads", "95 % interval", "all heads", "samples", "answer tokens"]
+    """Shows hit rates by kind of text, for every data set."""
+    header = ["kind of text", "best 5 % of heads", "95 % interval", "all heads", "samples", "answer tokens"]
     tables = []
     for name, heads in {results.params.chase.dataset: model.heads, **model.others}.items():
         rows = [
@@ -175,6 +172,6 @@ def _rates(results: Results, model: Model) -> str:
 
 def _card(model: Model) -> str:
     header = ["pages", "words read", "exact answers"]
-    rows = [[style, f"{one.word_accuracy:.1%}", f"{one.exact_match:.1%}"] for style, one in model.held_out.items()]
+    rows = [[style, f"{n.word_accuracy:.1%}", f"{n.exact_match:.1%}"] for style, n in model.held_out.items()]
     caption = f"{model.label}: how well it reads held-out pages with the full cache, from its card"
     return details("How well it reads", table(header, rows, caption)) if rows else ""

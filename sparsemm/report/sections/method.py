@@ -1,4 +1,4 @@
-"""How it was done, what the words of the page mean, and what was not measured."""
+"""Describes the method and its limits, and defines the terms of the page."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ ANSWERS = {"greedy": "greedy answer", "ground_truth": "its known text as the ans
 TERMS = (
     ("slot", "room for the key and value of one token in one KV head of one layer."),
     ("B, budget", "slots per KV head, averaged over all KV heads of all layers; heads may get more or fewer."),
-    ("window", "the newest tokens, which every head keeps; their queries also say what else is worth keeping."),
-    ("rho", "share of the slots beyond the window that all heads get alike; the rest goes by score."),
-    ("visual score", "how often a head looks most at the word about to be said, a hit weighing more on a small word."),
-    ("full cache", "nothing is evicted; what every saving is measured against."),
+    ("window", "the newest tokens, which every head keeps; their queries also rate the older tokens."),
+    ("rho", "share of the slots beyond the window that is split evenly between heads; the rest follows the scores."),
+    ("visual score", "how often a head attends most to the word about to be read; a hit on a small word weighs more."),
+    ("full cache", "the cache without eviction, against which savings are measured."),
 )
 TASKS = {"read": "read the page aloud", "qa": "answer a question about the page"}
 RATE = {"word_accuracy": ", one minus the word error rate"}
 
 
 def parts(results: Results) -> list[str]:
-    """How heads are scored and methods compared; the settings and limits behind every number; the terms."""
+    """Explains how heads are scored and methods compared, with settings, limits and terms."""
     params = results.params
     rows = [row for model in results.models for row in model.accuracy]
     scored = (
-        f"A head scores when, as the model reads a page aloud ({ANSWERS[params.chase.answer]} to "
-        f"{params.chase.prompt!r}), the position it attends to most lies on the word about to be said. sparsemm gives "
-        f"KV heads slots by that score; the methods ({', '.join(params.evaluate.methods)}) are compared at equal "
-        "numbers of slots."
+        f"While the model reads a page ({ANSWERS[params.chase.answer]} to {params.chase.prompt!r}), a head scores "
+        "whenever the position it attends to most lies on the word about to be read. sparsemm gives KV heads slots "
+        f"according to this score. The methods ({', '.join(params.evaluate.methods)}) are compared at equal numbers of "
+        "slots."
     )
     verdicts = sum(1 for row in rows if row.gain and row.gain.verdict)
     notes = [
-        "Not measured: other seeds of the same checkpoint. An interval says how far other pages could move a number, "
-        "not how far another training run could.",
-        f"Intervals are not corrected for the number of comparisons: were there no difference anywhere, about "
+        "Other seeds of the same checkpoint were not measured. An interval shows how much other pages could change a "
+        "number, not how much another training run could.",
+        f"Intervals are not corrected for the number of comparisons: if there were no difference anywhere, about "
         f"{0.05 * verdicts:.2g} of the {verdicts} budget-by-budget intervals would still exclude zero by chance. "
-        "No difference shown does not mean that two methods are equal."
+        "“No difference shown” does not mean that two methods are equal."
         if verdicts
         else "",
-        "What single heads look at on the explorer's pages illustrates; the scores over all calibration pages are the "
-        "evidence.",
-        f"Scores come from the data set {params.chase.dataset!r}; the row that predicts a token counts, argmax of q.k "
-        "over the whole prefix; a hit weighs one over the number of visual tokens under the word.",
+        "The explorer's pages illustrate what single heads attend to; the evidence is the scores over all calibration "
+        "pages.",
+        f"Scores come from the data set {params.chase.dataset!r}. For each answer token, the row that predicts it is "
+        "used, with the argmax of q.k over the whole prefix. A hit counts one over the number of visual tokens under "
+        "the word.",
         *_budget_settings(params),
         *_documents(results),
         equal_slots(results),
@@ -57,7 +58,7 @@ def parts(results: Results) -> list[str]:
 
 
 def resampled(rows: Iterable[Accuracy]) -> str:
-    """What the bootstrap behind the intervals of these rows goes over."""
+    """Names what the bootstrap of these rows resamples."""
     rows = list(rows)
     pages = all(row.pages or row.task in LOCAL for row in rows)
     draws = " (and, for random methods, over draws)" if any((row.draws or 1) > 1 for row in rows) else ""
@@ -65,7 +66,7 @@ def resampled(rows: Iterable[Accuracy]) -> str:
 
 
 def equal_slots(results: Results) -> str:
-    """Whether the compared methods really held the same; empty if nothing was evaluated."""
+    """Describes whether the compared methods really held equally many slots; empty if nothing was evaluated."""
     groups: dict[tuple[str, str, int], list[float]] = {}
     for model in results.models:
         for row in model.accuracy:
@@ -75,56 +76,55 @@ def equal_slots(results: Results) -> str:
         return ""
     spread = max(max(kept) - min(kept) for kept in groups.values())
     if spread < 0.005:
-        return "At every budget, all methods held the same number of slots, measured. Bytes count keys and values."
+        return "At every budget, all methods measurably held the same number of slots. Bytes count keys and values."
     return (
-        f"At one budget, methods held up to {spread:.2f} slots per KV head more than others, measured: compare them by "
+        f"At the same budget, measured slots per KV head differ by up to {spread:.2f} between methods: compare them by "
         "the slots kept, not by B. Bytes count keys and values."
     )
 
 
 def _budget_settings(params: Params) -> list[str]:
-    """A sentence for each set of models whose budgets are made with the same settings."""
-    alike: dict[str, list[str]] = {}
+    """Returns a sentence for each set of models whose budgets have the same settings."""
+    groups: dict[str, list[str]] = {}
     for key in params.models:
         own = params.of(key)
         settings = (
             f"window {own.allocate.window}, rho {own.allocate.rho}, mode {own.allocate.mode}; observation scores are "
             f"pooled over {own.evaluate.pooling_kernel} positions for every method."
         )
-        alike.setdefault(settings, []).append(key)
-    if len(alike) == 1:
-        return [f"Budgets: {settings}" for settings in alike]
-    return [f"Budgets of {', '.join(keys)}: {settings}" for settings, keys in alike.items()]
+        groups.setdefault(settings, []).append(key)
+    if len(groups) == 1:
+        return [f"Budgets: {settings}" for settings in groups]
+    return [f"Budgets of {', '.join(keys)}: {settings}" for settings, keys in groups.items()]
 
 
 def _documents(results: Results) -> list[str]:
-    """Which documents every task asks about, and whether the scores may have seen them."""
+    """Describes the documents of every task, and whether they overlap with those of the scores."""
     params = results.params
     tasks = list(dict.fromkeys(row.task for model in results.models for row in model.accuracy))
     if not tasks:
         return []
-    asked = []
+    questions = []
     for task in tasks:
         rows = [row for model in results.models for row in model.accuracy if row.task == task]
         count = count_range({row.n for row in rows}, "question")
-        asked.append(
+        questions.append(
             f"{task}, {count} {_origin(results, task)} "
             f"({rows[0].metric.replace('_', ' ')}{RATE.get(rows[0].metric, '')})"
         )
     own, others = [task for task in tasks if task in LOCAL], [task for task in tasks if task not in LOCAL]
     chased, evaluated = params.datasets[params.chase.dataset], params.datasets[params.evaluate.dataset]
-    said = [f"Evaluated: {'; '.join(asked)}; {params.evaluate.bootstrap} bootstrap resamples."]
+    sentences = [f"Evaluated: {'; '.join(questions)}; {params.evaluate.bootstrap} bootstrap resamples."]
     if own and may_share(chased, evaluated) is None:
         drawn = isinstance(chased, SyntheticParams) and isinstance(evaluated, SyntheticParams)
-        how = "drawn from another split than" if drawn else "by their names, which is all that was compared, none of"
-        said.append(f"The pages of {', '.join(own)} are {how} those of the scores ({params.chase.dataset!r}).")
+        how = "are drawn from another split than" if drawn else "are, judged by their names alone, none of"
+        sentences.append(f"The pages of {', '.join(own)} {how} those of the scores ({params.chase.dataset!r}).")
     if others:
-        said.append(
-            f"Whether documents of {', '.join(others)} are among those of the scores ({params.chase.dataset!r}) was "
-            "not "
-            "checked."
+        sentences.append(
+            f"Whether documents of {', '.join(others)} are among those of the scores ({params.chase.dataset!r}) "
+            "was not checked."
         )
-    return said
+    return sentences
 
 
 def _origin(results: Results, task: str) -> str:
@@ -138,16 +138,16 @@ def _origin(results: Results, task: str) -> str:
 
 def _terms(results: Results, rows: list[Accuracy]) -> list[tuple[str, str]]:
     evaluate = results.params.evaluate
-    found = list(TERMS)
+    glossary = list(TERMS)
     for task in dict.fromkeys(row.task for row in rows):
-        found.append((task, f"task: {TASKS.get(task, 'as lmms-eval asks it')}."))
+        glossary.append((task, f"task: {TASKS.get(task, 'as lmms-eval asks it')}."))
     for method in dict.fromkeys([*evaluate.methods, *(row.method for row in rows)]):
         if is_method(method) and (summary := summary_of(method)):
             times = f", drawn {evaluate.random_seeds} times" if evaluate.random_seeds > 1 else ", drawn once"
-            found.append((method, summary + (times if policy_class(method).drawn else "") + "."))
+            glossary.append((method, summary + (times if policy_class(method).drawn else "") + "."))
     if rows:
-        found += [
-            ("95 % interval", f"bootstrap {resampled(rows)}: others of this kind would move the number about so far."),
+        glossary += [
+            ("95 % interval", f"bootstrap {resampled(rows)}: how far other samples would typically move the number."),
             ("better, worse", "the interval of the paired difference excludes zero; otherwise no difference is shown."),
         ]
-    return found
+    return glossary

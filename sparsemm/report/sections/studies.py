@@ -1,4 +1,4 @@
-"""Every study by one piece of code: what it asks, what follows over all models, the charts and the numbers."""
+"""Shows every study: its question, its conclusion over all models, its charts and its numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from sparsemm.report.html import chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results, StudyResults
 from sparsemm.studies.declaration import StudyRow
 
-NO_CONCLUSION = "Nothing follows yet: no model that counts as evidence has an interval here."
-ALL_MODELS = "Differences with 95 % intervals; where a bar crosses zero, no difference is shown."
+NO_CONCLUSION = "There is no conclusion yet, because no model that counts as evidence has an interval here."
+ALL_MODELS = "Differences with 95 % intervals. If an interval includes zero, no difference is shown."
 
 
 def parts(results: Results) -> list[str]:
@@ -53,7 +53,7 @@ def of_model(one: StudyResults, model: Model) -> str:
 
 
 def _behind(rows: Sequence[StudyRow]) -> str:
-    """How many samples the values are of, and what the intervals are."""
+    """Describes the number of samples and the kind of intervals."""
     counts = sorted({row.n for row in rows if row.n})
     if not counts:
         return "no interval."
@@ -82,7 +82,7 @@ def _numbers(model: Model, rows: Sequence[StudyRow]) -> str:
         ]
         for row in rows
     ]
-    caption = f"{model.label}: differences are paired; samples needed are for the precision that params.yaml states"
+    caption = f"{model.label}: differences are paired; samples needed are for the precision set in params.yaml"
     return table(header, cells, caption)
 
 
@@ -91,7 +91,7 @@ def _number(value: float | None) -> str:
 
 
 def _named(row: StudyRow) -> str:
-    """All that tells a row from others: its setting, task, condition, level, budget, and what it is held against."""
+    """Names a row by its setting, task, condition, level and budget, and by what it is compared with."""
     at = [f"level {row.level:g}"] if row.level is not None else []
     at += [f"B = {row.budget}"] if row.budget is not None else []
     name = ", ".join(filter(None, (row.setting, row.task, row.condition, *at)))
@@ -99,7 +99,7 @@ def _named(row: StudyRow) -> str:
 
 
 def _published(results: Results) -> str:
-    """The paper's numbers beside ours, of models, tasks, methods and budgets that both have."""
+    """Shows our numbers beside the published ones, for models, tasks, methods and budgets that both have."""
     header = ["task and method", "ours", "published", "ours minus published", "published metric"]
     tables = []
     for key, rows in next((one.rows for one in results.studies if one.name == "curve"), {}).items():
@@ -108,12 +108,12 @@ def _published(results: Results) -> str:
             [
                 f"{row.task}, {row.setting}, B = {row.budget}",
                 *(f"{row.value:.3f}", f"{value:.3f}"),
-                # How many pages theirs are of is not known, so the interval is ours alone.
+                # The paper does not give its number of pages, so the interval covers our samples alone.
                 f"{row.value - value:+.3f} [{row.ci_low - value:+.3f}, {row.ci_high - value:+.3f}]",
                 metric,
             ]
             for row, value, metric in beside(results.params.models[key].checkpoint, known)
         ]
-        caption = f"{key}: ours and {SOURCE}; the interval is that of our samples alone"
+        caption = f"{key}: ours and {SOURCE}; the interval covers our samples alone"
         tables += [table(header, cells, caption)] if cells else []
-    return heading("Beside the published numbers") + "".join(tables) if tables else ""
+    return heading("Comparison with the published numbers") + "".join(tables) if tables else ""
