@@ -25,8 +25,8 @@ SCALE = (
 AGREEMENT = "Two tables cannot agree better than each agrees with itself, which the split-half correlation shows."
 RATES = (
     "Share of answer tokens whose box heads attend to, for words that the model reads, with bootstrap intervals over "
-    "samples. The best heads are chosen on the same samples, so compare bins with each other. Box height measures font size if "
-    "boxes enclose the text{}."
+    "samples. The best heads are chosen on the same samples, so compare bins with each other. Box height measures font "
+    "size if boxes enclose the text{}."
 )
 DRAWN = "; all lines of synthetic pages have the same height, and data sets differ in the size of the letters"
 
