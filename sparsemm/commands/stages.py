@@ -159,7 +159,7 @@ def run_shape(args: argparse.Namespace) -> None:
 
 def run_study(args: argparse.Namespace) -> None:
     """Runs the study stage."""
-    from sparsemm.studies.stage import run
+    from sparsemm.studies.common.stage import run
 
     run(load_params(args.params), args.name, args.key, args.root)
 

@@ -1,5 +1,1 @@
-"""Accuracy against budget: local tasks run by lmms-eval through the compressed cache."""
-
-from sparsemm.compat import define_missing_torchvision_operators
-
-define_missing_torchvision_operators()
+"""Asks a model questions under methods and budgets: the evaluator, its stage, and the plug-in of lmms-eval."""

@@ -6,16 +6,21 @@ import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.statistics import Estimate, Pages, Values, difference, estimate, verdict
-from sparsemm.evaluate.tasks import Scored
 from sparsemm.files import atomic_path, write_json
 from sparsemm.policies import METHODS
 
+if TYPE_CHECKING:
+    from sparsemm.evaluate.tasks import Scored
+
+# Settings and tasks with a role: the method that the others are held against, the cache that all methods are held
+# against, the mean over all tasks, and the mean accuracy over all budgets.
+PAPER, FULL, OVERALL, AREA = "sparsemm", "full", "all tasks", "area over log2 B"
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n pages seeds spread ci_low ci_high "
     "against diff diff_ci_low diff_ci_high verdict needed"
@@ -146,9 +151,9 @@ def tabulate(
 
 def by_method(arm: Arm) -> list[Arm]:
     """What an arm whose setting is a method is compared with: all with the full cache, sparsemm with every method."""
-    others = [arm._replace(setting=m) for m in METHODS if m not in ("full", "sparsemm")]
-    full = arm._replace(setting="full", budget=None)
-    return {"full": [], "sparsemm": [full, *others]}.get(arm.setting, [full])
+    others = [arm._replace(setting=m) for m in METHODS if m not in (FULL, PAPER)]
+    full = arm._replace(setting=FULL, budget=None)
+    return {FULL: [], PAPER: [full, *others]}.get(arm.setting, [full])
 
 
 def name(other: Arm, arm: Arm) -> str:

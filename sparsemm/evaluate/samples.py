@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.rows import Outcome
-from sparsemm.evaluate.statistics import Pages, Values, page_numbers
+from sparsemm.evaluate.rows import Arm, Outcome, Row, tabulate
+from sparsemm.evaluate.statistics import Pages, Values, area, page_numbers
 from sparsemm.evaluate.tasks import METRICS
 from sparsemm.params import Params
 
@@ -46,6 +48,18 @@ class Samples:
     def budgets(self, task: str, method: str) -> list[int]:
         """Rising; empty for the full cache."""
         return sorted(b for t, m, b in self.values if (t, m) == (task, method) and b is not None)
+
+    def areas(self, task: str, method: str) -> Values:
+        """(draws, n) area under every sample's accuracy over log2 B; of the full cache, its accuracy.
+
+        Raises:
+            DataError: if the method was run at no budget.
+        """
+        budgets = self.budgets(task, method)
+        if not budgets:
+            return self.values[task, method, None]
+        curves = np.stack([self.values[task, method, budget] for budget in budgets], axis=1)  # (draws, budgets, n)
+        return np.stack([area(curve, budgets) for curve in curves])
 
     def outcome(
         self, way: Way, values: Values | None = None, inside: NDArray[np.int64] | slice = slice(None), **known: Any
@@ -106,6 +120,46 @@ def read_table(root: Path, stage: str, key: str, columns: tuple[str, ...]) -> li
     return rows
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What a derived study of a model works with: the results of the evaluate and profile stages.
+
+    Attributes:
+        params, study, key, root: what is studied, and the folder with artifacts/.
+        given: its entry in params.yaml.
+    """
+
+    params: Params
+    study: str
+    key: str
+    root: Path
+    given: Any
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Every answer's value.
+
+        Raises:
+            DataError: if they are missing or malformed.
+        """
+        return read_samples(self.root, self.key)
+
+    @cached_property
+    def kept(self) -> dict[Way, tuple[float, float]]:
+        """Mean slots per KV head and bytes of every (task, method, budget).
+
+        Raises:
+            DataError: if the table is missing or malformed.
+        """
+        return kept(self.root, self.key)
+
+    def rows(self, outcomes: Mapping[Arm, Outcome], against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:
+        """`tabulate`, with this study's settings."""
+        asked = self.params.evaluate
+        options = {"resamples": asked.bootstrap, "seed": asked.seed, "precision": self.given.precision}
+        return tabulate({"model": self.key, "study": self.study}, outcomes, against, **options)
+
+
 def kept(root: Path, key: str) -> dict[Way, tuple[float, float]]:
     """Mean slots per KV head and bytes of every (task, method, budget) of artifacts/evaluate/<key>.csv.
 
@@ -123,8 +177,3 @@ def kept(root: Path, key: str) -> dict[Way, tuple[float, float]]:
         }
     except ValueError as error:
         raise DataError(f"not a number: {error}", where=f"artifacts/evaluate/{key}.csv", hint=HINT) from error
-
-
-def options(params: Params, precision: float) -> dict[str, Any]:
-    """Settings of `tabulate`."""
-    return {"resamples": params.evaluate.bootstrap, "seed": params.evaluate.seed, "precision": precision}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -16,7 +17,10 @@ from sparsemm.params.datasets import DatasetParams, may_share
 from sparsemm.params.models import OVERRIDDEN, AssembledParams, ModelParams, WatchParams, without_folder
 from sparsemm.params.registry import RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
-from sparsemm.params.studies import StudiesParams
+from sparsemm.params.studies import studies_params
+
+if TYPE_CHECKING:
+    from sparsemm.params.studies import Studies as StudiesParams  # with a field for every study: `_complete`
 
 __all__ = ["ModelParams", "Params", "WatchParams", "load_params", "parse_params", "schema"]
 
@@ -32,7 +36,7 @@ class Params(Strict):
     allocate: AllocateParams
     evaluate: EvaluateParams
     profile: ProfileParams
-    studies: StudiesParams = StudiesParams.model_validate({})
+    studies: StudiesParams = Field(default_factory=lambda: studies_params()())
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
     registry: RegistryParams = RegistryParams.model_validate({})
 
@@ -65,13 +69,9 @@ class Params(Strict):
             raise ValueError(f"evaluate.tasks: qa needs synthetic pages, {self.evaluate.dataset} has others")
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
-        reason = self.studies.problem(
-            self.allocate.window, evaluated.samples, evaluated.source == "synthetic", bool(self.robustness)
-        )
+        reason = self.studies.problem(self)
         if reason is not None:
             raise ValueError(f"studies.{reason}")
-        if self.studies.derived.cost is not None and self.profile.budget not in self.allocate.budgets:
-            raise ValueError(f"studies.cost: profile.budget {self.profile.budget} is not under allocate.budgets")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
             raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")
@@ -220,7 +220,7 @@ def parse_params(text: str, where: str = "params.yaml") -> Params:
         raise ParamsError("not a mapping", where=where, hint="`sparsemm params --schema` prints all keys")
     try:
         # JSON mode: lists become tuples, everything else stays strict.
-        return Params.model_validate_json(json.dumps(raw, default=str))
+        return _complete().model_validate_json(json.dumps(raw, default=str))
     except ValidationError as error:  # a subclass of ValueError
         hint = "`sparsemm params --schema` explains every key"
         raise ParamsError("; ".join(_reasons(error)), where=where, hint=hint) from error
@@ -256,4 +256,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 def schema() -> dict[str, Any]:
     """Returns the JSON schema of params.yaml."""
-    return Params.model_json_schema()
+    return _complete().model_json_schema()
+
+
+@cache
+def _complete() -> type[Params]:
+    """Returns `Params`, once the files of the studies say what their options are."""
+    Params.model_rebuild(_types_namespace={"StudiesParams": studies_params()})
+    return Params

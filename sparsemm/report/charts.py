@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsemm.report.results import Heads, Model, PaperPoint, StudyResults, Timing
 from sparsemm.report.style import FAINT, Style, method_style, model_style, setting_styles
-from sparsemm.studies.declaration import Rows, StudyRow
+from sparsemm.studies import Rows, StudyRow
 from sparsemm.tables import Estimate
 
 MIB = 2**20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from sparsemm.errors import DataError
 from sparsemm.files import result_path
 from sparsemm.params import Params
 from sparsemm.scores import rank_correlation, top_count, top_set
-from sparsemm.studies.declaration import Study, StudyRow, read_study
+from sparsemm.studies import Study, StudyRow, load, read_study
 from sparsemm.tables import HINT, Estimate, Row, interval, read_json, read_rows
 
 PAPER = Path(__file__).with_name("paper_efficiency.csv")
@@ -404,7 +403,7 @@ def _studies(params: Params, root: Path) -> Iterable[StudyResults]:
         paths = {key: result_path(root, f"studies/{name}", key, ".csv") for key in params.models}
         rows = {key: read_study(path, name, key) for key, path in paths.items() if path.is_file()}
         if rows:
-            yield StudyResults(name, importlib.import_module(f"sparsemm.studies.{name}").STUDY, rows)
+            yield StudyResults(name, load(name), rows)
 
 
 def _kept_results(params: Params, root: Path) -> list[Path]:

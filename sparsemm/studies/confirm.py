@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from sparsemm.errors import DataError, ParamsError
-from sparsemm.evaluate.answers import Variant
-from sparsemm.evaluate.rows import Row
-from sparsemm.params.studies import ConfirmParams
+from sparsemm.evaluate.rows import AREA, OVERALL, PAPER, Row
+from sparsemm.params.studies import Methods
 from sparsemm.policies import budgets_of, policy_class
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.candidates import CANDIDATES
-from sparsemm.studies.curve import AREA
-from sparsemm.studies.declaration import Rows, Study, spread
-from sparsemm.studies.names import OVERALL, PAPER
-from sparsemm.studies.search import Way, candidate, measure, split
+from sparsemm.studies import Rows, Study, spread
+from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, Way, candidate, measure, split
+
+if TYPE_CHECKING:
+    from sparsemm.evaluate.answers import Variant
+    from sparsemm.params import Params
+    from sparsemm.studies.common.bench import Bench
+
+
+class ConfirmParams(SearchParams):
+    """A candidate of the search, on the pages it never asked about."""
+
+    candidate: str = Field(description="which one; the report says which is best by the searches of all models")
+    methods: Methods = Field(("snapkv", "adakv", "full"), description="asked beside it and sparsemm")
+
+    def problem(self, params: Params) -> str | None:
+        """What does not fit the other parts of params.yaml, or None."""
+        search = params.studies.made().get("search")
+        shared = SearchParams.model_fields.keys() - {"precision"}
+        if search is None or any(getattr(self, name) != getattr(search, name) for name in shared):
+            return f"{', '.join(sorted(shared))} are not those of search"
+        return super().problem(params)
 
 
 def conclusion(rows: Rows) -> str:
@@ -52,14 +71,6 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-STUDY = Study(
-    title="A candidate of the search, on pages it never saw",
-    question="One candidate, named in params.yaml, is asked about the held-out pages. The search says which is best.",
-    conclusion=conclusion,
-    headline=lambda row: row.task == OVERALL and row.condition == AREA,
-)
-
-
 def run(bench: Bench, given: ConfirmParams) -> list[Row]:
     """One row per task, setting and budget and per area; the candidate is held against all others.
 
@@ -69,7 +80,7 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
     chosen = given.candidate
     if chosen not in CANDIDATES or CANDIDATES[chosen].mode != "exact":
         known = ", ".join(name for name, one in CANDIDATES.items() if one.mode == "exact")
-        where = "params.yaml: studies.confirmed.confirm.candidate"
+        where = "params.yaml: studies.measured.confirm.candidate"
         raise ParamsError(f"{chosen!r} cannot be confirmed", where=where, hint=f"one of: {known}")
     variants: dict[Way, Variant] = {
         (name, budget): candidate(bench, name, budget)
@@ -88,3 +99,13 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
             else []
         ),
     )
+
+
+STUDY = Study(
+    params=ConfirmParams,
+    run=run,
+    title="A candidate of the search, on pages it never saw",
+    question="One candidate, named in params.yaml, is asked about the held-out pages. The search says which is best.",
+    conclusion=conclusion,
+    headline=lambda row: row.task == OVERALL and row.condition == AREA,
+)

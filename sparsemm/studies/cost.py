@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, Row, by_method, tabulate
-from sparsemm.evaluate.samples import HINT, kept, options, read_samples, read_table
-from sparsemm.params import Params
-from sparsemm.params.studies import Derived
-from sparsemm.studies.declaration import Rows, Study, compared, sentence, spread
+from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, Row, by_method
+from sparsemm.params.studies import StudyParams
+from sparsemm.studies import Rows, Study, compared, sentence, spread
+
+if TYPE_CHECKING:
+    from sparsemm.evaluate.samples import Evaluated
+    from sparsemm.params import Params
 
 TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times transformers", "kept_bytes": "bytes held"}
+
+
+class CostParams(StudyParams):
+    """Accuracy and latency at the profiled budget, which has to be evaluated too."""
+
+    def problem(self, params: Params) -> str | None:
+        """What does not fit the other parts of params.yaml, or None."""
+        budget = params.profile.budget
+        if budget not in params.allocate.budgets:
+            return f"profile.budget {budget} is not under allocate.budgets"
+        return super().problem(params)
 
 
 def conclusion(rows: Rows) -> str:
@@ -32,16 +45,7 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-STUDY = Study(
-    title="Accuracy and latency together",
-    question="Both at the profiled budget. Times are medians and have no interval.",
-    conclusion=conclusion,
-    headline=lambda row: row.of_sparsemm and row.against_full,
-    level="prompt length, tokens",
-)
-
-
-def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
+def run(evaluated: Evaluated, given: CostParams) -> list[Row]:
     """Rows of accuracy per task and method at `profile.budget`; then of what the clock said, level the prompt length.
 
     Times have no interval: the profile stage gives medians.
@@ -49,19 +53,21 @@ def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
     Raises:
         DataError: if a table is missing or malformed, or no profiled method was evaluated at the budget.
     """
-    budget = params.profile.budget
-    samples, real = read_samples(root, key), kept(root, key)
-    times = read_table(root, "profile", key, ("method", "budget", "prompt_length", *TIMES))
+    from sparsemm.evaluate.samples import HINT, read_table
+
+    key, budget = evaluated.key, evaluated.params.profile.budget
+    samples, kept = evaluated.samples, evaluated.kept
+    times = read_table(evaluated.root, "profile", key, ("method", "budget", "prompt_length", *TIMES))
     timed = {(row["method"], row["budget"]) for row in times}
     outcomes: dict[Arm, Outcome] = {}
     for way in samples.values:
         task, method, at = way
         if (method, "" if at is None else str(at)) in timed and at in (budget, None):
-            slots, size = real.get(way, (None, None))
+            slots, size = kept.get(way, (None, None))
             outcomes[Arm(task, "", method, None, at)] = samples.outcome(way, kept=slots, bytes=size)
     if not any(arm.budget == budget for arm in outcomes):
         raise DataError(f"nothing was evaluated and profiled at B = {budget}", where=f"cost {key}", hint=HINT)
-    rows = tabulate({"model": key, "study": "cost"}, outcomes, by_method, **options(params, given.precision))
+    rows = evaluated.rows(outcomes, by_method)
     return rows + [_timing(key, row, column) for row in times for column in TIMES]
 
 
@@ -72,4 +78,18 @@ def _timing(key: str, row: dict[str, str], column: str) -> Row:
         made |= {"level": int(row["prompt_length"]), "value": float(row[column])}
         return made | {"budget": int(row["budget"]) if row["budget"] else ""}
     except ValueError as error:
-        raise DataError(f"not a number: {error}", where=f"artifacts/profile/{key}.csv", hint=HINT) from error
+        raise DataError(
+            f"not a number: {error}", where=f"artifacts/profile/{key}.csv", hint="run its stage again"
+        ) from error
+
+
+STUDY = Study(
+    params=CostParams,
+    run=run,
+    group="derived",
+    title="Accuracy and latency together",
+    question="Both at the profiled budget. Times are medians and have no interval.",
+    conclusion=conclusion,
+    headline=lambda row: row.of_sparsemm and row.against_full,
+    level="prompt length, tokens",
+)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+from sparsemm.evaluate.rows import AREA, Arm, Outcome, Row, by_method
+from sparsemm.params.studies import StudyParams
+from sparsemm.studies import Rows, Study, StudyRow, against_each, sentence
 
-from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method, tabulate
-from sparsemm.evaluate.samples import Samples, kept, options, read_samples
-from sparsemm.evaluate.statistics import area
-from sparsemm.params import Params
-from sparsemm.params.studies import Derived
-from sparsemm.studies.declaration import Rows, Study, StudyRow, against_each, sentence
-
-AREA = "area over log2 B"
-
-
-def areas(samples: Samples, task: str, method: str) -> np.ndarray:
-    """(draws, n) area under every sample's accuracy; of the full cache, its accuracy."""
-    budgets = samples.budgets(task, method)
-    if not budgets:
-        return samples.values[task, method, None]
-    curves = np.stack([samples.values[task, method, budget] for budget in budgets], axis=1)  # (draws, budgets, n)
-    return np.stack([area(curve, budgets) for curve in curves])
+if TYPE_CHECKING:
+    from sparsemm.evaluate.samples import Evaluated
 
 
 def conclusion(rows: Rows) -> str:
@@ -35,7 +22,29 @@ def headline(row: StudyRow) -> bool:
     return row.condition == AREA and row.of_sparsemm
 
 
+def run(evaluated: Evaluated, given: StudyParams) -> list[Row]:
+    """One row per task, method, budget and comparison, with nominal budgets and real bytes; then the areas.
+
+    Raises:
+        DataError: if the evaluation is missing or malformed, or methods were run at different budgets.
+    """
+    samples, kept = evaluated.samples, evaluated.kept
+    outcomes: dict[Arm, Outcome] = {}
+    for way in samples.values:
+        task, method, budget = way
+        slots, size = kept.get(way, (None, None))
+        outcomes[Arm(task, "", method, None, budget)] = samples.outcome(way, kept=slots, bytes=size)
+    for task in samples.tasks():
+        for method in samples.methods(task):
+            way = (task, method, None)
+            outcomes[Arm(task, AREA, method)] = samples.outcome(way, samples.areas(task, method))
+    return evaluated.rows(outcomes, by_method)
+
+
 STUDY = Study(
+    params=StudyParams,
+    run=run,
+    group="derived",
     title="Accuracy over all budgets as one number",
     question="The area under accuracy over log2 B, divided by its width, is a mean accuracy over all budgets. It gives"
     " one comparison per method instead of one per budget.",
@@ -43,22 +52,3 @@ STUDY = Study(
     headline=headline,
     drawn=lambda rows: [row for row in rows if row.condition == AREA] or rows,
 )
-
-
-def run(params: Params, given: Derived, key: str, root: Path) -> list[Row]:
-    """One row per task, method, budget and comparison, with nominal budgets and real bytes; then the areas.
-
-    Raises:
-        DataError: if the evaluation is missing or malformed, or methods were run at different budgets.
-    """
-    samples, real = read_samples(root, key), kept(root, key)
-    outcomes: dict[Arm, Outcome] = {}
-    for way in samples.values:
-        task, method, budget = way
-        slots, size = real.get(way, (None, None))
-        outcomes[Arm(task, "", method, None, budget)] = samples.outcome(way, kept=slots, bytes=size)
-    for task in samples.tasks():
-        for method in samples.methods(task):
-            way = (task, method, None)
-            outcomes[Arm(task, AREA, method)] = samples.outcome(way, areas(samples, task, method))
-    return tabulate({"model": key, "study": "curve"}, outcomes, by_method, **options(params, given.precision))

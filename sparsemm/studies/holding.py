@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sparsemm.evaluate.rows import Arm, Row, by_method
 from sparsemm.params.studies import MethodsParams
 from sparsemm.policies import policy_class
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, compared, sentence
+from sparsemm.studies import Rows, Study, compared, sentence
+
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
 
 GROWS, HELD = "answer kept", "answer evicted too"
 
@@ -17,14 +21,6 @@ def conclusion(rows: Rows) -> str:
     methods = dict.fromkeys(row.setting for row in held)
     parts = [f"{method} {compared(row for row in held if row.setting == method)}" for method in methods]
     return sentence("Eviction while answering, against a cache that grows with the answer: ", parts)
-
-
-STUDY = Study(
-    title="Eviction while answering",
-    question="The budget holds for the answer too: each new token takes the place of the weakest one.",
-    conclusion=conclusion,
-    headline=lambda row: row.condition == HELD and row.against == f"{row.setting} ({GROWS})",
-)
 
 
 def run(bench: Bench, given: MethodsParams) -> list[Row]:
@@ -45,3 +41,13 @@ def run(bench: Bench, given: MethodsParams) -> list[Row]:
         return by_method(arm) + ([arm._replace(condition=GROWS)] if arm.condition == HELD else [])
 
     return bench.rows(bench.measure(ways), against)
+
+
+STUDY = Study(
+    params=MethodsParams,
+    run=run,
+    title="Eviction while answering",
+    question="The budget holds for the answer too: each new token takes the place of the weakest one.",
+    conclusion=conclusion,
+    headline=lambda row: row.condition == HELD and row.against == f"{row.setting} ({GROWS})",
+)

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from sparsemm.datasets import synthetic
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
-from sparsemm.evaluate.answers import Batch
-from sparsemm.evaluate.questions import Question
 from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method
-from sparsemm.params.studies import LaterParams
+from sparsemm.params.studies import Budgets, Methods, PagesParams, no_questions
 from sparsemm.policies import METHODS, budgets_of
 from sparsemm.prompts import encode
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, against_each, sentence
+from sparsemm.studies import Rows, Study, against_each, sentence
+
+if TYPE_CHECKING:
+    from sparsemm.evaluate.answers import Batch
+    from sparsemm.evaluate.questions import Question
+    from sparsemm.params import Params
+    from sparsemm.studies.common.bench import Bench
 
 KNOWN, IMAGE = "question known", "compressed after the page"
 NEUTRAL, TURN = "compressed after a neutral prompt", "compressed after another question"
+
+
+class LaterParams(PagesParams):
+    """Questions that come after the cache was compressed; they need pages that can be asked about."""
+
+    methods: Methods
+    budgets: Budgets
+    neutral: str = Field("Read the page.", min_length=1, description="what the cache is compressed after")
+
+    def problem(self, params: Params) -> str | None:
+        """What does not fit the other parts of params.yaml, or None."""
+        return no_questions(params) or super().problem(params)
 
 
 def rendered(processor: Any, condition: str, asked: Question, record: Record, neutral: str) -> tuple[str, str]:
@@ -60,6 +77,8 @@ def behind(processor: Any, record: Record, whole: str, before: str) -> int:
 
 def cut_batches(processor: Any, prompts: list[tuple[str, str]], records: list[Record], size: int) -> Iterator[Batch]:
     """Batches of prompts of which as many tokens come after the cut, so that it is one column of all rows."""
+    from sparsemm.evaluate.answers import Batch
+
     left = [behind(processor, record, *texts) for record, texts in zip(records, prompts, strict=True)]
     for tail in sorted(set(left)):
         mine = sorted((i for i, n in enumerate(left) if n == tail), key=lambda i: (records[i].image.size, i))
@@ -74,16 +93,6 @@ def conclusion(rows: Rows) -> str:
     mine = [row for row in rows if row.of_sparsemm and row.condition in (IMAGE, NEUTRAL, TURN)]
     others = dict.fromkeys(row.against for row in mine if row.against in METHODS)
     return sentence("Compressed before the question is known, sparsemm is, against ", against_each(mine, others))
-
-
-STUDY = Study(
-    title="When the question comes later",
-    question="A method that watches the question keeps what it needs. Here the cache is compressed before the question"
-    " is there: after the page, after a neutral prompt, or after another question about the page (a second "
-    "turn). The full cache shows what the wording alone costs.",
-    conclusion=conclusion,
-    headline=lambda row: row.of_sparsemm and row.condition == IMAGE and row.against in METHODS,
-)
 
 
 def run(bench: Bench, given: LaterParams) -> list[Row]:
@@ -111,3 +120,15 @@ def _batches(bench: Bench, condition: str, neutral: str) -> Iterator[Batch]:
     pairs = zip(bench.task("qa").questions, bench.records, strict=True)
     prompts = [rendered(bench.processor, condition, question, record, neutral) for question, record in pairs]
     return cut_batches(bench.processor, prompts, bench.records, bench.params.evaluate.batch_size)
+
+
+STUDY = Study(
+    params=LaterParams,
+    run=run,
+    title="When the question comes later",
+    question="A method that watches the question keeps what it needs. Here the cache is compressed before the question"
+    " is there: after the page, after a neutral prompt, or after another question about the page (a second "
+    "turn). The full cache shows what the wording alone costs.",
+    conclusion=conclusion,
+    headline=lambda row: row.of_sparsemm and row.condition == IMAGE and row.against in METHODS,
+)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method, tabulate
-from sparsemm.evaluate.samples import options, read_samples
-from sparsemm.params import Params
-from sparsemm.params.studies import LengthParams
-from sparsemm.studies.curve import areas
-from sparsemm.studies.declaration import Rows, Study, spread
+from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method
+from sparsemm.params.studies import StudyParams
+from sparsemm.studies import Rows, Study, spread
+
+if TYPE_CHECKING:
+    from sparsemm.evaluate.samples import Evaluated
+
+
+class LengthParams(StudyParams):
+    """Accuracy by length of the reference answer."""
+
+    groups: int = Field(3, ge=2, description="groups of about as many samples, short to long")
 
 
 def by_length(answers: list[str], groups: int) -> dict[str, NDArray[np.int64]]:
@@ -47,26 +54,29 @@ def conclusion(rows: Rows) -> str:
     )
 
 
+def run(evaluated: Evaluated, given: LengthParams) -> list[Row]:
+    """One row per task, group of answers, method and comparison: the area over log2 B within the group.
+
+    Raises:
+        DataError: if the evaluation is missing or malformed.
+    """
+    samples = evaluated.samples
+    outcomes: dict[Arm, Outcome] = {}
+    for task in samples.tasks():
+        for group, inside in by_length(samples.answers[task], given.groups).items():
+            for method in samples.methods(task):
+                way, values = (task, method, None), samples.areas(task, method)
+                outcomes[Arm(task, group, method)] = samples.outcome(way, values, inside)
+    return evaluated.rows(outcomes, by_method)
+
+
 STUDY = Study(
+    params=LengthParams,
+    run=run,
+    group="derived",
     title="Long answers",
     question="Does a method lose more where the reference answer is long? Accuracy is a mean over all budgets, within "
     "groups of answers by their length.",
     conclusion=conclusion,
     headline=lambda row: row.of_sparsemm and row.against_full,
 )
-
-
-def run(params: Params, given: LengthParams, key: str, root: Path) -> list[Row]:
-    """One row per task, group of answers, method and comparison: the area over log2 B within the group.
-
-    Raises:
-        DataError: if the evaluation is missing or malformed.
-    """
-    samples = read_samples(root, key)
-    outcomes: dict[Arm, Outcome] = {}
-    for task in samples.tasks():
-        for group, inside in by_length(samples.answers[task], given.groups).items():
-            for method in samples.methods(task):
-                way, values = (task, method, None), areas(samples, task, method)
-                outcomes[Arm(task, group, method)] = samples.outcome(way, values, inside)
-    return tabulate({"model": key, "study": "length"}, outcomes, by_method, **options(params, given.precision))

@@ -2,81 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
-from sparsemm.align.stage import greedy_answers
-from sparsemm.align.words import align_answer
-from sparsemm.attention_probe import AttentionCall, observe_attention
-from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import Arm, Outcome, Row
-from sparsemm.layouts import get_layout
-from sparsemm.layouts.tokens import box_positions
-from sparsemm.params.studies import LookingParams
-from sparsemm.prompts import build_inputs
+from sparsemm.params.studies import PagesParams
 from sparsemm.scores import ScoreTable, top_count
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, sentence, spread
+from sparsemm.studies import Rows, Study, sentence, spread
+
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
 
 WORD, PAGE = "on the word", "on the page"
 BEST, MIDDLE, LAST = "best heads", "middle heads", "last heads"
 
 
-class Watch:
-    """Rows to look at in a batch of one, and the attention they give to the columns that are marked.
+class LookingParams(PagesParams):
+    """How much heads look at the word that is said."""
 
-    Attributes:
-        rows: (T,) int64 query positions.
-        marks: (K, T, S) fp32, 1 on the columns that count for a row.
-        shares: layer -> (Hq, K) fp32, attention on marked columns, mean over the rows.
-    """
-
-    def __init__(self, rows: torch.Tensor, marks: torch.Tensor) -> None:
-        self.rows, self.marks = rows, marks
-        self.shares: dict[int, torch.Tensor] = {}
-
-    def __call__(self, call: AttentionCall) -> None:
-        """Note one layer."""
-        self.look(call.layer, call.weights(self.rows))
-
-    def look(self, layer: int, weights: torch.Tensor) -> None:
-        """Note what the rows' attention (Hq, T, S) fp32 says."""
-        marks = self.marks.to(weights.device)
-        self.shares[layer] = (torch.einsum("hts,kts->hk", weights, marks) / len(self.rows)).cpu()
-
-
-@torch.inference_mode()
-def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any, Any], Watch] = Watch) -> Watch | None:
-    """What the rows that say an answer's words look at: marks are the word about to be said, and the page.
-
-    None if the answer has none of the page's words.
-    """
-    model, processor, entry = bench.model, bench.processor, bench.params.model(bench.key)
-    aligned = align_answer(record.id, answer, processor.tokenizer, record.entries, "ordered", entry.family)
-    if not aligned.token_index:
-        return None
-    prompt = build_inputs(processor, [[record.image]], [bench.params.chase.prompt])
-    forced = append_answers(prompt, [answer], processor.tokenizer.pad_token_id)
-    inputs = {
-        k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in forced.inputs.items()
-    }
-    (image,) = get_layout(entry.family).image_tokens(model.config, inputs, 0, [record.image.size])
-    rows = forced.first_rows[0] + torch.tensor(aligned.token_index, dtype=torch.int64, device="cpu")
-    marks = torch.zeros(2, len(rows), inputs["input_ids"].shape[1], dtype=torch.float32, device="cpu")
-    marks[1, :, torch.from_numpy(image.positions)] = 1
-    for at, index in enumerate(aligned.entry_index):
-        marks[0, at, torch.from_numpy(box_positions(image, record.entries[index].box))] = 1
-    watch = kind(rows, marks)
-    with observe_attention(model, watch):
-        model(**inputs, use_cache=False)
-    return watch
+    share: float = Field(0.05, gt=0.0, le=1.0, description="of all heads in each group")
 
 
 def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
@@ -84,6 +34,9 @@ def shares(bench: Bench, record: Record) -> list[list[list[float]]] | None:
 
     None if the model reads none of the page's words.
     """
+    from sparsemm.align.stage import greedy_answers
+    from sparsemm.studies.common.watch import watched
+
     most = bench.params.evaluate.max_new_tokens
     (answer,) = greedy_answers(bench.model, bench.processor, [record], bench.params.chase.prompt, most)
     watch = watched(bench, record, answer)
@@ -106,15 +59,6 @@ def conclusion(rows: Rows) -> str:
         values = {row.model: row.value for row in rows if (row.condition, row.setting) == (WORD, group)}
         parts += [f"{group} {spread(list(values.values()))}"] if values else []
     return sentence("Share of the attention on the word about to be said: ", [", ".join(parts)])
-
-
-STUDY = Study(
-    title="What visual and other heads look at",
-    question="Share of a head's attention on the word about to be said and on the page: of the best heads by score, of"
-    " heads in the middle of the ranking, and of the last ones.",
-    conclusion=conclusion,
-    headline=lambda row: (row.condition, row.setting) == (WORD, BEST),
-)
 
 
 def run(bench: Bench, given: LookingParams) -> list[Row]:
@@ -140,3 +84,14 @@ def run(bench: Bench, given: LookingParams) -> list[Row]:
     return bench.rows(
         outcomes, lambda arm: [arm._replace(setting=o) for o in (MIDDLE, LAST)] if arm.setting == BEST else []
     )
+
+
+STUDY = Study(
+    params=LookingParams,
+    run=run,
+    title="What visual and other heads look at",
+    question="Share of a head's attention on the word about to be said and on the page: of the best heads by score, of"
+    " heads in the middle of the ranking, and of the last ones.",
+    conclusion=conclusion,
+    headline=lambda row: (row.condition, row.setting) == (WORD, BEST),
+)

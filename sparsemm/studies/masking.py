@@ -6,27 +6,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
+from pydantic import Field
 
-from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.errors import ModelError
-from sparsemm.evaluate.answers import Batch, Reply, placed, replies
 from sparsemm.evaluate.rows import Arm, Row
-from sparsemm.params.studies import MaskingParams
-from sparsemm.policies.random_heads import draw
+from sparsemm.params.studies import TasksParams
 from sparsemm.scores import ScoreTable, top_count
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, StudyRow, spread, tally
+from sparsemm.studies import Rows, Study, StudyRow, spread, tally
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparsemm.attention_probe import AttentionCall
+    from sparsemm.evaluate.answers import Batch, Reply
+    from sparsemm.studies.common.bench import Bench
 
 Heads = NDArray[np.bool_]
 Zero = Literal["output", "query"]
 T = TypeVar("T")
 TOP, RANDOM, LAYERS, NONE = "top", "random", "random, same layers", "none"
+
+
+class MaskingParams(TasksParams):
+    """Heads switched off, by score and by chance."""
+
+    fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(min_length=1, description="of all heads")
+    zero: tuple[Zero, ...] = Field(("output", "query"), min_length=1)
+    seeds: int = Field(3, ge=1, description="random draws for every page behind each control")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +58,8 @@ class Off:
         Raises:
             ModelError: if the heads are not this model's.
         """
+        import torch
+
         rows = self.heads if self.heads.ndim == 3 else self.heads[None]
         batch, heads = call.query.shape[:2]
         if call.layer >= rows.shape[1] or rows.shape[2] != heads or len(rows) not in (1, batch):
@@ -66,6 +78,8 @@ def heads_off(call: Callable[..., T], off: Off | None, model: Any, *arguments: A
     """`call(model, *arguments)` while these heads of the language model are off; what was set before is restored."""
     if off is None:
         return call(model, *arguments)
+    from sparsemm.attention_probe import observe_attention
+
     with observe_attention(model, off):
         return call(model, *arguments)
 
@@ -92,6 +106,8 @@ def drawn(like: Heads, seed: int, same_layers: bool) -> Heads:
 
 def drawn_anew(like: Heads, seed: int, same_layers: bool, pages: list[int]) -> Heads:
     """(B, L, Hq) bool: `drawn` for every page, so that resampling pages resamples draws too."""
+    from sparsemm.policies.random_heads import draw
+
     return np.stack([drawn(like, draw(seed, page), same_layers) for page in pages])
 
 
@@ -119,19 +135,6 @@ def conclusion(rows: Rows) -> str:
         f"Without the best heads, accuracy is lower than without as many random heads in {lost} of {len(mine)} "
         f"comparisons (best heads off minus random heads off: {by}): {so}."
     )
-
-
-STUDY = Study(
-    title="Visual heads switched off",
-    question="The best heads by score are switched off, and in comparison as many random heads, anywhere or in the "
-    "same layers. Below zero, the model loses more without its visual heads. Random heads are drawn several "
-    "times, anew for every page. A head whose output is zero adds nothing; one whose query is zero looks at "
-    "everything alike.",
-    conclusion=conclusion,
-    headline=headline,
-    level="share of heads switched off",
-    open=True,
-)
 
 
 def run(bench: Bench, given: MaskingParams) -> list[Row]:
@@ -165,6 +168,8 @@ def _at_random(like: Heads, zero: Zero, same_layers: bool, layers: list[int], se
 
 def without_heads(model: Any, batch: Batch, ways: Mapping[str, Which], max_new_tokens: int) -> dict[str, Reply]:
     """Greedy answers with transformers' own cache, while the heads of every way are off."""
+    from sparsemm.evaluate.answers import placed, replies
+
     inputs = placed(model, batch.inputs)
     off = {name: which(batch.index) for name, which in ways.items()}
     return replies(
@@ -173,7 +178,26 @@ def without_heads(model: Any, batch: Batch, ways: Mapping[str, Which], max_new_t
 
 
 def _plain(model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> Reply:
+    from transformers import DynamicCache
+
+    from sparsemm.evaluate.answers import Reply
+
     out = model.generate(
         **inputs, past_key_values=DynamicCache(), do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
     )
     return Reply(out[:, inputs["input_ids"].shape[1] :].tolist())
+
+
+STUDY = Study(
+    params=MaskingParams,
+    run=run,
+    title="Visual heads switched off",
+    question="The best heads by score are switched off, and in comparison as many random heads, anywhere or in the "
+    "same layers. Below zero, the model loses more without its visual heads. Random heads are drawn several "
+    "times, anew for every page. A head whose output is zero adds nothing; one whose query is zero looks at "
+    "everything alike.",
+    conclusion=conclusion,
+    headline=headline,
+    level="share of heads switched off",
+    open=True,
+)

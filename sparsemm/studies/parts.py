@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sparsemm.evaluate.rows import Arm, Row
-from sparsemm.params.studies import BudgetedParams
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, compared, sentence
+from sparsemm.params.studies import BudgetsParams
+from sparsemm.studies import Rows, Study, compared, sentence
+
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
 
 WINDOW, UNIFORM, ALL = "window", "window + uniform", "window + uniform + score"
 
@@ -23,15 +27,7 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-STUDY = Study(
-    title="What each part of a budget gives",
-    question="At equal slots: the newest tokens alone, with slots shared evenly, and with slots by score.",
-    conclusion=conclusion,
-    headline=lambda row: (row.setting, row.against) in ((ALL, UNIFORM), (UNIFORM, WINDOW)),
-)
-
-
-def run(bench: Bench, given: BudgetedParams) -> list[Row]:
+def run(bench: Bench, given: BudgetsParams) -> list[Row]:
     """One row per task, budget, set of parts and comparison.
 
     Every arm has B slots a head on average. The window alone is B newest tokens; with the uniform part the slots beyond
@@ -45,3 +41,13 @@ def run(bench: Bench, given: BudgetedParams) -> list[Row]:
             ways[Arm(task, "", ALL, None, budget)] = bench.variant("sparsemm", budget)
     before = {WINDOW: [], UNIFORM: [WINDOW], ALL: [UNIFORM, WINDOW]}
     return bench.rows(bench.measure(ways), lambda arm: [arm._replace(setting=other) for other in before[arm.setting]])
+
+
+STUDY = Study(
+    params=BudgetsParams,
+    run=run,
+    title="What each part of a budget gives",
+    question="At equal slots: the newest tokens alone, with slots shared evenly, and with slots by score.",
+    conclusion=conclusion,
+    headline=lambda row: (row.setting, row.against) in ((ALL, UNIFORM), (UNIFORM, WINDOW)),
+)

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
 from sparsemm.evaluate.rows import Arm, Row
-from sparsemm.params.studies import RhoParams
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, compared, sentence
+from sparsemm.params.base import Count
+from sparsemm.params.studies import Share, TasksParams
+from sparsemm.studies import Rows, Study, compared, sentence
+
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
+
+
+class RhoParams(TasksParams):
+    """The share that is split evenly."""
+
+    values: tuple[Share, ...] = Field(min_length=1)
+    budget: Count
 
 
 def conclusion(rows: Rows) -> str:
@@ -17,15 +31,6 @@ def conclusion(rows: Rows) -> str:
     return sentence(f"Against {usual}, rho ", parts)
 
 
-STUDY = Study(
-    title="How much is split evenly",
-    question="rho is the share of the slots beyond the window that all heads get alike; the rest goes by score.",
-    conclusion=conclusion,
-    headline=lambda row: True,
-    level="rho",
-)
-
-
 def run(bench: Bench, given: RhoParams) -> list[Row]:
     """One row per task and rho; each is compared with the rho of `allocate`."""
     usual = bench.params.allocate.rho
@@ -35,3 +40,14 @@ def run(bench: Bench, given: RhoParams) -> list[Row]:
         for rho in sorted({*given.values, usual})
     }
     return bench.rows(bench.measure(ways), lambda arm: [arm._replace(level=usual)])
+
+
+STUDY = Study(
+    params=RhoParams,
+    run=run,
+    title="How much is split evenly",
+    question="rho is the share of the slots beyond the window that all heads get alike; the rest goes by score.",
+    conclusion=conclusion,
+    headline=lambda row: True,
+    level="rho",
+)

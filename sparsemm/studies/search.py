@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.answers import Variant
-from sparsemm.evaluate.rows import Arm, Outcome, Row
-from sparsemm.evaluate.statistics import area
-from sparsemm.params.studies import SearchParams
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.candidates import CANDIDATES
-from sparsemm.studies.curve import AREA
-from sparsemm.studies.declaration import Rows, Study, StudyRow, sentence
-from sparsemm.studies.margin import margin_table
-from sparsemm.studies.names import OVERALL, PAPER
+from sparsemm.evaluate.rows import AREA, OVERALL, PAPER, Row
+from sparsemm.studies import Rows, Study, StudyRow, sentence
+from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, candidate, measure, split
 
-Way = tuple[str, int | None]  # setting, budget
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
 
 BEST = 6  # candidates that are drawn
 
@@ -75,7 +67,16 @@ def _each(rows: Rows) -> str:
     return sentence("Model by model, minus the paper's allocation: ", parts)
 
 
+def run(bench: Bench, given: SearchParams) -> list[Row]:
+    """One row per task, candidate and budget, and per area; each is compared with the paper's allocation."""
+    variants = {(name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets}
+    outcomes = measure(bench, given, split(given)[0], variants)
+    return bench.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])
+
+
 STUDY = Study(
+    params=SearchParams,
+    run=run,
     title="A better allocation than the paper's",
     question="Other ways from the same scores to slots, at equal slots, on the pages of the search alone. `sparsemm` "
     "is the paper's allocation with exact totals. `overflow lost` keeps fewer slots and cannot be chosen. "
@@ -84,45 +85,3 @@ STUDY = Study(
     headline=lambda row: row.task == OVERALL and row.condition == AREA,
     drawn=leading,
 )
-
-
-def split(given: SearchParams) -> tuple[slice, slice]:
-    """The pages of the search, and those held out: the last ones."""
-    asked = given.samples - given.held_out
-    return slice(0, asked), slice(asked, given.samples)
-
-
-def candidate(bench: Bench, name: str, budget: int) -> Variant:
-    """A cache with the allocation of that name."""
-    one = CANDIDATES[name]
-    table = margin_table(bench) if one.margin else bench.scores
-    return bench.variant(one.method, budget, one.weights(table), **one.options())
-
-
-def measure(bench: Bench, given: SearchParams, pages: slice, variants: Mapping[Way, Variant]) -> dict[Arm, Outcome]:
-    """Outcomes of every (setting, budget), the areas under them, and the mean of these over tasks, page by page."""
-    ways = {Arm(task, "", setting, None, b): one for task in given.tasks for (setting, b), one in variants.items()}
-    measured, outcomes = bench.measure(ways, pages=pages), dict[Arm, Outcome]()
-    settings = list(dict.fromkeys(setting for setting, _ in variants))
-    for task in given.tasks:
-        outcomes |= {arm: one for arm, one in measured.items() if arm.task == task}
-        for setting in settings:
-            curve = {arm.budget: one for arm, one in measured.items() if (arm.task, arm.setting) == (task, setting)}
-            values = curve[None].values if None in curve else _area(curve)
-            outcomes[Arm(task, AREA, setting)] = Outcome(values, next(iter(curve.values())).metric)
-    for setting in settings:
-        tasks = np.stack([outcomes[Arm(task, AREA, setting)].values for task in given.tasks])
-        outcomes[Arm(OVERALL, AREA, setting)] = Outcome(tasks.mean(axis=0), "mean over tasks")
-    return outcomes
-
-
-def _area(curve: Mapping[int | None, Outcome]) -> np.ndarray:
-    budgets = sorted(b for b in curve if b is not None)
-    return area(np.stack([curve[b].values for b in budgets]), budgets)
-
-
-def run(bench: Bench, given: SearchParams) -> list[Row]:
-    """One row per task, candidate and budget, and per area; each is compared with the paper's allocation."""
-    variants = {(name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets}
-    outcomes = measure(bench, given, split(given)[0], variants)
-    return bench.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,14 +11,27 @@ from sparsemm.errors import ScoreTableError
 from sparsemm.evaluate.rows import COLUMNS, Arm, Row
 from sparsemm.evaluate.statistics import interval
 from sparsemm.files import result_path
-from sparsemm.params.studies import BudgetedParams
+from sparsemm.params.studies import BudgetsParams
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, compared, sentence, spread
+from sparsemm.studies import Rows, Study, compared, sentence, spread
+
+if TYPE_CHECKING:
+    from sparsemm.params import Params
+    from sparsemm.studies.common.bench import Bench
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
 SEEDS = 3
 RESAMPLES = 1000  # each ranks all heads anew
+
+
+class SourcesParams(BudgetsParams):
+    """Tables of other data sets, with which there is something to compare only if there are any."""
+
+    def problem(self, params: Params) -> str | None:
+        """What does not fit the other parts of params.yaml, or None."""
+        if not params.robustness:
+            return "no table to compare with: name a data set under robustness, or leave it out"
+        return super().problem(params)
 
 
 def half(table: ScoreTable, first: int) -> ScoreTable:
@@ -67,16 +80,7 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-STUDY = Study(
-    title="Scores from other pages",
-    question="Do other data sets rank the heads alike, and do their budgets serve as well? Halves of the calibration "
-    "set show what other pages of the same kind change; random scores show what a wrong table costs.",
-    conclusion=conclusion,
-    headline=lambda row: row.against == OWN,
-)
-
-
-def run(bench: Bench, given: BudgetedParams) -> list[Row]:
+def run(bench: Bench, given: SourcesParams) -> list[Row]:
     """Rows of agreement (task "scores"), then of accuracy with the budgets of every table, against those of its own.
 
     Raises:
@@ -122,3 +126,15 @@ def _agreement_rows(bench: Bench, name: str, one: ScoreTable, other: ScoreTable,
         }
         rows.append(row)
     return rows
+
+
+STUDY = Study(
+    params=SourcesParams,
+    run=run,
+    group="compared",
+    title="Scores from other pages",
+    question="Do other data sets rank the heads alike, and do their budgets serve as well? Halves of the calibration "
+    "set show what other pages of the same kind change; random scores show what a wrong table costs.",
+    conclusion=conclusion,
+    headline=lambda row: row.against == OWN,
+)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sparsemm.evaluate.rows import Arm, Row
-from sparsemm.params.studies import StorageParams
+from sparsemm.params.studies import MethodsParams
 from sparsemm.policies import policy_class
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.declaration import Rows, Study, compared, sentence
+from sparsemm.studies import Rows, Study, compared, sentence
+
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
+
+
+class StorageParams(MethodsParams):
+    """8-bit storage, at equal slots and at equal bytes."""
+
+    storage: Literal["int8", "fp8"] = "int8"
 
 
 def slots_at_equal_bytes(model: Any, budget: int) -> int:
@@ -29,15 +37,6 @@ def conclusion(rows: Rows) -> str:
     return sentence("Against storage in the model's own dtype: ", parts)
 
 
-STUDY = Study(
-    title="8 bits",
-    question="Keys and values are stored in 8 bits with a scale per row: at equal slots, and with as many more slots "
-    "as fit the same bytes.",
-    conclusion=conclusion,
-    headline=lambda row: True,
-)
-
-
 def run(bench: Bench, given: StorageParams) -> list[Row]:
     """One row per task, method, budget and storage; 8 bits are compared with the model's own dtype, same method."""
     own, same, more = "model dtype", f"{given.storage}, equal slots", f"{given.storage}, equal bytes"
@@ -50,3 +49,14 @@ def run(bench: Bench, given: StorageParams) -> list[Row]:
             wide = slots_at_equal_bytes(bench.model, budget)
             ways[arm._replace(condition=more)] = bench.variant(method, wide, storage=given.storage)
     return bench.rows(bench.measure(ways), lambda arm: [] if arm.condition == own else [arm._replace(condition=own)])
+
+
+STUDY = Study(
+    params=StorageParams,
+    run=run,
+    title="8 bits",
+    question="Keys and values are stored in 8 bits with a scale per row: at equal slots, and with as many more slots "
+    "as fit the same bytes.",
+    conclusion=conclusion,
+    headline=lambda row: True,
+)

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from sparsemm.compat import define_missing_torchvision_operators
 from sparsemm.evaluate.questions import Question, question
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_config, values, write_task
 
@@ -113,6 +114,7 @@ def load(config: dict[str, Any], name: str, folder: Path, limit: int, max_new_to
         name: as in params.yaml.
         max_new_tokens: where the task does not say.
     """
+    define_missing_torchvision_operators()
     from lmms_eval.tasks import TaskManager, get_task_dict
 
     write_task(config, folder)

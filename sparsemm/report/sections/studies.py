@@ -9,7 +9,7 @@ from sparsemm.report import charts
 from sparsemm.report.findings import signed
 from sparsemm.report.html import chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results, StudyResults
-from sparsemm.studies.declaration import StudyRow
+from sparsemm.studies import StudyRow
 
 NO_CONCLUSION = "There is no conclusion yet, because no model that counts as evidence has an interval here."
 ALL_MODELS = "Differences with 95 % intervals. If an interval includes zero, no difference is shown."

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sparsemm.report.findings import compared_with_full, enough_from, own_timings, percent_range
 from sparsemm.report.html import bullets, pair, paragraph, pictures
 from sparsemm.report.results import Model, Results
+from sparsemm.studies import StudyRow, tally
 from sparsemm.studies.curve import headline as is_area
-from sparsemm.studies.declaration import StudyRow, tally
 from sparsemm.studies.masking import headline as is_masking
 
 QUESTION = "Which attention heads look at the image, and how much does knowing them shrink the KV cache?"

@@ -1,14 +1,13 @@
-"""The study stage: one study of one model; resumable per unit, written when whole."""
+"""The study stage: one study of one model. A stopped one goes on where it was; all rows are written at once."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 from sparsemm.errors import ParamsError
 from sparsemm.evaluate.rows import COLUMNS, Row, write_table
 from sparsemm.params import Params
-from sparsemm.studies.names import DERIVED
+from sparsemm.studies import load
 
 
 def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
@@ -24,18 +23,18 @@ def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
     if name not in made:
         known = ", ".join(made) or "none"
         raise ParamsError(f"no study {name!r}", where="params.yaml: studies", hint=f"known: {known}")
-    given = made[name]
-    module = importlib.import_module(f"sparsemm.studies.{name}")
-    if name in DERIVED:
-        rows = module.run(params, given, key, root)
-    else:
-        from sparsemm.studies.bench import Bench
+    params.model(key)
+    study, given = load(name), made[name]
+    if study.group == "derived":
+        from sparsemm.evaluate.samples import Evaluated
 
-        bench = Bench(params, name, key, root)
-        rows = module.run(bench, given)
-    write(rows, name, key, root)
-    if name not in DERIVED:
-        bench.store.clear()
+        write(study.run(Evaluated(params, name, key, root, given), given), name, key, root)
+        return
+    from sparsemm.studies.common.bench import Bench
+
+    bench = Bench(params, name, key, root)
+    write(study.run(bench, given), name, key, root)
+    bench.store.clear()
 
 
 def write(rows: list[Row], name: str, key: str, root: Path) -> None:

@@ -1,16 +1,40 @@
-"""Allocations that are tried against the paper's, by name."""
+"""Allocations that are tried against the paper's, and how a set of them is measured."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from pydantic import Field, model_validator
 
 from sparsemm.budgets import Scores
+from sparsemm.evaluate.rows import AREA, OVERALL, PAPER, Arm, Outcome
+from sparsemm.evaluate.statistics import area
+from sparsemm.params.base import Count
+from sparsemm.params.studies import BudgetsParams
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.names import PAPER
 from sparsemm.weights import group_max, layer_floor, power
+
+if TYPE_CHECKING:
+    from sparsemm.evaluate.answers import Variant
+    from sparsemm.studies.common.bench import Bench
+
+Way = tuple[str, int | None]  # setting, budget
+
+
+class SearchParams(BudgetsParams):
+    """Allocations that are tried, on all but the last pages."""
+
+    held_out: Count = Field(description="last pages, which the search never asks about")
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> Self:
+        if self.held_out >= self.samples:
+            raise ValueError("nothing is left to search on")
+        return self
 
 
 @dataclass(frozen=True)
@@ -23,7 +47,7 @@ class Candidate:
         floor: f, s <- (1 - f) s / sum(s) + f s / (L sum(s[l])); no layer gets less than f of an even share.
         rho: share of the slots beyond the window that is split evenly; None for that of `allocate`.
         adapt: share of a layer's split that follows the prompt's attention; None for a split that ignores it.
-        margin: whether hits are weighted by margin (`sparsemm.studies.margin`); else s is the model's score table.
+        margin: whether hits are weighted by margin (`common/margin.py`); else s is the model's score table.
         mode: "exact", where what a head cannot use flows to the others, or "paper", where it is lost.
     """
 
@@ -80,3 +104,40 @@ CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
         "rho 0.6, adapt 0.25": Candidate(rho=0.6, adapt=0.25),
     }
 )
+
+
+def split(given: SearchParams) -> tuple[slice, slice]:
+    """The pages of the search, and those held out: the last ones."""
+    asked = given.samples - given.held_out
+    return slice(0, asked), slice(asked, given.samples)
+
+
+def candidate(bench: Bench, name: str, budget: int) -> Variant:
+    """A cache with the allocation of that name."""
+    from sparsemm.studies.common.margin import margin_table
+
+    one = CANDIDATES[name]
+    table = margin_table(bench) if one.margin else bench.scores
+    return bench.variant(one.method, budget, one.weights(table), **one.options())
+
+
+def measure(bench: Bench, given: SearchParams, pages: slice, variants: Mapping[Way, Variant]) -> dict[Arm, Outcome]:
+    """Outcomes of every (setting, budget), the areas under them, and the mean of these over tasks, page by page."""
+    ways = {Arm(task, "", setting, None, b): one for task in given.tasks for (setting, b), one in variants.items()}
+    measured, outcomes = bench.measure(ways, pages=pages), dict[Arm, Outcome]()
+    settings = list(dict.fromkeys(setting for setting, _ in variants))
+    for task in given.tasks:
+        outcomes |= {arm: one for arm, one in measured.items() if arm.task == task}
+        for setting in settings:
+            curve = {arm.budget: one for arm, one in measured.items() if (arm.task, arm.setting) == (task, setting)}
+            values = curve[None].values if None in curve else _area(curve)
+            outcomes[Arm(task, AREA, setting)] = Outcome(values, next(iter(curve.values())).metric)
+    for setting in settings:
+        tasks = np.stack([outcomes[Arm(task, AREA, setting)].values for task in given.tasks])
+        outcomes[Arm(OVERALL, AREA, setting)] = Outcome(tasks.mean(axis=0), "mean over tasks")
+    return outcomes
+
+
+def _area(curve: Mapping[int | None, Outcome]) -> np.ndarray:
+    budgets = sorted(b for b in curve if b is not None)
+    return area(np.stack([curve[b].values for b in budgets]), budgets)

@@ -10,8 +10,8 @@ import torch
 from sparsemm.align.stage import greedy_answers
 from sparsemm.datasets.records import read_records
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.bench import Bench
-from sparsemm.studies.looking import Watch, watched
+from sparsemm.studies.common.bench import Bench
+from sparsemm.studies.common.watch import Watch, watched
 
 PAGES = 32  # of the calibration set
 

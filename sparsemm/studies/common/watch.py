@@ -1,0 +1,67 @@
+"""Watches how much the rows that say an answer's words look at these words and at the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sparsemm.align.words import align_answer
+from sparsemm.attention_probe import AttentionCall, observe_attention
+from sparsemm.chase.hits import append_answers
+from sparsemm.datasets.records import Record
+from sparsemm.layouts import get_layout
+from sparsemm.layouts.tokens import box_positions
+from sparsemm.prompts import build_inputs
+from sparsemm.studies.common.bench import Bench
+
+
+class Watch:
+    """Rows to look at in a batch of one, and the attention they give to the columns that are marked.
+
+    Attributes:
+        rows: (T,) int64 query positions.
+        marks: (K, T, S) fp32, 1 on the columns that count for a row.
+        shares: layer -> (Hq, K) fp32, attention on marked columns, mean over the rows.
+    """
+
+    def __init__(self, rows: torch.Tensor, marks: torch.Tensor) -> None:
+        self.rows, self.marks = rows, marks
+        self.shares: dict[int, torch.Tensor] = {}
+
+    def __call__(self, call: AttentionCall) -> None:
+        """Note one layer."""
+        self.look(call.layer, call.weights(self.rows))
+
+    def look(self, layer: int, weights: torch.Tensor) -> None:
+        """Note what the rows' attention (Hq, T, S) fp32 says."""
+        marks = self.marks.to(weights.device)
+        self.shares[layer] = (torch.einsum("hts,kts->hk", weights, marks) / len(self.rows)).cpu()
+
+
+@torch.inference_mode()
+def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any, Any], Watch] = Watch) -> Watch | None:
+    """What the rows that say an answer's words look at: marks are the word about to be said, and the page.
+
+    None if the answer has none of the page's words.
+    """
+    model, processor, entry = bench.model, bench.processor, bench.params.model(bench.key)
+    aligned = align_answer(record.id, answer, processor.tokenizer, record.entries, "ordered", entry.family)
+    if not aligned.token_index:
+        return None
+    prompt = build_inputs(processor, [[record.image]], [bench.params.chase.prompt])
+    forced = append_answers(prompt, [answer], processor.tokenizer.pad_token_id)
+    inputs = {
+        k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in forced.inputs.items()
+    }
+    (image,) = get_layout(entry.family).image_tokens(model.config, inputs, 0, [record.image.size])
+    rows = forced.first_rows[0] + torch.tensor(aligned.token_index, dtype=torch.int64, device="cpu")
+    marks = torch.zeros(2, len(rows), inputs["input_ids"].shape[1], dtype=torch.float32, device="cpu")
+    marks[1, :, torch.from_numpy(image.positions)] = 1
+    for at, index in enumerate(aligned.entry_index):
+        marks[0, at, torch.from_numpy(box_positions(image, record.entries[index].box))] = 1
+    watch = kind(rows, marks)
+    with observe_attention(model, watch):
+        model(**inputs, use_cache=False)
+    return watch
