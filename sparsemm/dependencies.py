@@ -14,10 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsemm.studies.names import STUDIES
+from sparsemm.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = "sparsemm.studies.declaration"  # what a study says of its rows
 
 # Modules and packages that no result depends on.
 LEFT_OUT = {
@@ -41,13 +40,14 @@ NOT_FOLLOWED = {
     ): "whether a cache could serve the model, which changes no answer",
     ("sparsemm.scores", "sparsemm.models"): "the fingerprint that a table is checked against",
     ("sparsemm.evaluate.rows", "sparsemm.policies"): "the names of the methods",
-    (
-        "sparsemm.studies.stage",
-        "sparsemm.studies.bench",
-    ): "derived studies do not use it, the others import it",
+    ("sparsemm.studies.common.stage", "sparsemm.studies.common.bench"): "derived studies do not use it",
+    ("sparsemm.studies.common.stage", "sparsemm.studies"): "where the file of a study is",
     ("sparsemm.report.stage", "sparsemm"): "the number of the version",
-    **{(f"sparsemm.studies.{name}", WORDS): "the report's words, which change no row" for name in STUDIES},
+    **{(f"sparsemm.studies.{name}", "sparsemm.studies"): "the report's words, which change no row" for name in STUDIES},
 }
+
+# Packages that a module's imports reach, and that it does not use.
+UNUSED = {"sparsemm.report.stage": ("sparsemm.ops",)}  # it takes the names and summaries of the methods, and runs none
 
 # What is imported or read by a name that is put together at run time, by patterns from the root of the repository.
 ALSO = {
@@ -59,7 +59,8 @@ ALSO = {
     "sparsemm.policies": ("sparsemm/policies/*.py",),
     "sparsemm.published": ("sparsemm/published/*.csv",),
     "sparsemm.report.html": ("sparsemm/report/*.css", "sparsemm/report/*.js"),
-    "sparsemm.report.results": ("sparsemm/report/*.csv", "sparsemm/studies/*.py"),
+    "sparsemm.report.results": ("sparsemm/report/*.csv",),
+    "sparsemm.studies": ("sparsemm/studies/*.py",),
 }
 
 
@@ -67,13 +68,18 @@ ALSO = {
 def dependencies(*modules: str) -> tuple[str, ...]:
     """Files that the results of these modules depend on, sorted, from the root of the repository, by "/".
 
+    What studies import inside functions is what they run with: it counts where one of them is among the modules, but
+    not for the report, which takes their words.
+
     Raises:
         ModuleNotFoundError: if there is no such module.
     """
+    left_out = {*LEFT_OUT, *(one for name in modules for one in UNUSED.get(name, ()))}
+    runs_study = any(_is_under(name, ("sparsemm.studies",)) for name in modules)
     pending, seen, files = list(modules), set[str](), set[str]()
     while pending:
         name = pending.pop()
-        if name in seen or _is_under(name, LEFT_OUT):
+        if name in seen or _is_under(name, left_out):
             continue
         seen.add(name)
         path = _path(name)
@@ -82,12 +88,15 @@ def dependencies(*modules: str) -> tuple[str, ...]:
         also = [found for pattern in ALSO.get(name, ()) for found in ROOT.glob(pattern) if found.is_file()]
         files.update(found.relative_to(ROOT).as_posix() for found in (path, *also))
         pending += [_module(found) for found in also if found.suffix == ".py"]
-        pending += [other for other in imports(name) if (name, other) not in NOT_FOLLOWED]
+        inner = runs_study or not _is_under(name, ("sparsemm.studies",))
+        pending += [other for other in imports(name, inner) if (name, other) not in NOT_FOLLOWED]
     return tuple(sorted(files))
 
 
-def imports(name: str) -> Iterator[str]:
+def imports(name: str, inner: bool = True) -> Iterator[str]:
     """Modules of this package that a module takes something from, wherever in its file; types alone do not count.
+
+    With `inner` false, what is imported inside functions does not count either.
 
     Of `from package import module` it is the module; a package counts where something of its own is taken.
     """
@@ -98,12 +107,14 @@ def imports(name: str) -> Iterator[str]:
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             pending += node.orelse
             continue
+        if not inner and isinstance(node, ast.FunctionDef):
+            continue
         pending += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             yield from (one.name for one in node.names if _path(one.name))
         elif isinstance(node, ast.ImportFrom) and _path(node.module or ""):
-            inner = [f"{node.module}.{one.name}" for one in node.names]
-            yield from (one if _path(one) else str(node.module) for one in inner)
+            names = [f"{node.module}.{one.name}" for one in node.names]
+            yield from (one if _path(one) else str(node.module) for one in names)
 
 
 def identity(parts: Any, *modules: str) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from sparsemm import dependencies as module
 from sparsemm.dependencies import ALSO, LEFT_OUT, NOT_FOLLOWED, dependencies, identity, imports
-from sparsemm.studies.names import GROUPS
+from sparsemm.studies import in_group
 from tests.repository import ROOT
 
 ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -37,7 +37,8 @@ MODULES = {  # stage of dvc.yaml -> the modules that its command runs
 
 def studies(group):
     """What each study of a group runs."""
-    return {name: ("sparsemm.studies.stage", f"sparsemm.studies.{name}") for name in GROUPS[group]}
+    bench = () if group == "derived" else ("sparsemm.studies.common.bench",)
+    return {name: ("sparsemm.studies.common.stage", *bench, f"sparsemm.studies.{name}") for name in in_group(group)}
 
 
 def commands():
@@ -81,7 +82,7 @@ def test_what_is_imported_or_read_by_name_is_listed():
         text = (ROOT / name).read_text(encoding="utf-8")
         called = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
         if "import_module(" in text or "__file__" in called:
-            assert module._module(ROOT / name) in {*ALSO, "sparsemm.studies.stage"}, name
+            assert module._module(ROOT / name) in {*ALSO}, name
 
 
 def test_half_done_work_has_the_name_of_its_settings():
@@ -94,7 +95,7 @@ def names(tmp_path):
     """The names of half-done work in a copy of the repository, which may be edited."""
     for name in ("sparsemm", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from sparsemm.dependencies import identity\nfor m in 'align.stage', 'chase.work', 'studies.rho':"
+    code = "from sparsemm.dependencies import identity\nfor m in 'align.stage', 'chase.work', 'studies.common.bench':"
     code += " print(identity([1], 'sparsemm.' + m))"
 
     def read(edited=None, old="", new=""):

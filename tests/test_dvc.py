@@ -19,7 +19,7 @@ from sparsemm.params.entries import add_entry, remove_entry
 from sparsemm.pipeline.plan import plan, targets
 from sparsemm.registry.contents import FURTHER
 from sparsemm.registry.lockfile import read_stages
-from sparsemm.studies.names import GROUPS, STUDIES
+from sparsemm.studies import GROUPS, STUDIES, in_group
 from tests.repository import ROOT, copy_repository, few_studies, without_assembled
 
 
@@ -58,11 +58,11 @@ def test_a_new_model_makes_nothing_of_another_model_stale(tmp_path, repository_t
     """With another data set to chase over, and studies that compare tables, search, and confirm."""
     pipeline = copy_repository(repository_template, tmp_path)
     path = pipeline.root / "params.yaml"
-    every = {group: GROUPS[group][0] for group in ("compared", "searched", "confirmed")}
-    text = few_studies(without_assembled((ROOT / "params.yaml").read_text(encoding="utf-8")), **every)
+    few = ("sources", "search", "confirm")
+    text = few_studies(without_assembled((ROOT / "params.yaml").read_text(encoding="utf-8")), *few)
     path.write_text(yaml.safe_dump(yaml.safe_load(text) | {"models": yaml.safe_load(path.read_text())["models"]}))
     first = pipeline.repro()
-    assert {f"study {name} {key}" for name in every.values() for key in ("one", "two")} <= first.keys()
+    assert {f"study {name} {key}" for name in few for key in ("one", "two")} <= first.keys()
     assert pipeline.dvc("status", "--json").strip() == "{}"
     add_entry(path, "three", ModelParams(checkpoint="hub/three", revision="1", family="qwen2_vl"))
     stale = set(json.loads(pipeline.dvc("status", "--json")))
@@ -163,7 +163,9 @@ def test_a_study_that_is_dropped_has_no_stage_and_makes_nothing_stale(pipeline):
 
 def test_every_study_is_in_its_group_of_params():
     groups = load_params(ROOT / "params.yaml").studies
-    assert {group: tuple(name for name, given in studies if given) for group, studies in groups} == GROUPS
+    assert {group: {name for name, given in own if given} for group, own in groups} == {
+        g: {*in_group(g)} for g in GROUPS
+    }
 
 
 def test_metrics_plots_and_params_can_be_looked_at(pipeline):

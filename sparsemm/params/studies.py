@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator
 
 from sparsemm.params.base import Count, Strict
 from sparsemm.params.stages import Method
-
-if TYPE_CHECKING:
-    from sparsemm.params import Params
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Budgets = Annotated[tuple[Count, ...], Field(min_length=1, description="mean slots per KV head, window included")]
@@ -31,7 +28,7 @@ class StudyParams(Strict):
             raise ValueError("repeats an entry")
         return value
 
-    def problem(self, params: Params) -> str | None:
+    def problem(self, params: Any) -> str | None:
         """What does not fit the other parts of params.yaml, or None."""
         window = params.allocate.window
         budgets = getattr(self, "budgets", (getattr(self, "budget", window),))
@@ -45,7 +42,7 @@ class PagesParams(StudyParams):
 
     samples: int = Field(ge=2, description="pages of the evaluation set")
 
-    def problem(self, params: Params) -> str | None:
+    def problem(self, params: Any) -> str | None:
         """What does not fit the other parts of params.yaml, or None."""
         if self.samples > params.datasets[params.evaluate.dataset].samples:
             return "samples is more than the evaluation data set has"
@@ -57,7 +54,7 @@ class TasksParams(PagesParams):
 
     tasks: tuple[Literal["read", "qa"], ...] = Field(("read", "qa"), min_length=1)
 
-    def problem(self, params: Params) -> str | None:
+    def problem(self, params: Any) -> str | None:
         """What does not fit the other parts of params.yaml, or None."""
         return (no_questions(params) if "qa" in self.tasks else None) or super().problem(params)
 
@@ -74,7 +71,7 @@ class MethodsParams(BudgetsParams):
     methods: Methods
 
 
-def no_questions(params: Params) -> str | None:
+def no_questions(params: Any) -> str | None:
     """Why the evaluation pages cannot be asked about, or None."""
     synthetic = params.datasets[params.evaluate.dataset].source == "synthetic"
     return None if synthetic else "questions can be asked about synthetic pages only"
@@ -87,7 +84,7 @@ class Studies(Strict):
         """Every study that is made, by name."""
         return {name: given for _, group in self for name, given in group if given is not None}
 
-    def problem(self, params: Params) -> str | None:
+    def problem(self, params: Any) -> str | None:
         """What does not fit the other parts of params.yaml, or None."""
         for group, studies in self:
             for name, given in studies:

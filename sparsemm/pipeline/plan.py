@@ -14,8 +14,8 @@ from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line
 
-# Stages of the repository itself: they belong to no single model, or, like `sources`, use outputs of such stages.
-SHARED = ("download", "assemble", "align-also", "chase-also", "profile-shape", "sources", "report")
+# Stages of the repository itself: they belong to no single model, or, like `study-compared`, use outputs of such stages.
+SHARED = ("download", "assemble", "align-also", "chase-also", "profile-shape", "study-compared", "report")
 
 
 def stages(root: Path) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Plan:
 
     Attributes:
         models: model key -> its stale stages; stages that depend on them are stale too, but not listed.
-        shared: stale stages of no single model (download@..., chase-also@..., sources@..., report).
+        shared: stale stages of no single model (download@..., chase-also@..., study-compared@..., report).
     """
 
     models: dict[str, tuple[str, ...]]

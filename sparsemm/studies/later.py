@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from sparsemm.datasets import synthetic
-from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import Arm, Outcome, Row, by_method
 from sparsemm.params.studies import Budgets, Methods, PagesParams, no_questions
 from sparsemm.policies import METHODS, budgets_of
-from sparsemm.prompts import encode
 from sparsemm.studies import Rows, Study, against_each, sentence
 
 if TYPE_CHECKING:
+    from sparsemm.datasets.records import Record
     from sparsemm.evaluate.answers import Batch
     from sparsemm.evaluate.questions import Question
     from sparsemm.params import Params
@@ -53,7 +51,9 @@ def rendered(processor: Any, condition: str, asked: Question, record: Record, ne
     if condition != TURN:
         whole = _written(processor, [("user", [*parts, {"type": "text", "text": text}])])
         return whole, whole if condition == KNOWN else whole[: whole.rindex(asked.prompt)]
-    other = next((q for q in synthetic.questions(record) if q.prompt != asked.prompt), None)
+    from sparsemm.datasets.synthetic import questions
+
+    other = next((q for q in questions(record) if q.prompt != asked.prompt), None)
     if other is None:
         raise DataError("there is only one question to ask about the page", where=f"record {record.id!r}")
     first = ("user", [*parts, {"type": "text", "text": other.prompt}])
@@ -68,6 +68,8 @@ def _written(processor: Any, turns: list[tuple[str, list[dict[str, Any]]]]) -> s
 
 def behind(processor: Any, record: Record, whole: str, before: str) -> int:
     """Tokens of a prompt that come after its part `before`; a token on both sides of the border comes after it."""
+    from sparsemm.prompts import encode
+
     ids, part = (encode(processor, [[record.image]], [text])["input_ids"][0].tolist() for text in (whole, before))
     same = next(
         (i for i, pair in enumerate(zip(ids, part, strict=False)) if pair[0] != pair[1]), min(len(ids), len(part))
@@ -78,6 +80,7 @@ def behind(processor: Any, record: Record, whole: str, before: str) -> int:
 def cut_batches(processor: Any, prompts: list[tuple[str, str]], records: list[Record], size: int) -> Iterator[Batch]:
     """Batches of prompts of which as many tokens come after the cut, so that it is one column of all rows."""
     from sparsemm.evaluate.answers import Batch
+    from sparsemm.prompts import encode
 
     left = [behind(processor, record, *texts) for record, texts in zip(records, prompts, strict=True)]
     for tail in sorted(set(left)):

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sparsemm.datasets.records import Record
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import Arm, Outcome, Row
 from sparsemm.params.studies import PagesParams
@@ -17,6 +16,7 @@ from sparsemm.scores import ScoreTable, top_count
 from sparsemm.studies import Rows, Study, sentence, spread
 
 if TYPE_CHECKING:
+    from sparsemm.datasets.records import Record
     from sparsemm.studies.common.bench import Bench
 
 WORD, PAGE = "on the word", "on the page"

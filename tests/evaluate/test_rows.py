@@ -10,7 +10,7 @@ import pytest
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, name, over_seeds, tabulate, write_table
 from sparsemm.evaluate.statistics import estimate
-from sparsemm.studies.declaration import read_study
+from sparsemm.studies import read_study
 
 RNG = np.random.default_rng(3)
 A, B = Arm("read", "", "a", None, 8), Arm("read", "", "b", None, 8)

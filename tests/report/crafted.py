@@ -10,7 +10,7 @@ import plotly.graph_objects
 
 from sparsemm.evaluate.rows import Arm, Outcome, tabulate
 from sparsemm.report.results import Accuracy, ChaseMetrics, Heads, Machine, Model, Results, StudyResults, Timing
-from sparsemm.studies.declaration import StudyRow
+from sparsemm.studies import StudyRow
 
 VOID = {"meta", "img", "br"}
 RNG = np.random.default_rng(0)

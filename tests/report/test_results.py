@@ -12,7 +12,7 @@ import pytest
 from sparsemm.errors import DataError
 from sparsemm.params import parse_params
 from sparsemm.report.results import Accuracy, Machine, Shape, Timing, paper_points, read_results, read_shares
-from sparsemm.studies.stage import write
+from sparsemm.studies.common.stage import write
 from tests.report import crafted
 
 ENTRY = "m: {checkpoint: ckpt, family: qwen2_vl, note: a note}"

@@ -14,7 +14,7 @@ import yaml
 from sparsemm.errors import DataError
 from sparsemm.params import parse_params
 from sparsemm.report import stage
-from sparsemm.studies.stage import write
+from sparsemm.studies.common.stage import write
 from tests.explorer import pages
 from tests.report import crafted
 from tests.report.test_results import write_rows, write_scores

@@ -20,33 +20,29 @@ from sparsemm.scores import ScoreTable
 ROOT = Path(__file__).parents[2]
 KEY = "tiny-qwen2-vl"
 FEW = {"samples": 3, "tasks": ["qa"]}
-STUDIES = {
-    "derived": {
-        "curve": {},
-        "length": {"groups": 2},
-        "cost": {},
-    },
-    "measured": {
-        "masking": FEW | {"fractions": [0.1], "zero": ["query"], "seeds": 2},
-        "rho": {"samples": 3, "values": [0.5], "budget": 12},
-        "parts": FEW | {"budgets": [12]},
-        "later": {"samples": 3, "methods": ["full", "sparsemm", "snapkv"], "budgets": [12]},
-        "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},
-        "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
-    },
-    "compared": {
-        "sources": FEW | {"budgets": [12]},
-    },
-    "watched": {
-        "looking": {"samples": 3},
-    },
-    "searched": {
-        "search": FEW | {"held_out": 1, "budgets": [8, 12]},
-    },
-    "confirmed": {
-        "confirm": FEW | {"candidate": "rho 0.4", "held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
-    },
+# What the entries of params.yaml become; any other study gets `SMALL` where it has such an option.
+SMALL = FEW | {"budgets": [12], "budget": 12, "held_out": 1}
+ENTRIES = {
+    "length": {"groups": 2},
+    "masking": FEW | {"fractions": [0.1], "zero": ["query"], "seeds": 2},
+    "parts": FEW | {"budgets": [12]},
+    "sources": FEW | {"budgets": [12]},
+    "rho": {"samples": 3, "values": [0.5], "budget": 12},
+    "later": {"samples": 3, "methods": ["full", "sparsemm", "snapkv"], "budgets": [12]},
+    "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},
+    "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
+    "search": FEW | {"held_out": 1, "budgets": [8, 12]},
+    "confirm": FEW | {"candidate": "rho 0.4", "held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
 }
+
+
+def small(studies):
+    """The studies of params.yaml, with few pages."""
+
+    def entry(name, given):
+        return ENTRIES.get(name) or given | {option: SMALL[option] for option in given.keys() & SMALL.keys()}
+
+    return {group: {name: entry(name, given) for name, given in own.items()} for group, own in studies.items()}
 
 
 def write_samples(root, values, key="m", answers=("ab", "abcd")):
@@ -82,7 +78,7 @@ def begin(root):
     given = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     entry = given["models"][KEY]
     entry["checkpoint"] = str(ROOT / entry["checkpoint"])
-    given["models"], given["studies"] = {KEY: entry}, STUDIES
+    given["models"], given["studies"] = {KEY: entry}, small(given["studies"])
     given["evaluate"] |= {"samples": 3, "batch_size": 4, "bootstrap": 50, "max_new_tokens": 8}
     params = parse_params(yaml.safe_dump(given))
     records = [draw_record("evaluation", 0, index, PageStyle(1, 6, (3, 6))) for index in range(3)]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.studies import confirm, masking, search
-from sparsemm.studies.candidates import CANDIDATES
-from sparsemm.studies.curve import AREA
-from sparsemm.studies.declaration import Study, StudyRow, compared, spread
-from sparsemm.studies.names import OVERALL, PAPER, STUDIES
+from sparsemm.evaluate.rows import AREA, OVERALL, PAPER
+from sparsemm.studies import STUDIES, Study, StudyRow, compared, confirm, load, masking, search, spread
+from sparsemm.studies.common.allocations import CANDIDATES
 
 
 def row(**cells):
@@ -32,19 +28,15 @@ def row(**cells):
     return StudyRow.model_validate(given | cells)
 
 
-def study(name):
-    return importlib.import_module(f"sparsemm.studies.{name}").STUDY
-
-
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_declares_its_words_and_concludes_nothing_from_nothing(name):
-    declared = study(name)
+    declared = load(name)
     assert isinstance(declared, Study) and declared.title and declared.question.endswith(".")
     assert declared.conclusion([]) == ""
 
 
 def test_titles_tell_studies_apart():
-    assert len({study(name).title for name in STUDIES}) == len(STUDIES)
+    assert len({load(name).title for name in STUDIES}) == len(STUDIES)
 
 
 # A comparison that each study draws its conclusion from.
@@ -63,7 +55,7 @@ COMPARED = {
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_conclusions_count_the_verdicts(name):
-    declared = study(name)
+    declared = load(name)
     verdicts = ["worse"] * 3 + ["better"] + ["no difference shown"]
     rows = [row(**COMPARED[name], verdict=verdict) for verdict in verdicts]
     said = declared.conclusion(rows)
@@ -83,14 +75,14 @@ def test_long_answers_lose_more_only_where_they_do():
         pairs = (("3 characters", short), ("28-49 characters", -0.5), ("83-127 characters", long))
         return [row(condition=c, **cells | {"diff": d, "diff_ci_low": d, "diff_ci_high": d}) for c, d in pairs]
 
-    declared = study("length")
+    declared = load("length")
     assert "lower on the longest in 1 of 1" in declared.conclusion(groups(-0.1, -0.6))
     assert "lower on the longest in 0 of 1" in declared.conclusion(groups(-0.6, -0.1))
 
 
 def test_attention_of_the_groups_is_given_with_its_range():
     rows = [row(condition="on the word", setting="best heads", value=v, model=m) for v, m in ((0.4, "a"), (0.8, "b"))]
-    assert "best heads 0.40 to 0.80" in study("looking").conclusion(rows)
+    assert "best heads 0.40 to 0.80" in load("looking").conclusion(rows)
 
 
 def test_comparisons_without_a_verdict_are_not_counted():

@@ -9,8 +9,8 @@ import yaml
 from sparsemm.errors import DataError
 from sparsemm.evaluate.samples import kept, read_samples, read_table
 from sparsemm.params import parse_params
+from sparsemm.studies.common.stage import run
 from sparsemm.studies.length import by_length
-from sparsemm.studies.stage import run
 from tests.repository import ROOT
 from tests.studies.crafted import write_csv, write_samples
 

@@ -10,7 +10,8 @@ from PIL import Image
 from sparsemm.attention_probe import observe_attention
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.looking import BEST, LAST, MIDDLE, Watch, groups
+from sparsemm.studies.common.watch import Watch
+from sparsemm.studies.looking import BEST, LAST, MIDDLE, groups
 
 
 @pytest.mark.parametrize("name", ["tiny-llava-next-mistral", "tiny-qwen2-vl"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsemm.studies.margin import Margins
+from sparsemm.studies.common.margin import Margins
 
 
 def test_only_a_head_whose_best_weight_is_on_the_word_counts():

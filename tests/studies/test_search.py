@@ -7,15 +7,12 @@ import shutil
 import pytest
 
 from sparsemm.errors import ParamsError
-from sparsemm.params.studies import SearchParams
+from sparsemm.evaluate.rows import AREA, PAPER
 from sparsemm.policies import make_policy_from
 from sparsemm.policies.policy import ModelShape
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.candidates import CANDIDATES
-from sparsemm.studies.curve import AREA
-from sparsemm.studies.names import PAPER
-from sparsemm.studies.search import split
-from sparsemm.studies.stage import run
+from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, split
+from sparsemm.studies.common.stage import run
 from tests.studies.crafted import KEY
 
 
@@ -63,7 +60,7 @@ def test_what_is_no_candidate_is_refused_and_leaves_nothing(made, tmp_path, cand
     for name in ("datasets", "scores"):
         shutil.copytree(root / "artifacts" / name, tmp_path / "artifacts" / name)
     given = params.model_dump(exclude_unset=True)
-    given["studies"]["confirmed"]["confirm"]["candidate"] = candidate
+    given["studies"]["measured"]["confirm"]["candidate"] = candidate
     with pytest.raises(ParamsError, match=f"'{candidate}' cannot be confirmed.*rho 0.4"):
         run(type(params).model_validate(given), "confirm", KEY, tmp_path)
     assert not (tmp_path / "artifacts" / "studies" / "confirm").exists()

@@ -9,9 +9,8 @@ import pytest
 
 from sparsemm.errors import ScoreTableError
 from sparsemm.files import result_path
-from sparsemm.params.studies import BudgetedParams
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.sources import agreement, half, run
+from sparsemm.studies.sources import SourcesParams, agreement, half, run
 
 RNG = np.random.default_rng(0)
 
@@ -45,7 +44,7 @@ def test_agreement_is_high_for_one_ranking_and_low_for_two():
 def test_a_table_that_is_missing_or_of_another_model_is_refused(tmp_path):
     params = SimpleNamespace(robustness={"signs": None})
     bench = SimpleNamespace(root=tmp_path, key="m", scores=table(), params=params)
-    given = BudgetedParams(samples=2, budgets=(12,))
+    given = SourcesParams(samples=2, budgets=(12,))
     with pytest.raises(ScoreTableError, match="no score table.*sparsemm chase m --dataset signs"):
         run(bench, given)
     table(fingerprint="g").save(result_path(tmp_path, "scores", "m", ".safetensors", "signs"))

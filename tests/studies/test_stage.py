@@ -10,11 +10,11 @@ import pytest
 from sparsemm.cli import main
 from sparsemm.errors import DataError, ParamsError, ScoreTableError
 from sparsemm.evaluate.store import Store
-from sparsemm.studies.declaration import read_study
-from sparsemm.studies.stage import run
+from sparsemm.studies import in_group, read_study
+from sparsemm.studies.common.stage import run
 from tests.studies.crafted import KEY
 
-ARMS = {
+ARMS = {  # where their number is known
     "masking": 1 + 3,
     "rho": 2 * 2,
     "parts": 3,
@@ -30,13 +30,15 @@ def arms(rows):
     return {tuple(row[c] for c in ("task", "condition", "setting", "level", "budget")) for row in rows}
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", [*in_group("measured"), *in_group("compared")])
 def test_a_study_writes_its_rows_and_leaves_nothing_behind(made, rows, name):
     params, root = made
     run(params, name, KEY, root)
     found = rows(root, name)
-    assert len(arms(found)) == ARMS[name] and len(read_study(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY))
-    assert {row["n"] for row in found if row["task"] != "scores"} == {"3"}
+    assert len(arms(found)) == ARMS.get(name, len(arms(found)))
+    assert len(read_study(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY)) == len(found)
+    held_out = {"search": "2", "confirm": "1"}
+    assert {row["n"] for row in found if row["task"] != "scores"} == {held_out.get(name, "3")}
     assert all(float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in found if row["n"] == "3")
     assert not (root / "artifacts" / "work" / "studies" / name / KEY).exists()
     assert json.loads((root / "artifacts" / "studies" / name / f"{KEY}.json").read_text())
@@ -92,9 +94,8 @@ def test_what_cannot_be_studied_is_refused(made, tmp_path):
     shutil.copytree(root / "artifacts" / "datasets", tmp_path / "artifacts" / "datasets")
     with pytest.raises(ScoreTableError, match="chase"):
         run(params, "rho", KEY, tmp_path)
-    more = params.studies.measured.model_copy(
-        update={"rho": params.studies.measured.rho.model_copy(update={"samples": 4})}
-    )
+    rho = params.studies.measured.rho.model_copy(update={"samples": 4})
+    more = params.studies.measured.model_copy(update={"rho": rho})
     many = params.model_copy(update={"studies": params.studies.model_copy(update={"measured": more})})
     with pytest.raises(DataError, match="3 records, 4 wanted"):
         run(many, "rho", KEY, root)
