@@ -180,7 +180,7 @@ class Evaluator:
                 replies = ask(self.model, ready, {name: ways[name] for name in missing}, limit)
                 for name, reply in replies.items():
                     texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
-                    kept = reply.kept or [None] * len(texts)
+                    kept: Sequence[int | None] = reply.kept or [None] * len(texts)
                     each = [Answer(text, k, reply.slot_bytes) for text, k in zip(texts, kept, strict=True)]
                     self.store.put(task, name, index, each)
                     known[name] |= dict(zip(index, each, strict=True))

@@ -91,7 +91,7 @@ def _dataset(params: Params, root: Path) -> Path:
 
 def _tasks(params: Params, files: Files, root: Path, folder: Path) -> dict[str, Task]:
     given = params.evaluate
-    result = {}
+    result: dict[str, Task] = {}
     for task in given.tasks:
         if task in PUBLISHED:
             result[task] = load_published(task, files[task], folder, given.samples, given.max_new_tokens)

@@ -1,4 +1,4 @@
-"""The part `studies` of params.yaml: one optional entry per file of `sparsemm/studies`, which declares its own options."""
+"""The part `studies` of params.yaml: an optional entry per file of `sparsemm/studies`, which declares its options."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line
 
-# Stages of the repository itself: they belong to no single model, or, like `study-compared`, use outputs of such stages.
+# Stages of the repository itself: they belong to no single model or, like `study-compared`, use outputs of such.
 SHARED = ("download", "assemble", "align-also", "chase-also", "profile-shape", "study-compared", "report")
 
 

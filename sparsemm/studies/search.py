@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import AREA, OVERALL, PAPER, Row
 from sparsemm.studies import Rows, Study, StudyRow, sentence
-from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, candidate, measure, split
+from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, Way, candidate, measure, split
 
 if TYPE_CHECKING:
+    from sparsemm.evaluate.answers import Variant
     from sparsemm.studies.common.bench import Bench
 
 BEST = 6  # candidates that are drawn
@@ -69,7 +70,9 @@ def _each(rows: Rows) -> str:
 
 def run(bench: Bench, given: SearchParams) -> list[Row]:
     """One row per task, candidate and budget, and per area; each is compared with the paper's allocation."""
-    variants = {(name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets}
+    variants: dict[Way, Variant] = {
+        (name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets
+    }
     outcomes = measure(bench, given, split(given)[0], variants)
     return bench.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])
 
