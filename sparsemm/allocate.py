@@ -13,9 +13,9 @@ from sparsemm.scores import ScoreTable
 
 
 def run(params: Params, key: str, root: Path = Path("."), folder: str = "") -> None:
-    """Write artifacts/budgets/<key>.json: settings, and (layers, KV heads) slots for prompts longer than any head.
+    """Writes artifacts/budgets/<key>.json: settings, and the slots (layers, KV heads) for prompts longer than any head.
 
-    Layers are those with full attention; "layers" says which. The others keep their own cache.
+    Only full-attention layers have budgets; "layers" lists their numbers.
 
     Args:
         folder: below artifacts/scores and artifacts/budgets; "text" for the scores of `sparsemm chase --text`.
@@ -25,20 +25,20 @@ def run(params: Params, key: str, root: Path = Path("."), folder: str = "") -> N
         ScoreTableError: if the score table is missing or damaged.
         BudgetError: if a budget cannot be met.
     """
-    given = params.of(key).allocate
+    settings = params.of(key).allocate
     table = ScoreTable.load(root / "artifacts" / "scores" / folder / f"{key}.safetensors")
     layers = table.full_layers()
     scores = np.asarray(table.to_kv(table.header["num_kv_heads"]))[layers]
-    split = allocate if given.mode == "exact" else allocate_paper
-    slots = {budget: split(scores, budget, given.window, given.rho) for budget in given.budgets}
+    split = allocate if settings.mode == "exact" else allocate_paper
+    slots = {budget: split(scores, budget, settings.window, settings.rho) for budget in settings.budgets}
     summary = {
         str(budget): {"largest": int(s.max()), "smallest": int(s.min()), "total": int(s.sum())}
         for budget, s in slots.items()
     }
     value = {
-        "window": given.window,
-        "rho": given.rho,
-        "mode": given.mode,
+        "window": settings.window,
+        "rho": settings.rho,
+        "mode": settings.mode,
         "layers": layers,
         "slots": {str(budget): s.tolist() for budget, s in slots.items()},
         "summary": summary,

@@ -1,4 +1,4 @@
-"""Score table -> slots per KV head: three parts (window, uniform, score), exact totals, water-filling."""
+"""Splits a budget among KV heads by their scores: a window, a uniform part and a scored part, with exact totals."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Slots = NDArray[np.int64]
 def _checked(scores: Scores, budget: int, window: int, rho: float) -> Scores:
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or scores.size == 0:
-        raise BudgetError(f"scores have shape {scores.shape}", hint="give a (layers, KV heads) matrix")
+        raise BudgetError(f"scores have shape {scores.shape}", hint="pass a (layers, KV heads) matrix")
     if not np.isfinite(scores).all() or (scores < 0).any():
         raise BudgetError("scores must be finite and not negative", hint="chase the model again")
     if not 1 <= window <= budget:
-        raise BudgetError(f"budget {budget} with window {window}", hint="1 <= window <= budget is needed")
+        raise BudgetError(f"budget {budget} with window {window}", hint="choose 1 <= window <= budget")
     if not 0.0 <= rho <= 1.0:
         raise BudgetError(f"rho is {rho}", hint="choose rho between 0 and 1")
     total = scores.sum()
@@ -31,9 +31,9 @@ def _checked(scores: Scores, budget: int, window: int, rho: float) -> Scores:
 
 
 def largest_remainder(shares: NDArray[np.float64], total: int) -> Slots:
-    """Integers that sum to `total`, in proportion to `shares` (any shape, not negative, sum above zero).
+    """Returns integers that sum to `total`, in proportion to `shares` (any shape, not negative, sum above zero).
 
-    Every entry is its exact share rounded down or up; the largest remainders go up, ties to the lowest index.
+    Each entry is its exact share rounded down, or up for the largest remainders, the lowest index first among equals.
     """
     exact = shares / shares.sum() * total
     floors = np.floor(exact).astype(np.int64)
@@ -42,19 +42,19 @@ def largest_remainder(shares: NDArray[np.float64], total: int) -> Slots:
     flat = floors.ravel().copy()
     if missing >= 0:
         flat[order[:missing]] += 1
-    else:  # floating-point noise lifted a floor: take it back where the remainder is smallest
+    else:  # a rounding error raised a floor: lower it where the remainder is smallest
         candidates = [i for i in order[::-1] if flat[i] > 0][:-missing]
         flat[candidates] -= 1
     return flat.reshape(shares.shape)
 
 
 def fill(shares: NDArray[np.float64], total: int, room: Slots) -> Slots:
-    """Split `total` in proportion to `shares`, at most `room` each; what one cannot take flows to the others.
+    """Splits `total` in proportion to `shares`, at most `room` each; the excess of a full entry goes to the others.
 
     Args:
-        shares: weights, not negative, any shape. Where all open weights are zero, the split is even.
+        shares: weights, not negative, any shape. If the weights of all entries with room are zero, the split is even.
         total: at most `room.sum()`.
-        room: int64, same shape, the most each entry can take.
+        room: int64, same shape, the maximum of each entry.
 
     Returns:
         int64, same shape, sum exactly `total`.
@@ -71,15 +71,15 @@ def fill(shares: NDArray[np.float64], total: int, room: Slots) -> Slots:
         weights = np.where(open_entries, shares, 0.0)
         if weights.sum() <= 0:
             weights = open_entries.astype(np.float64)
-        wanted = weights / weights.sum() * total
-        full = open_entries & (wanted >= space)
+        exact = weights / weights.sum() * total
+        full = open_entries & (exact >= space)
         if full.any():  # these fill up; the rest is split again among the others
             taken[full] = room[full]
             total -= int(space[full].sum())
             continue
         taken += largest_remainder(weights, total)
         break
-    # Rounding up may step over a cap by one slot; the excess goes through the loop again.
+    # Rounding up may exceed a maximum by one slot; the excess is split again.
     over = np.maximum(taken - room, 0)
     if over.any():
         taken = taken - over
@@ -88,16 +88,16 @@ def fill(shares: NDArray[np.float64], total: int, room: Slots) -> Slots:
 
 
 def allocate(scores: Scores, budget: int, window: int, rho: float, prompt_length: int | None = None) -> Slots:
-    """Slots per KV head, window included (equations of arXiv 2506.05344, section 3.2, made exact).
+    """Returns the slots of each KV head, window included (arXiv 2506.05344, section 3.2, with exact totals).
 
     b[l,h] = w + r + s[l,h] * (1 - rho) * (B - w) * L * H with r = rho * (B - w) and s normalised to sum 1, as
-    integers by largest remainder. With a prompt of S tokens no head gets more than S; what it cannot use flows
-    to the others in proportion to their scores.
+    integers by largest remainder. With a prompt of S tokens no head gets more than S; its excess goes to the others
+    in proportion to their scores.
 
     Args:
         scores: (L, Hkv) float64, not negative; all zero means uniform.
         budget: B, mean slots per KV head, window included.
-        window: w, newest tokens every head keeps.
+        window: w, newest tokens, which every head keeps.
         rho: share of the slots beyond the window that is split evenly.
         prompt_length: S in tokens, or None for no cap.
 
@@ -105,7 +105,7 @@ def allocate(scores: Scores, budget: int, window: int, rho: float, prompt_length
         (L, Hkv) int64 whose sum is exactly L * Hkv * min(B, S).
 
     Raises:
-        BudgetError: if the scores or the parameters are impossible.
+        BudgetError: if the scores or the parameters are invalid.
     """
     share = _checked(scores, budget, window, rho)
     heads = share.size
@@ -114,7 +114,7 @@ def allocate(scores: Scores, budget: int, window: int, rho: float, prompt_length
     beyond = (budget - window) * heads
     uniform = int(rho * (budget - window))
     slots = np.full(share.shape, window + uniform, dtype=np.int64)
-    # The fraction of r below one slot is not lost: it is a flat term of the weights that split the remainder.
+    # The fraction of r below one slot is not lost: it is a constant term of the weights that split the rest.
     rest = beyond - uniform * heads
     weights = (rho * (budget - window) - uniform) + (1.0 - rho) * beyond * share
     most = prompt_length if prompt_length is not None else budget * heads
@@ -122,12 +122,12 @@ def allocate(scores: Scores, budget: int, window: int, rho: float, prompt_length
 
 
 def allocate_paper(scores: Scores, budget: int, window: int, rho: float, prompt_length: int | None = None) -> Slots:
-    """The arithmetic of the public code: per-head rounding, so the total drifts, and overflow is lost.
+    """Returns the slots as the public code computes them: heads are rounded one by one, and overflow is lost.
 
     base = B - w; min = int(base * rho); cap = round(s * (base - min) * L * H + min); slots = cap + w; a head keeps
     at most S. Nothing is compressed when base exceeds S - w.
 
-    Args, Returns, Raises: as `allocate`, but for the sum.
+    Arguments, result and errors are those of `allocate`, but the sum differs.
     """
     share = _checked(scores, budget, window, rho)
     base = budget - window
@@ -140,7 +140,7 @@ def allocate_paper(scores: Scores, budget: int, window: int, rho: float, prompt_
 
 @dataclass(frozen=True)
 class Plan:
-    """What the allocate stage wrote: settings (window, rho, mode) and slots per KV head at every budget."""
+    """The result of the allocate stage: settings (window, rho, mode), and slots per KV head at every budget."""
 
     settings: dict[str, Any]
     slots: dict[int, Slots]
@@ -152,10 +152,10 @@ class Plan:
 
 
 def load_budgets(path: str | Path) -> Plan:
-    """Read the allocate stage's JSON.
+    """Reads the JSON file of the allocate stage.
 
     Raises:
-        BudgetError: if it is missing or not what the stage writes.
+        BudgetError: if it is missing or malformed.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))

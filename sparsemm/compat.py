@@ -1,4 +1,4 @@
-"""Make a torchvision without its compiled operators importable beside a CPU build of torch."""
+"""Makes a torchvision whose compiled operators cannot load importable, for example beside a CPU build of torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _DEFINED: list[torch.library.Library] = []  # a Library undefines its operators 
 
 
 def define_missing_torchvision_operators() -> bool:
-    """Declare torchvision's nms operators when its binary cannot load.
+    """Declares torchvision's nms operators when its binary cannot load.
 
-    torchvision registers fake versions of them at import and fails when they do not exist; transformers then
-    cannot import any processor. Declared, not implemented: calling one still raises.
+    At import, torchvision registers fake versions of them and fails if they do not exist; then transformers cannot
+    import any processor. The operators are declared, not implemented: calling one still raises.
 
     Returns:
-        Whether they were missing, now or at an earlier call.
+        whether they were missing, now or at an earlier call.
     """
     if _DEFINED or importlib.util.find_spec("torchvision") is None:
         return bool(_DEFINED)

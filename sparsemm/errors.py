@@ -1,14 +1,14 @@
-"""Typed errors: what was wrong, where, and what to do next."""
+"""Typed errors that say what is wrong, where, and what to do next."""
 
 from __future__ import annotations
 
 
 class SparseMMError(Exception):
-    """Base of every error a user can act on.
+    """Base class of all errors that a user can act on.
 
     Args:
-        what: one sentence that says what was wrong.
-        where: file, key, layer or record it was found in.
+        what: one sentence that says what is wrong.
+        where: the file, key, layer or record with the problem.
         hint: what to do next.
     """
 
@@ -31,11 +31,11 @@ class EmptyRecord(DataError):
 
 
 class FetchError(SparseMMError):
-    """A source of data or checkpoints cannot be reached, refuses, or does not hold what was asked for."""
+    """A source of data or checkpoints cannot be reached, refuses access, or lacks the requested file."""
 
 
 class CorruptFetch(FetchError):
-    """What arrived is not what the source promised; it was thrown away, and another try starts afresh."""
+    """The received data does not match what the source promised; it was deleted, and the next attempt starts anew."""
 
 
 class LayoutError(SparseMMError):
@@ -43,7 +43,7 @@ class LayoutError(SparseMMError):
 
 
 class AlignError(SparseMMError):
-    """An answer cannot be tied to its record."""
+    """An answer cannot be aligned with its record."""
 
 
 class ScoreTableError(SparseMMError):
@@ -51,11 +51,11 @@ class ScoreTableError(SparseMMError):
 
 
 class BudgetError(SparseMMError):
-    """A budget that no allocation can meet."""
+    """A method, budget, option or matrix of scores is invalid."""
 
 
 class CacheError(SparseMMError):
-    """The compressed cache was used in a way it cannot serve."""
+    """The compressed cache does not support this model or this use."""
 
 
 class ModelError(SparseMMError):
@@ -63,15 +63,15 @@ class ModelError(SparseMMError):
 
 
 class PipelineError(SparseMMError):
-    """A stage failed, or git or DVC could not do what the pipeline needs."""
+    """A stage failed, or git or DVC failed in the pipeline."""
 
 
 class WatchError(SparseMMError):
-    """A watched source of checkpoints cannot be asked, or holds what must not be fetched."""
+    """A watched source of checkpoints cannot be queried, or has a checkpoint that must not be fetched."""
 
 
 class RegistryError(SparseMMError):
-    """Something cannot be published, promoted or looked up, or is not what was published."""
+    """A score table cannot be published, promoted or looked up, or differs from the published one."""
 
 
 class RegistryUnreachable(RegistryError):
@@ -79,4 +79,4 @@ class RegistryUnreachable(RegistryError):
 
 
 class EngineError(SparseMMError):
-    """vLLM was asked for something that its plug-in for compressed caches does not serve."""
+    """The vLLM plug-in for compressed caches does not support a model or a setting of the engine."""

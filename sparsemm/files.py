@@ -1,4 +1,4 @@
-"""Write files so that a crash never leaves half of one behind."""
+"""Writes files and folders so that a crash never leaves half of one behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sparsemm.errors import FetchError
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it onto `path` on success, remove it on failure."""
+    """Yields a temporary path beside `path`, which is renamed to `path` on success and removed on failure."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
@@ -32,16 +32,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def room(where: str) -> Iterator[None]:
-    """Tell of a full disk as one.
+    """Reports a full disk as a `FetchError`.
 
     Raises:
-        FetchError: if what happens inside fails for want of space.
+        FetchError: if the body of the context fails because the disk is full.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            raise FetchError("the disk is full", where=where, hint="free some space and run it again") from error
+            raise FetchError(
+                "the disk is full", where=where, hint="free some space and run the command again"
+            ) from error
         raise
 
 
@@ -75,43 +77,43 @@ def fill_folder(folder: Path, fill: Callable[[Path], None], is_whole: Callable[[
 
 
 def result_path(root: Path, folder: str, key: str, suffix: str, dataset: str | None = None) -> Path:
-    """A model's file in a folder of artifacts/: <key><suffix>, or also/<key>/<dataset><suffix> for one of `robustness`.
+    """Returns a model's file in artifacts/: <key><suffix>, or also/<key>/<dataset><suffix> for data of robustness.
 
-    The tables of one model lie side by side, so that DVC sees when one of them changed.
+    The tables of one model are in one folder, so that DVC sees when one of them changes.
     """
-    where = root / "artifacts" / folder
-    return where / "also" / key / f"{dataset}{suffix}" if dataset else where / f"{key}{suffix}"
+    parent = root / "artifacts" / folder
+    return parent / "also" / key / f"{dataset}{suffix}" if dataset else parent / f"{key}{suffix}"
 
 
 def work_folder(root: Path, stage: str, key: str, dataset: str | None = None) -> Path:
-    """Folder of what a stage of a model has done so far; it is removed when the results are written."""
+    """Returns the folder of a stage's partial results for a model; the stage removes it when it has finished."""
     return root / "artifacts" / "work" / (f"{stage}@{dataset}" if dataset else stage) / key
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write `value` as sorted, indented JSON (byte-identical for equal values), atomically; NaN is refused."""
+    """Writes `value` as sorted, indented JSON (byte-identical for equal values), atomically; NaN is refused."""
     text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def plain_name(name: str) -> str:
-    """A file's name as it is compared, shown and stored: Unicode NFC; bytes that are no UTF-8 as Python writes them."""
+    """Returns a file's name in the form that is compared and shown: Unicode NFC, with non-UTF-8 bytes as escapes."""
     return normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
 
 
 def as_on_disk(path: Path) -> Path:
-    """The path as the disk spells it, where a name there differs in its Unicode normal form only; else the path."""
+    """Returns the path as the disk spells it, if a name there differs only in Unicode normal form; else the path."""
     if path.exists() or path.parent == path:
         return path
-    folder, wanted = as_on_disk(path.parent), plain_name(path.name)
+    folder, name = as_on_disk(path.parent), plain_name(path.name)
     try:
-        return next((one for one in folder.iterdir() if plain_name(one.name) == wanted), folder / path.name)
+        return next((child for child in folder.iterdir() if plain_name(child.name) == name), folder / path.name)
     except OSError:
         return path
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Returns the hex SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

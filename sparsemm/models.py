@@ -1,4 +1,4 @@
-"""Load a checkpoint, name its exact contents, and describe it for params.yaml."""
+"""Loads checkpoints, identifies their exact contents, and describes them for params.yaml."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 NOT_CONTENT = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "_attn_implementation_autoset")
-NAMED = 3  # weights that an error message names; of the others it tells the number
-LONGEST = 600  # characters that an error message takes over from transformers
+NAMED = 3  # most weights that an error message names; it only counts the others
+LONGEST = 600  # most characters that an error message quotes from transformers
 
 
 def content_revision(folder: str | Path) -> str:
-    """16 hex digits over names and bytes of a local checkpoint's files (its card and hidden files left out)."""
+    """Returns 16 hex digits, a hash of names and bytes of a local checkpoint's files without card and hidden files."""
     files = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name[0] != "." and p.name != "card.json")
     lines = "".join(f"{plain_name(path.name)} {sha256_file(path)}\n" for path in files)
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
 def fingerprint(config: PretrainedConfig) -> str:
-    """Hex SHA-256 of a config's canonical JSON, without what does not change the model's mathematics.
+    """Returns the hex SHA-256 of a config's canonical JSON, without keys that do not change the model's mathematics.
 
-    Quantisation by bitsandbytes at load time is left out: the table belongs to the checkpoint, and names it itself.
+    Quantisation by bitsandbytes at load time is left out: a score table belongs to the checkpoint, and its own header
+    names the quantisation.
     """
 
     def clean(value: Any) -> Any:
@@ -54,10 +55,10 @@ def fingerprint(config: PretrainedConfig) -> str:
 
 
 def mixed_layers(config: PretrainedConfig) -> dict[str, Any]:
-    """What a score table's header says of a model with sliding-window or linear-attention layers beside full ones.
+    """Returns the header keys of a score table for a model with sliding-window or linear-attention layers.
 
     Raises:
-        CacheError: if it has layers of yet another kind, or no layer with full attention.
+        CacheError: if it has layers of another kind, or no layer with full attention.
     """
     from sparsemm.cache.served import layers_of
 
@@ -70,16 +71,16 @@ def mixed_layers(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]:
-    """Load (model in eval mode, processor) of an entry; CUDA where there is one unless `device` says otherwise.
+    """Loads (model in eval mode, processor) of an entry, onto `device`, or else onto CUDA if there is a device.
 
-    A local folder is read offline, and its contents must be what `revision` names. With `device_map` or `load_in` the
-    weights go where transformers puts them, unless `device` names one place for all.
+    A local folder is read offline, and its contents must match `revision`. With `device_map` or `load_in`, transformers
+    places the weights, unless `device` names one device for all.
 
     Raises:
         FetchError: if a hub checkpoint cannot be fetched.
         LayoutError: if no layout supports the model.
-        ModelError: if the folder does not hold the revision, is of another family or cannot be loaded, a package that
-            `device_map` or `load_in` needs is missing, or no device has room for the first of the weights.
+        ModelError: if the folder holds another revision, the model is of another family or cannot be loaded, a package
+            that `device_map` or `load_in` needs is missing, or no device has room for the first weights.
     """
     import torch
 
@@ -91,15 +92,15 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
 
     local = Path(entry.checkpoint).is_dir()
     if local:
-        disable_progress_bar()  # a bar that is over before it can be read
+        disable_progress_bar()  # it would vanish before anyone can read it
     options: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if local:
-        found = content_revision(entry.checkpoint)
-        if entry.revision is not None and found != entry.revision:
+        revision = content_revision(entry.checkpoint)
+        if entry.revision is not None and revision != entry.revision:
             raise ModelError(
-                f"the folder's contents are revision {found}, params.yaml names {entry.revision}",
+                f"the folder's contents are revision {revision}, params.yaml names {entry.revision}",
                 where=entry.checkpoint,
-                hint="run `sparsemm models add` on it again if the change is wanted",
+                hint="run `sparsemm models add` on it again if the change is intended",
             )
     folder = entry.checkpoint if local else str(fetch.checkpoint(entry.checkpoint, entry.revision))
     family = _family(_parsed(Path(folder) / "config.json", entry.checkpoint), entry.checkpoint)
@@ -115,12 +116,12 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
         options |= placed | {"dtype": getattr(torch, entry.dtype)}
         model = whole_model(AutoModelForImageTextToText, folder, entry.checkpoint, **options)
         if model.device.type == "meta":
-            hint = "free the memory of the first GPU, or load it in 4bit"
-            raise ModelError("no device has room for its first part", where=entry.checkpoint, hint=hint)
+            hint = "free memory of the first GPU, or set load_in: 4bit"
+            raise ModelError("no device has room for its first layers", where=entry.checkpoint, hint=hint)
         model = model if placed else model.to(place)
     if entry.load_in == "4bit":
         for module in model.modules():
-            # Else a CPU with bf16 instructions computes in bf16 whatever the dtype, and refuses widths such as 96.
+            # Else a CPU with bf16 instructions computes in bf16 for any dtype, and refuses widths such as 96.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     return model.eval(), processor
@@ -128,14 +129,14 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
 
 @contextmanager
 def transformers_errors(where: str, hint: str) -> Iterator[None]:
-    """Turns whatever transformers raises inside, while it reads or builds a model, into a `ModelError`.
+    """Turns any error of transformers while it reads or builds a model into a `ModelError`.
 
     Args:
         where: the checkpoint.
-        hint: what to do about a file that is not there.
+        hint: what to do about a missing file.
 
     Raises:
-        ModelError: instead of any exception that is not one of ours.
+        ModelError: in place of any exception that is not a `SparseMMError`.
     """
     import torch
 
@@ -147,33 +148,33 @@ def transformers_errors(where: str, hint: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         text = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
         if isinstance(error, ImportError):
-            hint = "install the package, or take what needs it out of config.json"
+            hint = "install the package, or remove the keys that need it from config.json"
         elif isinstance(error, torch.OutOfMemoryError | MemoryError):
             hint = "free memory, or set device_map or load_in of its entry in params.yaml"
-        elif not isinstance(error, OSError):  # which names its file
+        elif not isinstance(error, OSError):  # an OSError names its file
             text, hint = f"{type(error).__name__}: {text}", "check config.json and the other files of the checkpoint"
         raise ModelError(f"cannot be loaded: {text}", where=where, hint=hint) from error
 
 
 def whole_model(kind: Any, folder: str | Path | None, where: str, **options: Any) -> Any:
-    """The model of a checkpoint, all of whose weights come from the checkpoint.
+    """Loads a model all of whose weights come from the checkpoint.
 
-    Transformers fills in random numbers for weights that it does not find. Tied weights and buffers that it leaves
-    out of files itself do not count as missing.
+    Transformers would initialise missing weights at random. Tied weights and buffers that it does not save do not count
+    as missing.
 
     Args:
         kind: a model class of transformers, or an auto class.
-        folder: of the checkpoint; None where `options` holds its weights.
-        where: what error messages call it.
-        options: for `from_pretrained`.
+        folder: folder of the checkpoint; None if `options` has its weights.
+        where: name of the checkpoint in error messages.
+        options: arguments of `from_pretrained`.
 
     Raises:
-        ModelError: if weights are missing or have other shapes than config.json says.
+        ModelError: if weights are missing, or their shapes differ from those of config.json.
     """
     report = logging.getLogger("transformers.modeling_utils")
-    report.addFilter(_is_no_report)  # of what the error below says
+    report.addFilter(_is_no_report)  # the error below says the same
     try:
-        # No pickles: what transformers would make of pytorch_model.bin is not looked for.
+        # No pickles: pytorch_model.bin is never read.
         model, info = kind.from_pretrained(
             folder, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
         )
@@ -184,7 +185,7 @@ def whole_model(kind: Any, folder: str | Path | None, where: str, **options: Any
         what = f"{name} has shape {tuple(stored)}, by config.json it is {tuple(expected)}"
         more = len(info["mismatched_keys"]) - 1
         raise ModelError(
-            what + (f", and {more} more are of other shapes" if more else ""),
+            what + (f", and {more} more have wrong shapes" if more else ""),
             where=where,
             hint="config.json and the weights belong to different models; take both from one checkpoint",
         )
@@ -194,12 +195,12 @@ def whole_model(kind: Any, folder: str | Path | None, where: str, **options: Any
 
 
 def check_weights(folder: str | Path) -> None:
-    """Holds a local checkpoint's weights against its config.json, without reading more than names and shapes.
+    """Compares a local checkpoint's weights with its config.json; reads only their names and shapes.
 
-    Weights that are stored quantised are not looked at: their names are those of the quantisation method.
+    Weights that are stored quantised are not checked, since their names depend on the quantisation method.
 
     Raises:
-        ModelError: if weights are missing, have other shapes than config.json says, or no model can be built.
+        ModelError: if weights are missing, their shapes differ from those of config.json, or no model can be built.
     """
     import torch
     from safetensors import safe_open
@@ -220,18 +221,18 @@ def check_weights(folder: str | Path) -> None:
         for path in weight_files(Path(folder)):
             with safe_open(path, framework="pt") as weights:
                 shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-        # One number seen as every number of a tensor: it has the shape, and takes no memory.
+        # One number, expanded to the shape of a tensor, takes no memory.
         number = torch.zeros((), dtype=torch.float32, device="cpu")
         state = {name: number.expand(shape) for name, shape in shapes.items()}
         kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
-        # What is missing needs no random numbers here. The module's name tells transformers that it knows the class.
+        # No weights are initialised here. By the module's name transformers recognises its own class.
         same = {"__module__": kind.__module__, "initialize_weights": lambda model: None}
         empty = type(kind.__name__, (kind,), same)
         whole_model(empty, None, where, config=config, state_dict=state, dtype=torch.float32)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads of a checkpoint folder: those of its index, where there is one.
+    """Lists the safetensors files of a checkpoint folder that transformers reads: those of its index, if there is one.
 
     Raises:
         OSError, ValueError, LookupError, TypeError, AttributeError: if the index cannot be read.
@@ -247,7 +248,7 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 
 def _incomplete(missing: set[str], unexpected: set[str], where: str) -> ModelError:
-    """The error about missing weights; a prefix under which the file does have them is named."""
+    """Returns the error about missing weights, which names a prefix under which the files do have them."""
     what = f"{len(missing)} of its weights are missing: {_some(missing)}"
     prefixes: dict[str, set[str]] = {}
     for name in unexpected:
@@ -257,10 +258,10 @@ def _incomplete(missing: set[str], unexpected: set[str], where: str) -> ModelErr
                 break
     if not prefixes:
         return ModelError(what, where=where, hint="save or fetch the checkpoint again, whole")
-    prefix, names = max(prefixes.items(), key=lambda one: (len(one[1]), one[0]))
+    prefix, names = max(prefixes.items(), key=lambda item: (len(item[1]), item[0]))
     what += f"; it has {len(names)} whose names begin with {prefix!r} instead: {_some(names)}"
     hint = "merge the adapter with peft's merge_and_unload" if "base_model." in prefix else "take the model out of it"
-    return ModelError(what, where=where, hint=f"a wrapper's names: {hint} before saving")
+    return ModelError(what, where=where, hint=f"these are the names of a wrapper: {hint} before saving")
 
 
 def _some(names: set[str]) -> str:
@@ -269,17 +270,18 @@ def _some(names: set[str]) -> str:
 
 
 def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
-    """What `from_pretrained` is told where it places or quantises the weights itself; else nothing.
+    """Returns the options of `from_pretrained` if it places or quantises the weights itself, else none.
 
     Args:
-        place: device for all weights, or None: `entry.device_map` decides.
+        entry: the model's entry in params.yaml.
+        place: device for all weights; None leaves that to `entry.device_map`.
     """
     import torch
     from transformers import BitsAndBytesConfig
 
     needed = {"accelerate": entry.device_map or entry.load_in, "bitsandbytes": entry.load_in}
-    for package, wanted in needed.items():
-        if wanted and importlib.util.find_spec(package) is None:
+    for package, option in needed.items():
+        if option and importlib.util.find_spec(package) is None:
             what = f"{'load_in' if entry.load_in else 'device_map'} needs the package {package}"
             raise ModelError(
                 what, where=entry.checkpoint, hint="install the gpu extra: `pip install '.[gpu]'` in a clone"
@@ -294,13 +296,13 @@ def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
         )
     elif entry.load_in == "8bit":
         placed["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        # Else a line for every product of what is not fp16.
+        # Else it logs a line for every matrix product that is not in fp16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     return placed
 
 
 def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
-    """config.json of a local folder or a hub id, as a dict.
+    """Reads config.json of a local folder or a hub id.
 
     Raises:
         ModelError: if there is none, it is not JSON, or the hub cannot be reached.
@@ -312,7 +314,7 @@ def _parsed(path: Path, checkpoint: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        hint = "a checkpoint is a folder that holds it"
+        hint = "a checkpoint is a folder with a config.json"
         raise ModelError(f"config.json cannot be read: {error.strerror}", where=checkpoint, hint=hint) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"config.json cannot be read: {error}", where=checkpoint) from error
@@ -351,46 +353,46 @@ def _config_path(checkpoint: str, revision: str | None) -> Path:
 
 
 def new_entry(checkpoint: str, revision: str | None = None, dtype: str | None = None, note: str = "") -> ModelParams:
-    """The params entry of a checkpoint: family from config.json, revision the hub's commit or the folder's contents.
+    """Returns the params entry of a checkpoint; its revision is the hub's commit, or a hash of the folder's contents.
 
     Raises:
         LayoutError: if no layout supports the model.
-        ModelError: if config.json cannot be read or states a dtype that is not served, or `revision` is not what a
-            local folder holds.
+        ModelError: if config.json cannot be read or has an unsupported dtype, or a local folder does not hold
+            `revision`.
     """
     try:
         checkpoint.encode()
     except UnicodeEncodeError as error:
-        what, where = "params.yaml cannot hold a name that is no UTF-8", plain_name(checkpoint)
+        what, where = "params.yaml cannot hold a name that is not UTF-8", plain_name(checkpoint)
         raise ModelError(what, where=where, hint="rename the folder") from error
     path = _config_path(checkpoint, revision)
     config = _parsed(path, checkpoint)
     family = _family(config, checkpoint)
     if Path(checkpoint).is_dir():
-        found = content_revision(checkpoint)
-        if revision not in (None, found):
-            raise ModelError(f"the folder's contents are revision {found}, not {revision}", where=checkpoint)
-        revision = found
+        contents = content_revision(checkpoint)
+        if revision not in (None, contents):
+            raise ModelError(f"the folder's contents are revision {contents}, not {revision}", where=checkpoint)
+        revision = contents
     elif re.fullmatch(r"[0-9a-f]{40}", path.parent.name):
-        revision = path.parent.name  # huggingface_hub keeps files under the commit that a branch or tag stands for
+        revision = path.parent.name  # huggingface_hub names the folder after the commit of a branch or tag
     text = config.get("text_config") or {}
-    stated = dtype or config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
-    served = get_args(ModelParams.model_fields["dtype"].annotation)
-    if stated not in served:
-        hint = f"choose one of {', '.join(served)} with --dtype"
-        raise ModelError(f"dtype {stated!r} is not served", where=checkpoint, hint=hint)
-    values = {"checkpoint": checkpoint, "revision": revision, "family": family, "dtype": stated, "note": note}
+    dtype = dtype or config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
+    dtypes = get_args(ModelParams.model_fields["dtype"].annotation)
+    if dtype not in dtypes:
+        hint = f"choose one of {', '.join(dtypes)} with --dtype"
+        raise ModelError(f"dtype {dtype!r} is not supported", where=checkpoint, hint=hint)
+    values = {"checkpoint": checkpoint, "revision": revision, "family": family, "dtype": dtype, "note": note}
     return ModelParams.model_validate_json(json.dumps(values))
 
 
 def default_key(checkpoint: str) -> str:
-    """A model key from a checkpoint's last path part: Qwen/Qwen2.5-VL-7B -> qwen2-5-vl-7b."""
-    name = Path(checkpoint).name or Path(checkpoint).resolve().name  # the folder that . is
+    """Derives a model key from the last part of a checkpoint's path: Qwen/Qwen2.5-VL-7B -> qwen2-5-vl-7b."""
+    name = Path(checkpoint).name or Path(checkpoint).resolve().name  # for "."
     return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_")
 
 
 def imported_header(entry: ModelParams) -> dict[str, Any]:
-    """Header of a score table that comes from elsewhere: what can be known of the model without loading it.
+    """Returns the header of an imported score table: what config.json says about the model.
 
     Raises:
         ModelError: if its config cannot be read.

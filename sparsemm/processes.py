@@ -1,4 +1,4 @@
-"""Work shared between the cores of a CPU by processes, where a model is too small for threads."""
+"""Distributes work among processes on a CPU, for models that are too small for threads."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from typing import Any, NoReturn
 
 import torch
 
-PR_SET_PDEATHSIG = 1  # of Linux: a process ends with the one it came from
-SMALL = 1 << 28  # bytes of weights
+PR_SET_PDEATHSIG = 1  # Linux: a process gets a signal when its parent ends
+SMALL = 1 << 28  # bytes of the weights of a small model, at most
 
 
 def processes(model: Any) -> int:
-    """How many processes use the CPU well: torch's threads, or 1 for a large model or one on another device."""
+    """Returns the best number of processes: torch's threads, or 1 for a large model or one on another device."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    alone = model.device.type != "cpu" or weights > SMALL or not hasattr(os, "fork")
-    return 1 if alone else torch.get_num_threads()
+    single = model.device.type != "cpu" or weights > SMALL or not hasattr(os, "fork")
+    return 1 if single else torch.get_num_threads()
 
 
-def share(works: Sequence[Callable[[], Any]], count: int) -> Iterator[Any]:
-    """What the works return, in their order; with `count` above 1 plain JSON, from as many forked processes.
+def share(tasks: Sequence[Callable[[], Any]], count: int) -> Iterator[Any]:
+    """Yields the results of the tasks in order; with `count` above 1, from that many forked processes, as plain JSON.
 
-    Tensors are shared until they are written to. Every process computes with one thread, as torch's own data loaders
-    do: the threads of the process it came from are not there. A work that fails in one is done again here, where its
+    Tensors are shared until they are written to. Every process computes with one thread, as torch's data loaders do,
+    because a fork does not copy the threads of its parent. A task that fails in a process is repeated here, so that its
     error is raised.
     """
-    count = min(count, len(works))
+    count = min(count, len(tasks))
     if count < 2:
-        for work in works:
-            yield work()
+        for task in tasks:
+            yield task()
         return
     with TemporaryDirectory(prefix="sparsemm-") as name:
         folder = Path(name)
         children = []
         try:
             for first in range(count):
-                children.append(_fork(works, range(first, len(works), count), folder))
+                children.append(_fork(tasks, range(first, len(tasks), count), folder))
             while children:
                 os.waitpid(children[-1], 0)
                 children.pop()
@@ -51,30 +51,30 @@ def share(works: Sequence[Callable[[], Any]], count: int) -> Iterator[Any]:
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-        for i, work in enumerate(works):
+        for i, task in enumerate(tasks):
             path = folder / f"{i}.json"
-            yield json.loads(path.read_text(encoding="utf-8")) if path.is_file() else work()
+            yield json.loads(path.read_text(encoding="utf-8")) if path.is_file() else task()
 
 
-def _fork(works: Sequence[Callable[[], Any]], mine: Sequence[int], folder: Path) -> int:
-    """Number of a process that does these works and leaves what they return in the folder."""
+def _fork(tasks: Sequence[Callable[[], Any]], numbers: Sequence[int], folder: Path) -> int:
+    """Starts a process that runs the tasks with these numbers, with results in the folder, and returns its id."""
     parent = os.getpid()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where there are threads: none is needed
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which the child needs not
         child = os.fork()
-    return child or _work(works, mine, folder, parent)
+    return child or _run_tasks(tasks, numbers, folder, parent)
 
 
-def _work(works: Sequence[Callable[[], Any]], mine: Sequence[int], folder: Path, parent: int) -> NoReturn:
+def _run_tasks(tasks: Sequence[Callable[[], Any]], numbers: Sequence[int], folder: Path, parent: int) -> NoReturn:
     try:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         torch.set_num_threads(1)
-        for i in mine:
-            if os.getppid() != parent:  # elsewhere: at the next work
+        for i in numbers:
+            if os.getppid() != parent:  # on other systems, end here if the parent has ended
                 break
-            whole = folder / f"{i}.part"
-            whole.write_text(json.dumps(works[i]()), encoding="utf-8")
-            whole.rename(folder / f"{i}.json")
+            partial = folder / f"{i}.part"
+            partial.write_text(json.dumps(tasks[i]()), encoding="utf-8")
+            partial.rename(folder / f"{i}.json")
     finally:
-        os._exit(0)  # nothing that the other process would do at its end: no buffers written twice, no files removed
+        os._exit(0)  # skip the parent's exit handlers: no buffers written twice, no files removed

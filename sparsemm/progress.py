@@ -1,4 +1,4 @@
-"""Progress of long work."""
+"""Shows the progress of long work on stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 T = TypeVar("T")
-EVERY = 5.0  # seconds between two lines where nobody watches
+EVERY = 5.0  # seconds between two lines where stderr is not a terminal
 
 
 class Bar(tqdm):  # type: ignore[type-arg]

@@ -1,4 +1,4 @@
-"""Images and a question -> the tensors a model takes."""
+"""Turns images and questions into the input tensors of a model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sparsemm.errors import DataError
 
 
 def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[str]) -> Any:
-    """One user turn per row, its images first, in the processor's own chat template, padded on the left.
+    """Builds one user turn per row, its images first, with the processor's own chat template, padded on the left.
 
     Args:
         processor: a Hugging Face processor with a chat template, or whose tokenizer has one.
-        images: RGB images of each row (any number, none included).
-        texts: what the user says in each row.
+        images: RGB images of each row (any number, also none).
+        texts: the user's message of each row.
 
     Returns:
         BatchFeature with input_ids, attention_mask (B, S) int64 and the family's own pixel tensors.
 
     Raises:
-        DataError: if there is no row, not one list of images per text, no chat template, or the processor refuses
-            (Qwen2-VL's does, for one, where an image is more than 200 times as wide as high).
+        DataError: if there is no row, not one list of images per text, or no chat template, or if the processor refuses
+            an image (Qwen2-VL's does if it is more than 200 times as wide as high).
     """
     if not texts or len(images) != len(texts):
         raise DataError(f"{len(images)} lists of images for {len(texts)} texts", where="build_inputs")
@@ -56,50 +56,53 @@ def chat_prompt(processor: Any, images: Sequence[Image.Image], text: str) -> str
 
 
 def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) -> Any:
-    """Prompts that a chat template has written, as `build_inputs` returns them; one list of images per prompt.
+    """Encodes prompts written by a chat template, as `build_inputs` returns them; one list of images per prompt.
 
     Raises:
-        DataError: if the processor refuses.
+        DataError: if the processor refuses an image.
     """
     processor.tokenizer.padding_side = "left"
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
     bos = processor.tokenizer.bos_token
     special = not (bos and prompts[0].startswith(bos))
     # One list per row: some families treat images that share a prompt differently.
-    given = [list(row) for row in images] if any(images) else None
+    nested = [list(row) for row in images] if any(images) else None
     try:
-        return processor(text=prompts, images=given, padding=True, return_tensors="pt", add_special_tokens=special)
+        return processor(text=prompts, images=nested, padding=True, return_tensors="pt", add_special_tokens=special)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         sizes = ", ".join(f"{image.width}x{image.height}" for row in images for image in row)
         raise DataError(f"the processor refuses images of {sizes}: {error}", where="build_inputs") from error
 
 
 def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:
-    """Tokens that an image of each (width, height) in pixels takes up in a prompt, to sort by.
+    """Returns the prompt tokens of an image of each (width, height) in pixels, for sorting.
 
-    0 if the processor refuses the image; its pixels if it cannot count (SmolVLM's).
+    It is 0 if the processor refuses the image, and the number of pixels if it cannot count tokens (SmolVLM's).
     """
-    counted = getattr(processor, "_get_num_multimodal_tokens", None)
-    if counted is None:
+    count_tokens = getattr(processor, "_get_num_multimodal_tokens", None)
+    if count_tokens is None:
         return [width * height for width, height in sizes]
 
-    def count(some: Sequence[tuple[int, int]]) -> list[int]:
-        found = counted(image_sizes=[(height, width) for width, height in some])
-        return [int(number) for number in found["num_image_tokens"]]
+    def count(sizes: Sequence[tuple[int, int]]) -> list[int]:
+        counts = count_tokens(image_sizes=[(height, width) for width, height in sizes])
+        return [int(number) for number in counts["num_image_tokens"]]
 
     try:
         return count(sizes)
     except (ArithmeticError, LookupError, RuntimeError, ValueError):
-        return [0] if len(sizes) == 1 else [number for one in sizes for number in visual_lengths(processor, [one])]
+        return [0] if len(sizes) == 1 else [visual_lengths(processor, [size])[0] for size in sizes]
 
 
 def by_length(lengths: Sequence[int], batch_size: int, most_padding: float = 1.0) -> list[list[int]]:
-    """Indices of samples in batches of like length, the shortest first: little of a batch is padding then.
+    """Groups samples of similar length into batches, the shortest first, so that batches have little padding.
 
     Args:
-        batch_size: samples of a batch, at most.
-        most_padding: share of a batch's positions that may be padding; a sample that would make it more begins the
-            next batch.
+        lengths: length of each sample.
+        batch_size: most samples of a batch.
+        most_padding: largest share of padding in a batch; a sample that would exceed it starts the next batch.
+
+    Returns:
+        the indices of the samples in each batch.
     """
     batches: list[list[int]] = []
     real = 0

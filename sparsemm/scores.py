@@ -1,4 +1,4 @@
-"""ScoreTable: how often each attention head looked at what it was reading."""
+"""The score table: how often each attention head attends to the words that the model is reading."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from sparsemm.files import atomic_path, write_json
 
 Scores = NDArray[np.float64]
 FORMAT = 1
-REQUIRED = ("model", "revision", "fingerprint", "num_kv_heads")  # without these a table fits no model
+REQUIRED = ("model", "revision", "fingerprint", "num_kv_heads")  # header keys that identify the model
 MIXED = ("sliding_layers", "linear_layers")  # header keys of layers whose caches are not compressed
 SHARES = (0.01, 0.02, 0.05, 0.10)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoreTable:
-    """Visual scores of one model's heads (section 1 of the paper) and where they come from.
+    """Visual scores of the heads of one model (section 1 of the paper), and their origin.
 
     Attributes:
-        scores: (L, Hq) float64, sum over samples of the weighted hits.
-        hits: (L, Hq) int64, answer tokens whose argmax lay on their own word; zeros where unknown (imported).
+        scores: (L, Hq) float64, weighted hits, summed over samples.
+        hits: (L, Hq) int64, answer tokens whose largest attention logit is on their own word; zeros if unknown
+            (imported tables).
         per_sample: (N, L, Hq) float64, weighted hits of every sample: the sum of 1 / |R_t| over its hits.
-        header: plain JSON values; `REQUIRED` keys, and dataset, samples, tokens, prompt, mode, params where known;
-            sliding_layers and linear_layers of a model that has some. No budget is split by them. A head of a sliding
-            layer sees only the newest tokens, so its score counts hits on words that were near enough; a linear layer
+        header: plain JSON values: the `REQUIRED` keys; dataset, samples, tokens, prompt, mode and params if known;
+            sliding_layers and linear_layers if the model has any, which get no budget. A head of a sliding-window layer
+            attends only to the newest tokens, so it can only hit words that are near enough; a linear-attention layer
             has no attention heads, so its scores are zero.
     """
 
@@ -46,19 +47,19 @@ class ScoreTable:
 
     @classmethod
     def from_samples(cls, per_sample: Scores, hits: NDArray[np.int64], header: Mapping[str, Any]) -> ScoreTable:
-        """Sum (N, L, Hq) weighted hits of samples into a checked table.
+        """Sums the weighted hits (N, L, Hq) of samples into a validated table.
 
         Raises:
-            ScoreTableError: if shapes, values or header do not fit.
+            ScoreTableError: if shapes, values or header are invalid.
         """
         per_sample = np.array(per_sample, dtype=np.float64)
         return cls(per_sample.sum(axis=0), np.array(hits, dtype=np.int64), per_sample, dict(header)).validate()
 
     def validate(self, where: str | None = None) -> ScoreTable:
-        """Return self.
+        """Validates the table and returns it.
 
         Raises:
-            ScoreTableError: naming what does not fit.
+            ScoreTableError: naming what is invalid.
         """
         missing = [key for key in REQUIRED if key not in self.header]
         if missing:
@@ -69,7 +70,7 @@ class ScoreTable:
         shape = self.scores.shape
         if len(shape) != 2 or 0 in shape or self.hits.shape != shape or self.per_sample.shape[1:] != shape:
             shapes = f"scores {shape}, hits {self.hits.shape}, per_sample {self.per_sample.shape}"
-            raise ScoreTableError(f"shapes do not fit: {shapes}", where=where)
+            raise ScoreTableError(f"shapes do not match: {shapes}", where=where)
         for name, values in (("scores", self.scores), ("hits", self.hits), ("per_sample", self.per_sample)):
             if not np.isfinite(values).all() or (values < 0).any():
                 raise ScoreTableError(f"{name} holds negative values or NaN", where=where)
@@ -83,27 +84,27 @@ class ScoreTable:
             if type(layers) is not list or not all(type(i) is int for i in layers):
                 raise ScoreTableError(f"{kind} {layers!r} is not a list of layers", where=where)
         if not self.full_layers():
-            named = ", ".join(f"{kind} {self.header[kind]}" for kind in MIXED if kind in self.header)
-            raise ScoreTableError(f"{named} leave no layer of {shape[0]}", where=where)
+            mixed = ", ".join(f"{kind} {self.header[kind]}" for kind in MIXED if kind in self.header)
+            raise ScoreTableError(f"{mixed} leave no full-attention layer of {shape[0]}", where=where)
         if self.scores[self.layers_without_heads()].any():
             raise ScoreTableError("a layer with linear attention has scores", where=where)
         return self
 
     def full_layers(self) -> list[int]:
-        """Layers with full attention, rising: those whose caches are compressed."""
-        others = {i for kind in MIXED for i in self.header.get(kind, [])}
-        return [i for i in range(len(self.scores)) if i not in others]
+        """Returns the numbers of the full-attention layers, rising: those whose caches are compressed."""
+        mixed = {i for kind in MIXED for i in self.header.get(kind, [])}
+        return [i for i in range(len(self.scores)) if i not in mixed]
 
     def layers_without_heads(self) -> list[int]:
-        """Layers with linear attention, rising: they attend to no single token, and cannot look at one."""
+        """Returns the numbers of the linear-attention layers, rising, which have no heads that attend to tokens."""
         return sorted(i for i in self.header.get("linear_layers", []) if 0 <= i < len(self.scores))
 
     def layers_with_heads(self) -> list[int]:
-        """The other layers, rising."""
+        """Returns the numbers of the other layers, rising."""
         return [i for i in range(len(self.scores)) if i not in self.layers_without_heads()]
 
     def save(self, path: str | Path) -> None:
-        """Write safetensors with a JSON header, atomically; byte-identical for equal tables."""
+        """Writes the table as safetensors with a JSON header, atomically; equal tables have equal bytes."""
         self.validate(str(path))
         tensors = self._tensors()
         header = {"content": _digest(tensors), "format": FORMAT, "header": self.header}
@@ -117,10 +118,10 @@ class ScoreTable:
 
     @classmethod
     def load(cls, path: str | Path) -> ScoreTable:
-        """Read and check a table.
+        """Reads and validates a table.
 
         Raises:
-            ScoreTableError: if the file is missing, foreign, of another format version, or damaged.
+            ScoreTableError: if the file is missing, damaged, not a score table, or of another format version.
         """
         where = str(path)
         if not Path(path).is_file():
@@ -135,9 +136,12 @@ class ScoreTable:
         if not isinstance(value, dict) or set(tensors) != {"scores", "hits", "per_sample"}:
             raise ScoreTableError("not a score table", where=where)
         if value.get("format") != FORMAT or not isinstance(value.get("header"), dict):
-            raise ScoreTableError(f"format version {value.get('format')!r}, {FORMAT} is read here", where=where)
+            raise ScoreTableError(
+                f"format version {value.get('format')!r} is not supported, only {FORMAT}", where=where
+            )
         if value.get("content") != _digest(tensors):
-            raise ScoreTableError("the values are not those that were written", where=where, hint="make it again")
+            what = "the values do not match their checksum"
+            raise ScoreTableError(what, where=where, hint="run the chase stage again")
         return cls(tensors["scores"], tensors["hits"], tensors["per_sample"], value["header"]).validate(where)
 
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -145,10 +149,10 @@ class ScoreTable:
         return {name: np.ascontiguousarray(values) for name, values in named.items()}
 
     def check_model(self, model: Any) -> None:
-        """Refuse another model's table.
+        """Checks that the table belongs to a model.
 
         Args:
-            model: its config, or the config's fingerprint (`sparsemm.models.fingerprint`).
+            model: config of the model, or its fingerprint (`sparsemm.models.fingerprint`).
 
         Raises:
             ScoreTableError: if the fingerprints differ.
@@ -164,7 +168,7 @@ class ScoreTable:
             )
 
     def normalised(self) -> Scores:
-        """(L, Hq) float64 whose sum is 1.
+        """Returns the scores divided by their sum, (L, Hq) float64.
 
         Raises:
             ScoreTableError: if no head has any score.
@@ -175,7 +179,7 @@ class ScoreTable:
         return self.scores / total
 
     def to_kv(self, num_kv_heads: int) -> Scores:
-        """(L, Hkv) float64: the score of a KV head is the sum over its query group.
+        """Returns the scores of KV heads, (L, Hkv) float64: the sums over their query groups.
 
         Raises:
             ScoreTableError: if the query heads cannot be split evenly.
@@ -186,40 +190,40 @@ class ScoreTable:
         return self.scores.reshape(layers, num_kv_heads, heads // num_kv_heads).sum(axis=2)
 
     def top_heads(self, count: int) -> list[tuple[int, int, float]]:
-        """(layer, query head, share of the total score) of the `count` best heads; ties in order of layer and head."""
+        """Returns (layer, query head, share of all scores) of the best heads; ties in order of layer and head."""
         share = self.normalised().ravel()
         best = np.argsort(-share, kind="stable")[: max(count, 0)]
         heads = self.scores.shape[1]
         return [(int(i) // heads, int(i) % heads, float(share[i])) for i in best]
 
     def top_share(self, fraction: float) -> float:
-        """Share of the score that the best `fraction` (0 to 1) of the heads hold; at least one head."""
+        """Returns the share of all scores that the best `fraction` (0 to 1) of the heads have; at least one head."""
         share = np.sort(self.normalised().ravel())[::-1]
         return min(float(share[: top_count(share.size, fraction)].sum()), 1.0)
 
     def split_half(self) -> float:
-        """Pearson correlation of the scores from even and from odd samples; NaN if a half is empty or constant."""
+        """Returns the Pearson correlation of the scores of even and odd samples; NaN if a half is empty or constant."""
         return _pearson(self.per_sample[0::2].sum(axis=0).ravel(), self.per_sample[1::2].sum(axis=0).ravel())
 
     def rank_correlation(self, other: ScoreTable) -> float:
-        """Spearman correlation over heads, tied heads sharing their mean rank; NaN if one table is constant.
+        """Returns the Spearman correlation over heads; tied heads share their mean rank, NaN if a table is constant.
 
         Raises:
-            ScoreTableError: if the tables are of different shapes.
+            ScoreTableError: if the tables have different shapes.
         """
         self._same_shape(other)
         return rank_correlation(self.scores, other.scores)
 
     def top_overlap(self, other: ScoreTable, fraction: float = 0.05) -> float:
-        """Share of the best `fraction` of heads that both tables name.
+        """Returns the share of the best `fraction` of heads that both tables have in common.
 
         Raises:
-            ScoreTableError: if the tables are of different shapes or hold no score.
+            ScoreTableError: if the tables have different shapes, or all scores of one are zero.
         """
         self._same_shape(other)
         count = top_count(self.scores.size, fraction)
-        mine, theirs = ({head[:2] for head in table.top_heads(count)} for table in (self, other))
-        return len(mine & theirs) / count
+        first, second = ({head[:2] for head in table.top_heads(count)} for table in (self, other))
+        return len(first & second) / count
 
     def _same_shape(self, other: ScoreTable) -> None:
         if self.scores.shape != other.scores.shape:
@@ -227,17 +231,17 @@ class ScoreTable:
 
 
 def rank_correlation(a: Scores, b: Scores) -> float:
-    """Spearman correlation of two (L, Hq) scores, tied heads sharing their mean rank; NaN if one is constant."""
+    """Returns the Spearman correlation of two (L, Hq) scores; tied heads share their mean rank, NaN if one is flat."""
     return _pearson(_ranks(a.ravel()), _ranks(b.ravel()))
 
 
 def top_set(scores: Scores, fraction: float) -> set[int]:
-    """Flat indices of the best `fraction` of heads; of equal heads the first ones."""
+    """Returns the flat indices of the best `fraction` of heads; among equal heads the first ones."""
     return set(np.argsort(-scores.ravel(), kind="stable")[: top_count(scores.size, fraction)].tolist())
 
 
 def top_count(heads: int, fraction: float) -> int:
-    """How many of `heads` are the top `fraction`: rounded half up, at least 1.
+    """Returns the number of heads in the top `fraction` of `heads`, rounded half up, at least 1.
 
     Raises:
         ScoreTableError: if the fraction is outside 0..1.
@@ -263,25 +267,25 @@ def _pearson(a: Scores, b: Scores) -> float:
 
 
 def _ranks(values: Scores) -> Scores:
-    """Ranks from 0, ties at the mean of the ranks they cover."""
+    """Returns ranks from 0; ties share their mean rank."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     first = np.cumsum(counts) - counts
     return (first + (counts - 1) / 2.0)[group]
 
 
 def export_published(table: ScoreTable, path: str | Path) -> None:
-    """Write the published JSON form {"layer-head": [weighted hits of every image]}."""
+    """Writes the published JSON format {"layer-head": [weighted hits of every image]}."""
     layers, heads = table.scores.shape
     write_json(path, {f"{i}-{h}": table.per_sample[:, i, h].tolist() for i in range(layers) for h in range(heads)})
 
 
 def import_published(path: str | Path, header: Mapping[str, Any]) -> ScoreTable:
-    """Read the published JSON form.
+    """Reads the published JSON format.
 
     Args:
         path: a file {"layer-head": [one float per image]}.
-        header: the `REQUIRED` keys of the model it is said to belong to; where it has num_layers and num_heads, they
-            are the shape the file must have.
+        header: the `REQUIRED` keys of the model that it belongs to; num_layers and num_heads, if present, are the shape
+            that the file must have.
 
     Raises:
         ScoreTableError: if a key or value is malformed, a head is missing, or lists differ in length.
@@ -295,25 +299,24 @@ def import_published(path: str | Path, header: Mapping[str, Any]) -> ScoreTable:
         raise ScoreTableError('not an object of {"layer-head": [..]}', where=where)
     lists: dict[tuple[int, int], list[float]] = {}
     for key, numbers in value.items():
-        # Bounded digits: an index of a thousand digits is not a head.
-        found = re.fullmatch(r"(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,5})", key)
-        if not found:
+        match = re.fullmatch(r"(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,5})", key)
+        if not match:
             raise ScoreTableError(f"key {key!r} is not layer-head", where=where)
         if not isinstance(numbers, list) or not all(type(n) in (int, float) and 0 <= n < 1e300 for n in numbers):
             raise ScoreTableError("not a list of numbers from 0 up", where=f"{where}: {key}")
-        lists[int(found[1]), int(found[2])] = numbers
+        lists[int(match[1]), int(match[2])] = numbers
     layers = header.get("num_layers", 1 + max(layer for layer, _ in lists))
     heads = header.get("num_heads", 1 + max(head for _, head in lists))
     if len(lists) != layers * heads or any(layer >= layers or head >= heads for layer, head in lists):
         raise ScoreTableError(f"{len(lists)} heads do not fill {layers} layers x {heads}", where=where)
     lengths = {len(numbers) for numbers in lists.values()}
     if len(lengths) != 1 or 0 in lengths:
-        raise ScoreTableError(f"lists of {sorted(lengths)} images, all must be as long", where=where)
+        raise ScoreTableError(f"lists have {sorted(lengths)} images, but all must have equally many", where=where)
     images = lengths.pop()
     flat = np.array([lists[i, h] for i in range(layers) for h in range(heads)], dtype=np.float64)
     per_sample = np.ascontiguousarray(flat.T.reshape(images, layers, heads))
-    known = {"source": "published JSON", "samples": images, "tokens": None}
-    return ScoreTable.from_samples(per_sample, np.zeros((layers, heads), np.int64), {**known, **header})
+    origin = {"source": "published JSON", "samples": images, "tokens": None}
+    return ScoreTable.from_samples(per_sample, np.zeros((layers, heads), np.int64), {**origin, **header})
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -324,7 +327,7 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def show(table: ScoreTable) -> str:
-    """The table in words: where it is from, how concentrated and reliable it is, its best heads."""
+    """Describes a table in text: its origin, how concentrated and reliable its scores are, and its best heads."""
     layers, heads = table.scores.shape
     kv = table.header["num_kv_heads"]
     lines = [f"{key}: {table.header[key]}" for key in sorted(table.header) if key != "params"]
@@ -349,16 +352,15 @@ def show(table: ScoreTable) -> str:
 
 
 def diff(a: ScoreTable, b: ScoreTable) -> str:
-    """Two tables compared: header keys that differ, rank correlation, overlap of the best heads.
+    """Compares two tables in text: header keys that differ, rank correlation, overlap of the best heads.
 
     Raises:
-        ScoreTableError: if the tables are of different shapes or hold no score.
+        ScoreTableError: if the tables have different shapes, or all scores of one are zero.
     """
-    lines = []
-    for key in sorted(set(a.header) | set(b.header)):
-        mine, theirs = a.header.get(key), b.header.get(key)
-        if mine != theirs:
-            lines.append(f"{key}: {mine} | {theirs}")
+    keys = sorted(set(a.header) | set(b.header))
+    lines = [
+        f"{key}: {a.header.get(key)} | {b.header.get(key)}" for key in keys if a.header.get(key) != b.header.get(key)
+    ]
     lines.append(f"rank correlation: {a.rank_correlation(b):.4f}")
     lines += [f"overlap of the top {f:.0%}: {a.top_overlap(b, f):.1%}" for f in (0.05, 0.10)]
     lines.append(f"largest difference of a head's share: {np.abs(a.normalised() - b.normalised()).max():.2%}")

@@ -1,4 +1,4 @@
-"""Other weights than the paper's from the same scores: exponent, largest of a query group, layer floor."""
+"""Alternative weights from the same scores: an exponent, the maximum of a query group, a layer floor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemm.errors import BudgetError
 
 
 def power(scores: Scores, exponent: float) -> Scores:
-    """w = s ** a, any shape: a below 1 evens the heads out, above 1 sets them further apart.
+    """Returns s ** a, any shape: an exponent a below 1 evens the heads out, one above 1 sets them further apart.
 
     Raises:
         BudgetError: if the exponent is not positive.
@@ -22,7 +22,7 @@ def power(scores: Scores, exponent: float) -> Scores:
 
 
 def group_max(scores: Scores, num_kv_heads: int) -> Scores:
-    """w[l,g] = max of s[l,h] over the query heads h of group g: (L, Hq) -> (L, Hkv). The paper's is their sum.
+    """Returns the maximum of each query group instead of the paper's sum: (L, Hq) -> (L, Hkv).
 
     Raises:
         BudgetError: if the query heads cannot be split evenly.
@@ -34,25 +34,26 @@ def group_max(scores: Scores, num_kv_heads: int) -> Scores:
 
 
 def layer_floor(scores: Scores, floor: float) -> Scores:
-    """w[l,h] = (1 - f) s[l,h] / sum(s) + f s[l,h] / (L sum(s[l])): no layer's part is below f of an even share.
+    """Returns (1 - f) s[l,h] / sum(s) + f s[l,h] / (L sum(s[l])): each layer gets at least f of an even share.
 
-    A layer without any score is split evenly among its heads.
+    The heads of a layer whose scores are all zero share equally.
 
     Args:
         scores: (L, Hkv), not negative.
-        floor: f, from 0 (the scores alone) to 1 (all layers alike).
+        floor: f, from 0 (only the scores count) to 1 (all layers get the same).
 
     Returns:
         (L, Hkv) float64 whose sum is 1.
 
     Raises:
-        BudgetError: if the floor is outside 0..1, or the scores are no such matrix.
+        BudgetError: if the floor is outside 0..1, or the scores are not such a matrix.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if not 0.0 <= floor <= 1.0:
         raise BudgetError(f"floor is {floor}", hint="choose one between 0 and 1")
     if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all() or (scores < 0).any():
-        raise BudgetError(f"no scores of layers and heads: {scores.shape}", hint="finite, not negative, (L, Hkv)")
+        what = f"scores of shape {scores.shape} are not a finite, non-negative (layers, KV heads) matrix"
+        raise BudgetError(what, hint="pass ScoreTable.to_kv of a chased model")
     layers = scores.sum(axis=1, keepdims=True)
     inside = np.where(layers > 0, scores / np.where(layers > 0, layers, 1.0), 1.0 / scores.shape[1])
     total = layers.sum()

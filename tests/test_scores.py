@@ -66,7 +66,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         ("[]", "not a score table"),
         ("{", "damaged"),
         ('{"format": 2, "header": {}}', "format version 2"),
-        ('{"format": 1, "header": {}, "content": "0"}', "not those that were written"),
+        ('{"format": 1, "header": {}, "content": "0"}', "do not match their checksum"),
     ]:
         save_file(tensors, path, metadata={"sparsemm": text})
         with pytest.raises(ScoreTableError, match=reason):
@@ -83,11 +83,11 @@ def test_impossible_tables_are_refused(tmp_path: Path) -> None:
         (good, {**HEADER, "num_kv_heads": "2"}, "cannot share"),
         (good * np.nan, HEADER, "NaN"),
         (-good, HEADER, "negative"),
-        (good, {**HEADER, "sliding_layers": [0, 1, 2]}, "no layer of 3"),
+        (good, {**HEADER, "sliding_layers": [0, 1, 2]}, "no full-attention layer of 3"),
         (good, {**HEADER, "sliding_layers": ["0"]}, "sliding_layers"),
         (good, {**HEADER, "sliding_layers": 1}, "sliding_layers"),
-        (np.ones((2, 3, 5)), HEADER, "shapes do not fit"),
-        (np.ones((2, 0, 4)), HEADER, "shapes do not fit"),
+        (np.ones((2, 3, 5)), HEADER, "shapes do not match"),
+        (np.ones((2, 0, 4)), HEADER, "shapes do not match"),
     ]:
         with pytest.raises(ScoreTableError, match=reason):
             ScoreTable.from_samples(per_sample, hits, header)
@@ -205,8 +205,8 @@ def test_published_form_round_trips(tmp_path: Path) -> None:
         ('{"9999999-0": [1]}', "not layer-head"),
         ('{"999999-999999": [1]}', "do not fill"),
         ('{"0-0": [1], "1-1": [1]}', "do not fill"),
-        ('{"0-0": [1], "0-1": [1, 2]}', "must be as long"),
-        ('{"0-0": [], "0-1": []}', "must be as long"),
+        ('{"0-0": [1], "0-1": [1, 2]}', "must have equally many"),
+        ('{"0-0": [], "0-1": []}', "must have equally many"),
         ('{"0-0": 1, "0-1": 1}', "not a list"),
         ('{"0-0": ["1"], "0-1": [1]}', "not a list"),
         ('{"0-0": [true], "0-1": [1]}', "not a list"),
@@ -254,12 +254,12 @@ def test_linear_layers_have_no_heads_and_no_scores() -> None:
     mixed = ScoreTable.from_samples(per_sample, whole.hits, whole.header | {"linear_layers": [1]})
     assert mixed.full_layers() == mixed.layers_with_heads() == [0, 2] and mixed.layers_without_heads() == [1]
     assert "their scores are zero" in show(mixed) and "sliding" not in show(mixed)
-    with pytest.raises(ScoreTableError, match=r"linear_layers \[0\] leave no layer of 3"):
+    with pytest.raises(ScoreTableError, match=r"linear_layers \[0\] leave no full-attention layer of 3"):
         ScoreTable.from_samples(per_sample, whole.hits, whole.header | {"linear_layers": [0], "sliding_layers": [1, 2]})
     # Studies of heads rank and draw those that exist.
     flat = np.concatenate(list(groups(mixed, 0.25).values()))
     assert flat.max() < 2 * 4 and len(set(flat)) == len(flat) == 6
-    off = _at_random(np.ones((3, 4), bool), "output", 0, False, mixed.layers_with_heads(), [0, 1])
+    off = _at_random(np.ones((3, 4), bool), "output", False, mixed.layers_with_heads(), 0, [0, 1])
     assert off.heads.shape == (2, 3, 4) and off.heads[:, [0, 2]].all() and not off.heads[:, 1].any()
 
 
