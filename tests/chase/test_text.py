@@ -89,10 +89,15 @@ def test_the_head_that_copies_has_the_whole_score(copying):
 
 
 def test_only_tokens_that_the_model_would_say_count(copying):
-    model, tokenizer = copying
-    (known,) = copy_texts(model, tokenizer, text._batches(PROMPTS, WORDS, 0, 9)[0][:1])
-    assert known.right.tolist() == [False] + [True] * (WORDS - 1)
-    assert known.hits[1, 0].tolist() == known.right.tolist() and not known.hits[0].any()
+    tokenizer = copying[1]
+    (one,) = text._batches(1, WORDS, 0, 1)[0]
+    model = copying_model(len(tokenizer))
+    model.lm_head.weight.data[tokenizer.convert_tokens_to_ids(one.split()[5])] = -1.0  # looked at, but never said
+    (copy,) = copy_texts(model, tokenizer, [one])
+    assert copy.right.tolist() == [0 < t != 5 for t in range(WORDS)]
+    assert copy.hits[1, 0].tolist() == [0 < t for t in range(WORDS)]
+    table = chase_text(model, tokenizer, prompts=1, words=WORDS)
+    assert table.hits[1, 0] == table.scores[1, 0] == table.header["tokens"] == WORDS - 2
 
 
 def slow_copy(model, processor, one):
