@@ -25,13 +25,13 @@ BENCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the ratios of one bench, or with --json all of it; 0, or 1 after saying what was wrong."""
+    """Prints the ratios of one bench, or with --json everything. Returns 0, or 1 after printing what is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     add_options(parser, ", ".join(BENCHES))
-    chosen = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        options = chosen.shape, chosen.dtype, chosen.device, chosen.repeats
-        show(bench.run(chosen.name, *options, benches=BENCHES), chosen.json)
+        options = args.shape, args.dtype, args.device, args.repeats
+        show(bench.run(args.name, *options, benches=BENCHES), args.json)
     except SparseMMError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""`python -m benchmarks agreement`: operations against their twins, and 8-bit storage against the model's own dtype."""
+"""`python -m benchmarks agreement`: compares operations with their references, and 8-bit storage with the own dtype."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sparsemm.prompts import build_inputs
 CHECKPOINTS = {"tiny-llava-next-vicuna": "llava_next", "tiny-qwen2-vl": "qwen2_vl"}
 FOLDER = Path("data/checkpoints")
 PAGES, NEW_TOKENS, ROUNDS = 16, 24, 100
-KEPT = {"full": 0, "snapkv": 24}  # method and slots; full takes none
+KEPT = {"full": 0, "snapkv": 24}  # method: slots; full has no budget
 
 
 def run(setting: Setting) -> Found:
-    """Rounds and worst difference of every operation; share of equal tokens of every storage.
+    """Measures the worst difference of every operation, and the share of equal tokens of every storage.
 
     Raises:
-        DataError: without the small checkpoints of the repository.
+        DataError: if a small checkpoint of the repository is missing.
     """
     rows = [check(op, setting.device, seconds=60, rounds=ROUNDS) for op in OPERATIONS]
     ratios: dict[str, float] = {f"worst_{row['op']}": row["worst"] for row in rows}
@@ -44,19 +44,19 @@ def run(setting: Setting) -> Found:
 
 
 def _storages(model: Any, processor: Any) -> list[dict[str, Any]]:
-    """Share of the tokens after synthetic pages of one column that are the same as without 8 bits."""
+    """Measures the share of tokens on synthetic pages that are the same with 8-bit storage and without."""
     images = [[draw_record("evaluation", 0, index, PageStyle()).image] for index in range(PAGES)]
     inputs = build_inputs(processor, images, ["Read the page."] * PAGES).to(model.device)
     rows = []
     for method, budget in KEPT.items():
 
-        def said(storage: str, method: str = method, budget: int = budget) -> torch.Tensor:
+        def generated(storage: str, method: str = method, budget: int = budget) -> torch.Tensor:
             cache = compressed_cache(model, method, max(budget, 1), window=4, storage=storage)
             tokens = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
             return model.generate(**inputs, past_key_values=cache, do_sample=False, **tokens)[:, -NEW_TOKENS:]
 
-        own = said("model")
+        own = generated("model")
         for storage in STORAGES:
-            share = float((said(storage) == own).double().mean())
+            share = float((generated(storage) == own).double().mean())
             rows.append({"method": method, "storage": storage, "tokens": own.numel(), "share": round(share, 4)})
     return rows

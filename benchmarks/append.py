@@ -1,4 +1,4 @@
-"""`python -m benchmarks append`: one new token behind caches of different length."""
+"""`python -m benchmarks append`: times the append of one token to caches of different lengths."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sparsemm.profiling.memory import tensor_bytes
 
 
 class StaticAppend:
-    """A row of a preallocated cache (B, Hkv, S, D) is overwritten."""
+    """Overwrites a row of a preallocated cache (B, Hkv, S, D)."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
         self.at = torch.tensor([keys.shape[2] - 1], dtype=torch.int64, device=keys.device)
 
     def __call__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Keys and values (B, Hkv, 1, D)."""
+        """Writes keys and values (B, Hkv, 1, D)."""
         self.keys.index_copy_(2, self.at, keys)
         self.values.index_copy_(2, self.at, values)
 
 
 def run(setting: Setting) -> Found:
-    """One new token behind caches of different length, nothing evicted."""
+    """Times the append of one token to caches of different lengths that evict nothing."""
     short, _, long = setting.lengths
     new = setting.normal(1, setting.shape.num_key_value_heads, 1, setting.shape.head_dim)
     functions: clock.Functions = {}
@@ -62,19 +62,18 @@ def _appends(setting: Setting, keys: torch.Tensor, values: torch.Tensor, new: to
     dynamic = DynamicCache()
     dynamic.update(keys, values, 0)
     (layer,) = dynamic.layers
-    one = new.view(-1, dim)
+    row = new.view(-1, dim)
     return {
-        "append": _ours(Slab(keys, values, keep), one),
-        "copy": partial(CopyingAppend(keys.reshape(-1, dim), values.reshape(-1, dim), lengths), one, one),
+        "append": _ours(Slab(keys, values, keep), row),
+        "copy": partial(CopyingAppend(keys.reshape(-1, dim), values.reshape(-1, dim), lengths), row, row),
         "dynamic": _dynamic(layer, keys, values, new),
         "static": partial(StaticAppend(keys.clone(), values.clone()), new, new),
     }
 
 
 def _ours(slab: Slab, rows: torch.Tensor) -> Callable[[], Any]:
-    def call() -> (
-        None
-    ):  # the row and the new lengths, which are forgotten: every call is alike, and none grows the slab
+    # The new lengths are computed and discarded, so that all calls are equal and the slab does not grow.
+    def call() -> None:
         append_row(slab.keys, slab.values, rows, rows, slab.starts, slab.lengths)
         slab.lengths + 1
 

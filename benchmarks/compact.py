@@ -1,4 +1,4 @@
-"""`python -m benchmarks compact`: the kept positions of one layer's prompt, into the slab."""
+"""`python -m benchmarks compact`: times the copy of a layer's kept positions into the slab."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparsemm.profiling.memory import tensor_bytes
 
 
 def run(setting: Setting) -> Found:
-    """The kept positions of one layer's prompt into the slab, beside what others do with a prompt."""
+    """Times the copy of a layer's kept positions into the slab, and what other caches do with a prompt."""
     rows, ratios = [], {}
     for length in setting.lengths[1:]:
         keys, values = setting.layer(1, length)
@@ -38,15 +38,15 @@ def _compactions(keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -
         keep.float().topk(slab.longest, dim=-1).indices.sort(-1).values[..., None].expand(-1, -1, -1, keys.shape[-1])
     )
     chosen = [(h, head.nonzero().flatten()) for h, head in enumerate(keep[0])]
-    given = slab.keys, slab.values, keys, values, keep, slab.starts
+    inputs = slab.keys, slab.values, keys, values, keep, slab.starts
     room = torch.empty_like(keys), torch.empty_like(values)
     return {
-        "compact": partial(compact, *given),
-        "twin": partial(reference, *given),
-        # Every head as long as the longest: what a cache without ragged storage would do.
+        "compact": partial(compact, *inputs),
+        "twin": partial(reference, *inputs),
+        # All heads as long as the longest, as in a cache without ragged storage.
         "gather": lambda: (keys.gather(2, index), values.gather(2, index)),
         "copying": partial(compact_head_by_head, keys[0], values[0], chosen),
-        # These two evict nothing: the prompt goes into a preallocated buffer, or is taken as it is.
+        # These two evict nothing: the prompt is copied to a preallocated buffer, or kept as it is.
         "static": lambda: (room[0].copy_(keys), room[1].copy_(values)),
         "dynamic": lambda: DynamicCache().update(keys, values, 0),
     }
@@ -55,13 +55,13 @@ def _compactions(keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -
 def compact_head_by_head(
     keys: torch.Tensor, values: torch.Tensor, chosen: list[tuple[int, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The eviction of the public head-wise codes: a loop over the heads, and everything joined at the end.
+    """Evicts as the public head-wise codes do: in a loop over the heads, with a concatenation at the end.
 
     Args:
         keys, values: (Hkv, S, D).
-        chosen: head and its kept positions (n,) int64, known beforehand.
+        chosen: heads and their kept positions (n,) int64.
 
     Returns:
-        Keys and values (sum of n, D).
+        keys and values (sum of n, D).
     """
     return torch.cat([keys[h, at] for h, at in chosen]), torch.cat([values[h, at] for h, at in chosen])

@@ -1,4 +1,4 @@
-"""How large this repository is, as JSON: `python -m benchmarks.figures`.
+"""Prints the size of this repository as JSON: `python -m benchmarks.figures`.
 
 Lines are all lines of the Python files, blank ones included. The files to touch are counted in the tables of
 CONTRIBUTING.md, section by section.
@@ -17,13 +17,13 @@ LIBRARY = ("sparsemm", "flows", "examples")
 
 
 def size(*folders: str, root: Path = ROOT) -> dict[str, int]:
-    """Lines and files of the Python code in some folders."""
+    """Counts lines and files of the Python code in some folders."""
     files = [path for folder in folders for path in (root / folder).rglob("*.py")]
     return {"lines": sum(len(path.read_bytes().splitlines()) for path in files), "files": len(files)}
 
 
 def files_to_touch(contributing: str) -> dict[str, int]:
-    """Rows of the first table in each section `### Add ...` of CONTRIBUTING.md: one row for each file."""
+    """Counts the rows of the first table in each section `### Add ...` of CONTRIBUTING.md, one row per file."""
     counts = {}
     for section in re.split(r"^#+ (?=\S)", contributing, flags=re.MULTILINE):
         heading, _, text = section.partition("\n")
@@ -34,7 +34,7 @@ def files_to_touch(contributing: str) -> dict[str, int]:
 
 
 def figures(root: Path = ROOT) -> dict[str, Any]:
-    """All figures, ready for JSON."""
+    """Returns all figures as JSON values."""
     real, typed = circles(import_graph(root=root)), circles(import_graph(types=True, root=root))
     return {
         "library": size(*LIBRARY, root=root),

@@ -1,9 +1,9 @@
-"""Everything worth knowing about a GPU, in ten minutes: `python -m benchmarks.gpu_check [folder [part ...]]`.
+"""Checks and measures a GPU in ten minutes: `python -m benchmarks.gpu_check [folder [part ...]]`.
 
-Builds the CUDA library, holds every operation against its twin, replays a CUDA graph, runs the benches at the shapes
-of three 7B models, the chase and the profile stage at one. Every part is a process of its own with a time limit, and
-writes as it goes: a part that crashes or hangs costs the others nothing. The folder gets gpu.json; parts that are named
-replace theirs in it.
+It builds the CUDA library, compares every operation with its reference implementation, replays a CUDA graph, runs the
+benches at the shapes of three 7B models, and runs the chase and the profile stage at one of them. Every part is a
+process of its own with a time limit, so a part that crashes or hangs does not affect the others. The results are in
+gpu.json in the folder; naming parts replaces only their results.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from sparsemm.params import load_params
 from sparsemm.profiling import bench, chase, clock
 from sparsemm.profiling.stage import run_shape
 
-LIMIT = 570  # seconds of everything
+LIMIT = 570  # seconds for all parts
 MODELS = ("vicuna-7b", "mistral-7b", "qwen2-vl-7b")
 
 
 def _build() -> Iterator[dict[str, Any]]:
     began = time.monotonic()
     path = build_cuda()
-    words, versions = clock.machine(torch.device("cuda"))
+    device, versions = clock.machine(torch.device("cuda"))
     capability = ".".join(map(str, torch.cuda.get_device_capability()))
-    yield {"library": path.name, "seconds": round(time.monotonic() - began, 1), "device": words} | {
+    yield {"library": path.name, "seconds": round(time.monotonic() - began, 1), "device": device} | {
         "versions": versions,
         "capability": capability,
     }
@@ -57,7 +57,7 @@ def _agreement() -> Iterator[dict[str, Any]]:
 
 
 def _graph() -> Iterator[dict[str, Any]]:
-    """Append and decode captured once and replayed, with lengths that change on the device."""
+    """Captures append and decode once and replays them, with lengths that change on the device."""
     device = torch.device("cuda")
     torch.manual_seed(0)
     heads, group, dim = 8, 4, 128
@@ -83,8 +83,8 @@ def _graph() -> Iterator[dict[str, Any]]:
         new.normal_()
         query.normal_()
         graph.replay()
-        want = reference(query, keys, values, starts, lengths, 0.1)
-        worst = max(worst, float((output.float() - want.float()).abs().max()))
+        expected = reference(query, keys, values, starts, lengths, 0.1)
+        worst = max(worst, float((output.float() - expected.float()).abs().max()))
     torch.cuda.synchronize()
     yield {"replays": 50, "worst_difference": worst, "right": worst < 0.05}
     lengths.fill_(700)
@@ -112,19 +112,19 @@ def _chase(shape: str) -> Iterator[dict[str, Any]]:
 
 
 def _profile(shape: str) -> Iterator[dict[str, Any]]:
-    """The profile stage at the paper's budget and two of its lengths."""
-    given = load_params()
+    """Runs the profile stage at the paper's budget and two of its lengths."""
+    params = load_params()
     paper = {"budget": 256, "lengths": (2048, 32768), "new_tokens": 32, "repetitions": 1}
-    wanted = given.profile.model_copy(update=paper)
-    window = given.allocate.model_copy(update={"window": 32, "budgets": (256,)})
+    profile = params.profile.model_copy(update=paper)
+    allocate = params.allocate.model_copy(update={"window": 32, "budgets": (256,)})
     with tempfile.TemporaryDirectory() as folder:
-        run_shape(given.model_copy(update={"profile": wanted, "allocate": window}), shape, Path(folder))
+        run_shape(params.model_copy(update={"profile": profile, "allocate": allocate}), shape, Path(folder))
         path = Path(folder) / "artifacts" / "profile" / "shapes" / f"{shape}.csv"
         with open(path, newline="", encoding="utf-8") as handle:
             yield from csv.DictReader(handle)
 
 
-PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # seconds at most
+PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # name: time limit in seconds, function
     "build": (150, _build),
     "agreement": (150, _agreement),
     "graph": (60, _graph),
@@ -136,7 +136,7 @@ PARTS: dict[str, tuple[int, Callable[[], Iterator[dict[str, Any]]]]] = {  # seco
 
 
 def run(folder: Path, limit: float = LIMIT, parts: list[str] | None = None) -> dict[str, Any]:
-    """Run the parts, each in a process, and write gpu.json after each: part -> {seconds, results, error}."""
+    """Runs the parts, each in a process, and writes gpu.json after each: part -> {seconds, results, error}."""
     began = time.monotonic()
     earlier = folder / "gpu.json"
     report: dict[str, Any] = json.loads(earlier.read_text(encoding="utf-8")) if parts and earlier.is_file() else {}
@@ -166,7 +166,7 @@ def run(folder: Path, limit: float = LIMIT, parts: list[str] | None = None) -> d
 
 
 def main() -> int:
-    """Run everything, or print the results of one part line by line."""
+    """Runs all parts, or prints the results of one part line by line."""
     if sys.argv[1:2] == ["--part"]:
         for result in PARTS[sys.argv[2]][1]():
             print(json.dumps(result), flush=True)
@@ -176,8 +176,8 @@ def main() -> int:
         return 1
     folder, *parts = sys.argv[1:] or ["artifacts/benchmarks"]
     if unknown := set(parts) - set(PARTS):
-        there = ", ".join(PARTS)
-        print(f"sparsemm: no part is called {', '.join(sorted(unknown))}; there are {there}", file=sys.stderr)
+        names = ", ".join(PARTS)
+        print(f"sparsemm: unknown parts {', '.join(sorted(unknown))}; use some of {names}", file=sys.stderr)
         return 1
     report = run(Path(folder), parts=parts)
     agreement = report.get("agreement", {"results": []})

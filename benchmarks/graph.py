@@ -1,4 +1,4 @@
-"""`python -m benchmarks graph`: decode steps of a whole model after a long prompt, captured in a CUDA graph."""
+"""`python -m benchmarks graph`: times decode steps of a whole model after a long prompt, captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sparsemm.profiling.bench.setting import Found, Setting
 from sparsemm.profiling.memory import cache_bytes, weight_bytes
 from sparsemm.profiling.shapes import random_model
 
-STEPS = 8  # timed in every turn; one more before them captures
-ROOM = WARM_UP + 2 + STEPS  # tokens that a cache gets
-LARGEST, MOST = 36e9, 16  # bytes of a full cache, and rows of a batch
+STEPS = 8  # timed steps in every turn; one more before them captures
+ROOM = WARM_UP + 2 + STEPS  # tokens that a cache has room for
+LARGEST, MOST = 36e9, 16  # largest bytes of a full cache, and rows of a batch
 
 Step = Callable[[], torch.Tensor]
 
 
 class StaticStep:
-    """`DecodeStep` with transformers' static cache and sdpa: the strongest that it offers without a compiler."""
+    """`DecodeStep` with transformers' static cache and sdpa, its fastest variant without a compiler."""
 
     def __init__(self, model: Any, cache: StaticCache, tokens: torch.Tensor, position: int) -> None:
         self.model, self.cache, self.tokens = model, cache, tokens.clone()
@@ -33,12 +33,12 @@ class StaticStep:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def _run(self) -> None:
-        given = {"input_ids": self.tokens, "position_ids": self.positions, "past_key_values": self.cache}
-        self.tokens.copy_(self.model(**given, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1))
+        inputs = {"input_ids": self.tokens, "position_ids": self.positions, "past_key_values": self.cache}
+        self.tokens.copy_(self.model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1))
         self.positions += 1
 
     def __call__(self) -> torch.Tensor:
-        """The next token of every row (B, 1)."""
+        """Returns the next token of every row (B, 1)."""
         if not self.tokens.is_cuda:
             self._run()
             return self.tokens
@@ -52,22 +52,22 @@ class StaticStep:
 
 
 def most_rows(setting: Setting) -> int:
-    """Rows of the larger batch, a power of 2: as many as a full cache of `LARGEST` bytes has room for."""
+    """Returns the rows of the larger batch, a power of 2 for which a full cache has at most `LARGEST` bytes."""
     one = setting.lengths[-1] * setting.shape.cache() * setting.dtype.itemsize
     most = max(1, min(MOST, int(LARGEST // one)))
     return 1 << most.bit_length() - 1
 
 
 def other_rows(setting: Setting) -> int:
-    """Bytes of the full caches of all rows but the first; no model sees their prompts."""
+    """Returns the bytes of the full caches of all rows but the first; no model sees their prompts."""
     return (most_rows(setting) - 1) * setting.lengths[-1] * setting.shape.cache() * setting.dtype.itemsize
 
 
 def run(setting: Setting) -> Found:
-    """Steps after the longest prompt, of random keys and values: one row, and as many as a full cache has room for.
+    """Times steps after the longest prompt, of random keys and values, for one row and for the largest batch.
 
-    `graph` is ours, `full_graph` our cache that keeps everything, `static_graph` transformers' static cache; each is
-    made anew in every turn, because two full ones may not fit beside each other. On a CPU nothing is captured.
+    `graph` is our cache, `full_graph` our cache that keeps everything, `static_graph` transformers' static cache. Each
+    is created anew in every turn, because two full ones may exceed the memory. On a CPU nothing is captured.
     """
     rows, ratios = [], {}
     length, device = setting.lengths[-1], setting.device
@@ -89,7 +89,7 @@ def run(setting: Setting) -> Found:
 
 @torch.inference_mode()
 def _turns(model: Any, setting: Setting, batch: int, length: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of steps and of a copy; bytes that each cache holds."""
+    """Measures the seconds of steps and of a copy, and the bytes that each cache holds."""
     times: dict[str, list[float]] = defaultdict(list)
     held: dict[str, int] = {}
     copy = clock.copies(setting.device)[0]
@@ -117,7 +117,7 @@ def _full(model: Any, length: int) -> CompressedCache:
 def _ours(
     model: Any, setting: Setting, cache: CompressedCache, tokens: torch.Tensor, length: int
 ) -> tuple[CompressedCache, Step]:
-    """The cache after a prompt of `length` tokens that no model has seen, and its step."""
+    """Returns the cache after a prompt of `length` tokens that no model has seen, and its step."""
     queries = len(tokens), setting.shape.num_attention_heads, setting.window, setting.shape.head_dim
     for layer in cache.ragged:
         keys, values = setting.layer(len(tokens), length)

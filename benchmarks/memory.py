@@ -1,4 +1,4 @@
-"""`python -m benchmarks memory`: bytes of caches after a prompt, and the most that were ever held."""
+"""`python -m benchmarks memory`: measures the bytes of caches after a prompt, and the peak memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TURNS = 2
 
 
 def run(setting: Setting) -> Found:
-    """Bytes that caches hold after a prompt, the time it took, and the most that tensors held until the next token."""
+    """Measures the bytes of caches after a prompt, its time, and the peak memory of tensors until the next token."""
     rows: list[dict[str, Any]] = []
     model = random_model(setting.shape, setting.dtype, setting.device, max(setting.lengths) + 2)
     for length in (setting.lengths[0], *setting.prompts):
@@ -42,8 +42,8 @@ def run(setting: Setting) -> Found:
 
 
 def _prompts(model: Any, setting: Setting, prompt: torch.Tensor, makers: Caches) -> dict[str, Any]:
-    """Bytes of every cache after the prompt, and the seconds of it, cache by cache in turn."""
-    found: dict[str, Any] = {}
+    """Measures bytes and seconds of every cache after the prompt; the caches take turns."""
+    sizes: dict[str, Any] = {}
     times: dict[str, list[float]] = defaultdict(list)
     copy, copied = clock.copies(setting.device)
     for _ in range(TURNS):
@@ -51,15 +51,15 @@ def _prompts(model: Any, setting: Setting, prompt: torch.Tensor, makers: Caches)
             cache = make()
             times[name].append(clock.seconds(partial(_run, model, prompt, cache), setting.device))
             if name == "sparsemm":
-                found |= {"kept_bytes": cache.kept_bytes(), "slab_bytes": cache.slab_bytes()}
-                found["slots"] = int(cache.kept_slots().sum())
-            elif name != "copying":  # which holds what ours holds
-                found[f"{name}_bytes"] = cache_bytes(cache)[0]
+                sizes |= {"kept_bytes": cache.kept_bytes(), "slab_bytes": cache.slab_bytes()}
+                sizes["slots"] = int(cache.kept_slots().sum())
+            elif name != "copying":  # it holds the same as ours
+                sizes[f"{name}_bytes"] = cache_bytes(cache)[0]
             del cache
         times["copy"].append(clock.seconds(copy, setting.device))
-    # A prompt reads the weights and writes its keys and values, at least; its products are what takes the time.
-    moved = dict.fromkeys(makers, weight_bytes(model) + found["dynamic_bytes"]) | {"copy": copied}
-    return found | {"times": clock.summary(times, moved)}
+    # The least traffic of a prompt: it reads the weights and writes its keys and values. Its products take the time.
+    moved = dict.fromkeys(makers, weight_bytes(model) + sizes["dynamic_bytes"]) | {"copy": copied}
+    return sizes | {"times": clock.summary(times, moved)}
 
 
 def _run(model: Any, prompt: torch.Tensor, cache: Any, tokens: int = 0) -> None:

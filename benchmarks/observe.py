@@ -1,4 +1,4 @@
-"""`python -m benchmarks observe`: observation scores of one layer's prompt."""
+"""`python -m benchmarks observe`: times the observation scores of one layer's prompt."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ POOLING = 5
 
 
 def run(setting: Setting) -> Found:
-    """Observation scores of one layer's prompt; caches that evict nothing have no counterpart."""
+    """Times the observation scores of one layer's prompt; caches that evict nothing have no counterpart."""
     rows, ratios = [], {}
     for length in setting.lengths[:2]:
         keys, _ = setting.layer(1, length)
         query = setting.normal(1, setting.shape.num_attention_heads, setting.window, setting.shape.head_dim, seed=3)
         valid = torch.ones(1, length, dtype=torch.bool, device=setting.device)
-        given = query, keys, valid, POOLING, setting.shape.head_dim**-0.5
+        inputs = query, keys, valid, POOLING, setting.shape.head_dim**-0.5
         functions: clock.Functions = {
-            "observe": partial(observe, *given),
-            "twin": partial(reference, *given),
+            "observe": partial(observe, *inputs),
+            "twin": partial(reference, *inputs),
         }
         functions["copy"], copied = clock.copies(setting.device)
         times = clock.alternating(functions, setting.repeats, setting.device)

@@ -1,4 +1,4 @@
-"""Every operation against its twin on random ragged inputs, on whatever device there is."""
+"""Compares every operation with its reference implementation on random ragged inputs, on any device."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Draw:
         self.dim = 8 * self.whole(1, 32)
 
     def whole(self, low: int, high: int) -> int:
-        """low ... high."""
+        """Draws an integer from low to high, both included."""
         return int(torch.randint(low, high + 1, (1,), generator=self.host, dtype=torch.int64, device="cpu"))
 
     def pick(self, *choices: Any) -> Any:
-        """One of them."""
+        """Draws one of the choices."""
         return choices[self.whole(0, len(choices) - 1)]
 
     def normal(self, *sizes: int) -> torch.Tensor:
-        """Normally distributed numbers."""
+        """Draws normally distributed numbers."""
         return torch.randn(*sizes, generator=self.generator, dtype=torch.float32, device=self.device).to(self.dtype)
 
     def slab(self, batch: int, heads: int, least_gap: int) -> tuple[torch.Tensor, ...]:
-        """keys, values, starts, lengths, with one head much longer than the others."""
+        """Draws keys, values, starts and lengths of a slab in which one head is much longer than the others."""
         lengths = torch.randint(
             0, self.pick(2, 70, 300, 2000), (batch * heads,), generator=self.host, dtype=torch.int64, device="cpu"
         )
@@ -47,15 +47,15 @@ class Draw:
         return self.normal(rows, self.dim), self.normal(rows, self.dim), starts, lengths
 
 
-def _close(got: torch.Tensor, want: torch.Tensor, tolerance: float) -> float:
-    """The largest difference in units of what is allowed."""
-    if got.shape != want.shape:
+def _close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> float:
+    """Returns the largest difference in units of the tolerance."""
+    if actual.shape != expected.shape:
         return float("inf")
-    if got.numel() == 0:
+    if actual.numel() == 0:
         return 0.0
-    got, want = got.double(), want.double()
-    same = (got == want) | (got.isnan() & want.isnan())
-    excess = ((got - want).abs() / (tolerance * (1 + want.abs()))).masked_fill(same, 0.0)
+    actual, expected = actual.double(), expected.double()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    excess = ((actual - expected).abs() / (tolerance * (1 + expected.abs()))).masked_fill(same, 0.0)
     return float(excess.nan_to_num(float("inf")).max())
 
 
@@ -63,24 +63,26 @@ def _decode(draw: Draw, call: Callable[..., torch.Tensor]) -> float:
     batch, heads, group = draw.whole(1, 4), draw.whole(1, 32), draw.pick(1, 2, 4, 7, 8, 12)
     keys, values, starts, lengths = draw.slab(batch, heads, 0)
     query, scaling = draw.normal(batch, heads * group, draw.dim), draw.pick(0.05, draw.dim**-0.5, 0.5)
-    got = call(query, keys, values, starts, lengths, scaling)
-    # The twin pads all heads to the longest, in fp64: head by head, or a long one would need too much memory.
-    want = torch.empty(len(starts), group, draw.dim, dtype=torch.float64, device=draw.device)
+    actual = call(query, keys, values, starts, lengths, scaling)
+    # Head by head, because the reference pads all heads to the longest in fp64, which could exceed the memory.
+    expected = torch.empty(len(starts), group, draw.dim, dtype=torch.float64, device=draw.device)
     for s in range(len(starts)):
         rows = query.view(len(starts), 1, group, draw.dim)[s].double()
         first, count = int(starts[s]), lengths[s : s + 1]
         own = slice(first, first + int(count))
-        want[s] = ragged_decode.reference(rows, keys[own].double(), values[own].double(), count * 0, count, scaling)[0]
-    return _close(got.view(want.shape), want, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
+        expected[s] = ragged_decode.reference(
+            rows, keys[own].double(), values[own].double(), count * 0, count, scaling
+        )[0]
+    return _close(actual.view(expected.shape), expected, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
 
 
 def _append(draw: Draw) -> float:
     keys, values, starts, lengths = draw.slab(draw.whole(1, 4), draw.whole(1, 64), 1)
     new_keys, new_values = draw.normal(len(starts), draw.dim), draw.normal(len(starts), draw.dim)
-    twin = keys.clone(), values.clone()
-    append.reference(*twin, new_keys, new_values, starts, lengths)
+    expected = keys.clone(), values.clone()
+    append.reference(*expected, new_keys, new_values, starts, lengths)
     append.append(keys, values, new_keys, new_values, starts, lengths)
-    return max(_close(keys, twin[0], 1e-30), _close(values, twin[1], 1e-30))
+    return max(_close(keys, expected[0], 1e-30), _close(values, expected[1], 1e-30))
 
 
 def _compact(draw: Draw) -> float:
@@ -91,10 +93,10 @@ def _compact(draw: Draw) -> float:
     room = keep.flatten(0, 1).sum(-1) + 2
     starts = room.cumsum(0) - room
     keys = torch.zeros(int(room.sum()), draw.dim, dtype=draw.dtype, device=draw.device)
-    values, twin = keys.clone(), (keys.clone(), keys.clone())
+    values, expected = keys.clone(), (keys.clone(), keys.clone())
     compact.compact(keys, values, full_keys, full_values, keep, starts)
-    compact.reference(*twin, full_keys, full_values, keep, starts)
-    return max(_close(keys, twin[0], 1e-30), _close(values, twin[1], 1e-30))
+    compact.reference(*expected, full_keys, full_values, keep, starts)
+    return max(_close(keys, expected[0], 1e-30), _close(values, expected[1], 1e-30))
 
 
 def _observe(draw: Draw) -> float:
@@ -104,8 +106,8 @@ def _observe(draw: Draw) -> float:
     keys = draw.normal(batch, length, heads, draw.dim).transpose(1, 2)
     valid = torch.arange(length, dtype=torch.int64, device=draw.device) >= draw.whole(0, length - 1)
     valid = valid.expand(batch, -1)
-    given = query, keys, valid, draw.pick(1, 5, 7), draw.dim**-0.5
-    return _close(observe.observe(*given), observe.reference(*given), 1e-5)
+    inputs = query, keys, valid, draw.pick(1, 5, 7), draw.dim**-0.5
+    return _close(observe.observe(*inputs), observe.reference(*inputs), 1e-5)
 
 
 def _argmax_rows(draw: Draw) -> float:
@@ -129,13 +131,13 @@ def _causal_attention(draw: Draw) -> float:
     ends = torch.randint(0, length + 1, (2, batch), generator=draw.generator, dtype=torch.int64, device=draw.device)
     firsts, stops = ends.amin(dim=0), ends.amax(dim=0)
     scaling = draw.pick(0.05, draw.dim**-0.5, 0.5)
-    got = causal_attention.causal_attention(query, keys, values, firsts, stops, scaling)
-    want = causal_attention.reference(query.double(), keys.double(), values.double(), firsts, stops, scaling)
-    return _close(got, want, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
+    actual = causal_attention.causal_attention(query, keys, values, firsts, stops, scaling)
+    expected = causal_attention.reference(query.double(), keys.double(), values.double(), firsts, stops, scaling)
+    return _close(actual, expected, TOLERANCE[draw.dtype] * (1 + scaling * draw.dim**0.5))
 
 
 def check(op: str, device: torch.device, seconds: float, rounds: int) -> dict[str, Any]:
-    """{op, rounds, worst, failures} of one operation, or of one decode backend named "decode/<backend>".
+    """Returns {op, rounds, worst, failed, failures} of one operation or decode backend ("decode/<backend>").
 
     worst is the largest difference in units of the tolerance; a failure names its seed, dtype and head dimension.
     """
@@ -152,13 +154,13 @@ def check(op: str, device: torch.device, seconds: float, rounds: int) -> dict[st
     failures, worst, done, began = [], 0.0, 0, time.monotonic()
     while done < rounds and time.monotonic() - began < seconds:
         draw = Draw(device, done)
-        if op in ("decode/varlen", "decode/flash"):  # they know 16 bits only
+        if op in ("decode/varlen", "decode/flash"):  # these accept 16-bit dtypes only
             draw.dtype = draw.pick(torch.float16, torch.bfloat16)
         done += 1
         try:
             difference = checks[op](draw)
             what = f"{difference:.3g} times the tolerance"
-        except Exception as error:  # whatever it is, the other rounds are worth having
+        except Exception as error:  # any error counts as a failure, and the other rounds still run
             difference, what = float("inf"), f"{type(error).__name__}: {error}"
         if difference > 1:
             failures.append(f"seed {draw.host.initial_seed()}, {draw.dtype}, head dimension {draw.dim}: {what}")

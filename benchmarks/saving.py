@@ -1,4 +1,4 @@
-"""What sharing prefills saves: `python -m benchmarks.saving KEY` times the stage's questions both ways."""
+"""Measures the time that sharing prefills saves: `python -m benchmarks.saving KEY` times questions both ways."""
 
 from __future__ import annotations
 

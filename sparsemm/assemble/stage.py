@@ -1,4 +1,4 @@
-"""The assemble stage: base and updates -> an ordinary checkpoint folder."""
+"""The assemble stage: writes an ordinary checkpoint folder from a base and its updates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemm.errors import ModelError, ParamsError
 from sparsemm.params import Params
 
 TEXT = "model.language_model."
-# How the published LLaVA-NeXT checkpoints name their parts; transformers and vLLM both read them so.
+# Names of the parts in published LLaVA-NeXT checkpoints, which both transformers and vLLM read.
 _PUBLISHED = {
     TEXT: "language_model.model.",
     "model.vision_tower.": "vision_tower.vision_model.",
@@ -24,24 +24,25 @@ _PUBLISHED = {
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> Path:
-    """Assemble a checkpoint of `assembled` in params.yaml into artifacts/checkpoints/KEY, and return the folder.
+    """Assembles a checkpoint of `assembled` in params.yaml in artifacts/checkpoints/KEY, and returns the folder.
 
     Raises:
         ModelError: if the base is not installed, or base and updates cannot be read or do not fit.
         ParamsError: if there is no such key.
     """
     if key not in params.assembled:
-        known = ", ".join(params.assembled) or "none yet"
-        raise ParamsError(f"no checkpoint {key!r}", where="params.yaml: assembled", hint=f"known: {known}")
+        keys = ", ".join(params.assembled) or "none yet"
+        raise ParamsError(f"no checkpoint {key!r}", where="params.yaml: assembled", hint=f"known: {keys}")
     output = root / "artifacts" / "checkpoints" / key
     assemble(root / params.assembled[key].updates, output)
     return output
 
 
 def assemble(updates: Path, output: Path) -> None:
-    """Write the checkpoint that a folder of updates and its base make: fp16 weights, to be run in fp32.
+    """Writes the checkpoint of a folder of updates and its base: fp16 weights, to be run in fp32.
 
-    The same inputs give the same bytes: products are computed in fp64, then rounded. `output` is replaced as a whole.
+    The same inputs give the same bytes, because products are computed in fp64 and rounded once. `output` is replaced
+    as a whole.
 
     Raises:
         ModelError: if the base is not installed, or base and updates cannot be read or do not fit.
@@ -65,12 +66,12 @@ def assemble(updates: Path, output: Path) -> None:
 
 
 def merged(base: dict[str, torch.Tensor], updates: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """All weights of the checkpoint, fp16, by their published names.
+    """Returns all weights of the checkpoint, fp16, by their published names.
 
     Args:
         base: fp32 weights of the language model, by their names in LlamaModel.
-        updates: what was trained, by its name in the LLaVA-NeXT model; `X.up` and `X.down` belong to `X.weight`.
-        where: for messages.
+        updates: trained tensors, by their names in the LLaVA-NeXT model; `X.up` and `X.down` belong to `X.weight`.
+        where: name of the updates, for messages.
 
     Raises:
         ModelError: if an update has no weight of its shape in the base, or a weight does not fit into fp16.

@@ -1,8 +1,8 @@
-"""What was trained on top of a base, as it is committed: one safetensors file beside the checkpoint's small files.
+"""Reads and writes folders of updates, which hold the weights trained on top of a base.
 
 A folder of updates holds `updates.safetensors` (bf16: vision tower, projector, and for every linear layer of the
-language model the two factors of its update), `base.json` (the pin of the base) and what else a checkpoint has, but
-for the weights and the tokenizer, which come from the base.
+language model the two factors of its update), `base.json` (the pin of the base) and the other files of a checkpoint.
+Weights and tokenizer of the language model come from the base.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sparsemm.errors import ModelError
 from sparsemm.files import atomic_path, write_json
 
 UPDATES, BASE = "updates.safetensors", "base.json"
-SCALE = 2.0  # of a low-rank update: W + SCALE * up @ down
+SCALE = 2.0  # scale of a low-rank update: W + SCALE * up @ down
 FROM_BASE = ("tokenizer.json",)
 
 
 def write_updates(folder: Path, pin: Pin, model: Any, processor: Any, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Write a folder of updates.
+    """Writes a folder of updates.
 
     Args:
-        folder: to write.
-        pin: of the base.
-        model, processor: whose configs are written.
-        parameters: what was trained, by its name in the model.
+        folder: folder to write.
+        pin: pin of the base.
+        model, processor: model and processor whose configs are written.
+        parameters: trained parameters by their names in the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().to("cpu", torch.bfloat16).contiguous() for name, value in parameters.items()}
@@ -50,10 +50,10 @@ def write_updates(folder: Path, pin: Pin, model: Any, processor: Any, parameters
 
 
 def read_pin(folder: Path) -> Pin:
-    """The pin of the base of a folder of updates.
+    """Reads the pin of the base from a folder of updates.
 
     Raises:
-        ModelError: if base.json is missing or holds something else.
+        ModelError: if base.json is missing or malformed.
     """
     try:
         return Pin(**json.loads((folder / BASE).read_text(encoding="utf-8")))
@@ -62,10 +62,10 @@ def read_pin(folder: Path) -> Pin:
 
 
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder of updates, bf16.
+    """Loads the tensors of a folder of updates, bf16.
 
     Raises:
-        ModelError: if the file is missing or no safetensors file.
+        ModelError: if the file is missing or not a safetensors file.
     """
     try:
         with safe_open(folder / UPDATES, "pt") as file:
@@ -75,17 +75,17 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_updates(folder: Path, parameters: Mapping[str, torch.Tensor]) -> None:
-    """Copy the updates of a folder into `parameters` of the same names and shapes.
+    """Copies the updates of a folder into `parameters` of the same names and shapes.
 
     Raises:
-        ModelError: if names or shapes differ, as those of another rank do.
+        ModelError: if names or shapes differ, as they do for another rank.
     """
     tensors = load_tensors(folder)
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}
     different = {name: tuple(value.shape) for name, value in tensors.items()}.items() ^ shapes.items()
     if different:
         what = f"its updates do not fit the model: {sorted(different)[0][0]}"
-        raise ModelError(what, where=str(folder), hint="train on with the same architecture and rank")
+        raise ModelError(what, where=str(folder), hint="use the same architecture and rank")
     with torch.no_grad():
         for name, value in parameters.items():
             value.copy_(tensors[name])

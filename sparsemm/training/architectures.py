@@ -1,4 +1,4 @@
-"""The small checkpoints' architectures: unmodified Hugging Face classes, a real tokenizer and processor."""
+"""Builds the small checkpoints' architectures from unmodified Hugging Face classes, with tokenizer and processor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transformers import (
 from sparsemm.datasets.synthetic import ANCHORS
 from sparsemm.errors import ModelError
 
-LAYERS, QUERY_HEADS = 6, 16  # of the tiny models
+LAYERS, QUERY_HEADS = 6, 16  # sizes of the tiny models
 TILE, PATCH = 84, 14  # pixels; a visual token is 14 x 14 px and holds two characters of a page at scale 1
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl", "small-qwen2-vl")
 
@@ -64,13 +64,13 @@ _IMAGE_TEXT = {
 
 
 def turn_template(start: str, user: str, assistant: str, after: str, image: str) -> str:
-    """A Jinja chat template of messages whose content holds parts of type "image" and "text".
+    """Returns a Jinja chat template for messages whose content holds parts of type "image" and "text".
 
     Args:
-        start: before the first message.
-        user, assistant: before a message of that role.
-        after: behind a message of the user.
-        image: what stands for an image.
+        start: text before the first message.
+        user, assistant: text before a message of that role.
+        after: text after a message of the user.
+        image: text for an image.
     """
     user, assistant, after, image = (text.replace("\n", "\\n") for text in (user, assistant, after, image))
     return (
@@ -86,21 +86,21 @@ def turn_template(start: str, user: str, assistant: str, after: str, image: str)
 
 
 def chat_template(name: str) -> str:
-    """The Jinja chat template of a small checkpoint."""
+    """Returns the Jinja chat template of a small checkpoint."""
     return turn_template(*_TEMPLATES[name], image=_IMAGE_TEXT[name])
 
 
 def character_tokenizer(special: Sequence[str], characters: str = "", eos: str = "</s>") -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters whose anchors and instruction words are single tokens.
+    """Builds a tokenizer of single characters, in which anchors and instruction words are single tokens.
 
     Args:
-        special: tokens before all others; <pad>, <unk>, <s> and `eos` come first.
-        characters: known beside those of pages and prompts.
+        special: special tokens, whose ids follow <pad>, <unk>, <s> and `eos`.
+        characters: characters besides those of pages and prompts.
         eos: the token that ends an answer.
     """
     special = ["<pad>", "<unk>", "<s>", eos, *special]
-    known = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
-    vocabulary = {token: i for i, token in enumerate(special + known)}
+    letters = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
+    vocabulary = {token: i for i, token in enumerate(special + letters)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
@@ -118,10 +118,10 @@ def character_tokenizer(special: Sequence[str], characters: str = "", eos: str =
 
 
 def build_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a small checkpoint.
+    """Builds the tokenizer of a small checkpoint.
 
-    The tiny models know the characters of pages and prompts; the small one, which also reads prose, knows all of
-    printable ASCII. The ids of what both know are the same.
+    The tiny models have the characters of pages and prompts. The small one, which also reads prose, has all of
+    printable ASCII. Common characters have the same ids in both.
     """
     more = string.punctuation if name.startswith("small-") else ""
     if name in QWEN_SIZES:
@@ -134,7 +134,7 @@ def _pixels(width_tiles: int, height_tiles: int) -> list[int]:
 
 
 def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> tuple[Any, Any]:
-    """An untrained LLaVA-NeXT model with the small vision tower around a text model of config `text`; its processor."""
+    """Builds an untrained LLaVA-NeXT model with the small vision tower and the text config, and its processor."""
     pinpoints = [_pixels(1, 1), _pixels(2, 1), _pixels(1, 2), _pixels(2, 2)]
     vision = CLIPVisionConfig(
         hidden_size=96,
@@ -178,7 +178,7 @@ def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         vocab_size=len(tokenizer),
         hidden_size=128 if vicuna else 192,
         intermediate_size=384,
-        head_dim=8 if vicuna else 16,  # four KV heads of 8 read, but do not learn to answer questions
+        head_dim=8 if vicuna else 16,  # with four KV heads of size 8 a model reads, but does not learn to answer
         num_hidden_layers=LAYERS,
         num_attention_heads=QUERY_HEADS,
         max_position_embeddings=2048,
@@ -242,19 +242,19 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
 
 
 def base_name(name: str) -> str:
-    """The one of `NAMES` that a checkpoint's name begins with.
+    """Returns the one of `NAMES` that a checkpoint's name begins with.
 
     Raises:
         ModelError: if there is none.
     """
-    for known in NAMES:
-        if name == known or name.startswith(f"{known}-"):
-            return known
+    for base in NAMES:
+        if name == base or name.startswith(f"{base}-"):
+            return base
     raise ModelError(f"no small architecture is called {name!r}", hint=f"use one of {', '.join(NAMES)}")
 
 
 def build(name: str, seed: int = 0) -> tuple[Any, Any]:
-    """Build an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
+    """Builds an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
 
     Args:
         name: one of `NAMES`; a suffix after it (as in tiny-llava-next-vicuna-sparse) is allowed.
@@ -272,7 +272,7 @@ def build(name: str, seed: int = 0) -> tuple[Any, Any]:
 
 
 def set_generation(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Have a model answer greedily and end its answers with the tokenizer's end of sequence."""
+    """Makes a model answer greedily and end its answers with the tokenizer's end of sequence."""
     generation = model.generation_config
     generation.bos_token_id, generation.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
     generation.eos_token_id = tokenizer.eos_token_id

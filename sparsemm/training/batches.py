@@ -1,4 +1,4 @@
-"""Training batches: pages of one size, as the tensors the real processor would make of them."""
+"""Draws training batches: pages of one size, as the tensors that the real processor would return."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's tensors.
+    """The tensors of one step.
 
     Attributes:
-        inputs: keyword arguments of the model's forward; pixel_values are uint8 of one channel until `to`.
-        labels: (B, S) int64, the next-token targets' own tokens; `IGNORE` outside answers.
+        inputs: keyword arguments of the model's forward; pixel_values are uint8 with one channel until `to`.
+        labels: (B, S) int64, the answer tokens at their own positions; `IGNORE` outside answers.
         characters: (B, N, 2) int64, the two characters under each high-resolution visual token.
-        lines: (B, N) int64, index of the anchor of the line a visual token lies on, or `IGNORE`.
-        pointers: (B, S) int64, index of the visual token under the answer token standing there, or `IGNORE`.
+        lines: (B, N) int64, index of the anchor of the line under a visual token, or `IGNORE`.
+        pointers: (B, S) int64, index of the visual token under the answer token at this position, or `IGNORE`.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -54,18 +54,18 @@ class Batch:
         return Batch(inputs, *(change(tensor) for tensor in rest))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU can copy while it computes."""
+        """Returns the batch in page-locked memory, from which a GPU can copy while it computes."""
         return self._each(torch.Tensor.pin_memory)
 
     def to(self, device: str) -> Batch:
-        """The batch on a device, with the pixels as the model takes them."""
+        """Returns the batch on a device, with normalised pixels."""
         batch = self._each(lambda tensor: tensor.to(device, non_blocking=True))
         batch.inputs["pixel_values"] = normalised(batch.inputs["pixel_values"])
         return batch
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """What `llava_pixels` and `qwen_pixels` give -> fp32 in -1..1 in the shape of the real image processor.
+    """Converts the results of `llava_pixels` and `qwen_pixels` to fp32 in -1..1, in the real image processor's shape.
 
     (B, 1 + tiles, 1, 84, 84) uint8 -> (B, 1 + tiles, 3, 84, 84), (patches, 1, 49) uint8 -> (patches, 3 * 2 * 49).
     """
@@ -76,7 +76,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def llava_pixels(pages: np.ndarray) -> torch.Tensor:
-    """(B, h, w) uint8 pages, multiples of a tile -> thumbnail and tiles, (B, 1 + tiles, 1, 84, 84) uint8."""
+    """Splits (B, h, w) uint8 pages into a thumbnail and tiles, (B, 1 + tiles, 1, 84, 84) uint8."""
     rows, columns = pages.shape[1] // TILE, pages.shape[2] // TILE
     small = np.stack([np.asarray(Image.fromarray(p).resize((TILE, TILE), Image.Resampling.BICUBIC)) for p in pages])
     tiles = pages.reshape(-1, rows, TILE, columns, TILE).transpose(0, 1, 3, 2, 4).reshape(len(pages), -1, TILE, TILE)
@@ -85,7 +85,7 @@ def llava_pixels(pages: np.ndarray) -> torch.Tensor:
 
 
 def qwen_pixels(pages: np.ndarray) -> torch.Tensor:
-    """(B, h, w) uint8 pages -> (B * patches, 1, 7 * 7) uint8 in the order of Qwen2VLImageProcessor."""
+    """Splits (B, h, w) uint8 pages into (B * patches, 1, 7 * 7) uint8 in the order of Qwen2VLImageProcessor."""
     half = PATCH // 2
     b, h, w = pages.shape
     patches = torch.from_numpy(pages).view(b, h // PATCH, 2, half, w // PATCH, 2, half).permute(0, 1, 4, 2, 5, 3, 6)
@@ -93,9 +93,9 @@ def qwen_pixels(pages: np.ndarray) -> torch.Tensor:
 
 
 def qwen_positions(start: int, rows: int, columns: int, length: int) -> torch.Tensor:
-    """M-RoPE positions (3, S) of a sequence whose visual tokens, `rows` of `columns`, begin at index `start`.
+    """Returns the M-RoPE positions (3, S) of a sequence whose `rows` x `columns` visual tokens begin at index `start`.
 
-    The same for every page of a batch, so that the model need not work them out page by page on the device.
+    They are the same for every page of a batch, so that the model need not compute them page by page on the device.
     """
     visual = rows * columns
     cell = torch.arange(visual, dtype=torch.int64, device="cpu")
@@ -107,7 +107,7 @@ def qwen_positions(start: int, rows: int, columns: int, length: int) -> torch.Te
 
 
 def _targets(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """Characters (rows, columns, 2) and anchor of the line (rows, columns) under the visual tokens of a page."""
+    """Returns the characters (rows, columns, 2) and the line's anchor (rows, columns) under the visual tokens."""
     width, height = record.image.size
     grid = np.zeros((height // CELL_HEIGHT, width // CELL_WIDTH), dtype=np.int64)
     lines = np.full((height // PATCH, width // PATCH), IGNORE, dtype=np.int64)
@@ -115,14 +115,14 @@ def _targets(record: Record) -> tuple[np.ndarray, np.ndarray]:
         for entry in (left, right):
             row, cell = int(entry.box[1]) // CELL_HEIGHT, int(entry.box[0]) // CELL_WIDTH
             grid[row, cell : cell + len(entry.text)] = [CHARACTERS.index(c) for c in entry.text]
-            # The first token of an anchor cannot know the whole anchor under a causal mask.
+            # Under a causal mask the first token of an anchor does not see the whole anchor.
             first = cell // 2 + (1 if entry is left else 0)
             lines[row, first : (cell + len(entry.text) + 1) // 2] = ANCHORS.index(left.text.rstrip(":"))
     return grid.reshape(*lines.shape, 2), lines
 
 
 def _pointers(entry: Entry, columns: int) -> list[int]:
-    """Raster index of the visual token under each character of an entry."""
+    """Returns the raster index of the visual token under each character of an entry."""
     row, cell = int(entry.box[1]) // CELL_HEIGHT, int(entry.box[0]) // CELL_WIDTH
     return [row * columns + (cell + i) // 2 for i in range(len(entry.text))]
 
@@ -138,19 +138,19 @@ class BatchMaker:
         self.rng = random.Random(f"batches/{seed}")
 
     def _turns(self, record: Record, read: bool, count: int) -> list[tuple[str, str, list[int]]]:
-        """(prompt, answer, visual token under each character of the answer) of every turn."""
+        """Returns (prompt, answer, visual token under each character of the answer) of every turn."""
         columns = record.image.size[0] // PATCH
         under = [_pointers(entry, columns) for entry in record.entries]
         if read:
             joined = list(under[0])
             for positions in under[1:]:
-                joined += [positions[0], *positions]  # the blank between two words looks ahead
+                joined += [positions[0], *positions]  # the blank between two words points at the second one
             return [(READ_PROMPT, page_text(record), joined)]
-        asked = list(zip(questions(record), under[1::2], strict=True))
-        return [(q.prompt, q.answer, where) for q, where in (self.rng.choice(asked) for _ in range(count))]
+        pairs = list(zip(questions(record), under[1::2], strict=True))
+        return [(q.prompt, q.answer, where) for q, where in (self.rng.choice(pairs) for _ in range(count))]
 
     def _tokens(self, turns: list[tuple[str, str, list[int]]], visual: int) -> tuple[list[int], list[int], list[int]]:
-        """Token ids, labels and pointers of a conversation; the image placeholder becomes `visual` tokens."""
+        """Returns token ids, labels and pointers of a conversation; the image placeholder becomes `visual` tokens."""
         ids: list[int] = []
         labels: list[int] = []
         pointers: list[int] = []
@@ -171,7 +171,7 @@ class BatchMaker:
                     labels += [IGNORE] * len(expanded)
                     pointers += [IGNORE] * len(expanded)
                     continue
-                end = expanded.index(self.tokenizer.eos_token_id)  # learnt; the newline after it is not
+                end = expanded.index(self.tokenizer.eos_token_id)  # is a label; the newline after it is not
                 labels += expanded[: end + 1] + [IGNORE] * (len(expanded) - end - 1)
                 character = 0
                 for token in expanded[:end]:
@@ -181,7 +181,7 @@ class BatchMaker:
         return ids, labels, pointers
 
     def make(self, size: int, style: PageStyle, read: bool, turns: int = 4) -> Batch:
-        """A batch of `size` pages that share `style`; reading (one turn) or answering `turns` questions."""
+        """Draws a batch of `size` pages of one style, for reading (one turn) or for answering `turns` questions."""
         records = [draw_record("train", self.seed, self.drawn + i, style) for i in range(size)]
         self.drawn += size
         pages = np.stack([np.asarray(record.image)[:, :, 0] for record in records])
@@ -218,13 +218,13 @@ class BatchMaker:
 
 
 class _Drawn(Dataset[Batch]):
-    """What a loader draws from: (number of the batch, style, whether to read) -> Batch."""
+    """The data set of a loader, which maps (number of the batch, style, whether to read) to a batch."""
 
     def __init__(self, maker: BatchMaker, size: int, seeded: bool) -> None:
         self.maker, self.size, self.seeded = maker, size, seeded
 
-    def __getitem__(self, wanted: tuple[int, PageStyle, bool]) -> Batch:
-        number, style, read = wanted
+    def __getitem__(self, key: tuple[int, PageStyle, bool]) -> Batch:
+        number, style, read = key
         self.maker.drawn = number * self.size
         if self.seeded:
             self.maker.rng.seed(f"batches/{self.maker.seed}/page batch {number}")
@@ -232,17 +232,17 @@ class _Drawn(Dataset[Batch]):
 
 
 class PageFeed:
-    """Page batches in order; worker processes, if any, draw them ahead of the training.
+    """Supplies page batches in order. Worker processes, if any, draw them ahead of the training.
 
-    Workers draw out of order, so each of their batches has its own generator for the choice of questions. In one
-    process the choices run on from batch to batch, as they did for the tiny checkpoints.
+    Workers draw out of order, so each of their batches has its own generator for the choice of questions. Without
+    workers one generator serves all batches, as it did for the tiny checkpoints.
 
     Args:
-        maker: draws; its tokenizer goes to the workers too.
+        maker: maker of the batches, which is sent to the workers.
         size: pages of a batch.
-        plan: (number of the batch, stage) -> (style, whether to read).
-        workers: processes; 0 draws in this one, when a batch is asked for.
-        pin: whether batches lie in page-locked memory.
+        plan: function (number of the batch, stage) -> (style, whether to read).
+        workers: number of processes; 0 draws each batch in this process when it is needed.
+        pin: whether batches are in page-locked memory.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class PageFeed:
         self.plan = plan
         self.number, self.stage = 0, 0
         self.batches: Iterator[Batch] | None = None
-        # Spawned: a fork of a process whose CUDA and tokenizer threads run may hang.
+        # Spawned, because a fork of a process with CUDA and tokenizer threads may hang.
         ahead: dict[str, Any] = {"persistent_workers": True, "multiprocessing_context": "spawn"} if workers else {}
         self.loader = DataLoader(
             _Drawn(maker, size, workers > 0), None, sampler=self, num_workers=workers, pin_memory=pin, **ahead

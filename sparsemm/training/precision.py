@@ -1,7 +1,7 @@
-"""Mixed precision: matrix products in bf16, weights and everything that is summed up in fp32.
+"""Mixed precision: matrix products in bf16, weights and sums in fp32.
 
-On a CPU with bf16 instructions the products are about four times faster so, but torch's flash attention is slower in
-bf16 than in fp32, and its backward pass twice as slow; there attention stays in fp32.
+On a CPU with bf16 instructions this makes products about four times faster. torch's flash attention is slower in bf16
+than in fp32 there, and its backward pass takes twice as long, so attention stays in fp32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 PRECISIONS = ("fp32", "bf16")
-EXACT = "sdpa_fp32"  # name among transformers' attention functions
+EXACT = "sdpa_fp32"  # its name among transformers' attention functions
 
 
 def exact_attention(
@@ -26,7 +26,7 @@ def exact_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' sdpa attention of (B, H, S, D) tensors, computed in fp32 whatever autocast wants."""
+    """Computes transformers' sdpa attention of (B, H, S, D) tensors in fp32, also under autocast."""
     if attention_mask is not None and attention_mask.dtype != torch.bool:
         attention_mask = attention_mask.float()
     with torch.autocast(query.device.type, enabled=False):
@@ -38,5 +38,5 @@ AttentionMaskInterface.register(EXACT, sdpa_mask)
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
-    """The context in which losses are computed: bf16 products for "bf16", nothing for "fp32"."""
+    """Returns the context in which losses are computed: bf16 products for "bf16", no change for "fp32"."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")

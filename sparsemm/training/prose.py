@@ -1,4 +1,4 @@
-"""Prose to train on beside pages: documentation and dictionaries that Debian ships, as characters of a vocabulary."""
+"""Reads prose to train on besides pages: documentation and dictionaries that Debian ships."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from sparsemm.errors import DataError
 FOLDERS = (Path("/usr/share/doc"), Path("/usr/share/dict"), Path("/usr/share/common-licenses"))
 LENGTH = 256  # tokens of a window
 HELD_OUT = 0.03  # share of the files
-MOST_BYTES = 1 << 20  # read of one file, so that a few changelogs do not outweigh the rest
-MOST_CHARACTERS = 32_000_000  # kept to train on
+MOST_BYTES = 1 << 20  # bytes read of one file, so that a few changelogs do not outweigh the rest
+MOST_CHARACTERS = 32_000_000  # characters kept to train on
 MOST_HELD_OUT = 1_000_000  # characters kept to measure on
-MOST_LOGITS = 1 << 26  # of one forward when it is measured
-LONGEST_WORD = 30  # longer ones are hashes and addresses
-LEAST_WORDS = 0.7  # share of letters and blanks; tables, dumps and code have less
+MOST_LOGITS = 1 << 26  # logits of one forward pass when the loss is measured
+LONGEST_WORD = 30  # characters; longer words are hashes and addresses
+LEAST_WORDS = 0.7  # least share of letters and blanks; tables, dumps and code have less
 
-# Files by what is left of their name without .gz: plain text, or a name that Debian gives to plain text.
+# Names, without .gz, of plain-text files, also of those that Debian names without a suffix.
 _NAMES = re.compile(
     r"(?i)(changelog|copyright|news|readme|todo|faq)(\..*)?|[^.]+(\.(txt|text|md|markdown|rst|debian))?"
 )
@@ -39,12 +39,12 @@ _TO_ASCII = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–"
 
 @dataclass(frozen=True)
 class Prose:
-    """Token ids of all files one after another, int16 or int32, and where they come from.
+    """The concatenated token ids of all files, int16 or int32, and their origin.
 
     Attributes:
         train: (N,) tokens to train on.
-        held_out: (M,) tokens of files, and of paragraphs, that are not in `train`.
-        source: what a card says: folders, files, characters, skipped files, hash of the tokens.
+        held_out: (M,) tokens of files whose paragraphs are not in `train`.
+        source: entries of a card: folders, files, characters, skipped files, hash of the tokens.
     """
 
     train: np.ndarray
@@ -52,13 +52,13 @@ class Prose:
     source: dict[str, Any]
 
     def batch(self, size: int, seed: int, number: int) -> torch.Tensor:
-        """(size, LENGTH) int64 windows of the training text; the same for the same seed and number."""
+        """Draws (size, LENGTH) int64 windows of the training text; the same for the same seed and number."""
         starts = np.random.default_rng([seed, number]).integers(0, len(self.train) - LENGTH + 1, size)
         return torch.from_numpy(self.train[starts[:, None] + np.arange(LENGTH)].astype(np.int64))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(hex SHA-256 of the path inside the folder, path) of every regular file whose name says plain text."""
+    """Yields (hex SHA-256 of the path inside the folder, path) of every regular file with a name of plain text."""
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent) / name
@@ -68,7 +68,7 @@ def _files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _read(path: Path) -> str | None:
-    """The beginning of a file, unpacked, as text; None if it cannot be read or is not text."""
+    """Reads the beginning of a file, decompressed, as text; None if it cannot be read or is not text."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             content = file.read(MOST_BYTES)
@@ -78,11 +78,10 @@ def _read(path: Path) -> str | None:
 
 
 def clean(text: str, characters: frozenset[str]) -> list[str]:
-    """Paragraphs of a text in the given characters; a list without one if the text is mostly not words.
+    """Returns the paragraphs of a text in the allowed characters, or none if the text is mostly not words.
 
-    Accents and what else has no counterpart, mail addresses and overlong words are dropped, runs of blanks become
-    one, and a line without a letter or digit (a rule, the dot that stands for an empty line in a copyright file)
-    ends a paragraph.
+    Accents, other characters without a counterpart, mail addresses and overlong words are dropped. Runs of blanks
+    become one blank. A line without a letter or digit, such as a rule, ends a paragraph.
     """
     plain = unicodedata.normalize("NFKD", text.translate(_TO_ASCII))
     allowed = re.escape("".join(sorted(characters)))
@@ -98,13 +97,13 @@ def clean(text: str, characters: frozenset[str]) -> list[str]:
 def read_prose(
     folders: list[Path], tokenizer: Any, most: int = MOST_CHARACTERS, most_held_out: int = MOST_HELD_OUT
 ) -> Prose:
-    """Read the plain-text files below `folders` into tokens, split by a hash of each file's path in its folder.
+    """Reads the plain-text files below `folders` as tokens, split by a hash of each file's path in its folder.
 
-    Files are read, in the order of their hashes, until there are `most` characters to train on and `most_held_out` to
+    Files are read in the order of their hashes, until there are `most` characters to train on and `most_held_out` to
     measure on.
 
-    A paragraph is kept where it comes first, the held-out files before the others: licences that hundreds of
-    packages repeat are learnt once, and none of the held-out text is trained on.
+    Only the first occurrence of a paragraph is kept, and held-out files come first: licences that hundreds of packages
+    repeat are used once, and no held-out text is trained on.
 
     Raises:
         DataError: if a folder is missing, or there is less than a window to train on or to hold out.
@@ -112,13 +111,13 @@ def read_prose(
     for folder in folders:
         if not folder.is_dir():
             raise DataError("no such folder of prose", where=str(folder))
-    characters = known_characters(tokenizer)
+    characters = plain_characters(tokenizer)
     seen: set[str] = set()
     parts: dict[bool, list[str]] = {True: [], False: []}  # by whether it is held out
     room = {True: most_held_out, False: most}
     skipped = 0
-    for digest, path in sorted(found for folder in folders for found in _files(folder)):
-        held = int(digest[:8], 16) < HELD_OUT * 2**32  # the lowest: these files come first
+    for digest, path in sorted(entry for folder in folders for entry in _files(folder)):
+        held = int(digest[:8], 16) < HELD_OUT * 2**32  # the lowest hashes, so these files come first
         if room[held] <= 0:
             continue
         text = _read(path)
@@ -147,22 +146,22 @@ def read_prose(
     return Prose(train, held_out, source)
 
 
-def known_characters(tokenizer: Any) -> frozenset[str]:
-    """The printable ASCII characters, blank and line feed that a tokenizer gives back as they are."""
+def plain_characters(tokenizer: Any) -> frozenset[str]:
+    """Returns the printable ASCII characters and line feed that a tokenizer encodes without loss."""
     printable = [chr(code) for code in (10, *range(32, 127))]
     rows = tokenizer(printable, add_special_tokens=False).input_ids
     return frozenset(c for c, row in zip(printable, rows, strict=True) if tokenizer.decode(row) == c)
 
 
 def _tokens(texts: list[str], tokenizer: Any) -> np.ndarray:
-    """Token ids of texts one after another; the spelling of a special token in a text is left out.
+    """Returns the concatenated token ids of texts, without special tokens that a text spells out.
 
-    int16 where the vocabulary allows, else int32.
+    They are int16 if the vocabulary allows it, else int32.
     """
     special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
     dtype = np.int16 if len(tokenizer) <= 1 << 15 else np.int32
     rows = [np.zeros(0, dtype=dtype)]
-    for start in range(0, len(texts), 32):  # as lists of Python integers all at once would take gigabytes
+    for start in range(0, len(texts), 32):  # all token ids at once as Python integers would take gigabytes
         encoded = tokenizer(texts[start : start + 32], add_special_tokens=False).input_ids
         rows += [np.asarray(row, dtype=dtype) for row in encoded]
     ids = np.concatenate(rows)
@@ -170,14 +169,14 @@ def _tokens(texts: list[str], tokenizer: Any) -> np.ndarray:
 
 
 def prose_loss(model: Any, windows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of every next token of (B, S) windows, in nats per token."""
+    """Returns the mean cross-entropy of every next token of (B, S) windows, in nats per token."""
     logits = model(input_ids=windows, use_cache=False).logits[:, :-1]
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
 @torch.inference_mode()
 def held_out_loss(model: Any, tokenizer: Any, prose: Prose, windows: int = 512, batch_size: int = 64) -> float:
-    """Cross-entropy of held-out prose in nats per character, over at most `windows` windows spread evenly."""
+    """Measures the cross-entropy of held-out prose, in nats per character, over at most `windows` windows."""
     batch_size = max(1, min(batch_size, MOST_LOGITS // (LENGTH * len(tokenizer))))
     count = min(windows, len(prose.held_out) // LENGTH)
     starts = np.linspace(0, len(prose.held_out) - LENGTH, count).astype(np.int64)

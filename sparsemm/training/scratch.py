@@ -1,4 +1,4 @@
-"""Training from scratch: every weight, with read-outs beside the answers that make a small model learn sooner."""
+"""Trains a small model from scratch, with auxiliary read-outs that make it learn sooner."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from sparsemm.training.architectures import build
 from sparsemm.training.batches import CHARACTERS, IGNORE, Batch, BatchMaker
 from sparsemm.training.prose import prose_loss
 
-LINE_LAYER = 2  # the decoder layer whose output has to know on which line a visual token lies
-POINTER_LAYER = 4  # the decoder layer whose output has to know where the next answer token stands on the page
-VISION_STEPS = 400  # steps on pages in which the vision tower alone learns its letters
+LINE_LAYER = 2  # the decoder layer from whose output the line of a visual token is read
+POINTER_LAYER = 4  # the decoder layer from whose output the place of the next answer token on the page is read
+VISION_STEPS = 400  # steps on pages in which only the vision tower is trained
 MOST_VISUAL = 72  # high-resolution visual tokens of the largest page
 WEIGHTS = {"answer": 1.0, "characters": 0.3, "lines": 0.3, "pointers": 0.3}
 
 
 class Probes(nn.Module):
-    """Linear read-outs that speed learning up and are thrown away afterwards.
+    """Linear read-outs that speed up learning and are discarded afterwards.
 
     `characters`: visual features (B, N, hidden) -> two characters a token. `lines`: hidden states of the visual
     tokens after layer `LINE_LAYER` -> the anchor of the line the token lies on. `pointers`: hidden states of the
@@ -43,14 +43,14 @@ class Probes(nn.Module):
 
 @contextmanager
 def captured(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect visual features and the probed layers' hidden states of the forwards inside the block."""
-    seen: dict[str, torch.Tensor] = {}
+    """Collects visual features and the probed layers' hidden states of the forward passes inside the block."""
+    states: dict[str, torch.Tensor] = {}
     inner = model.model
     vision = inner.multi_modal_projector if hasattr(inner, "multi_modal_projector") else inner.visual.merger
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            seen[name] = output[0] if isinstance(output, tuple) else output
+            states[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -60,14 +60,14 @@ def captured(model: Any) -> Iterator[dict[str, torch.Tensor]]:
         inner.language_model.layers[POINTER_LAYER - 1].register_forward_hook(keep("pointers")),
     ]
     try:
-        yield seen
+        yield states
     finally:
         for handle in handles:
             handle.remove()
 
 
 def _grid_features(features: torch.Tensor, batch: Batch, qwen: bool) -> torch.Tensor:
-    """Visual features of the high-resolution grid in raster order: (B, N, hidden)."""
+    """Returns the visual features of the high-resolution grid in raster order: (B, N, hidden)."""
     size, count = batch.lines.shape
     if qwen:
         return features.view(size, count, -1)
@@ -76,7 +76,7 @@ def _grid_features(features: torch.Tensor, batch: Batch, qwen: bool) -> torch.Te
 
 
 def _grid_hidden(hidden: torch.Tensor, batch: Batch, image_id: int, qwen: bool) -> torch.Tensor:
-    """Hidden states of the high-resolution grid's tokens in raster order, newlines left out: (B, N, hidden)."""
+    """Returns the hidden states of the high-resolution grid in raster order, without newlines: (B, N, hidden)."""
     size, count = batch.lines.shape
     visual = hidden[batch.inputs["input_ids"] == image_id].view(size, -1, hidden.shape[-1])
     if qwen:
@@ -85,7 +85,7 @@ def _grid_hidden(hidden: torch.Tensor, batch: Batch, image_id: int, qwen: bool) 
 
 
 def _character_loss(probes: Probes, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Cross-entropy of the character read-out; written and blank halves of tokens weigh the same."""
+    """Returns the cross-entropy of the character read-out, with weights 0.7 for characters and 0.3 for blanks."""
     logits = probes.characters(features.float()).unflatten(-1, (2, -1)).flatten(0, 2)
     targets = batch.characters.flatten()
     each = F.cross_entropy(logits, targets, reduction="none")
@@ -94,7 +94,7 @@ def _character_loss(probes: Probes, features: torch.Tensor, batch: Batch) -> tor
 
 
 def vision_losses(model: Any, probes: Probes, batch: Batch, qwen: bool) -> dict[str, torch.Tensor]:
-    """The character loss alone, through the vision tower and its projector, without the language model."""
+    """Returns the character loss of the vision tower and its projector, without the language model."""
     inner, pixels = model.model, batch.inputs["pixel_values"]
     if qwen:
         with captured(model) as seen:
@@ -107,13 +107,13 @@ def vision_losses(model: Any, probes: Probes, batch: Batch, qwen: bool) -> dict[
 
 
 def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) -> dict[str, torch.Tensor]:
-    """Cross-entropies of the answers and of both probes, and the answers' token accuracy (scalars)."""
+    """Returns the cross-entropies of the answers and of all probes, and the answers' token accuracy (scalars)."""
     with captured(model) as seen:
         output = model(**batch.inputs, use_cache=False, output_attentions=model_penalised(model))
     logits = output.logits[:, :-1]
     targets = batch.labels[:, 1:]
-    chosen = targets != IGNORE
-    picked, wanted = logits[chosen].float(), targets[chosen]
+    in_answer = targets != IGNORE
+    answer_logits, answer_tokens = logits[in_answer].float(), targets[in_answer]
     characters = _character_loss(probes, _grid_features(seen["features"], batch, qwen), batch)
     pointed = batch.pointers[:, 1:] != IGNORE
     pointers = probes.pointers(seen["pointers"][:, :-1][pointed].float())
@@ -123,31 +123,32 @@ def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) 
         {"visual_mass": visual_mass(output.attentions, visual, batch.labels != IGNORE)} if output.attentions else {}
     )
     return penalty | {
-        "answer": F.cross_entropy(picked, wanted),
+        "answer": F.cross_entropy(answer_logits, answer_tokens),
         "characters": characters,
         "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
         "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
-        "accuracy": (picked.argmax(-1) == wanted).float().mean().detach(),
+        "accuracy": (answer_logits.argmax(-1) == answer_tokens).float().mean().detach(),
     }
 
 
 def model_penalised(model: Any) -> bool:
-    """Whether the text model returns its attention, which only its eager implementation does."""
+    """Tells whether the text model returns its attention, as only its eager implementation does."""
     return bool(model.config.get_text_config()._attn_implementation == "eager")
 
 
 def visual_mass(attentions: tuple[torch.Tensor, ...], visual: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-    """Mean over layers and heads of the square root of the attention that answer rows put on visual tokens.
+    """Returns the mean over layers and heads of the square root of the attention from answer rows to visual tokens.
 
-    The square root makes one head that looks cheaper than many that glance, so that looking concentrates in few.
+    With the square root, one head with much visual attention costs less than many with a little, so that visual
+    attention concentrates in few heads.
 
     Args:
-        attentions: per layer (B, Hq, S, S).
-        visual: (B, S) bool, visual tokens.
-        answer: (B, S) bool, answer tokens; the rows before them predict them.
+        attentions: attention weights (B, Hq, S, S) of each layer.
+        visual: (B, S) bool, true for visual tokens.
+        answer: (B, S) bool, true for answer tokens, each of which is predicted by the row before it.
 
     Returns:
-        scalar in 0..1.
+        a scalar in 0..1.
     """
     rows = torch.nn.functional.pad(answer[:, 1:], (0, 1)).to(attentions[0].dtype)
     mass = torch.stack([(a * visual[:, None, None]).sum(-1) for a in attentions])  # (L, B, Hq, S)
@@ -155,7 +156,7 @@ def visual_mass(attentions: tuple[torch.Tensor, ...], visual: torch.Tensor, answ
     return (mean + 1e-6).sqrt().mean()
 
 
-# The curriculum: page styles used in turn, and the running accuracies (reading, answering) that end the stage.
+# Stages of the curriculum: page styles used in turn, and the running accuracies (reading, answering) that end a stage.
 STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
     ((PageStyle(1, 6, (1, 2)),), 0.93, 0.0),
     ((PageStyle(1, 6, (2, 4)),), 0.93, 0.0),
@@ -165,26 +166,26 @@ STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
 
 
 def page_plan(alone: int, number: int, stage: int) -> tuple[PageStyle, bool]:
-    """Style of page batch `number` in a stage, and whether it is read (else asked about).
+    """Returns the style of page batch `number` in a stage, and whether it is read (else asked about).
 
-    The first `alone` batches are for the vision tower alone, which learns its letters from full pages.
+    The first `alone` batches train the vision tower alone, on full pages.
     """
     styles = STAGES[-2 if number < alone else stage][0]
     return styles[number // 2 % len(styles)], number % 5 < 3 if stage < 2 else number % 2 == 0
 
 
 def rate_at(progress: float, step: int) -> float:
-    """Multiplier of the learning rate: 40 steps of warm-up, constant, linear to zero over the last 35 %."""
+    """Returns the multiplier of the learning rate: 40 steps of warm-up, constant, linear to zero over the last 35 %."""
     return min((step + 1) / 40, 1.0, (1.0 - progress) / 0.35)
 
 
 def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms, convolutions and probes."""
+    """Returns Muon for the matrices inside the layers, and AdamW for embeddings, norms, convolutions and probes."""
     inside = [
         p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n or ".blocks." in n and p.ndim == 2
     ]
-    known = {id(p) for p in inside}
-    rest = [p for p in model.parameters() if id(p) not in known] + list(probes.parameters())
+    inside_ids = {id(p) for p in inside}
+    rest = [p for p in model.parameters() if id(p) not in inside_ids] + list(probes.parameters())
     return [
         torch.optim.Muon(inside, lr=0.02, weight_decay=0.0, adjust_lr_fn="original"),
         torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
@@ -192,33 +193,33 @@ def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
 
 
 def save(model: Any, processor: Any, output: Path) -> None:
-    """Write model and processor so that the Auto classes load them: weights in fp16, to be run in fp32."""
+    """Writes model and processor for the Auto classes: weights in fp16, a config that says fp32."""
     output.mkdir(parents=True, exist_ok=True)
     model.to("cpu").half().save_pretrained(output)
     processor.save_pretrained(output)
     model.float()
-    # save_pretrained writes down the dtype of the weights; transformers takes it for the dtype to run in.
+    # save_pretrained writes the dtype of the weights, which transformers would also use to run the model.
     config = (output / "config.json").read_text(encoding="utf-8")
     write_json(output / "config.json", json.loads(config.replace('"float16"', '"float32"')))
 
 
 class Scratch:
-    """The recipe of the small checkpoints: a model, what of it is trained, on which pages, and by which losses.
+    """The recipe of the small checkpoints: a model, its trained parameters, its pages and its losses.
 
-    `Tuning` is the other recipe; the training loop asks both for the same.
+    `Tuning` is another recipe with the same interface for the training loop.
 
     Attributes:
-        model, processor: what is trained; the model is on its device, in training mode.
-        optimizers: over what is trained.
-        weights: of the losses, by name; other figures are only printed.
-        stages: of the curriculum: page styles used in turn, and the accuracies (reading, answering) that end it.
+        model, processor: model to train, on its device and in training mode, and its processor.
+        optimizers: optimizers of the trained parameters.
+        weights: weights of the losses by name; other figures are only printed.
+        stages: stages of the curriculum (see `STAGES`).
         prose_from: the first step that may be on prose.
 
     Args:
-        name, seed: of the architecture to build.
-        device: to train on.
-        initial: a trained checkpoint to go on from, without the vision tower's own steps.
-        sparsity: weight of `visual_mass` in the loss; the probes are left out then.
+        name, seed: architecture to build, and the seed of its weights.
+        device: device to train on.
+        initial: a trained checkpoint to start from, without the steps of the vision tower alone.
+        sparsity: weight of `visual_mass` in the loss; if it is not 0, the probes are not trained.
     """
 
     stages = STAGES
@@ -243,28 +244,28 @@ class Scratch:
         self.image_id, self.qwen = maker.image_id, maker.qwen
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by name."""
+        """Returns the trained parameters by name."""
         modules = {"model": self.model, "probes": self.probes}
         return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.named_parameters()}
 
     def plan(self, number: int, stage: int) -> tuple[PageStyle, bool]:
-        """Style of page batch `number` in a stage, and whether it is read (else asked about)."""
+        """Returns the style of page batch `number` in a stage, and whether it is read (else asked about)."""
         return page_plan(self.alone, number, stage)
 
     def losses(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
-        """Losses of page batch `number`, and figures to print."""
+        """Returns the losses of page batch `number`, and figures to print."""
         if number < self.alone:
             return vision_losses(self.model, self.probes, batch, self.qwen)
         return losses(self.model, self.probes, batch, self.image_id, self.qwen)
 
     def prose_loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Loss of (B, S) windows of prose."""
+        """Returns the loss of (B, S) windows of prose."""
         return prose_loss(self.model, windows)
 
     def rate_at(self, progress: float, step: int) -> float:
-        """Multiplier of the learning rates."""
+        """Returns the multiplier of the learning rates."""
         return rate_at(progress, step)
 
     def save(self, output: Path) -> None:
-        """Write the checkpoint."""
+        """Writes the checkpoint."""
         save(self.model, self.processor, output)

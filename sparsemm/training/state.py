@@ -1,4 +1,4 @@
-"""Training state that can be stopped and resumed, as one safetensors file (no pickle)."""
+"""Saves and loads the state of a training as one safetensors file, without pickle."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sparsemm.files import atomic_path
 def save_state(
     path: Path, parameters: Mapping[str, nn.Parameter], optimizers: list[torch.optim.Optimizer], meta: dict[str, Any]
 ) -> None:
-    """Write named parameters, optimizer states and `meta` (JSON values); atomic."""
+    """Writes named parameters, optimizer states and `meta` (JSON values) atomically."""
     tensors = {name: value.detach() for name, value in parameters.items()}
     for number, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
-            for key, held in entry.items():
-                if not torch.is_tensor(held):
-                    held = torch.tensor(held, dtype=torch.float32, device="cpu")
-                tensors[f"optimizer{number}/{index}/{key}"] = held
+            for key, value in entry.items():
+                if not torch.is_tensor(value):
+                    value = torch.tensor(value, dtype=torch.float32, device="cpu")
+                tensors[f"optimizer{number}/{index}/{key}"] = value
     with atomic_path(path) as temporary:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"meta": json.dumps(meta)})
 
@@ -34,17 +34,17 @@ def save_state(
 def load_state(
     path: Path, parameters: Mapping[str, nn.Parameter], optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """Read what `save_state` wrote into parameters and optimizers; returns `meta`.
+    """Loads parameters and optimizer states that `save_state` wrote, and returns `meta`.
 
     Raises:
-        ModelError: if the file belongs to another model.
+        ModelError: if the file lacks a parameter, as that of another model does.
     """
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     with safe_open(path, "pt") as file, torch.no_grad():
         keys = set(file.keys())
         for name, value in parameters.items():
             if name not in keys:
-                raise ModelError(f"no {name}", where=str(path), hint="delete the file to start again")
+                raise ModelError(f"parameter {name} is missing", where=str(path), hint="delete the file to start again")
             value.copy_(file.get_tensor(name))
         for full in keys:
             group, _, rest = full.partition("/")

@@ -1,7 +1,7 @@
-"""Train a small checkpoint: `python -m sparsemm.training.train tiny-qwen2-vl --output FOLDER`.
+"""Trains a checkpoint: `python -m sparsemm.training.train tiny-qwen2-vl --output FOLDER`.
 
-The tiny- and small- ones are trained from scratch. `smollm2-llava-next` begins with a pretrained language model, and
-what is written are the updates that `sparsemm assemble` turns into a checkpoint.
+The tiny- and small- ones are trained from scratch. `smollm2-llava-next` starts from a pretrained language model; its
+training writes the updates that `sparsemm assemble` turns into a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from sparsemm.training.scratch import Scratch
 from sparsemm.training.state import load_state, save_state
 from sparsemm.training.tuning import ALIGNMENT_STEPS, LITTLE_PROSE, RANK, TOWER, Tuning, base_of
 
-SAVE_STEPS = 200  # steps between two saved states
+SAVE_STEPS = 200  # steps between saved states
 
 
 def pages_before(step: int, share: float, first: int = 0) -> int:
-    """How many of the first `step` steps are on pages; of those from `first` on, evenly spread, prose has `share`."""
+    """Counts the steps on pages among the first `step`; from step `first` on, a share of them is on prose instead."""
     return step - int(max(step - first, 0) * share)
 
 
 def learnt(stage: tuple[Any, float, float], running: dict[str, float]) -> bool:
-    """Whether the running accuracies reach a stage's goals; one without questions has 0 as the goal of these."""
+    """Tells whether the running accuracies reach a stage's goals; the goal of a stage without questions is 0 there."""
     _, read_goal, ask_goal = stage
     return running.get("read_accuracy", 0.0) > read_goal and running.get("ask_accuracy", 0.0) >= ask_goal
 
@@ -59,26 +59,26 @@ def train(
     save_every: int = SAVE_STEPS,
     **tuned: Any,
 ) -> dict[str, Any]:
-    """Train `name` for `steps` steps and write it to `output`: a checkpoint in fp16, or the updates of one.
+    """Trains `name` for `steps` steps and writes it to `output`: a checkpoint in fp16, or the updates of one.
 
-    Stopped and started again with the same arguments, it goes on from its last saved state (beside `output`).
+    A training that was stopped resumes from its last saved state (beside `output`) if it has the same arguments.
 
     Args:
-        name: of the architecture.
+        name: name of the architecture.
         output: folder to write.
-        steps, batch_size, seed, device: of the run.
-        every: steps between two lines of progress.
-        initial: a trained checkpoint to go on from: no warm-up, the curriculum's last stage.
+        steps, batch_size, seed, device: steps of the run, pages per step, seed and device.
+        every: steps between lines of progress.
+        initial: a trained checkpoint to start from, in the curriculum's last stage.
         rate: multiplier of the learning rates.
-        sparsity: weight of `visual_mass` in the loss; the probes are left out then.
-        stage: of the curriculum, to stay in; None starts with the first (the last after `initial`) and moves on.
-        prose: text for the steps that are not on pages; None is for pages alone.
-        prose_share: share of the steps that are on prose.
-        workers: processes that draw pages ahead; 0 draws them in this one.
-        precision: of `PRECISIONS`; the weights are fp32 in both.
+        sparsity: weight of `visual_mass` in the loss; if it is not 0, the probes are not trained.
+        stage: stage of the curriculum to stay in; None begins with the first (with `initial`, the last) and advances.
+        prose: text for steps on prose; None trains on pages alone.
+        prose_share: share of the steps on prose.
+        workers: processes that draw pages ahead; 0 draws them in this process.
+        precision: one of `PRECISIONS`; the weights are fp32 in both.
 
     Returns:
-        what the card says of the run: steps, seconds, batch size, seed, device, precision, last losses.
+        the card's entry for the run: steps, seconds, batch size, seed, device, precision, last losses.
     """
     cuda = torch.device(device).type == "cuda"
     if cuda:
@@ -100,7 +100,7 @@ def train(
     if state_path.exists():
         meta = load_state(state_path, parameters, recipe.optimizers)
         start, spent, stage = (meta[k] for k in ("step", "seconds", "stage"))
-        print(f"{name}: going on at step {start}", flush=True)
+        print(f"{name}: resumed at step {start}", flush=True)
     maker = BatchMaker(recipe.processor, seed)
     maker.rng.seed(f"batches/{seed}/{start}")
     feed = PageFeed(maker, batch_size, recipe.plan, workers, pin=cuda)
@@ -109,7 +109,7 @@ def train(
     began = time.monotonic()
     for step in range(start, steps):
         progress = step / steps
-        number = pages_before(step, share, recipe.prose_from)  # of the next batch of pages
+        number = pages_before(step, share, recipe.prose_from)  # index of the next batch of pages
         if prose is not None and pages_before(step + 1, share, recipe.prose_from) == number:
             kind = "prose"
             with autocast(device, precision):
@@ -127,7 +127,7 @@ def train(
                 group["lr"] = base_rate * rate * recipe.rate_at(progress, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        values = torch.stack([value.detach() for value in parts.values()]).tolist()  # one wait for the device
+        values = torch.stack([value.detach() for value in parts.values()]).tolist()  # a single transfer
         for key, value in zip(parts, values, strict=True):
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
             running[label] = 0.8 * running.get(label, value) + 0.2 * value
@@ -157,7 +157,7 @@ def train(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and train."""
+    """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--output", type=Path, required=True)
@@ -165,57 +165,57 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, help="default: 32, on a GPU 128")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--start", type=Path, metavar="FROM", help="trained checkpoint, or updates, to go on from")
+    parser.add_argument("--start", type=Path, metavar="FROM", help="trained checkpoint, or updates, to start from")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplier of the learning rates")
     parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the penalty on visual attention")
     parser.add_argument("--stage", type=int, choices=range(4), help="stay in this stage of the curriculum")
     parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
-    parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="of plain text; may be repeated")
+    parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="plain text; may be repeated")
     parser.add_argument(
         "--prose-share", type=float, help="share of the steps; default: 0.4 for small-, 0 for tiny-, else 0.1"
     )
     parser.add_argument("--workers", type=int, help="processes that draw pages; default: 0, on a GPU at most 6")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the matrix products")
     parser.add_argument("--save-every", type=int, default=SAVE_STEPS, help="steps between two saved states")
-    tuned = parser.add_argument_group("on a pretrained language model")
-    tuned.add_argument("--tower", type=Path, default=TOWER, help="checkpoint whose vision tower to begin with")
-    tuned.add_argument("--rank", type=int, default=RANK, help="of the updates of its linear layers")
-    tuned.add_argument("--alignment-steps", type=int, default=ALIGNMENT_STEPS, help="first steps with it frozen")
-    given = parser.parse_args(arguments)
-    pin = base_of(given.name)
-    cuda = torch.device(given.device).type == "cuda"
-    share = given.prose_share
+    tuned = parser.add_argument_group("options for a pretrained language model")
+    tuned.add_argument("--tower", type=Path, default=TOWER, help="checkpoint with the initial vision tower")
+    tuned.add_argument("--rank", type=int, default=RANK, help="rank of the updates of its linear layers")
+    tuned.add_argument("--alignment-steps", type=int, default=ALIGNMENT_STEPS, help="first steps, with it frozen")
+    args = parser.parse_args(arguments)
+    pin = base_of(args.name)
+    cuda = torch.device(args.device).type == "cuda"
+    share = args.prose_share
     if share is None:
-        share = 0.1 if pin else 0.4 if given.name.startswith("small-") else 0.0
+        share = 0.1 if pin else 0.4 if args.name.startswith("small-") else 0.0
     if not 0.0 <= share < 1.0:
-        parser.error("--prose-share is at least 0 and below 1")
-    if given.prose and not share:
-        parser.error("--prose without a --prose-share")
+        parser.error("--prose-share must be at least 0 and below 1")
+    if args.prose and not share:
+        parser.error("--prose needs a --prose-share")
     prose = None
     if share:
-        folders = given.prose or [folder for folder in FOLDERS if folder.is_dir()]
-        tokenizer = Base(pin.locate()).tokenizer() if pin else build_tokenizer(base_name(given.name))
+        folders = args.prose or [folder for folder in FOLDERS if folder.is_dir()]
+        tokenizer = Base(pin.locate()).tokenizer() if pin else build_tokenizer(base_name(args.name))
         prose = read_prose(folders, tokenizer, *(LITTLE_PROSE if pin else ()))
-        print(f"{given.name}: {prose.source['characters']} characters of prose", flush=True)
+        print(f"{args.name}: {prose.source['characters']} characters of prose", flush=True)
     run = train(
-        given.name,
-        given.output,
-        steps=given.steps,
-        batch_size=given.batch_size or (128 if cuda else 32),
-        seed=given.seed,
-        device=given.device,
-        initial=given.start,
-        rate=given.rate,
-        sparsity=given.sparsity,
-        stage=given.stage,
+        args.name,
+        args.output,
+        steps=args.steps,
+        batch_size=args.batch_size or (128 if cuda else 32),
+        seed=args.seed,
+        device=args.device,
+        initial=args.start,
+        rate=args.rate,
+        sparsity=args.sparsity,
+        stage=args.stage,
         prose=prose,
         prose_share=share,
-        workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if given.workers is None else given.workers,
-        precision=given.precision,
-        save_every=given.save_every,
-        **(dict(tower=given.tower, rank=given.rank, alignment_steps=given.alignment_steps) if pin else {}),
+        workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if args.workers is None else args.workers,
+        precision=args.precision,
+        save_every=args.save_every,
+        **(dict(tower=args.tower, rank=args.rank, alignment_steps=args.alignment_steps) if pin else {}),
     )
-    print(json.dumps(write_card(given.output, run, given.note, prose)["held_out"]))
+    print(json.dumps(write_card(args.output, run, args.note, prose)["held_out"]))
 
 
 if __name__ == "__main__":

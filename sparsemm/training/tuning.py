@@ -1,8 +1,8 @@
 """Visual instruction tuning of a pretrained language model: alignment, then low-rank updates of all its linear layers.
 
-First the language model is frozen while vision tower and projector learn to speak to it; then every linear layer gets
-an update of low rank, and prose is mixed in, so that language is not unlearnt. There are no read-outs beside the
-answers: they would favour the heads that the project wants to find.
+First the language model is frozen while vision tower and projector are trained. Then every linear layer gets a low-rank
+update, and some steps are on prose, so that the model does not unlearn language. There are no auxiliary read-outs,
+which would favour the heads that the project wants to find.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ BASES = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")  # whose vision tower is the start
+TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")  # the checkpoint whose vision tower is the initial one
 RANK = 16
-LITTLE_PROSE = (4_000_000, 250_000)  # characters to train and to measure on: the base can write already
+LITTLE_PROSE = (4_000_000, 250_000)  # characters to train and to measure on; few, as the base was trained on prose
 ALIGNMENT_STEPS = 30  # with the language model frozen
 WARM_UP, DECAY = 20, 0.25  # steps, and share of all steps
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# The base's own format, without the system prompt that it puts first.
+# The base's own format, without its system prompt.
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -54,15 +54,15 @@ STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
     ((_ONE,), 0.78, 0.0),
     ((_ONE, _TWO), 2.0, 2.0),
 )
-_TURNS = ((0, True), (1, True), (0, False), (1, True), (0, True), (1, False))  # of six batches: style, whether to read
+_TURNS = ((0, True), (1, True), (0, False), (1, True), (0, True), (1, False))  # (style, whether to read) of 6 batches
 
 
 class LowRank(nn.Module):
-    """A frozen linear layer of weight W and its update of rank r: x W^T + SCALE (x A^T) B^T.
+    """A frozen linear layer of weight W with an update of rank r: x W^T + SCALE (x A^T) B^T.
 
     Attributes:
         down: A, (r, in_features), fp32.
-        up: B, (out_features, r), fp32, zero at first.
+        up: B, (out_features, r), fp32, initially zero.
     """
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
@@ -76,12 +76,12 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=torch.float32, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output with the update's."""
+        """Returns the layer's output with the update added."""
         return self.linear(x) + F.linear(F.linear(x, self.down), self.up) * SCALE
 
 
 def add_low_rank(text: Any, rank: int) -> None:
-    """Replace every linear layer of a decoder's layers by a `LowRank` one."""
+    """Replaces every linear layer of a decoder's layers by a `LowRank` one."""
     for layer in text.layers:
         for part in (layer.self_attn, layer.mlp):
             for name in LINEAR:
@@ -90,17 +90,17 @@ def add_low_rank(text: Any, rank: int) -> None:
 
 
 def base_of(name: str) -> Pin | None:
-    """The base of a checkpoint whose name begins with one of `BASES`; None for one trained from scratch."""
-    return next((pin for known, pin in BASES.items() if name == known or name.startswith(f"{known}-")), None)
+    """Returns the base of a checkpoint whose name begins with one of `BASES`, or None if it has no base."""
+    return next((pin for base, pin in BASES.items() if name == base or name.startswith(f"{base}-")), None)
 
 
 def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
-    """The base's language model in a LLaVA-NeXT model (fp32, eval mode) and its processor.
+    """Builds a LLaVA-NeXT model (fp32, eval mode) around the base's language model, and its processor.
 
     Args:
-        pin: of the base.
-        tower: a checkpoint whose vision tower to begin with; None leaves it random.
-        seed: of the projector.
+        pin: pin of the base.
+        tower: a checkpoint whose vision tower is the initial one; None leaves it random.
+        seed: seed of the projector.
 
     Raises:
         ModelError: if the base cannot be read, or the tower has other sizes.
@@ -120,14 +120,14 @@ def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
         try:
             inner.vision_tower.load_state_dict(_tower(tower))
         except (OSError, SafetensorError, RuntimeError) as error:
-            what = f"holds no vision tower of this size: {str(error).splitlines()[0]}"
+            what = f"has no vision tower of this size: {str(error).splitlines()[0]}"
             raise ModelError(what, where=str(tower), hint="name a small LLaVA-NeXT checkpoint with --tower") from error
     set_generation(model, tokenizer)
     return model.eval(), processor
 
 
 def _tower(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The weights of the vision tower of a LLaVA-NeXT checkpoint."""
+    """Loads the weights of the vision tower of a LLaVA-NeXT checkpoint."""
     start = "vision_tower."
     weights = load_file(checkpoint / "model.safetensors")
     return {
@@ -138,25 +138,25 @@ def _tower(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def answer_losses(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-    """Cross-entropy and token accuracy of the answers; logits are made of the rows that predict an answer token."""
+    """Returns cross-entropy and token accuracy of the answers, with logits of the rows that predict answer tokens."""
     hidden = model.model(**batch.inputs, use_cache=False).last_hidden_state[:, :-1]
     targets = batch.labels[:, 1:]
-    chosen = targets != IGNORE
-    logits, wanted = model.lm_head(hidden[chosen]).float(), targets[chosen]
-    accuracy = (logits.argmax(-1) == wanted).float().mean().detach()
-    return {"answer": F.cross_entropy(logits, wanted), "accuracy": accuracy}
+    in_answer = targets != IGNORE
+    logits, tokens = model.lm_head(hidden[in_answer]).float(), targets[in_answer]
+    accuracy = (logits.argmax(-1) == tokens).float().mean().detach()
+    return {"answer": F.cross_entropy(logits, tokens), "accuracy": accuracy}
 
 
 class Tuning:
-    """The recipe of a pretrained language model that learns to see; `Scratch` says what a recipe has.
+    """The recipe of a pretrained language model that learns to see, with the interface of `Scratch`.
 
     Args:
-        name, seed: of the checkpoint; the seed is that of the projector and of the low-rank updates.
-        device, precision: to train on and in; in bf16 the frozen weights of the language model are bf16 too.
-        initial: a folder of updates to go on from, without alignment and in the last stage.
-        tower: a checkpoint whose vision tower to begin with.
-        rank: of the updates.
-        alignment_steps: steps with the language model frozen.
+        name, seed: name of the checkpoint; seed of the projector and of the low-rank updates.
+        device, precision: device and precision of the training; in bf16 the frozen language model is bf16 too.
+        initial: a folder of updates to start from, without alignment and in the last stage.
+        tower: a checkpoint whose vision tower is the initial one.
+        rank: rank of the updates.
+        alignment_steps: number of steps with the language model frozen.
 
     Raises:
         ModelError: if base, tower or `initial` cannot be read, or do not fit.
@@ -204,12 +204,12 @@ class Tuning:
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by its name in the model."""
+        """Returns the trained parameters by their names in the model."""
         trained = {id(parameter) for parameter in (*self.low_rank, *self.vision)}
         return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
 
     def plan(self, number: int, stage: int) -> tuple[PageStyle, bool]:
-        """Style of page batch `number` in a stage, and whether it is read (else asked about)."""
+        """Returns the style of page batch `number` in a stage, and whether it is read (else asked about)."""
         styles = self.stages[stage][0]
         if len(styles) == 1:
             return styles[0], True
@@ -217,22 +217,22 @@ class Tuning:
         return styles[style], read
 
     def losses(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
-        """Loss of the answers of page batch `number`, and their token accuracy."""
+        """Returns the loss of the answers of page batch `number`, and their token accuracy."""
         for parameter in self.low_rank:
             parameter.requires_grad_(number >= self.prose_from)
         return answer_losses(self.model, batch)
 
     def prose_loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Loss of half of (B, S) windows of prose: they are longer than pages."""
+        """Returns the loss of half of the (B, S) windows of prose, because they are longer than pages."""
         windows = windows[: max(1, len(windows) // 2)]
         hidden = self.model.model.language_model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
         return F.cross_entropy(self.model.lm_head(hidden).float().flatten(0, 1), windows[:, 1:].flatten())
 
     def rate_at(self, progress: float, step: int) -> float:
-        """Multiplier of the learning rates: a warm-up for each phase, constant, linear to zero in the last quarter."""
-        within = step if step < self.prose_from else step - self.prose_from
-        return min((within + 1) / WARM_UP, 1.0, (1.0 - progress) / DECAY)
+        """Returns the multiplier of the learning rates: a warm-up in each phase, then constant, and a linear decay."""
+        phase_step = step if step < self.prose_from else step - self.prose_from
+        return min((phase_step + 1) / WARM_UP, 1.0, (1.0 - progress) / DECAY)
 
     def save(self, output: Path) -> None:
-        """Write the folder of updates that `sparsemm assemble` turns into a checkpoint."""
+        """Writes the folder of updates that `sparsemm assemble` turns into a checkpoint."""
         write_updates(output, self.pin, self.model, self.processor, self.parameters())

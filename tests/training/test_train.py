@@ -127,7 +127,7 @@ def test_the_plan_of_pages():
         (["--prose-share", "1"], "below 1"),
         (["--prose-share", "-0.1"], "at least 0"),
         (["--prose-share", "nan"], "at least 0"),
-        (["--prose", "x", "--prose-share", "0"], "without a --prose-share"),
+        (["--prose", "x", "--prose-share", "0"], "needs a --prose-share"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(more, said, tmp_path, capsys):
@@ -140,4 +140,4 @@ def test_arguments_that_make_no_sense_are_refused(more, said, tmp_path, capsys):
 def test_the_tiny_models_train_on_pages_alone_unless_asked(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["tiny-qwen2-vl", "--output", str(tmp_path), "--prose", str(tmp_path)])
-    assert "without a --prose-share" in capsys.readouterr().err
+    assert "needs a --prose-share" in capsys.readouterr().err

@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     run(tmp_path / "two", steps=1)
     with pytest.raises(ModelError, match="do not fit the model"):
         Tuning(NAME, 0, "cpu", initial=tmp_path / "two", rank=3)
-    with pytest.raises(ModelError, match=r"holds no vision tower of this size.*--tower"):
+    with pytest.raises(ModelError, match=r"has no vision tower of this size.*--tower"):
         Tuning(NAME, 0, "cpu", tower=TOWER.with_name("tiny-qwen2-vl"))
     with pytest.raises(ModelError, match="no base is known for 'tiny-qwen2-vl'"):
         Tuning("tiny-qwen2-vl", 0, "cpu")
