@@ -1,1 +1,1 @@
-"""Programs that use sparsemm. A package, because some dependency installs one of this name."""
+"""Programs that use sparsemm. This is a package because a dependency installs another one of this name."""

@@ -1,7 +1,8 @@
-"""From a checkpoint dropped into a folder to a service that answers with its table: `python -m examples.end_to_end`.
+"""Shows a checkpoint on its way from a watched folder to a service that uses it: `python -m examples.end_to_end`.
 
-Starts a Prefect server, a registry, two workers and the example service on free loopback ports, in a copy of the last
-commit with the smallest settings; drops two revisions of a small checkpoint; ends everything it started.
+In a copy of the last commit with the smallest settings, it starts a Prefect server, a registry, a worker and the
+example service on free loopback ports, copies two revisions of a small checkpoint into the watched folder, and stops
+everything that it started.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ PATIENCE = 900.0  # seconds for a re-chase, on a busy machine
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on now."""
+    """Returns a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def get(url: str) -> Any:
-    """JSON of an address, or None while it does not answer."""
+    """Returns the JSON or text at an address, or None while it does not answer."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             text = reply.read()
@@ -54,8 +55,8 @@ def get(url: str) -> Any:
         return text.decode()
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """The condition's first true value, with a line that says how long it took.
+def wait_for(event: str, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """Waits for the condition's first true value, prints how long it took, and returns the value.
 
     Raises:
         SystemExit: if there is none in time.
@@ -63,14 +64,14 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float = PATIENCE)
     began = time.monotonic()
     while not (value := condition()):
         if time.monotonic() - began > seconds:
-            raise SystemExit(f"{what}: not within {seconds:.0f} s; logs are in {FOLDER}")
+            raise SystemExit(f"{event}: not within {seconds:.0f} s; logs are in {FOLDER}")
         time.sleep(0.5)
-    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{event}: {time.monotonic() - began:.0f} s", flush=True)
     return value
 
 
 def start(stack: ExitStack, root: Path, name: str, *arguments: str, **variables: str) -> None:
-    """A Python module in a process group that ends with this script; its log is `name`.log beside the copy."""
+    """Starts a Python module in a process group that ends with this script; its log is `name`.log beside the copy."""
     with open(root.parent / f"{name}.log", "wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -93,7 +94,7 @@ def start(stack: ExitStack, root: Path, name: str, *arguments: str, **variables:
 
 
 def drop(source: Path, target: Path, seed: int | None) -> None:
-    """Put a checkpoint into the watched folder, the config last; with a seed, its weights a little different."""
+    """Copies a checkpoint into the watched folder, config last. With a seed its weights are changed slightly."""
     target.mkdir(parents=True)
     for path in source.iterdir():
         if path.name not in ("config.json", "model.safetensors"):
@@ -109,7 +110,7 @@ def drop(source: Path, target: Path, seed: int | None) -> None:
 
 
 def ask(address: str, png: bytes, question: str) -> dict[str, Any]:
-    """One answer of the service."""
+    """Asks the service a question about an image and returns its answer."""
     boundary = "end-to-end"
     parts = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="question"\r\n\r\n{question}\r\n'
@@ -124,7 +125,7 @@ def ask(address: str, png: bytes, question: str) -> dict[str, Any]:
 
 
 def prepare() -> Path:
-    """The copy, with a watched folder."""
+    """Creates the copy of the repository, with a watched folder."""
     root = copy_of_head(Path("."), FOLDER / "repository")
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -138,7 +139,7 @@ def prepare() -> Path:
 
 
 def settings(root: Path, api: str, registry: str) -> dict[str, str]:
-    """Environment of everything that is started: these servers, and nothing of the user's."""
+    """Returns the environment of all processes: these servers, and none of the user's settings."""
     return {
         "PREFECT_HOME": str(root.parent / "prefect"),
         "PREFECT_API_URL": f"{api}/api",
@@ -150,7 +151,7 @@ def settings(root: Path, api: str, registry: str) -> dict[str, str]:
 
 
 def start_servers(stack: ExitStack, root: Path, api: str, registry: str) -> None:
-    """Prefect, the registry and a worker; `rechase` waits and writes, and with one machine it also runs the stages."""
+    """Starts Prefect, the registry and a worker of the pool `control`, whose flow `rechase` also runs the stages."""
     port = {url: url.rpartition(":")[2] for url in (api, registry)}
     start(stack, root, "prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", port[api])
     start(stack, root, "registry", "sparsemm.cli", "registry", "serve", "--port", port[registry])
@@ -161,24 +162,24 @@ def start_servers(stack: ExitStack, root: Path, api: str, registry: str) -> None
 
 
 def arrive(root: Path, name: str, seed: int | None) -> None:
-    """Drop a checkpoint, and say so."""
+    """Copies a checkpoint into the watched folder and emits the event."""
     drop(root / "data" / "checkpoints" / KEY, root / "data" / "incoming" / "watched" / name, seed)
     command = ["prefect", "event", "emit", "checkpoint.arrived", "--resource-id", f"checkpoint.{KEY}"]
     subprocess.run([sys.executable, "-m", *command], cwd=root, check=True, stdout=subprocess.DEVNULL)
 
 
 def champion(root: Path) -> str | None:
-    """Version of the champion, asked for as any program would; None while there is none."""
+    """Looks up the champion's version in another process, as any program can; None while there is none."""
     command = [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/visual-heads.{KEY}@champion", "--json"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     return str(json.loads(done.stdout)["version"]) if done.returncode == 0 else None
 
 
 def main() -> None:
-    """Run it; prints what happens and how long it took."""
+    """Runs the example, and prints what happens and how long it takes."""
     example = "example: python -m examples.end_to_end"
     argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__, epilog=example).parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the ExitStack stops all processes
     shutil.rmtree(FOLDER, ignore_errors=True)
     root = prepare()
     api, registry, service = (f"http://127.0.0.1:{free_port()}" for _ in range(3))

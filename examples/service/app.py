@@ -1,4 +1,4 @@
-"""A service that answers questions about images with a compressed cache: `python -m examples.service.app`."""
+"""Runs a service that answers questions about images with a compressed cache: `python -m examples.service.app`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"s
 
 
 async def admit(request: Request) -> AsyncIterator[Job]:
-    """Read a request and put its job in line; whatever ends the request also ends the job.
+    """Reads a request and submits its job, which is cancelled when the request ends.
 
     Raises:
-        HTTPException: 503 if the house is full, 408 if the body does not come, or as `read_upload`.
+        HTTPException: 503 at too many requests, 408 if the body does not arrive in time, or as `read_upload`.
     """
     state, settings = request.app.state, request.app.state.settings
     if state.in_flight >= settings.max_requests:
@@ -51,7 +51,7 @@ async def admit(request: Request) -> AsyncIterator[Job]:
             async with asyncio.timeout(settings.timeout_seconds):
                 image, question = await read_upload(request, settings, state.reserved)
         except TimeoutError:
-            raise HTTPException(408, "the request did not come in time", headers={"Connection": "close"}) from None
+            raise HTTPException(408, "the request did not arrive in time", headers={"Connection": "close"}) from None
         job = Job(image, question, state.follower.current, settings.max_new_tokens)
         state.engine.submit(job)
         yield job
@@ -65,10 +65,10 @@ Admitted = Annotated[Job, Depends(admit)]
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service; model and score table are loaded when it starts.
+    """Returns the service, which loads model and score table when it starts.
 
     Raises:
-        SparseMMError: at its start, if model, score table or budget are not usable.
+        SparseMMError: at its start, if model, score table or budget cannot be used.
     """
 
     @asynccontextmanager
@@ -80,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         budget = settings.budget or max(params.allocate.budgets)
         options: dict[str, Any] = params.allocate.model_dump(include={"window", "rho", "mode"})
         options["pooling_kernel"] = params.evaluate.pooling_kernel
-        compressed_cache(model, "sparsemm", budget, follower.current.table, **options)  # refuse now, not per request
+        compressed_cache(model, "sparsemm", budget, follower.current.table, **options)  # fails now if it ever would
         engine = Engine(model, processor, budget, settings.max_batch, **options)
         special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
         app.state.settings, app.state.entry, app.state.in_flight = settings, entry, 0
@@ -96,13 +96,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/answer", openapi_extra=BODY)
     async def answer(request: Request, job: Admitted) -> Answer:
-        """One answer as JSON; work stops if the client goes away."""
+        """Returns one answer as JSON; work stops if the client disconnects."""
         work, gone = asyncio.create_task(job.answer()), asyncio.create_task(_gone(request))
         await asyncio.wait({work, gone}, timeout=settings.timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not work.done():
             work.cancel()
-            raise HTTPException(504, NOT_IN_TIME)  # or the client is gone and will not read this
+            raise HTTPException(504, NOT_IN_TIME)  # a client that has disconnected will not read it
         try:
             return work.result()
         except Refused as error:
@@ -112,7 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.post("/stream", openapi_extra=BODY, response_class=StreamingResponse)
     async def stream(job: Admitted) -> StreamingResponse:
-        """Server-sent events: one per piece of text, then `done` with what /answer returns, or `error`."""
+        """Sends server-sent events: one per piece of text, then `done` with the content of /answer, or `error`."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(
             _stream(job, settings.timeout_seconds), media_type="text/event-stream", headers=headers
@@ -120,7 +120,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 while the model's thread works, else 503."""
+        """Returns 200 while the model's thread works, else 503."""
         state = app.state
         current, checked = state.follower.current, state.follower.checked
         content = {
@@ -138,7 +138,7 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def _gone(request: Request) -> None:
-    """Return once the client has closed its connection."""
+    """Returns when the client has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -152,7 +152,7 @@ async def _stream(job: Job, timeout: float) -> AsyncIterator[str]:
         yield _event("error", {"detail": NOT_IN_TIME})
     except Refused as error:
         yield _event("error", {"detail": f"no prompt can be made of this: {error}"})
-    except Exception:  # the engine has logged it; the status line is long gone
+    except Exception:  # the engine has logged it; the status was sent before
         yield _event("error", {"detail": FAILED})
 
 
@@ -161,7 +161,7 @@ def _event(name: str | None, data: Any) -> str:
 
 
 def main() -> None:
-    """Serve until interrupted; requests that run are finished first."""
+    """Serves until interrupted; running requests are finished first."""
     logging.basicConfig(level=logging.INFO)
     try:
         settings = Settings.from_environment(os.environ)

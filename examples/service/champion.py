@@ -1,4 +1,4 @@
-"""The score table in use, and a thread that looks for a newer one."""
+"""Holds the score table in use, and checks for a newer one in a thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("sparsemm.service")
 
 @dataclass(frozen=True)
 class Identity:
-    """Which table: registered name or file name, version (None for a file), hex SHA-256 of its file."""
+    """Identifies a table: registered name or file name, version (None for a file), hex SHA-256 of its file."""
 
     name: str
     version: str | None
@@ -27,7 +27,7 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Champion:
-    """A score table that fits the model; `offline` if the registry could not be asked which one is current."""
+    """A score table that fits the model; `offline` if it came from the cache because the registry did not answer."""
 
     table: ScoreTable
     identity: Identity
@@ -35,7 +35,7 @@ class Champion:
 
 
 def identify(source: str) -> Identity:
-    """What a path or a registry address names now; downloads nothing.
+    """Identifies the table that a path or a registry address names now. It downloads nothing.
 
     Raises:
         SparseMMError: if the registry is down or has no such version.
@@ -43,14 +43,14 @@ def identify(source: str) -> Identity:
     """
     if not source.startswith("models:"):
         return Identity(Path(source).name, None, sha256_file(source))
-    from sparsemm.registry.lookup import resolve  # a file needs nothing of the registry
+    from sparsemm.registry.lookup import resolve  # imported only if a registry is used
 
-    found = resolve(source)
-    return Identity(found.name, found.version, found.digest)
+    version = resolve(source)
+    return Identity(version.name, version.version, version.digest)
 
 
 def load(source: str, config: Any, offline: bool = False) -> Champion:
-    """The table that a path or a registry address names.
+    """Loads the table that a path or a registry address names.
 
     Raises:
         SparseMMError: if there is none, it is damaged, or it belongs to another model.
@@ -58,10 +58,10 @@ def load(source: str, config: Any, offline: bool = False) -> Champion:
     if source.startswith("models:"):
         from sparsemm.registry.lookup import look_up
 
-        found = look_up(source, offline=offline)
-        named = found.resolved
-        assert named is not None  # it is for a path only
-        champion = Champion(found.table, Identity(named.name, named.version, named.digest), offline)
+        entry = look_up(source, offline=offline)
+        version = entry.resolved
+        assert version is not None  # only a path has none
+        champion = Champion(entry.table, Identity(version.name, version.version, version.digest), offline)
     else:
         champion = Champion(ScoreTable.load(source), identify(source), offline)
     champion.table.check_model(config)
@@ -69,17 +69,17 @@ def load(source: str, config: Any, offline: bool = False) -> Champion:
 
 
 class Follower:
-    """`current` is always one whole champion; a request that took it keeps it."""
+    """Follows the champion: `current` is replaced as a whole, and a request keeps the one that it started with."""
 
     def __init__(self, source: str, config: Any, refresh_seconds: float) -> None:
-        """Load the champion; from the offline cache if the registry is down.
+        """Loads the champion, from the offline cache if the registry is down.
 
         Raises:
             SparseMMError: if there is no table at all, or it belongs to another model.
         """
         self.source, self.config, self.refresh_seconds = source, config, refresh_seconds
         self.checked: float | None = None  # time.monotonic() of the last answer of the registry
-        self.error: str | None = None  # kind of the last failure, None once a look succeeds
+        self.error: str | None = None  # type of the last failure; None after a check that succeeded
         self._stop = threading.Event()
         try:
             identify(source)
@@ -87,11 +87,11 @@ class Follower:
         except Exception as error:
             self._failed(error)
         self.current = load(source, config, offline=self.checked is None)
-        # A daemon: a registry that does not answer must not hold up the end of the service.
+        # A daemon thread, so that a registry that does not answer cannot delay the end of the service.
         threading.Thread(target=self._follow, name="champion", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stops checking."""
         self._stop.set()
 
     def _follow(self) -> None:
@@ -99,7 +99,7 @@ class Follower:
             self.look()
 
     def look(self) -> None:
-        """Ask once; swap the table if another one is champion. On any failure the old one stays in use."""
+        """Checks once, and replaces the table if another one is champion. On any failure the old one stays in use."""
         try:
             identity = identify(self.source)
             if self.current.offline or identity != self.current.identity:
@@ -111,4 +111,4 @@ class Follower:
 
     def _failed(self, error: Exception) -> None:
         self.error = type(error).__name__
-        log.warning("no look at %s: %s", self.source, error if isinstance(error, SparseMMError) else self.error)
+        log.warning("cannot check %s: %s", self.source, error if isinstance(error, SparseMMError) else self.error)

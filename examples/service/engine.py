@@ -1,4 +1,4 @@
-"""One thread that owns the model: requests that wait together are answered together, in one batch."""
+"""Owns the model in one thread and answers waiting requests together, in one batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("sparsemm.service")
 
 
 class Refused(Exception):
-    """The processor cannot make a prompt of this image and question."""
+    """Raised if the processor cannot build a prompt from this image and question."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Answer:
     """A whole answer and what its prompt left in the cache.
 
     Attributes:
-        text: what was said; the pieces of a stream joined are the same.
-        tokens: generated, the end token not counted.
-        kept_slots: of the prompt, over all KV heads of the layers that are compressed, those with full attention.
-        prompt_slots: what they would be without compression.
-        kept_bytes: keys and values of the kept slots.
-        score_name, score_version, score_digest: the table that chose them.
+        text: text of the answer, equal to the joined pieces of a stream.
+        tokens: number of generated tokens without the end token.
+        kept_slots: kept slots of the prompt, over all KV heads of the compressed layers (those with full attention).
+        prompt_slots: the same number without compression.
+        kept_bytes: bytes of keys and values in the kept slots.
+        score_name, score_version, score_digest: the score table in use.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Answer:
 
 
 class Job:
-    """One request on its way; made in the event loop, worked on in the engine's thread."""
+    """One request; it is created in the event loop and processed in the engine's thread."""
 
     def __init__(self, image: Image.Image, question: str, champion: Champion, max_new_tokens: int) -> None:
         self.image, self.question, self.champion, self.max_new_tokens = image, question, champion, max_new_tokens
@@ -58,24 +58,24 @@ class Job:
         self._events: asyncio.Queue[str | Answer | Exception] = asyncio.Queue()
 
     def cancel(self) -> None:
-        """Stop at the next token, or before the first one; nothing more is sent."""
+        """Stops the job at the next token, or before the first one; nothing more is sent."""
         self.cancelled = True
 
     def put(self, event: str | Answer | Exception) -> None:
-        """Hand an event to whoever reads; from any thread."""
+        """Passes an event to the reader; callable from any thread."""
         if self.cancelled:
             return
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: there is no one left to tell
+        except RuntimeError:  # the event loop is closed, so nobody reads any more
             self.cancel()
 
     async def events(self) -> AsyncIterator[str | Answer]:
-        """Pieces of text as they come, and the answer at the end.
+        """Yields pieces of text as they are generated, and the answer at the end.
 
         Raises:
-            Refused: if the prompt cannot be made.
-            Exception: what went wrong in the model.
+            Refused: if the prompt cannot be built.
+            Exception: any error of the model.
         """
         while True:
             event = await self._events.get()
@@ -86,19 +86,19 @@ class Job:
                 return
 
     async def answer(self) -> Answer:
-        """Only the answer; raises as `events`."""
+        """Returns only the answer; raises as `events`."""
         return [event async for event in self.events()][-1]  # type: ignore[return-value]
 
 
 class Engine:
-    """Greedy answers through the compressed cache, oldest requests first."""
+    """Answers requests greedily through the compressed cache, the oldest first."""
 
     def __init__(self, model: Any, processor: Any, budget: int, max_batch: int, **cache_options: Any) -> None:
         self.model, self.processor = model, processor
         self.budget, self.max_batch, self.cache_options = budget, max_batch, cache_options
         stops = model.generation_config.eos_token_id
         self._stops = set(stops if isinstance(stops, list) else [stops])
-        self._line: deque[Job] = deque()
+        self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._running: list[Job] = []
@@ -107,38 +107,38 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread still works."""
+        """Tells whether the thread still works."""
         return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
-        """Put a job at the end of the line."""
+        """Puts a job at the end of the queue."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
-            self._line.append(job)
+            self._queue.append(job)
             self._changed.notify()
 
     def close(self) -> None:
-        """Cancel what runs and what waits, and end the thread."""
+        """Cancels running and waiting jobs, and ends the thread."""
         with self._changed:
             self._closed = True
-            for job in [*self._line, *self._running]:
+            for job in [*self._queue, *self._running]:
                 job.cancel()
             self._changed.notify()
         self._thread.join()
 
     def _next(self) -> list[Job]:
-        """The jobs at the head of the line that share a score table; empty once closed."""
+        """Waits for jobs and takes those at the head of the queue that share a score table; empty after `close`."""
         with self._changed:
             self._running = []
             while not self._running:
-                self._changed.wait_for(lambda: self._line or self._closed)
+                self._changed.wait_for(lambda: self._queue or self._closed)
                 if self._closed:
                     break
-                while self._line and len(self._running) < self.max_batch:
-                    if self._running and self._line[0].champion is not self._running[0].champion:
+                while self._queue and len(self._running) < self.max_batch:
+                    if self._running and self._queue[0].champion is not self._running[0].champion:
                         break
-                    job = self._line.popleft()
+                    job = self._queue.popleft()
                     if not job.cancelled:
                         self._running.append(job)
             return self._running
@@ -155,11 +155,11 @@ class Engine:
             except Exception as error:
                 if len(jobs) == 1:
                     raise Refused(str(error)) from error
-                for job in jobs:  # one of them cannot be read and must not take the others with it
+                for job in jobs:  # one of them cannot be read and must not affect the others
                     self._answer([job])
                 return
             self._generate(jobs, inputs)
-        except Exception as error:  # the thread serves the next batch whatever happened to this one
+        except Exception as error:  # after any failure the thread serves the next batch
             if not isinstance(error, Refused):
                 log.exception("a batch of %d failed", len(jobs))
             for job in jobs:
@@ -192,12 +192,12 @@ class _Row:
         self.done = False
 
     def add(self, token: int) -> None:
-        """Send what the token adds to the text."""
+        """Sends the text that the token adds."""
         ended = token in self.stops
         if not ended:
             self.tokens.append(token)
         self.done = ended or self.job.cancelled or len(self.tokens) >= self.job.max_new_tokens
-        # Decoded from its start each time: a token has no text of its own in every tokenizer, and a forward costs more.
+        # All tokens are decoded each time, because a single token may have no text of its own; a forward costs more.
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         if self.done or not text.endswith("\ufffd"):  # bytes of a character that is not complete yet
             if text != self.text:
@@ -206,15 +206,15 @@ class _Row:
 
 
 class _Watch(StoppingCriteria):
-    """Sees every new token: sends its text, and ends a row that is finished or that no one waits for."""
+    """Receives every new token, sends its text, and ends a row that is finished or cancelled."""
 
     def __init__(self, rows: list[_Row], cache: CompressedCache, prompts: list[int]) -> None:
         self.rows, self.cache, self.prompts = rows, cache, prompts
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
-        """Which rows end here: (B,) bool."""
+        """Returns which rows end here: (B,) bool."""
         for i, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
-            if not row.done:  # a row that ended goes on as padding until the others end
+            if not row.done:  # a row that has ended continues as padding until the others end
                 row.add(token)
                 if row.done:
                     row.job.put(self._answer(i))

@@ -1,4 +1,4 @@
-"""A request's body -> one image and one question, with a bound on everything a client can make large."""
+"""Reads one image and one question from a request's body, and limits everything that a client can make large."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 async def read_upload(request: Request, settings: Settings, reserved: Collection[str]) -> tuple[Image.Image, str]:
-    """The RGB image and the question of a multipart/form-data request with the fields `image` and `question`.
+    """Reads the RGB image and the question of a multipart/form-data request with the fields `image` and `question`.
 
     Args:
-        reserved: the tokenizer's special tokens; a question that holds one could speak for the template.
+        reserved: the tokenizer's special tokens, which a question must not hold, as it could imitate the template.
 
     Raises:
         HTTPException: 400 malformed, 413 too large, 415 not multipart or no JPEG, PNG or WebP, 422 no usable question.
@@ -33,7 +33,7 @@ async def read_upload(request: Request, settings: Settings, reserved: Collection
     if kind != "multipart/form-data" or not boundary.isascii() or not 1 <= len(boundary) <= 70:
         raise HTTPException(415, "send multipart/form-data with the fields image and question")
     body = await _read_body(request, settings.max_upload_bytes)
-    # In a thread: decoding an image takes long enough to hold up the other requests.
+    # In a thread, because decoding an image takes long enough to delay other requests.
     return await asyncio.to_thread(_parse, body, boundary.encode(), settings, reserved)
 
 
@@ -54,7 +54,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
 
 
 def _parse(body: bytes, boundary: bytes, settings: Settings, reserved: Collection[str]) -> tuple[Image.Image, str]:
-    # Not request.form(): that writes uploads to disk. Here everything stays in the bytes already counted.
+    # request.form() would write uploads to disk; here everything stays within the limited body.
     parser = MultiPartParser(stream_factory=lambda *_, **__: BytesIO(), max_form_memory_size=2**20, max_form_parts=8)
     try:
         form, files = parser.parse(BytesIO(body), boundary, len(body))
@@ -80,7 +80,7 @@ def _question(text: str, limit: int, reserved: Collection[str]) -> str:
 
 
 def open_image(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode an image to RGB.
+    """Decodes an image to RGB.
 
     Raises:
         HTTPException: 413 if its header states more than `max_pixels`, 415 if no known format, 400 if damaged.
@@ -90,7 +90,7 @@ def open_image(content: bytes, max_pixels: int) -> Image.Image:
         with whole_images(), Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:  # read from the header; no pixel is decoded yet
                 raise too_large
-            return ImageOps.exif_transpose(image).convert("RGB")  # a photograph may say that it lies on its side
+            return ImageOps.exif_transpose(image).convert("RGB")  # applies the orientation of a photograph
     except HTTPException:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -63,10 +63,10 @@ def test_the_tokenizer_merges_keeps_digits_apart_and_knows_the_image(pin):
     [
         (
             {"package": "no-such-base"},
-            r"is not installed \(uv pip install --no-deps no-such-base==1.0",
+            r"is not installed \(run `uv pip install --no-deps no-such-base==1.0",
         ),
         ({"version": "1.1"}, "tiny-base 1.0 is installed, not 1.1"),
-        ({"file": "tiny_base/other.gguf"}, "other.gguf: tiny-base==1.0 holds no such file"),
+        ({"file": "tiny_base/other.gguf"}, "other.gguf: the file is missing from tiny-base==1.0"),
         ({"sha256": "0" * 64}, "has the hash"),
     ],
 )

@@ -21,7 +21,7 @@ def test_requests_that_wait_together_are_one_batch(service, gate, tiny, folder):
         first = pool.submit(service.client.post, "/answer", **form(asked[0][1], png(asked[0][0])))
         until(lambda: gate.batches == [1])
         rest = [pool.submit(service.client.post, "/answer", **form(q, png(image))) for image, q in asked[1:]]
-        until(lambda: len(service.state.engine._line) == len(rest))
+        until(lambda: len(service.state.engine._queue) == len(rest))
         gate.let_all()
         texts = [reply.result().json()["text"] for reply in [first, *rest]]
     assert texts == [direct(tiny, folder, image, question)[0] for image, question in asked]
@@ -35,7 +35,7 @@ def test_one_bad_request_does_not_take_its_batch_with_it(service, gate, tiny, fo
         until(lambda: gate.batches == [1])
         bad = pool.submit(service.client.post, "/answer", **form(READ, thin))
         good = pool.submit(service.client.post, "/answer", **form())
-        until(lambda: len(service.state.engine._line) == 2)
+        until(lambda: len(service.state.engine._queue) == 2)
         gate.let_all()
     assert bad.result().status_code == 422 and "aspect ratio" in bad.result().json()["detail"]
     expected = direct(tiny, folder, RECORDS[0].image, READ)[0]
@@ -70,7 +70,7 @@ def test_one_that_leaves_while_it_waits_is_never_begun(service, gate):
         first = pool.submit(service.client.post, "/answer", **form())
         until(lambda: gate.batches == [1])
         with raw(service):
-            until(lambda: len(service.state.engine._line) == 1)
+            until(lambda: len(service.state.engine._queue) == 1)
         until(lambda: service.state.in_flight == 1)
         gate.let_all()
         assert first.result().status_code == 200

@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(very_small, pro
     monkeypatch.setattr(scratch, "rate_at", rate_at)
     capsys.readouterr()
     stopped = run(tmp_path / "stopped", **options)
-    assert "going on at step 3" in capsys.readouterr().out
+    assert "resumed at step 3" in capsys.readouterr().out
     assert same(whole, stopped)
 
 

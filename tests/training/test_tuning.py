@@ -123,7 +123,7 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_pat
     monkeypatch.setattr(Tuning, "rate_at", rate_at)
     capsys.readouterr()
     stopped = run(tmp_path / "stopped", **options)
-    assert "going on at step 3" in capsys.readouterr().out
+    assert "resumed at step 3" in capsys.readouterr().out
     assert same(whole, stopped)
     assert not same(whole, run(tmp_path / "pages", **options | {"prose": None}))
 
