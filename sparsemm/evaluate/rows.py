@@ -150,10 +150,19 @@ def tabulate(
 
 
 def by_method(arm: Arm) -> list[Arm]:
-    """What an arm whose setting is a method is compared with: all with the full cache, sparsemm with every method."""
-    others = [arm._replace(setting=m) for m in METHODS if m not in (FULL, PAPER)]
+    """Returns what an arm whose setting is a method is compared with.
+
+    All are compared with the full cache, sparsemm with every method of its own selector, and a method with another
+    selector with all of these and with uniform budgets under that selector.
+    """
     full = arm._replace(setting=FULL, budget=None)
-    return {FULL: [], PAPER: [full, *others]}.get(arm.setting, [full])
+    others = [m for m in METHODS if m not in (FULL, PAPER)]
+    selector = arm.setting.partition("+")[2]
+    if selector:
+        others = [PAPER, *others, f"snapkv+{selector}"]
+    elif arm.setting != PAPER:
+        others = []
+    return [] if arm.setting == FULL else [full, *(arm._replace(setting=m) for m in others if m != arm.setting)]
 
 
 def name(other: Arm, arm: Arm) -> str:

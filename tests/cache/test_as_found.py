@@ -175,7 +175,7 @@ REFUSED = {
 @pytest.mark.parametrize("feature", REFUSED)
 def test_what_is_not_supported_is_refused_before_anything_is_touched(lab, feature):
     torch.manual_seed(0)
-    model = REFUSED[feature]().eval()
+    model = REFUSED[feature]().eval().float()
     before, want = attributes(model), type(lab)(model).generate(lab.ids(), None)
     for method in ("full", "snapkv"):
         with pytest.raises(CacheError, match=feature):

@@ -61,7 +61,8 @@ def made(name):
     kind, more = MODELS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return hf.AutoModelForCausalLM.from_config(getattr(hf, f"{kind}Config")(**SIZES, **more)).eval()
+        config = getattr(hf, f"{kind}Config")(**SIZES, **more)
+        return hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 @pytest.fixture(params=MODELS)
@@ -246,7 +247,9 @@ def test_shared_prefills_do_not_share_states(model):
     ],
 )
 def test_layers_that_cannot_be_served_are_refused_when_the_cache_is_made(kind, more, match):
-    model = hf.AutoModelForCausalLM.from_config(getattr(hf, f"{kind}Config")(**SIZES, **more)).eval()
+    model = hf.AutoModelForCausalLM.from_config(
+        getattr(hf, f"{kind}Config")(**SIZES, **more), dtype=torch.float32
+    ).eval()
     before = model.config._attn_implementation
     with pytest.raises(CacheError, match=match):
         small(model)

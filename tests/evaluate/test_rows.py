@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, name, over_seeds, tabulate, write_table
+from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, by_method, name, over_seeds, tabulate, write_table
 from sparsemm.evaluate.statistics import estimate
 from sparsemm.studies import read_study
 
@@ -89,3 +89,13 @@ def test_files_that_are_no_study_are_refused(tmp_path):
         read_study(path, "s", "m")
     with pytest.raises(DataError, match="cannot be read"):
         read_study(tmp_path / "nothing", "s", "m")
+
+
+def test_what_a_method_is_compared_with():
+    def others(method):
+        return [other.setting for other in by_method(Arm("read", "", method, None, 12))]
+
+    assert others("full") == [] and others("snapkv") == ["full"]
+    assert others("sparsemm")[:2] == ["full", "snapkv"] and not any("+" in name for name in others("sparsemm"))
+    assert {"full", "sparsemm", "snapkv", "adakv", "snapkv+peak"} <= set(others("sparsemm+peak"))
+    assert "snapkv+peak" not in others("snapkv+peak")
