@@ -22,10 +22,10 @@ def run(setting: Setting) -> Found:
         keys, values = setting.layer(batch, length)
         query = setting.normal(batch, length, shape.num_attention_heads, shape.head_dim, seed=3).transpose(1, 2)
         firsts = torch.arange(batch, dtype=torch.int64, device=setting.device) * length // 64
-        given = query, keys, values, firsts, torch.full_like(firsts, length), shape.head_dim**-0.5
+        inputs = query, keys, values, firsts, torch.full_like(firsts, length), shape.head_dim**-0.5
         functions: clock.Functions = {
-            "causal_attention": partial(causal_attention, *given),
-            "sdpa": partial(reference, *given),
+            "causal_attention": partial(causal_attention, *inputs),
+            "sdpa": partial(reference, *inputs),
         }
         times = clock.alternating(functions, setting.repeats, setting.device)
         rows.append({"case": case, "batch": batch, "length": length, "times": clock.summary(times, {})})

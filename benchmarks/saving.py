@@ -31,32 +31,32 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
     Raises:
         DataError: if the two ways do not say the same.
     """
-    given = params.evaluate
-    records = read_records(root / "artifacts" / "datasets" / f"{given.dataset}.parquet", limit=samples)
-    questions = PageTask("read", records, params.chase.prompt, given.seed).questions
+    settings = params.evaluate
+    records = read_records(root / "artifacts" / "datasets" / f"{settings.dataset}.parquet", limit=samples)
+    questions = PageTask("read", records, params.chase.prompt, settings.seed).questions
     plan = load_budgets(root / "artifacts" / "budgets" / f"{key}.json")
     scores = ScoreTable.load(root / "artifacts" / "scores" / f"{key}.safetensors")
     model, processor = load_model(params.model(key))
     head = heading("saving", model.device, model=key)
-    options = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **plan.settings}
+    options = {"pooling_kernel": settings.pooling_kernel, "seed": settings.seed, **plan.settings}
     batch = make_batch(processor, questions, range(len(questions)))
     variants = {
         f"{method} {budget}": Variant(make_policy_from(method, budget, scores, options))
-        for method in given.methods
+        for method in settings.methods
         for budget in budgets_of(method, plan.budgets)
     }
     separate = [{name: one} for name, one in variants.items()]
     seconds: dict[str, list[float]] = {"shared": [], "separate": []}
     work: dict[str, list[float]] = {"shared": [], "separate": []}  # of the processor: what others do does not count
     for _ in range(repeats):
-        said = {}
+        outputs = {}
         for way, groups in (("shared", [variants]), ("separate", separate)):
             start, before = time.perf_counter(), time.process_time()
-            replies = [answer(model, batch, group, given.max_new_tokens) for group in groups]
-            said[way] = {name: reply for group in replies for name, reply in group.items()}
+            replies = [answer(model, batch, group, settings.max_new_tokens) for group in groups]
+            outputs[way] = {name: reply for group in replies for name, reply in group.items()}
             seconds[way].append(time.perf_counter() - start)
             work[way].append(time.process_time() - before)
-        if said["shared"] != said["separate"]:
+        if outputs["shared"] != outputs["separate"]:
             raise DataError("answers from a shared prefill are not those of separate ones", where=key)
     result = {f"{way}_seconds": round(median(times), 3) for way, times in seconds.items()}
     result |= {f"{way}_cpu_seconds": round(median(times), 3) for way, times in work.items()}

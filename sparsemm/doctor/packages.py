@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from sparsemm.doctor.finding import Finding
 
@@ -28,6 +29,7 @@ def packages() -> list[Finding]:
         try:
             findings.append(Finding(f"package {name}", "ok", version(name)))
         except PackageNotFoundError:
-            status, use = ("absent", f", for {OPTIONAL[name]}") if name in OPTIONAL else ("broken", "")
+            use = f", for {OPTIONAL[name]}" if name in OPTIONAL else ""
+            status: Literal["absent", "broken"] = "absent" if name in OPTIONAL else "broken"
             findings.append(Finding(f"package {name}", status, "not installed", f"pip install {name}{use}"))
     return findings

@@ -76,10 +76,10 @@ def held_out(model: Any, processor: Any, pages: int = 128) -> dict[str, Any]:
     for name, style in STYLES.items():
         records = [draw_record("evaluation", 1, i, style) for i in range(pages)]
         read = answers(model, processor, records, [READ_PROMPT] * pages)
-        asked = [random.Random(record.id).choice(questions(record)) for record in records]
-        told = answers(model, processor, records, [question.prompt for question in asked])
+        chosen = [random.Random(record.id).choice(questions(record)) for record in records]
+        replies = answers(model, processor, records, [question.prompt for question in chosen])
         words = [word_accuracy(text, page_text(record)) for text, record in zip(read, records, strict=True)]
-        exact = [exact_match(text, question.answer) for text, question in zip(told, asked, strict=True)]
+        exact = [exact_match(text, question.answer) for text, question in zip(replies, chosen, strict=True)]
         result[name] = {
             "n": pages,
             "word_accuracy": round(sum(words) / pages, 4),
