@@ -34,4 +34,4 @@ def register() -> None:
 
             connect()
     except ImportError as error:
-        log.error("sparsemm does not fit vLLM %s, tested is %s: %s", __version__, ", ".join(TESTED), error)
+        log.error("sparsemm does not work with vLLM %s, install %s: %s", __version__, ", ".join(TESTED), error)

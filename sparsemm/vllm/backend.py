@@ -1,7 +1,7 @@
-"""vLLM's attention backend of layers whose heads keep different numbers of rows.
+"""The attention backend for vLLM of layers whose heads keep different numbers of rows.
 
-A step cuts every request's new tokens at the end of its prompt. Before it, attention is ordinary. At it, the last rows
-rate the others, and every head keeps its share. After it, new rows are added to what each head keeps.
+A step splits the new tokens of every request at the end of its prompt. Attention to the prompt is ordinary. At its end,
+the observation window rates the other rows, and every head keeps its share. Later rows are appended to the kept ones.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class HeadwiseBackend(CPUAttentionBackend):
 
     @staticmethod
     def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        """Ours for an engine that compresses.
+        """Returns `HeadwiseImpl` for an engine that compresses, else vLLM's own class.
 
         Raises:
-            EngineError: if compression is asked for and the plug-in did not configure the engine.
+            EngineError: if the options ask for compression but the plug-in did not configure the engine.
         """
         return CPUAttentionBackendImpl if plan_of(get_current_vllm_config()) is None else HeadwiseImpl
 
     @staticmethod
     def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
-        """Ours, which is vLLM's own for layers that are not compressed."""
+        """Returns `HeadwiseBuilder`, which acts as vLLM's own builder for layers that are not compressed."""
         return HeadwiseBuilder
 
 
@@ -402,7 +402,7 @@ class HeadwiseImpl(CPUAttentionBackendImpl):
         at: int,
         output: torch.Tensor,
     ) -> None:
-        """Writes new rows, and attends to all; tensors are by (token, KV head)."""
+        """Writes new rows and computes attention to all rows; tensors are by (token, KV head)."""
         kernel, slots = self.kernel, sequences.slots[min(at, len(sequences.slots) - 1)]
         assert kernel is not None
         if sequences.rows is None:
@@ -414,7 +414,7 @@ class HeadwiseImpl(CPUAttentionBackendImpl):
         output[sequences.rows] = kernel.attend(lanes, query[sequences.rows], sequences, at, self.scale)
 
     def _end(self, step: HeadwiseMetadata, prompt: Prompt, layer: str, query: torch.Tensor, lanes: Lanes) -> None:
-        """Keeps the newest queries of a prompt that goes on; compresses one that ends."""
+        """Stores the newest queries of an unfinished prompt, or compresses a prompt that ends in this step."""
         window, kernel = self.plan.window, self.kernel
         assert kernel is not None
         newest = step.windows.extend(prompt, layer, query[prompt.start : prompt.stop], window)

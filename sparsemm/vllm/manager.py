@@ -1,4 +1,4 @@
-"""Counts the blocks of a group of layers: whole while a prompt comes, afterwards what its heads keep."""
+"""Allocates the blocks of a group of layers: for the whole prompt at first, and for the kept rows after compression."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sparsemm.vllm.plan import Columns
 from sparsemm.vllm.spec import HeadwiseSpec
 
 
-class Held:
-    """What the scheduler knows of a request's blocks in this group.
+class RequestBlocks:
+    """The scheduler's record of a request's blocks in this group.
 
     Attributes:
-        columns: follow from the length of its prompt.
-        limit: tokens that its present columns serve.
-        compressed: whether the blocks of its whole prompt were given back.
-        request: once its blocks were offered to the prefix cache.
+        columns: columns of its block table, which follow from the length of its prompt.
+        limit: most tokens that its present columns can hold.
+        compressed: whether the blocks of its whole prompt were freed.
+        request: the request, once its blocks were offered to the prefix cache.
     """
 
     __slots__ = ("columns", "compressed", "limit", "request")
@@ -32,17 +32,17 @@ class Held:
 
 
 class HeadwiseManager(FullAttentionManager):
-    """The row counts follow from the prompt's length, so the scheduler needs no word from the worker.
+    """A block manager that needs nothing from the worker, because row counts follow from the length of the prompt.
 
     A request's list of blocks never gets shorter: freed columns become the null block. The worker's block table, which
-    is only appended to, has the same columns.
+    only grows, has the same columns.
     """
 
     supports_fine_grained_hash_lookup = False  # a prefix ends at a block: the tail would be shared rows
 
     def __init__(self, kv_cache_spec: HeadwiseSpec, **options: Any) -> None:
         super().__init__(kv_cache_spec, **options)
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, RequestBlocks] = {}
         spec = kv_cache_spec
         self.columns_of = lru_cache(maxsize=4096)(
             lambda prompt: Columns.of(spec.plan, spec.bucket, spec.block_size, prompt)
@@ -51,7 +51,7 @@ class HeadwiseManager(FullAttentionManager):
     def remove_skipped_blocks(
         self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
     ) -> None:
-        """Learns the prompt's length, and frees what compression leaves empty once all its tokens are processed.
+        """Records the length of the prompt, and frees the blocks that compression empties once it is processed.
 
         vLLM calls this before it asks for blocks of a request.
         """
@@ -59,7 +59,7 @@ class HeadwiseManager(FullAttentionManager):
             return
         held = self.held.get(request_id)
         if held is None:
-            held = self.held[request_id] = Held(self.columns_of(num_prompt_tokens))
+            held = self.held[request_id] = RequestBlocks(self.columns_of(num_prompt_tokens))
         if not held.compressed and processed_computed_tokens >= num_prompt_tokens:
             self._remove_blocks_in_range(request_id, *held.columns.freed())
             held.compressed = True
@@ -73,18 +73,18 @@ class HeadwiseManager(FullAttentionManager):
         prefill_end: int = 0,
         **options: Any,
     ) -> int:
-        """Blocks that the request needs for `num_tokens` tokens, beside those it has."""
+        """Returns the number of blocks that the request needs for `num_tokens` tokens, besides those it has."""
         held = self.held.get(request_id)
         if held is not None and num_tokens <= held.limit:
             return 0
-        # A request that waits has no prompt length yet: what its prefill ends with is no less.
+        # The prompt length of a waiting request is not known yet; the end of its prefill is an upper bound.
         columns = self.columns_of(prefill_end) if held is None else held.columns
         present = len(self.req_to_blocks.get(request_id, ())) + len(new_computed_blocks)
         missing = max(columns.count(num_tokens) - present, 0)
         return missing + self._get_num_evictable_blocks(new_computed_blocks)
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
-        """Gives the request the blocks it needs for `num_tokens` tokens, and returns the new ones."""
+        """Allocates the blocks that the request needs for `num_tokens` tokens, and returns the new ones."""
         held = self.held[request_id]
         if num_tokens <= held.limit:
             return []
@@ -98,7 +98,7 @@ class HeadwiseManager(FullAttentionManager):
         return new
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **options: Any) -> None:
-        """Offers prompt blocks to the prefix cache, but those of the window, whose rows have to be computed."""
+        """Offers prompt blocks to the prefix cache, except those of the window, whose queries must be computed."""
         held = self.held[request.request_id]
         held.request = request
         if not held.compressed:
@@ -109,16 +109,16 @@ class HeadwiseManager(FullAttentionManager):
     def find_longest_cache_hit(
         cls, block_hashes: Any, max_length: int, *args: Any, kv_cache_spec: HeadwiseSpec, **options: Any
     ) -> Any:
-        """The longest cached prefix that leaves the window to be computed: its queries rate the other rows."""
+        """Returns the longest cached prefix outside the window, whose queries must be computed to rate other rows."""
         # vLLM passes the length that one group found on to the next one, so only one group shortens it.
         if 0 in kv_cache_spec.bucket:
             max_length = max(0, max_length - kv_cache_spec.plan.window + 1)
         return super().find_longest_cache_hit(block_hashes, max_length, *args, kv_cache_spec=kv_cache_spec, **options)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
-        """Forgets a request that is finished or preempted, and returns its blocks."""
+        """Removes a request that is finished or preempted, and returns its blocks."""
         held = self.held.pop(request_id, None)
         if held is not None and held.request is not None:
-            # If it comes again, a look-up could find its answer in another's prompt, and skip its own window.
+            # If it is resumed, a look-up could find its answer in the prompt of another request, and skip its window.
             held.request.skip_reading_prefix_cache = True
         return super().pop_blocks_for_free(request_id)

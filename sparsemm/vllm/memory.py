@@ -1,4 +1,4 @@
-"""How many requests a memory holds, in full and compressed; needs no vLLM."""
+"""Computes how many requests fit into memory, full and compressed, without vLLM."""
 
 from __future__ import annotations
 
@@ -100,5 +100,5 @@ def parse_bytes(text: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise BudgetError(f"{text!r} is no amount of memory", hint="for example 80G")
+        raise BudgetError(f"{text!r} is no amount of memory", hint="write it as in 80G or 512M")
     return number

@@ -1,4 +1,4 @@
-"""All that the plug-in asks of the rest of SparseMM: policies, selection, score tables and layer kinds."""
+"""The plug-in's interface to the rest of SparseMM: policies, selection, score tables and layer types."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ __all__ = [
     "why_not",
 ]
 
-# Their split of the budget follows from the scores and the prompt's length alone.
+# Policies whose split of the budget follows from the scores and the length of the prompt alone.
 STATIC = ("full", "sparsemm", "snapkv", "pyramidkv", "random", "streaming")
-# They rate by what the worker has when a prompt ends: its last rows and all keys of its own heads.
+# Selectors that need only what the worker has when a prompt ends: its last rows and all keys of its own heads.
 RATES = ("snapkv", "unpooled", "recency")
 CONTENT = "its split follows the prompt's content, which vLLM's scheduler does not see"
 ROWS = "it rates by every row of the prompt, and the queries of earlier chunks are gone"
@@ -40,7 +40,7 @@ OTHER = "its selector has not been compared with transformers there"
 
 
 def why_not(method: str) -> str | None:
-    """Why vLLM does not serve a method; None if it does, or if there is no such method."""
+    """Returns why the plug-in does not support a method; None if it does, or if there is no such method."""
     if not is_method(method):
         return None
     policy, selector = parts(method)
@@ -52,7 +52,7 @@ def why_not(method: str) -> str | None:
 def bound_policy(
     method: str, budget: int, scores: Any, options: Mapping[str, Any], layers: int, num_kv_heads: int
 ) -> Policy:
-    """A method for a model of so many compressed layers; `scores` are (layers, Hkv) or None.
+    """Returns a method for a model with this many compressed layers; `scores` are (layers, Hkv) or None.
 
     Raises:
         BudgetError: if method, budget, scores or an option are impossible.
@@ -63,7 +63,7 @@ def bound_policy(
 
 
 def window_of(method: str, budget: int | None, scores: Any, options: dict[str, Any]) -> int:
-    """The observation window of a method with these options.
+    """Returns the observation window of a method with these options.
 
     Raises:
         BudgetError: if the method or an option is unknown, or a value is impossible.
@@ -72,7 +72,7 @@ def window_of(method: str, budget: int | None, scores: Any, options: dict[str, A
 
 
 def needs_scores(method: str) -> bool:
-    """Whether a method is made of head scores.
+    """Returns whether a method needs head scores.
 
     Raises:
         BudgetError: if it is unknown.
@@ -91,7 +91,7 @@ def kept_rows(policy: Policy, length: int) -> Slots:
 def kept_positions(
     policy: Policy, query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Positions of a prompt that each head keeps.
+    """Selects the positions of a prompt that each head keeps.
 
     Args:
         policy: of `STATIC`.
@@ -111,7 +111,7 @@ def kept_positions(
 
 
 def full_layers(text_config: Any, where: str) -> tuple[int, ...]:
-    """Indices of a model's full-attention layers, which are compressed.
+    """Returns the numbers of a model's full-attention layers, which are compressed.
 
     Raises:
         CacheError: if a layer is neither full nor sliding attention, or none is full.
@@ -120,11 +120,11 @@ def full_layers(text_config: Any, where: str) -> tuple[int, ...]:
 
 
 def read_scores(source: str, config: Any, layers: tuple[int, ...]) -> tuple[NDArray[np.float64], str]:
-    """The scores of a model's KV heads from a path or a registry address, and the table's SHA-256.
+    """Reads the scores of a model's KV heads from a path or a registry address, with the table's SHA-256.
 
     Args:
         source: path of a score table, or `models:/visual-heads.<key>@champion`.
-        config: of the model, as transformers loads it; another model's table is refused.
+        config: config of the model, as transformers loads it; the table must belong to this model.
         layers: the model's full-attention layers.
 
     Returns:
@@ -136,7 +136,7 @@ def read_scores(source: str, config: Any, layers: tuple[int, ...]) -> tuple[NDAr
     """
     from sparsemm.registry.lookup import look_up
 
-    found = look_up(source)
+    version = look_up(source)
     text = config.get_text_config()
     shape = ModelShape(layers, text.num_attention_heads, text.num_key_value_heads, text.num_hidden_layers, config)
-    return kv_scores(found.table, shape), sha256_file(found.path)
+    return kv_scores(version.table, shape), sha256_file(version.path)

@@ -1,4 +1,4 @@
-"""Where every row of a compressed prompt lies: pure functions that vLLM's scheduler and its workers both compute."""
+"""Computes the place of every row of a compressed prompt, with pure functions for vLLM's scheduler and its workers."""
 
 from __future__ import annotations
 
@@ -210,14 +210,14 @@ class Columns:
         return self.whole + self.held(tokens - self.prompt) - (0 if self.copy else self.kept)
 
     def limit(self, columns: int) -> int:
-        """The most tokens that this many columns serve; `count(limit(n)) <= n < count(limit(n) + 1)`."""
+        """Returns the most tokens that this many columns can hold; `count(limit(n)) <= n < count(limit(n) + 1)`."""
         beyond = columns - self.whole - (self.kept if self.copy else 0)
         if beyond < 0:
             return min(columns * self.block_size, self.prompt - 1)
         return self.prompt + beyond * self.block_size + self.due - 1
 
     def freed(self) -> tuple[int, int]:
-        """First and last (exclusive) column that is given back once the prompt is compressed."""
+        """Returns the first and last (exclusive) column that is freed once the prompt is compressed."""
         return (0 if self.copy else self.kept), self.whole
 
     def column(self, block: Integers) -> Integers:

@@ -1,4 +1,4 @@
-"""From `additional_config={"sparsemm": {...}}` to a plan: checks what is asked for and refuses what is not served."""
+"""Turns `additional_config={"sparsemm": {...}}` into a plan, and refuses settings that are not supported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger("vllm.sparsemm")  # shown as vLLM's own lines are
 
 KEY = "sparsemm"  # in additional_config
 TESTED = ("0.32.0",)
-# Their answers have been compared with those of transformers and our cache.
+# Architectures whose answers were compared with those of transformers and our cache.
 ARCHITECTURES = (
     "LlavaNextForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
@@ -28,7 +28,7 @@ WORKERS = {"cpu": "sparsemm.vllm.worker.HeadwiseWorker"}
 
 
 def options_of(vllm_config: Any) -> dict[str, Any] | None:
-    """What additional_config holds for this plug-in; None for an engine that does not use it.
+    """Returns this plug-in's options in additional_config; None for an engine that does not use it.
 
     Raises:
         EngineError: if it is not an object.
@@ -41,7 +41,7 @@ def options_of(vllm_config: Any) -> dict[str, Any] | None:
 
 
 def plan_of(vllm_config: Any) -> Plan | None:
-    """The plan of a configured engine; None for an engine that does not use this plug-in.
+    """Returns the plan of a configured engine; None for an engine that does not use this plug-in.
 
     Raises:
         EngineError: if the plug-in did not configure the engine, so that nothing would be compressed.
@@ -95,7 +95,7 @@ def configure(vllm_config: Any, version: str, platform: str) -> None:
 
 
 def refuse(vllm_config: Any) -> None:
-    """Refuses the features of an engine that a compressed cache does not serve.
+    """Refuses the features of an engine that a compressed cache does not support.
 
     Raises:
         EngineError: naming the first one and what to use instead.
@@ -127,10 +127,9 @@ def refuse(vllm_config: Any) -> None:
 
 
 def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None]:
-    """The plan that the options ask for, and the SHA-256 of the score table if one is used.
+    """Returns the plan that the options describe, and the SHA-256 of the score table if one is used.
 
-    Raises:
-        as `configure`.
+    Raises the errors of `configure`.
     """
     of_method = dict(options)
     method, budget, source, groups = (
@@ -163,7 +162,7 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
         copy=bool(vllm_config.cache_config.enable_prefix_caching),
         ranks=vllm_config.parallel_config.tensor_parallel_size,
     )
-    policy_of(plan)  # impossible scores are refused here
+    policy_of(plan)  # raises for invalid scores
     if groups is not None and (type(groups) is not int or groups < 1 or len(layers) % groups):
         raise EngineError(f"{len(layers)} layers cannot be split into {groups!r} groups", hint="use a divisor")
     return replace(plan, buckets=like_layers(plan, groups)), digest
