@@ -47,7 +47,7 @@ def test_the_command(tmp_path, capsys):
     common = ["plan-memory", "--model", str(tmp_path), "--budget", "48", "--context", "300", "--memory", "3M"]
     assert main([*common, "--method", "snapkv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("in full: ") and [line.split()[0] for line in lines[2:]] == ["1", "2", "3", "6"]
+    assert lines[0].startswith("full cache: ") and [line.split()[0] for line in lines[2:]] == ["1", "2", "3", "6"]
     assert main(common) == 1
     assert "sparsemm needs head scores (pass --scores" in capsys.readouterr().err
     assert main([*common[:2], str(tmp_path / "none"), *common[3:]]) == 1
