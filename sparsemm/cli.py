@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import gc
 import json
 import os
@@ -81,11 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
 def command() -> NoReturn:
     """Runs `main` as a process that collects garbage less often.
 
-    torch and transformers create a million lasting objects. Searching them again and again, and once more at the
-    end, takes a third of the time of a short stage.
+    torch and transformers create a million lasting objects. Searching them again and again takes a large part of the
+    time of a short stage.
     """
     gc.set_threshold(50_000)
-    atexit.register(gc.freeze)  # leaves the last collection nothing to search
     code = main()
     try:
         sys.stdout.flush()

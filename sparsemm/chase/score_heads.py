@@ -56,7 +56,11 @@ def score_heads(
         batch_size=batch_size,
         prompt=prompt,
         answer=answer,
+        align="ordered",
         max_new_tokens=max_new_tokens,
+        shard_size=len(records),
+        max_bad=1.0,
+        stop=None,
     )
     answers = align_records(model, processor, [record.validate() for record in records], settings, family)
     if not any(one.token_index for one in answers):
