@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from sparsemm import __version__
 from sparsemm.commands import bench, doctor, group, models, plan_memory, registry, scores, stages
 from sparsemm.errors import PipelineError, SparseMMError
 from sparsemm.params import load_params, schema
@@ -20,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparsemm", description="Visual heads and KV-cache budgets.", epilog="example: sparsemm doctor"
     )
+    parser.add_argument("--version", action="version", version=f"sparsemm {__version__}")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (params.yaml)")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds artifacts/ (here)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

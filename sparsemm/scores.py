@@ -45,6 +45,21 @@ class ScoreTable:
     per_sample: Scores
     header: dict[str, Any]
 
+    def __repr__(self) -> str:
+        """Returns five lines for a notebook: whose scores, of what, how concentrated and how reliable."""
+        layers, heads = self.scores.shape
+        known = {name: self.header.get(name, "-") for name in ("model", "revision", "dataset", "samples", "tokens")}
+        lines = [
+            f"ScoreTable of {known['model']}, revision {known['revision']}",
+            f"heads: {layers} layers x {heads} query heads, {self.header['num_kv_heads']} KV heads each",
+            f"scored on: {known['dataset']}, {known['samples']} samples, {known['tokens']} tokens",
+        ]
+        if not self.scores.any():
+            return "\n".join([*lines, "every score is zero"])
+        shares = ", ".join(f"top {fraction:.0%}: {self.top_share(fraction):.0%}" for fraction in SHARES)
+        best = ", ".join(f"{layer}-{head} ({share:.1%})" for layer, head, share in self.top_heads(3))
+        return "\n".join([*lines, f"share of the score in the {shares}", f"best heads (layer-head): {best}"])
+
     @classmethod
     def from_samples(cls, per_sample: Scores, hits: NDArray[np.int64], header: Mapping[str, Any]) -> ScoreTable:
         """Sums the weighted hits (N, L, Hq) of samples into a validated table.
@@ -337,7 +352,8 @@ def show(table: ScoreTable) -> str:
     if table.header.get("sliding_layers"):
         window = table.header.get("sliding_window")
         lines.append(f"heads of the sliding layers see {window} tokens; a word further back cannot be a hit of theirs")
-    lines.append(f"split-half correlation: {table.split_half():.4f}")
+    half, counted = table.split_half(), table.hits.any()  # an imported table has no samples and no hits
+    lines.append(f"split-half correlation: {'-' if np.isnan(half) else f'{half:.4f}'}")
     if not table.scores.any():
         return "\n".join([*lines, "every score is zero"])
     for fraction in SHARES:
@@ -347,7 +363,7 @@ def show(table: ScoreTable) -> str:
         )
     lines.append("layer  head   share   hits")
     for layer, head, share in table.top_heads(10):
-        lines.append(f"{layer:5d} {head:5d}  {share:6.2%} {table.hits[layer, head]:6d}")
+        lines.append(f"{layer:5d} {head:5d}  {share:6.2%} {table.hits[layer, head] if counted else '-':>6}")
     return "\n".join(lines)
 
 

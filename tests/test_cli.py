@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import sparsemm
+
 ROOT = Path(__file__).parents[1]
 CALL = """
 import atexit, sys, threading, time
@@ -32,6 +34,7 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         (["--params", "nowhere.yaml", "params"], 1, "nowhere.yaml"),
         (["study", "nothing", "tiny-qwen2-vl"], 1, "no study 'nothing'"),
         (["nothing"], 2, "invalid choice"),
+        (["--version"], 0, f"sparsemm {sparsemm.__version__}"),
         (["--help"], 0, "usage: sparsemm"),
     ],
     ids=str,

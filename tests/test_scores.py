@@ -268,3 +268,14 @@ def test_sliding_layers_are_named() -> None:
     mixed = table(sliding_layers=[0, 2], sliding_window=24)
     assert mixed.full_layers() == [1]
     assert "heads of the sliding layers see 24 tokens" in show(mixed) and "sliding_layers: [0, 2]" in show(mixed)
+
+
+def test_a_table_describes_itself_in_five_lines():
+    header = {"model": "m", "revision": "r", "fingerprint": "f", "num_kv_heads": 1}
+    table = ScoreTable.from_samples(np.array([[[3.0, 1.0]]]), np.array([[3, 1]]), header)
+    text = repr(table)
+    assert len(text.splitlines()) == 5 and "1 layers x 2 query heads" in text and "0-0 (75.0%)" in text
+    assert "scored on: -, - samples, - tokens" in text
+    assert "every score is zero" in repr(ScoreTable.from_samples(np.zeros((1, 1, 2)), np.zeros((1, 2), int), header))
+    imported = ScoreTable.from_samples(np.array([[[3.0, 1.0]]]), np.zeros((1, 2), int), header)
+    assert "split-half correlation: -" in show(imported) and show(imported).splitlines()[-2].split()[-1] == "-"

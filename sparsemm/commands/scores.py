@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sparsemm.commands import Commands, group
+from sparsemm.errors import ScoreTableError
 from sparsemm.params import load_params
 
 TABLE = "artifacts/scores/tiny-qwen2-vl.safetensors"
@@ -17,14 +18,14 @@ def add(commands: Commands) -> None:
     show = scores.add_parser(
         "show", help="top heads, shares, reliability", epilog=f"example: sparsemm scores show {TABLE}"
     )
-    show.add_argument("table", type=Path, help="artifacts/scores/KEY.safetensors")
+    show.add_argument("table", type=Path, help="model key, or a file such as artifacts/scores/KEY.safetensors")
     show.set_defaults(run=run_show)
     diff = scores.add_parser(
         "diff",
         help="rank correlation and overlap of two tables",
         epilog=f"example: sparsemm scores diff {TABLE} artifacts/scores/tiny-llava-next-vicuna.safetensors",
     )
-    diff.add_argument("table", type=Path, help="first table")
+    diff.add_argument("table", type=Path, help="first table: model key or file")
     diff.add_argument("other", type=Path, help="second table, with as many layers and heads")
     diff.set_defaults(run=run_diff)
     export = scores.add_parser(
@@ -32,7 +33,7 @@ def add(commands: Commands) -> None:
         help='write the published JSON form {"layer-head": [..]}',
         epilog=f"example: sparsemm scores export {TABLE} heads.json",
     )
-    export.add_argument("table", type=Path, help="artifacts/scores/KEY.safetensors")
+    export.add_argument("table", type=Path, help="model key or file")
     export.add_argument("output", type=Path, help="JSON file to write")
     export.set_defaults(run=run_export)
     imported = scores.add_parser(
@@ -46,25 +47,37 @@ def add(commands: Commands) -> None:
     imported.set_defaults(run=run_import)
 
 
+def _path(table: Path, root: Path) -> Path:
+    """Returns the path of a table that is named by its file or by a model key."""
+    stored = root / "artifacts" / "scores" / f"{table}.safetensors"
+    if table.exists() or len(table.parts) != 1 or table.suffix == ".safetensors":
+        return table
+    if not stored.is_file():
+        keys = sorted(path.stem for path in stored.parent.glob("*.safetensors"))
+        hint = f"known keys: {', '.join(keys)}" if keys else "run `dvc repro` first"
+        raise ScoreTableError(f"no score table of a model {str(table)!r}", where=str(stored.parent), hint=hint)
+    return stored
+
+
 def run_show(args: argparse.Namespace) -> None:
     """Prints one table."""
     from sparsemm.scores import ScoreTable, show
 
-    print(show(ScoreTable.load(args.table)))
+    print(show(ScoreTable.load(_path(args.table, args.root))))
 
 
 def run_diff(args: argparse.Namespace) -> None:
     """Prints how well two tables agree."""
     from sparsemm.scores import ScoreTable, diff
 
-    print(diff(ScoreTable.load(args.table), ScoreTable.load(args.other)))
+    print(diff(ScoreTable.load(_path(args.table, args.root)), ScoreTable.load(_path(args.other, args.root))))
 
 
 def run_export(args: argparse.Namespace) -> None:
     """Writes a table in the published JSON form."""
     from sparsemm.scores import ScoreTable, export_published
 
-    export_published(ScoreTable.load(args.table), args.output)
+    export_published(ScoreTable.load(_path(args.table, args.root)), args.output)
     print(f"wrote {args.output}")
 
 

@@ -16,15 +16,21 @@ def examine(params_file: Path, root: Path = Path(".")) -> list[Finding]:
     """Runs every check once. Checks change nothing and raise nothing, and give each service a few seconds to answer.
 
     Args:
-        params_file: params.yaml, which names stores and the registry; an invalid file is a finding itself.
+        params_file: params.yaml, which names stores and the registry; an invalid file is a finding itself. Where there
+            is none, only the pipeline is missing: the library needs no such file.
         root: folder that holds artifacts/ and .dvc/.
     """
     params: Params | None = None
     try:
+        if params_file == Path("params.yaml") and not params_file.exists():
+            raise FileNotFoundError
         params = load_params(params_file)
         params.check_folders(params.models, str(params_file))
         text = f"{params_file}: {len(params.models)} models, {len(params.datasets)} data sets"
         findings = [Finding("params", "ok", text)]
+    except FileNotFoundError:
+        hint = "the pipeline runs in a clone of the repository; the library needs no params.yaml"
+        findings = [Finding("params", "absent", "no params.yaml here", hint)]
     except ParamsError as error:
         hint = "correct the file; `sparsemm params --schema` explains keys" if params is None else error.hint or ""
         text = str(error) if params is None else f"{error.where}: {error.what}"

@@ -33,3 +33,17 @@ def test_a_table_of_another_shape_is_not_imported(tmp_path, capsys):
     assert main(["scores", "import", str(tmp_path / "heads.json"), "tiny-qwen2-vl", str(output)]) == 1
     assert "16 heads do not fill 6 layers x 16" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_table_is_named_by_its_file_or_by_its_model(table, tmp_path, capsys):
+    folder = tmp_path / "root" / "artifacts" / "scores"
+    folder.mkdir(parents=True)
+    table.rename(folder / "tiny.safetensors")
+    assert main(["--root", str(tmp_path / "root"), "scores", "show", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["scores", "show", str(folder / "tiny.safetensors")]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["--root", str(tmp_path / "root"), "scores", "show", "tinny"]) == 1
+    assert "no score table of a model 'tinny'" in (error := capsys.readouterr().err) and "known keys: tiny" in error
+    assert main(["--root", str(tmp_path), "scores", "diff", "a", "b"]) == 1
+    assert "run `dvc repro` first" in capsys.readouterr().err

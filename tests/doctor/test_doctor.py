@@ -221,3 +221,10 @@ def test_decode_backends_are_told_once_for_devices_of_a_kind(monkeypatch: pytest
     monkeypatch.setattr(fastest, "measured", lambda device: [])
     (untimed,) = decode_backends()
     assert untimed.status == "absent" and "bench backends --keep" in untimed.hint
+
+
+def test_outside_a_repository_nothing_is_broken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    findings = examine(Path("params.yaml"))
+    assert only(findings, "params").status == "absent" and [one for one in findings if one.status == "broken"] == []
+    assert only(examine(Path("other.yaml")), "params").status == "broken"  # a file that was asked for
