@@ -187,6 +187,7 @@ def _table(copies: list[Copy], header: Mapping[str, Any], settings: dict[str, An
         "source": "text",
         "samples": len(copies),
         "tokens": scored,
+        "tokens_copied": int(_counts(copies)[:, 0].sum()),
         "mode": "ground_truth",
         "params": settings,
     }

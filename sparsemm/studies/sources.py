@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sparsemm.errors import ScoreTableError
-from sparsemm.evaluate.rows import COLUMNS, Arm, Row
-from sparsemm.evaluate.statistics import interval
+from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.files import result_path
 from sparsemm.params.studies import BudgetsParams
 from sparsemm.scores import ScoreTable
 from sparsemm.studies import Rows, Study, compared, sentence, spread
+from sparsemm.studies.common.agreement import agreement_rows
 
 if TYPE_CHECKING:
     from sparsemm.params import Params
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
 SEEDS = 3
-RESAMPLES = 1000  # each ranks all heads anew
 
 
 class SourcesParams(BudgetsParams):
@@ -37,31 +36,6 @@ class SourcesParams(BudgetsParams):
 def half(table: ScoreTable, first: int) -> ScoreTable:
     """The table of every second sample from `first` on: the control for what other pages of the same kind change."""
     return ScoreTable.from_samples(table.per_sample[first::2], np.zeros_like(table.hits), table.header)
-
-
-def agreement(one: ScoreTable, other: ScoreTable, seed: int) -> dict[str, tuple[float, float, float]]:
-    """Rank correlation and top 5 % overlap, each with its interval over resampled pages of both tables.
-
-    Resampled tables are noisier than their own, so they agree less: what they show is how far agreement varies, and the
-    interval is that, moved to have the value in its middle and cut at 1.
-    """
-    rng = np.random.default_rng(seed)
-    drawn = np.array([_redrawn(one, other, rng) for _ in range(RESAMPLES)])
-    values = {"rank correlation": one.rank_correlation(other), "top 5 % overlap": one.top_overlap(other)}
-    found = {}
-    for i, (name, value) in enumerate(values.items()):
-        low, high = interval(drawn[:, i] - np.median(drawn[:, i]) + value)
-        found[name] = (value, low, min(high, 1.0))
-    return found
-
-
-def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tuple[float, float]:
-    tables = []
-    for table in (one, other):
-        n = len(table.per_sample)
-        sample = table.per_sample[rng.integers(0, n, n)]
-        tables.append(ScoreTable.from_samples(sample, np.zeros_like(table.hits), table.header))
-    return tables[0].rank_correlation(tables[1]), tables[0].top_overlap(tables[1])
 
 
 def conclusion(rows: Rows) -> str:
@@ -90,9 +64,9 @@ def run(bench: Bench, given: SourcesParams) -> list[Row]:
     others = {dataset: _table(bench, dataset) for dataset in sorted(bench.params.robustness)}
     tables = {EVEN: half(own, 0), ODD: half(own, 1)} | others
     seed = bench.params.evaluate.seed
-    rows = _agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
+    rows = agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
     for name, table in others.items():
-        rows += _agreement_rows(bench, name, own, table, seed)
+        rows += agreement_rows(bench, name, own, table, seed)
     ways: dict[Arm, Any] = {}
     for task, budget in product(given.tasks, given.budgets):
         arm = Arm(task, "", OWN, None, budget)
@@ -110,22 +84,6 @@ def _table(bench: Bench, dataset: str) -> ScoreTable:
     table = ScoreTable.load(path)
     table.check_model(bench.scores.header["fingerprint"])
     return table
-
-
-def _agreement_rows(bench: Bench, name: str, one: ScoreTable, other: ScoreTable, seed: int) -> list[Row]:
-    rows = []
-    for metric, (value, low, high) in agreement(one, other, seed).items():
-        row: Row = dict.fromkeys(COLUMNS, "") | {"model": bench.key, "study": bench.study, "task": "scores"}
-        row |= {"condition": metric, "setting": name, "metric": metric, "value": round(value, 6), "seeds": 1}
-        row |= {
-            "n": len(other.per_sample),
-            "pages": len(other.per_sample),
-            "spread": 0.0,
-            "ci_low": round(low, 6),
-            "ci_high": round(high, 6),
-        }
-        rows.append(row)
-    return rows
 
 
 STUDY = Study(

@@ -31,6 +31,7 @@ ENTRIES = {
     "later": {"samples": 3, "methods": ["full", "sparsemm", "snapkv"], "budgets": [12]},
     "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},
     "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
+    "retrieval": FEW | {"budgets": [12], "prompts": 2, "words": 5},
     "search": FEW | {"held_out": 1, "budgets": [8, 12]},
     "confirm": FEW | {"candidate": "rho 0.4", "held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
 }

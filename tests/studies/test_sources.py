@@ -10,7 +10,8 @@ import pytest
 from sparsemm.errors import ScoreTableError
 from sparsemm.files import result_path
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.sources import SourcesParams, agreement, half, run
+from sparsemm.studies.common.agreement import agreement
+from sparsemm.studies.sources import SourcesParams, half, run
 
 RNG = np.random.default_rng(0)
 

@@ -1,0 +1,58 @@
+"""How far two score tables of one model agree about its heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sparsemm.evaluate.rows import COLUMNS, Row
+from sparsemm.evaluate.statistics import interval
+from sparsemm.scores import ScoreTable
+
+if TYPE_CHECKING:
+    from sparsemm.studies.common.bench import Bench
+
+RESAMPLES = 1000  # each ranks all heads anew
+
+
+def agreement(one: ScoreTable, other: ScoreTable, seed: int) -> dict[str, tuple[float, float, float]]:
+    """Rank correlation and top 5 % overlap, each with its interval over resampled pages of both tables.
+
+    Resampled tables are noisier than their own, so they agree less: what they show is how far agreement varies, and the
+    interval is that, moved to have the value in its middle and cut at 1.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.array([_redrawn(one, other, rng) for _ in range(RESAMPLES)])
+    values = {"rank correlation": one.rank_correlation(other), "top 5 % overlap": one.top_overlap(other)}
+    found = {}
+    for i, (name, value) in enumerate(values.items()):
+        low, high = interval(drawn[:, i] - np.median(drawn[:, i]) + value)
+        found[name] = (value, low, min(high, 1.0))
+    return found
+
+
+def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tuple[float, float]:
+    tables = []
+    for table in (one, other):
+        n = len(table.per_sample)
+        sample = table.per_sample[rng.integers(0, n, n)]
+        tables.append(ScoreTable.from_samples(sample, np.zeros_like(table.hits), table.header))
+    return tables[0].rank_correlation(tables[1]), tables[0].top_overlap(tables[1])
+
+
+def agreement_rows(bench: Bench, name: str, one: ScoreTable, other: ScoreTable, seed: int) -> list[Row]:
+    """Rows of `agreement` between two tables: the metric is the condition, `name` the setting."""
+    rows = []
+    for metric, (value, low, high) in agreement(one, other, seed).items():
+        row: Row = dict.fromkeys(COLUMNS, "") | {"model": bench.key, "study": bench.study, "task": "scores"}
+        row |= {"condition": metric, "setting": name, "metric": metric, "value": round(value, 6), "seeds": 1}
+        row |= {
+            "n": len(other.per_sample),
+            "pages": len(other.per_sample),
+            "spread": 0.0,
+            "ci_low": round(low, 6),
+            "ci_high": round(high, 6),
+        }
+        rows.append(row)
+    return rows
