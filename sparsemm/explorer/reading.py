@@ -25,7 +25,7 @@ from sparsemm.params import ModelParams, Params
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
 
-MOST_BYTES = 256 * 2**20  # of weights that are loaded without a GPU
+MOST_BYTES = 512 * 2**20  # of weights that are loaded without a GPU
 MOST_TOKENS = 64  # of an answer
 PAGES = 2
 SEARCHED = 32  # evaluation pages among which a second shape is looked for
