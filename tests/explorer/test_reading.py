@@ -45,7 +45,7 @@ def test_without_a_gpu_what_is_not_small_and_local_is_not_loaded(tmp_path, monke
         handle.truncate(reading.MOST_BYTES)  # sparse: takes no space
     assert reading.too_much_to_load(entry(tmp_path)) is None
     (tmp_path / "more.safetensors").write_bytes(b"x")
-    assert "up to 256 MiB" in reading.too_much_to_load(entry(tmp_path))
+    assert "up to 512 MiB" in reading.too_much_to_load(entry(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert reading.too_much_to_load(entry("Some/Model-7B")) is None
 
