@@ -1,7 +1,7 @@
-"""Writes README's table of results and its picture from artifacts: `python -m benchmarks.front_page`.
+"""Writes the results into README.md and docs/results.md from artifacts: `python -m benchmarks.front_page`.
 
-A test holds the table against artifacts/evaluate, so README cannot say what the results do not. The picture is that of
-artifacts/explorer, which Git does not hold.
+A test compares the tables with artifacts, so these pages cannot say what the results do not. The picture is that of the
+stage `explore`, whose files are not in Git: name its file as the only argument to draw it anew.
 """
 
 from __future__ import annotations
@@ -11,47 +11,69 @@ import csv
 import io
 import json
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-MODEL, TASK = "tiny-qwen2-vl", "read"
-METHODS = {
+MODEL = "smollm2-llava-next"
+RESULTS = ROOT / "artifacts" / MODEL / "evaluate.csv"
+ROWS = {  # of README; docs/results.md has all
     "full": "full cache of transformers",
+    "sparsemm+peak": "`sparsemm+peak`, ours",
     "sparsemm": "`sparsemm`, as published",
     "snapkv": "`snapkv`",
     "adakv": "`adakv`",
     "random": "`random` heads get the slots",
 }
-BETWEEN = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+TASKS = {"read": "words read", "qa": "exact answers"}
 
 
-def table(path: Path) -> str:
-    """A row per method and a column per budget: accuracy with its 95 % interval, in per cent.
+def table(path: Path, task: str, names: Mapping[str, str] | None = None) -> str:
+    """Returns a row per method and a column per budget: accuracy with its 95 % interval, in per cent.
 
     Args:
-        path: artifacts/evaluate/<key>.csv.
+        path: file that the evaluate stage wrote.
+        task: key of `TASKS`.
+        names: methods to show, with what to call them; None shows all.
     """
     with open(path, newline="", encoding="utf-8") as handle:
-        rows = [row for row in csv.DictReader(handle) if row["task"] == TASK and row["method"] in METHODS]
-    cells = {(row["method"], row["budget"]): row for row in rows}
-    prompt = float(cells["full", ""]["kept_slots"])
-    budgets = sorted({row["budget"] for row in rows if row["budget"]}, key=int)
-    lines = [
-        " | ".join(["| words read", *(f"{b} slots, {int(b) / prompt:.0%} of the prompt" for b in budgets)]) + " |",
-        "|---" * (len(budgets) + 1) + "|",
-    ]
-    for method, name in METHODS.items():
-        found = [cells.get((method, budget), cells.get((method, ""))) for budget in budgets]
-        lines.append(" | ".join([f"| {name}", *(_percent(row) for row in found if row)]) + " |")
-    pages = cells["full", ""]["pages"]
-    return "\n".join(lines) + f"\n\nModel `{MODEL}`, {pages} held-out pages, 95 % intervals in brackets.\n"
+        rows = [row for row in csv.DictReader(handle) if row["task"] == task]
+    names = names or {row["method"]: f"`{row['method']}`" for row in rows}
+    cells = {(row["method"], row["budget"]): row for row in rows if row["method"] in names}
+    full = cells["full", ""]
+    budgets = sorted({budget for _, budget in cells if budget}, key=int)
+    heads = (f"{budget} slots, {int(budget) / float(full['kept_slots']):.0%} of the prompt" for budget in budgets)
+    lines = [f"| {TASKS[task]} | {' | '.join(heads)} |", "|---" * (len(budgets) + 1) + "|"]
+    for method, name in names.items():
+        values = [_percent(cells.get((method, budget)) or cells[method, ""]) for budget in budgets]
+        lines.append(f"| {name} | {' | '.join(values)} |")
+    return (
+        "\n".join(lines) + f"\n\nModel `{full['model']}`, {full['pages']} held-out pages, 95 % intervals in brackets.\n"
+    )
 
 
-def _percent(row: dict[str, str]) -> str:
+def _percent(row: Mapping[str, str]) -> str:
     value, low, high = (100 * float(row[name]) for name in ("value", "ci_low", "ci_high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
+    "README.md": {"results": table(RESULTS, "read", ROWS)},
+    "docs/results.md": {task: table(RESULTS, task) for task in TASKS},
+}
+
+
+def filled(document: str) -> str:
+    """Returns the text of a document with its tables as the artifacts have them."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for mark, block in BLOCKS[document].items():
+        between = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = between.subn(lambda match, block=block: match[1] + block + match[2], text)
+        assert count == 1, f"{document} has {count} places for {mark}"
+    return text
 
 
 def picture(path: Path) -> tuple[Image.Image, list[str]]:
@@ -72,14 +94,13 @@ def picture(path: Path) -> tuple[Image.Image, list[str]]:
 
 
 def main() -> None:
-    """Replace what stands between the marks in README.md, and docs/method.png."""
-    whole, texts = picture(ROOT / "artifacts" / "explorer" / f"{MODEL}.json")
-    whole.save(ROOT / "docs" / "method.png", optimize=True)
-    print("\n".join(texts))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    block = table(ROOT / "artifacts" / "evaluate" / f"{MODEL}.csv")
-    readme.write_text(BETWEEN.sub(lambda _: block, text), encoding="utf-8")
+    """Fills the tables of README.md and docs/results.md, and docs/method.png if its source is named."""
+    if sys.argv[1:]:
+        whole, texts = picture(Path(sys.argv[1]))
+        whole.save(ROOT / "docs" / "method.png", optimize=True)
+        print("\n".join(texts))
+    for document in BLOCKS:
+        (ROOT / document).write_text(filled(document), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from sparsemm.chase.work import Batch, prepare_batch
 from sparsemm.datasets.download import records
 from sparsemm.datasets.records import Record
 from sparsemm.errors import SparseMMError
-from sparsemm.evaluate.model import slot_bytes
 from sparsemm.layouts import family_of, get_layout
 from sparsemm.models import load_model, read_config
 from sparsemm.params import ModelParams
@@ -30,6 +29,13 @@ BOX = 4  # visual tokens under a random answer token
 PROMPT_TEXT, MOST_SAID = "Read the page.", 128  # chase.prompt and chase.max_new_tokens of params.yaml
 
 Inputs = dict[str, torch.Tensor]
+
+
+def _slot_bytes(model: Any) -> int:
+    """Returns the bytes of key and value of one token in one KV head."""
+    text = model.config.get_text_config()
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * head_dim * model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Samples:
             "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in self.batches),
             "answer_tokens": sum(len(one.answer) for one in self.alone),
             "weight_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
-            "kv_bytes": text.num_hidden_layers * heads * positions * slot_bytes(self.model),
+            "kv_bytes": text.num_hidden_layers * heads * positions * _slot_bytes(self.model),
         }
 
 

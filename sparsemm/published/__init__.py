@@ -61,7 +61,7 @@ def beside(checkpoint: str, rows: Iterable[Any]) -> list[tuple[Any, float, str]]
 
     Args:
         checkpoint: hub id.
-        rows: `sparsemm.studies.declaration.StudyRow`; what is compared is task, setting and budget.
+        rows: `sparsemm.studies.StudyRow`; what is compared is task, setting and budget.
     """
     same = {}
     for row in rows:

@@ -114,7 +114,7 @@ def test_a_model_that_was_not_assembled_yet_says_how(tuned, tmp_path, monkeypatc
     write_params(tmp_path, {NAME: {"updates": str(tuned[1])}}, {NAME: entry})
     monkeypatch.chdir(tmp_path)
     assert main(["align", NAME]) == 1
-    assert f"`sparsemm assemble {NAME}` makes it" in capsys.readouterr().err
+    assert f"`sparsemm assemble {NAME}` creates it" in capsys.readouterr().err
 
 
 def change(folder: Path, output: Path, **tensors: Any) -> Path:

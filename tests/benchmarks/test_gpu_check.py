@@ -43,7 +43,7 @@ def test_an_unknown_part_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(gpu_check.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sys, "argv", ["gpu_check", str(tmp_path), "graph", "grahp"])
     assert gpu_check.main() == 1 and not any(tmp_path.iterdir())
-    assert "no part is called grahp; there are build, agreement" in capsys.readouterr().err
+    assert "unknown parts grahp; use some of build, agreement" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device")

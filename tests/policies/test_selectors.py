@@ -242,15 +242,17 @@ def test_equal_keys_and_values_are_no_nan(name, dtype):
 
 
 def test_what_tells_nothing_apart_counts_nothing():
-    like, among = torch.rand(1, 1, 6), torch.tensor([[[True, True, True, True, False, False]]])
-    assert torch.equal(rescaled(torch.full((1, 1, 6), 3.0), like, among), torch.zeros(1, 1, 6))
-    assert torch.equal(rescaled(like, like, torch.zeros_like(among)), torch.zeros(1, 1, 6))
-    got = rescaled(torch.tensor([[[1.0, 2.0, 3.0, 1.0, 99.0, -99.0]]]), like, among)
-    torch.testing.assert_close(got[0, 0, :4].mean(), like[0, 0, :4].mean())
-    keys = torch.ones(1, 1, 6, 4)
+    fp32 = {"dtype": torch.float32}
+    like, among = torch.rand(1, 1, 6, **fp32), torch.tensor([[[True, True, True, True, False, False]]])
+    nothing = torch.zeros(1, 1, 6, **fp32)
+    assert torch.equal(rescaled(torch.full((1, 1, 6), 3.0, **fp32), like, among), nothing)
+    assert torch.equal(rescaled(like, like, torch.zeros_like(among)), nothing)
+    scaled = rescaled(torch.tensor([[[1.0, 2.0, 3.0, 1.0, 99.0, -99.0]]], **fp32), like, among)
+    torch.testing.assert_close(scaled[0, 0, :4].mean(), like[0, 0, :4].mean())
+    keys = torch.ones(1, 1, 6, 4, **fp32)
     unlike, alike = mean_direction(Prompt(keys, keys, torch.ones(1, 6, dtype=torch.bool), 2, 1.0))
-    torch.testing.assert_close(unlike, -torch.ones(1, 1, 6))
-    torch.testing.assert_close(alike, torch.ones(1, 1, 1))
+    torch.testing.assert_close(unlike, -torch.ones(1, 1, 6, **fp32))
+    torch.testing.assert_close(alike, torch.ones(1, 1, 1, **fp32))
 
 
 # Names.
