@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import unicodedata
+import warnings
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from sparsemm.datasets.images import Box
 from sparsemm.datasets.ink import Ink, address, pixels
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError, EmptyRecord
-from sparsemm.fetch import Place
+from sparsemm.fetch import Place, local
 
 LONGEST = 4096  # pixels of a page's longer side, at most; posters are drawn at fewer dots an inch
 INVISIBLE = 3  # the text render mode that paints nothing
@@ -120,6 +122,39 @@ def record(row: Page, source: str, licence: str, dpi: int) -> Record:
         raise EmptyRecord(what, where=row.where)
     remarks = (f"{row.where}: {untold} words that are seen cannot be told",) if untold else ()
     return Record(f"{row.name}#{row.index + 1}", ink.image, tuple(words), source, licence, remarks)
+
+
+def read_pdfs(path: str | Path, dpi: int = 144, limit: int | None = None) -> list[Record]:
+    """Returns the pages of a PDF file, or of those in a folder, as records for `sparsemm.score_heads`.
+
+    Pages without a text layer are left out; so are pages and files that cannot be read, with a warning for each.
+
+    Args:
+        path: file or folder.
+        dpi: resolution of the page images, in pixels per inch.
+        limit: at most so many pages.
+
+    Raises:
+        DataError: if there is no PDF file, none of its pages can be read, or pypdfium2 is not installed.
+        FetchError: if the path does not exist.
+    """
+    place = local(str(path), Path("."))
+    records: list[Record] = []
+    with closing(rows(place, 0, None)) as pages:
+        for page in pages:
+            if limit is not None and len(records) >= limit:
+                break
+            try:
+                if isinstance(page, DataError):
+                    raise page
+                records.append(record(page, place.address, "not stated", dpi).validate())
+            except EmptyRecord:
+                continue
+            except DataError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+    if not records:
+        raise DataError("no page with text that can be read", where=place.address, hint="scans need OCR first")
+    return records
 
 
 @contextmanager

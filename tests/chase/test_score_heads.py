@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,3 +56,21 @@ def test_what_cannot_be_scored_is_refused(reader):
     outside = replace(RECORDS[0].entries[0], box=(0, 0, 10_000, 10))
     with pytest.raises(DataError, match=RECORDS[0].id):
         sparsemm.score_heads(*reader, [replace(RECORDS[0], entries=(outside,))])
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(code.splitlines()) <= 15
+    for there, here in {
+        'new_entry("Qwen/Qwen2-VL-7B-Instruct", dtype="bfloat16")': f"new_entry({str(CHECKPOINT)!r})",
+        'read_pdfs("my_documents", limit=64)': "RECORDS",
+        "budget=256, window=32": "budget=24, window=4",
+    }.items():
+        assert there in code
+        code = code.replace(there, here)
+    monkeypatch.chdir(tmp_path)
+    names = {"RECORDS": RECORDS}
+    exec(code, names)  # noqa: S102
+    assert (tmp_path / "heads.safetensors").is_file()
+    assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
+    assert len(names["scores"].per_sample) == len(RECORDS)

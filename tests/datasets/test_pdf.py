@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sparsemm.datasets import download
+from sparsemm.datasets.pdf import read_pdfs
 from sparsemm.datasets.records import read_about, read_records
-from sparsemm.errors import DataError, ParamsError
+from sparsemm.errors import DataError, ParamsError, SparseMMError
 from tests.datasets.pdfs import pdf, text
 from tests.datasets.samples import params
 
@@ -196,3 +197,22 @@ def test_real_documentation(run, path):
     assert sum(len(record.entries) for record in records) > 50 * len(records) > 0
     for record in records[1:]:  # a title page may have thick rules
         assert_ink_is_in_the_boxes(record, 0.8)
+
+
+def test_pdfs_become_records_without_params(tmp_path):
+    good = pdf((PAGE, b""), (PAGE, b""), (b"", b""))
+    for name, data in {"a.pdf": good, "b.pdf": good, "broken.pdf": good[:200]}.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.warns(UserWarning, match="left out: .*broken.pdf"):
+        records = read_pdfs(tmp_path)
+    assert [record.id for record in records] == ["a.pdf#1", "a.pdf#2", "b.pdf#1", "b.pdf#2"]
+    assert words(records[0]) == ["Alpha", "beta,", "gamma", "Delta"]
+    assert [record.id for record in read_pdfs(tmp_path, limit=1)] == ["a.pdf#1"]
+    (one, _) = read_pdfs(tmp_path / "a.pdf", dpi=36)
+    assert max(one.image.size) < max(records[0].image.size)
+    (tmp_path / "scan").mkdir()
+    (tmp_path / "scan" / "s.pdf").write_bytes(pdf((b"", b"")))
+    with pytest.raises(DataError, match="no page with text"):
+        read_pdfs(tmp_path / "scan")
+    with pytest.raises(SparseMMError, match="nowhere"):
+        read_pdfs(tmp_path / "nowhere")
