@@ -30,6 +30,12 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def with_libraries(monkeypatch):
+    """These tests are about the compiled code, so they run with it also where the rest of a run goes without."""
+    monkeypatch.delenv("SPARSEMM_KERNELS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory) -> library.ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "cuda.so"

@@ -34,7 +34,7 @@ def environment(check: str, report: Path) -> dict[str, str]:
     if not all(Path(path).is_file() for path in paths):
         pytest.skip(f"the compiler has no {LIBRARIES[check][0]}")
     options = f"exitcode={FOUND}:log_path={report}:detect_leaks=0"
-    return os.environ | {
+    return {name: value for name, value in os.environ.items() if name != "SPARSEMM_KERNELS"} | {
         "LD_PRELOAD": " ".join(paths),
         "ASAN_OPTIONS": options + ":detect_stack_use_after_return=0",  # fibers have stacks of their own
         "TSAN_OPTIONS": options,
