@@ -83,8 +83,8 @@ STUDY = Study(
     params=RetrievalParams,
     run=run,
     title="Visual heads and retrieval heads",
-    question="Every head is also scored on copying words from a prompt of text. Do both scores name the same heads, "
-    "and are budgets from text as good as those from pages, at equal slots?",
+    question="Do scores for copying words from a prompt of text name the same heads, and are budgets from them as good "
+    "as those from pages? At equal slots; random scores and even slots show what a wrong table costs.",
     conclusion=conclusion,
     headline=lambda row: row.setting == RETRIEVAL,
 )
