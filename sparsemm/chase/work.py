@@ -96,20 +96,20 @@ def score_records(
     layout: Layout,
     records: Sequence[Record],
     answers: Sequence[Answer | Alignment],
-    given: ChaseParams,
+    settings: ChaseParams,
 ) -> Shard:
     """Hits of some records in their order; samples of like length go through the model together."""
     # Records without an aligned token (some the processor would refuse) have nothing to look for.
-    asked = [i for i, answer in enumerate(answers) if answer.token_index]
-    visual = visual_lengths(processor, [records[i].image.size for i in asked])
-    lengths = [n + len(answers[i].answer_ids) for n, i in zip(visual, asked, strict=True)]
+    aligned = [i for i, answer in enumerate(answers) if answer.token_index]
+    visual = visual_lengths(processor, [records[i].image.size for i in aligned])
+    lengths = [n + len(answers[i].answer_ids) for n, i in zip(visual, aligned, strict=True)]
     text = model.config.get_text_config()
     parts = [nothing_aligned((int(text.num_hidden_layers), int(text.num_attention_heads)))] * len(records)
-    for batch in by_length(lengths, given.batch_size, MOST_PADDING):
-        these = [asked[i] for i in batch]
-        chosen = [records[i] for i in these], [answers[i] for i in these]
-        found = chase_batch(model, processor, layout, *chosen, given.prompt, given.answer == "ground_truth")
-        for i, shard in zip(these, found, strict=True):
+    for batch in by_length(lengths, settings.batch_size, MOST_PADDING):
+        members = [aligned[i] for i in batch]
+        chosen = [records[i] for i in members], [answers[i] for i in members]
+        shards = chase_batch(model, processor, layout, *chosen, settings.prompt, settings.answer == "ground_truth")
+        for i, shard in zip(members, shards, strict=True):
             parts[i] = shard
     return joined(parts)
 

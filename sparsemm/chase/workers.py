@@ -52,8 +52,8 @@ def compute(
 
 def how_many(params: Params, key: str, dataset: str | None = None) -> int:
     """Processes that a chase is worth here: one per visible GPU, but one where a model is spread over all of them."""
-    given = params.of(key).over(dataset).chase
-    shards = -(-params.datasets[given.dataset].samples // given.shard_size)
+    settings = params.of(key).over(dataset).chase
+    shards = -(-params.datasets[settings.dataset].samples // settings.shard_size)
     return 1 if params.model(key).device_map else max(1, min(len(visible_gpus()), shards))
 
 

@@ -25,11 +25,11 @@ def agreement(one: ScoreTable, other: ScoreTable, seed: int) -> dict[str, tuple[
     rng = np.random.default_rng(seed)
     drawn = np.array([_redrawn(one, other, rng) for _ in range(RESAMPLES)])
     values = {"rank correlation": one.rank_correlation(other), "top 5 % overlap": one.top_overlap(other)}
-    found = {}
+    estimates = {}
     for i, (name, value) in enumerate(values.items()):
         low, high = interval(drawn[:, i] - np.median(drawn[:, i]) + value)
-        found[name] = (value, low, min(high, 1.0))
-    return found
+        estimates[name] = (value, low, min(high, 1.0))
+    return estimates
 
 
 def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tuple[float, float]:
