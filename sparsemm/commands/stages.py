@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
         if name == "allocate":
             stage.add_argument("--text", action="store_true", help="use scores/text/KEY, write budgets/text/KEY")
         if name == "evaluate":
-            stage.add_argument("--limit", type=int, help="number of documents; results go to `limited` in artifacts/work")
+            stage.add_argument("--limit", type=int, help="number of documents; they go to `limited` in artifacts/work")
     shape = commands.add_parser(
         "profile-shape",
         help="latency and bytes of a 7B shape with random weights",
