@@ -142,19 +142,8 @@ class Evaluator:
         return {arm: found[arm] for arm in ways}
 
     def _outcome(self, task: AnyTask, answers: list[Answer]) -> Outcome:
-        samples = task.score([q.trim(one.text) for q, one in zip(task.questions, answers, strict=True)])
-        pages = [one.page for one in samples]
-        slots = [one.kept for one in answers if one.kept is not None]
-        kept = float(np.mean(slots)) if slots else None
         heads = self.scores.scores.shape[0] * int(self.scores.header["num_kv_heads"])
-        return Outcome(
-            np.array([one.value for one in samples], dtype=np.float64),
-            task.metric,
-            None if kept is None else kept / heads,
-            None if kept is None else kept * answers[0].slot_bytes,
-            pages=page_numbers(pages) if all(pages) else None,
-            samples=[samples],
-        )
+        return score_answers(task, answers, heads)
 
     @torch.inference_mode()
     def _ask(
@@ -176,7 +165,9 @@ class Evaluator:
                 jobs += [(batch, index, missing)] if missing else []
             for batch, index, missing in progress(jobs, len(jobs), f"{self.name} {self.key}: {task}"):
                 ready = make_batch(self.processor, questions, index) if made is None else batch
-                limit = questions[index[0]].max_new_tokens or self._longest(questions)
+                limit = questions[index[0]].max_new_tokens or longest_answer(
+                    self.processor, questions, self.params.evaluate.max_new_tokens
+                )
                 replies = ask(self.model, ready, {name: ways[name] for name in missing}, limit)
                 for name, reply in replies.items():
                     texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
@@ -186,16 +177,37 @@ class Evaluator:
                     known[name] |= dict(zip(index, each, strict=True))
         return {name: [known[name][at] for at in range(len(questions))] for name in ways}
 
-    def _longest(self, questions: Sequence[Question]) -> int:
-        """New tokens of an answer: what the longest reference has and 8 more, at most `evaluate.max_new_tokens`.
-
-        A model without its heads or its cache often does not stop; what it says so late is wrong anyway.
-        """
-        longest = max(len(self.processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in questions)
-        return min(longest + 8, self.params.evaluate.max_new_tokens)
-
 
 def _name(arm: Arm, draw: int) -> str:
     """An arm's folder in the store; the first draw has the name of one that is alone."""
     parts = [arm.condition, arm.setting, *(str(value) for value in (arm.level, arm.budget) if value is not None)]
     return ", ".join(part for part in parts if part) + (f", draw {draw}" if draw else "")
+
+
+def score_answers(task: AnyTask, answers: Sequence[Answer], heads: int) -> Outcome:
+    """Scores the answers to a task's questions, one each in their order.
+
+    Args:
+        heads: layers times KV heads of the model; `kept` of the outcome is a mean over them.
+    """
+    samples = task.score([q.trim(one.text) for q, one in zip(task.questions, answers, strict=True)])
+    pages = [one.page for one in samples]
+    slots = [one.kept for one in answers if one.kept is not None]
+    kept = float(np.mean(slots)) if slots else None
+    return Outcome(
+        np.array([one.value for one in samples], dtype=np.float64),
+        task.metric,
+        None if kept is None else kept / heads,
+        None if kept is None else kept * answers[0].slot_bytes,
+        pages=page_numbers(pages) if all(pages) else None,
+        samples=[samples],
+    )
+
+
+def longest_answer(processor: Any, questions: Sequence[Question], max_new_tokens: int) -> int:
+    """Returns how many tokens an answer may have: those of the longest reference and 8 more, at most `max_new_tokens`.
+
+    A model without its heads or its cache often does not stop; what it says so late is wrong anyway.
+    """
+    longest = max(len(processor.tokenizer(q.answer, add_special_tokens=False).input_ids) for q in questions)
+    return min(longest + 8, max_new_tokens)
