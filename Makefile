@@ -28,7 +28,7 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 
 # What a contributor runs at every save: under 90 seconds on two idle cores. Long tests, and those that need servers or a
 # device, are left out by their markers (tests/conftest.py).
-CHECK_TESTS := align chase/test_hits.py cache/test_layer.py cache/test_slab.py evaluate/test_metrics.py \
+CHECK_TESTS := align chase/test_strongest_keys.py cache/test_layer.py cache/test_slab.py evaluate/test_metrics.py \
 	evaluate/test_statistics.py layouts ops params policies test_allocations.py test_budgets.py test_imports.py \
 	test_prompts.py test_contributing.py test_scores.py test_weights.py
 check: setup

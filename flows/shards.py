@@ -16,21 +16,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect_dask import DaskTaskRunner
 
 from flows.deploy import at_least_one
-from sparsemm.chase.work import Work
+from sparsemm.chase.sharded import ShardedChase
 from sparsemm.errors import SparseMMError
 from sparsemm.params import load_params
 
 
 @lru_cache(maxsize=1)
-def _work(root: str, key: str) -> Work:
+def _chase(root: str, key: str) -> ShardedChase:
     """Loads the model, once in each Dask worker."""
-    return Work(load_params(Path(root) / "params.yaml"), key, Path(root))
+    return ShardedChase(load_params(Path(root) / "params.yaml"), key, Path(root))
 
 
 @task(task_run_name="{key} shard {number}", cache_policy=NO_CACHE, retries=1)
 def score_shard(root: str, key: str, number: int) -> int:
     """Scores one shard and returns the number of its samples."""
-    return len(_work(root, key).shard(number).counts)
+    return len(_chase(root, key).shard(number).counts)
 
 
 @flow(flow_run_name="shards of {key}")
@@ -39,7 +39,7 @@ def shards(key: str, root: str = ".") -> int:
 
     The align stage must have run, and all Dask workers must share the folder `root`.
     """
-    count = _work(root, key).count
+    count = _chase(root, key).count
     futures = [score_shard.submit(root, key, number) for number in range(count)]
     return sum(future.result() for future in futures)
 

@@ -1,13 +1,22 @@
-"""Turns images and questions into the input tensors of a model."""
+"""Turns images, questions and answers into the input tensors of a model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sparsemm.errors import DataError
+from sparsemm.errors import AlignError, DataError
+
+if TYPE_CHECKING:
+    import torch
+
+TOKEN_TYPES = (
+    "mm_token_type_ids",
+    "token_type_ids",
+)  # of Qwen-VL and Gemma 3: 1 for image tokens, else 0
 
 
 def build_inputs(processor: Any, images: list[list[Image.Image]], texts: list[str]) -> Any:
@@ -72,6 +81,55 @@ def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) 
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         sizes = ", ".join(f"{image.width}x{image.height}" for row in images for image in row)
         raise DataError(f"the processor refuses images of {sizes}: {error}", where="build_inputs") from error
+
+
+def move_inputs(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Returns the inputs on the model's device, those with floating-point values in the model's dtype."""
+    return {k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
+
+
+@dataclass(frozen=True)
+class AnsweredBatch:
+    """A batch of prompts that are followed by their answers.
+
+    Attributes:
+        inputs: the model's inputs; row b of input_ids is [padding, prompt, answer].
+        first_rows: first_rows[b] + i is the position that predicts answer token i of sample b.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    first_rows: list[int]
+
+
+def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequence[int]], pad_id: int) -> AnsweredBatch:
+    """Appends an answer to every prompt, and pads the rows on the left again.
+
+    Args:
+        inputs: prompts as `build_inputs` returns them: input_ids, attention_mask (B, S), pixel tensors.
+        answers: token ids of each row's answer; may be empty.
+        pad_id: the token to pad with.
+
+    Raises:
+        AlignError: if there is not one answer per prompt.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if len(answers) != len(ids):
+        raise AlignError(f"{len(answers)} answers for {len(ids)} prompts")
+    lengths = mask.sum(dim=1).tolist()
+    total = max(n + len(a) for n, a in zip(lengths, answers, strict=True))
+    types = [name for name in TOKEN_TYPES if name in inputs]
+    result = dict(inputs) | {name: inputs[name].new_zeros((len(ids), total)) for name in ("attention_mask", *types)}
+    result["input_ids"] = ids.new_full((len(ids), total), pad_id)
+    first_rows = []
+    for b, answer in enumerate(answers):
+        prompt_end = total - len(answer)
+        prompt = slice(prompt_end - lengths[b], prompt_end)
+        result["input_ids"][b, prompt_end:] = ids.new_tensor(list(answer))
+        result["attention_mask"][b, prompt.start :] = 1
+        for name in ("input_ids", *types):
+            result[name][b, prompt] = inputs[name][b, mask[b].bool()]
+        first_rows.append(prompt_end - 1)
+    return AnsweredBatch(result, first_rows)
 
 
 def visual_lengths(processor: Any, sizes: Sequence[tuple[int, int]]) -> list[int]:

@@ -95,7 +95,9 @@ def names(tmp_path):
     """The names of half-done work in a copy of the repository, which may be edited."""
     for name in ("sparsemm", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = "from sparsemm.dependencies import identity\nfor m in 'align.stage', 'chase.work', 'studies.common.bench':"
+    code = (
+        "from sparsemm.dependencies import identity\nfor m in 'align.stage', 'chase.sharded', 'studies.common.bench':"
+    )
     code += " print(identity([1], 'sparsemm.' + m))"
 
     def read(edited=None, old="", new=""):

@@ -32,7 +32,7 @@ LAYERS = (
 )
 UPWARD = {
     ("sparsemm.align.stage", "sparsemm.dependencies"): "half-done work is known by the code it depends on",
-    ("sparsemm.chase.work", "sparsemm.dependencies"): "half-done work is known by the code it depends on",
+    ("sparsemm.chase.sharded", "sparsemm.dependencies"): "half-done work is known by the code it depends on",
     ("sparsemm.chase.workers", "sparsemm.pipeline.gpus"): "a worker takes a GPU by the same locks as a job",
     ("sparsemm.evaluate.plugin", "sparsemm.registry.lookup"): "lmms-eval's command line may name a published table",
     ("sparsemm.models", "sparsemm.cache.served"): "a checkpoint that no cache could serve is refused when it is added",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from sparsemm import compressed_cache
-from sparsemm.chase.hits import look
+from sparsemm.chase.strongest_keys import strongest_keys
 from sparsemm.cli import main
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import LayoutError, ModelError
@@ -449,8 +449,8 @@ def test_weights_on_several_devices_compute_the_same(tiny, monkeypatch):
     assert set(model.hf_device_map.values()) == {"cpu", "disk"}
     page = build_inputs(processor, [[draw_record("calibration", 0, 0, STYLE).image]], ["Read the page."])
     rows = [[page["input_ids"].shape[1] - 1]]
-    for got, want in zip(look(model, page, rows), look(whole, page, rows), strict=True):
-        assert torch.equal(got.indices, want.indices) and torch.equal(got.predicted, want.predicted)
+    for got, want in zip(strongest_keys(model, page, rows), strongest_keys(whole, page, rows), strict=True):
+        assert torch.equal(got.positions, want.positions) and torch.equal(got.predicted, want.predicted)
     got, want = (answers(m, processor, compressed_cache(m, "snapkv", 10, window=4)) for m in (model, whole))
     assert torch.equal(got, want)
     room.available = 1

@@ -73,7 +73,7 @@ def test_running_again_gives_the_same_bytes(place):
     ("stage", "module", "function", "calls"),
     [
         ("align", "sparsemm.align.stage", "greedy_answers", 2),
-        ("chase", "sparsemm.chase.work", "chase_batch", 2),
+        ("chase", "sparsemm.chase.scoring", "chase_batch", 2),
         ("evaluate", "sparsemm.evaluate.evaluator", "make_batch", 2),
         ("evaluate", "sparsemm.evaluate.stage", "write_results", 0),
     ],
@@ -93,7 +93,7 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(place, monkeypatch, s
         return real(*arguments, **options)
 
     monkeypatch.setattr(owner, function, dies)
-    monkeypatch.setattr("sparsemm.chase.work.MOST_PADDING", 1.0)  # a shard of 4 samples has two batches
+    monkeypatch.setattr("sparsemm.chase.scoring.MOST_PADDING", 1.0)  # a shard of 4 samples has two batches
     assert run(place, stage, KEY) == 130
     assert {k: v for k, v in hashes(place).items() if "work" not in k} == before  # nothing half-written
     monkeypatch.setattr(owner, function, real)

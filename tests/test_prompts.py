@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from PIL import Image
 
-from sparsemm.errors import DataError
-from sparsemm.prompts import build_inputs, by_length
+from sparsemm.errors import AlignError, DataError
+from sparsemm.prompts import append_answers, build_inputs, by_length
 from tests.families import MODELS, made
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
@@ -59,3 +60,20 @@ def test_batches_of_like_length_hold_all_samples_and_little_padding() -> None:
     batches = by_length(lengths, 3, 0.05)
     assert batches == [[7], [0, 2, 3], [4, 5, 6], [1]]
     assert by_length([], 3, 0.05) == [] and by_length([5, 5], 1, 0.0) == [[0], [1]]
+
+
+def test_answers_are_appended_and_padded_on_the_left():
+    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    types = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0]])
+    prompts = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "pixel_values": torch.ones(2)}
+    prompts["token_type_ids"] = types
+    batch = append_answers(prompts, [[1, 2, 3], []], 99)
+    assert batch.inputs["input_ids"].tolist() == [[5, 6, 1, 2, 3], [99, 7, 8, 9, 10]]
+    assert batch.inputs["attention_mask"].tolist() == [[1] * 5, [0, 1, 1, 1, 1]]
+    for name in ("mm_token_type_ids", "token_type_ids"):
+        assert batch.inputs[name].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
+    assert batch.first_rows == [1, 4]
+    assert batch.inputs["pixel_values"] is prompts["pixel_values"]
+    with pytest.raises(AlignError, match="1 answers for 2"):
+        append_answers(prompts, [[1]], 99)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,10 @@ from sparsemm.datasets.records import Record, read_records
 from sparsemm.dependencies import identity
 from sparsemm.errors import AlignError, DataError
 from sparsemm.files import atomic_path, result_path, sha256_file, work_folder, write_json
-from sparsemm.params import ModelParams, Params
+from sparsemm.params import Params
 from sparsemm.params.stages import ChaseParams
 from sparsemm.progress import progress
-from sparsemm.prompts import build_inputs, by_length, visual_lengths
-
-
-def cut_at_end(ids: Sequence[int], end: set[int]) -> list[int]:
-    """Returns the ids before the first one that ends the answer."""
-    result = []
-    for value in ids:
-        if int(value) in end:
-            break
-        result.append(int(value))
-    return result
+from sparsemm.prompts import build_inputs, by_length, move_inputs, visual_lengths
 
 
 def greedy_answers(
@@ -39,13 +29,13 @@ def greedy_answers(
     import torch
 
     prompts = [prompt] * len(records) if isinstance(prompt, str) else prompt
-    inputs = build_inputs(processor, [[r.image] for r in records], prompts).to(model.device)
-    inputs = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    inputs = move_inputs(build_inputs(processor, [[r.image] for r in records], prompts), model)
     with torch.inference_mode():
         out = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
-    end = model.generation_config.eos_token_id
-    ends = set(end if isinstance(end, list) else [end]) | {processor.tokenizer.pad_token_id}
-    return [cut_at_end(row, ends) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
+    eos = model.generation_config.eos_token_id
+    ends = {*(eos if isinstance(eos, list) else [eos]), processor.tokenizer.pad_token_id}
+    answers = out[:, inputs["input_ids"].shape[1] :].tolist()
+    return [[*takewhile(lambda token: token not in ends, answer)] for answer in answers]
 
 
 def _answers(model: Any, processor: Any, records: list[Record], chase: ChaseParams) -> list[list[int] | str]:
@@ -110,7 +100,8 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     source = root / "artifacts" / "datasets" / f"{chase.dataset}.parquet"
     records = read_records(source)
     shards = [records[i : i + chase.shard_size] for i in range(0, len(records), chase.shard_size)]
-    work = work_folder(root, "align", key, dataset) / _identity(entry, params, source)
+    settings = [entry.model_dump(exclude={"note"}), chase.model_dump(), sha256_file(source)]
+    work = work_folder(root, "align", key, dataset) / identity(settings, __name__)
     paths = [work / f"{i:05d}.json" for i in range(len(shards))]
     todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]
     if todo:
@@ -126,7 +117,8 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
             hint=f"repair or remove these records, or raise chase.max_bad, {chase.max_bad:g}",
         )
     aligned = sum(len(a.token_index) for a in alignments)
-    tokens, words = sum(len(a.answer_ids) for a in alignments), sum(a.words for a in alignments)
+    tokens = sum(len(a.answer_ids) for a in alignments)
+    words, matched = sum(a.words for a in alignments), sum(a.words_found for a in alignments)
     if aligned == 0:
         raise AlignError(
             "no answer token belongs to any word of its page",
@@ -145,15 +137,10 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
         "tokens_aligned": aligned,
         "share_aligned": round(aligned / max(tokens, 1), 6),
         "words": words,
-        "words_found": sum(a.words_found for a in alignments),
-        "share_found": round(sum(a.words_found for a in alignments) / max(words, 1), 6),
+        "words_found": matched,
+        "share_found": round(matched / max(words, 1), 6),
     }
     write_json(result_path(root, "align", key, ".json", dataset), metrics)
     shutil.rmtree(work.parent, ignore_errors=True)
     for reason in refused:
         print(f"{key}: left out {reason}")
-
-
-def _identity(entry: ModelParams, params: Params, source: Path) -> str:
-    parts = [entry.model_dump(exclude={"note"}), params.chase.model_dump(), sha256_file(source)]
-    return identity(parts, __name__)

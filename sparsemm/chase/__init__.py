@@ -1,4 +1,4 @@
-"""Chase the heads that look at the image: one forward pass, argmax of q.k, hits per head."""
+"""The chase: finds visual heads by the key with the largest q.k in one forward pass."""
 
 from sparsemm.compat import define_missing_torchvision_operators
 

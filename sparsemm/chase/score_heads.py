@@ -1,4 +1,4 @@
-"""The whole chase as one function, for notebooks and scripts: no params.yaml, nothing on disk."""
+"""The whole chase as one function for notebooks and scripts, without params.yaml or files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sparsemm.align.stage import align_records
-from sparsemm.chase.work import model_header, score_records
+from sparsemm.chase.scoring import model_header, score_records
 from sparsemm.datasets.records import Record
 from sparsemm.errors import AlignError, ScoreTableError
 from sparsemm.layouts import family_of, get_layout
@@ -24,29 +24,29 @@ def score_heads(
     batch_size: int = 32,
     max_new_tokens: int = 128,
 ) -> ScoreTable:
-    """Scores every attention head of a model by how often it looks at the word that is about to be said.
+    """Scores every attention head of a model by how often it attends to the word that the model says next.
 
-    The stages `align` and `chase` do the same for a model of params.yaml, and keep what is done when they are stopped.
+    The stages `align` and `chase` do the same for a model of params.yaml, and can be resumed.
 
     Args:
         model: a Hugging Face image-text-to-text model in eval mode, of a family in docs/families.md.
-        processor: the model's.
+        processor: the model's processor.
         records: pages or pictures with the words on them; each is validated.
-        prompt: that makes the model read them.
-        answer: whose text is tied to the words: the model's own, or the records'. Of the latter only those tokens
-            count that the model would have said itself.
+        prompt: the prompt that makes the model read them.
+        answer: the text that is aligned with the words: the model's own answer or the text of the records. Of the
+            latter, only those tokens count that the model itself predicts.
         batch_size: records that go through the model together.
-        max_new_tokens: of an answer.
+        max_new_tokens: longest answer.
 
     Returns:
-        scores and hits, both (L, Hq), for `compressed_cache(model, "sparsemm", budget=..., scores=table)`; `save`
+        scores and hits, both (L, Hq), for `compressed_cache(model, "sparsemm", budget=..., scores=table)`; its `save`
         writes them.
 
     Raises:
         AlignError: if no token of any answer belongs to a word of its page.
         DataError: if a record is not valid.
-        LayoutError: if the model is of no known family.
-        ScoreTableError: if no head ever looked at a word.
+        LayoutError: if the model's family is not supported.
+        ScoreTableError: if no head ever hit a word.
     """
     if not records:
         raise AlignError("there is no record to score heads with")
@@ -62,12 +62,12 @@ def score_heads(
         max_bad=1.0,
         stop=None,
     )
-    answers = align_records(model, processor, [record.validate() for record in records], settings, family)
-    if not any(one.token_index for one in answers):
-        refused = next((one.refused for one in answers if one.refused), "")
+    alignments = align_records(model, processor, [record.validate() for record in records], settings, family)
+    if not any(alignment.token_index for alignment in alignments):
+        refused = next((alignment.refused for alignment in alignments if alignment.refused), None)
         hint = "can the model read these pages with this prompt?"
-        raise AlignError("no answer token belongs to any word of its page", where=refused or None, hint=hint)
-    shard = score_records(model, processor, get_layout(family), records, answers, settings)
+        raise AlignError("no answer token belongs to any word of its page", where=refused, hint=hint)
+    shard = score_records(model, processor, get_layout(family), records, alignments, settings)
     if not len(shard.tokens):
         raise ScoreTableError("no answer token could be scored", hint="does the model read these pages?")
     header = {

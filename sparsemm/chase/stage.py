@@ -1,4 +1,4 @@
-"""The chase stage: aligned answers of one model -> its score table; resumable per shard."""
+"""The chase stage: turns the aligned answers of a model into its score table, shard by shard."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import math
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsemm.chase.covariates import write_covariates
-from sparsemm.chase.settle import settled_after
-from sparsemm.chase.shards import Shard, joined
-from sparsemm.chase.work import Work
+from sparsemm.chase.early_stop import shards_needed
+from sparsemm.chase.sharded import ShardedChase
+from sparsemm.chase.shards import Shard, join_shards
 from sparsemm.errors import ScoreTableError
 from sparsemm.files import atomic_path, result_path, write_json
 from sparsemm.params import Params
@@ -25,12 +25,13 @@ from sparsemm.scores import SHARES, ScoreTable
 
 
 def metrics(table: ScoreTable, counts: NDArray[np.int64]) -> dict[str, Any]:
-    """What the stage reports, plain JSON: counts, hit rates, concentration and reliability.
+    """Returns the stage's metrics as plain JSON: counts, hit rates, concentration and reliability.
 
     Args:
+        table: the score table.
         counts: (N, 3) int64, see `Shard`.
     """
-    aligned, said, scored = (int(v) for v in counts.sum(axis=0))
+    aligned, predicted, scored = (int(v) for v in counts.sum(axis=0))
     rates = table.hits / scored
     layer, head, _ = table.top_heads(1)[0]
     half = table.split_half()
@@ -38,7 +39,7 @@ def metrics(table: ScoreTable, counts: NDArray[np.int64]) -> dict[str, Any]:
         "samples": len(counts),
         "tokens_aligned": aligned,
         "tokens_scored": scored,
-        "share_own_argmax": round(said / aligned, 6),
+        "share_own_argmax": round(predicted / aligned, 6),
         "hit_rate_mean": round(float(rates.mean()), 6),
         "hit_rate_max": round(float(rates.max()), 6),
         "top_head": f"{layer}-{head}",
@@ -49,7 +50,7 @@ def metrics(table: ScoreTable, counts: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def write_curve(path: Path, table: ScoreTable) -> None:
-    """CSV for plots: heads by falling score, with rank (from 1), share and cumulative share."""
+    """Writes a CSV for plots: heads by falling score, with rank (from 1), share and cumulative share."""
     heads = table.top_heads(table.scores.size)
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle, lineterminator="\n")
@@ -61,40 +62,36 @@ def write_curve(path: Path, table: ScoreTable) -> None:
 
 
 def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = None) -> None:
-    """Score the heads of one model, and write <key>.safetensors, .json (metrics), .csv (curve), .covariates.csv.
+    """Scores the heads of one model; writes <key>.safetensors, .json (metrics), .csv (curve) and .covariates.csv.
 
-    Shards of `chase.shard_size` samples are kept until the end: a stopped run goes on where it was. With `chase.stop`
-    only as many shards count as settle the scores, whoever computed them.
+    If it was stopped, the next run resumes after the last complete shard. With `chase.stop`, the table holds only as
+    many shards as are needed, however many were computed.
 
     Args:
-        dataset: of `robustness`, whose files are in artifacts/scores/also/<key>; None for `chase.dataset`, whose
-            files are in artifacts/scores.
+        params: the parsed params.yaml.
+        key: name of the model there.
+        root: root folder of the project.
+        dataset: a data set of `robustness`, whose files are in artifacts/scores/also/<key>; None for `chase.dataset`,
+            whose files are in artifacts/scores.
 
     Raises:
         AlignError: if the align stage's file is missing or does not fit the data set.
         ParamsError: if the model or the data set is unknown.
         ScoreTableError: if no token could be scored, or no head ever hit.
     """
-    work = Work(params, key, root, dataset)
-    text = f"chase {key} (shards of {work.params.shard_size})"
-    numbers = progress(range(work.count), work.count, text)
+    chase = ShardedChase(params, key, root, dataset)
+    numbers = progress(range(chase.count), chase.count, f"chase {key} (shards of {chase.settings.shard_size})")
     shards: list[Shard] = []
 
-    def computed() -> Iterator[Shard]:
+    def compute() -> Iterator[Shard]:
         for number in numbers:
-            shards.append(work.shard(number))
+            shards.append(chase.shard(number))
             yield shards[-1]
 
-    stop = work.params.stop
-    if stop is None:
-        deque(computed(), maxlen=0)
+    if chase.settings.stop is None:
+        deque(compute(), maxlen=0)
     else:
-        settled_after(computed(), stop)
-    _write(key, shards, work, lambda suffix: result_path(root, "scores", key, suffix, dataset))
-    shutil.rmtree(work.work, ignore_errors=True)
-
-
-def _write(key: str, shards: list[Shard], work: Work, path: Callable[[str], Path]) -> None:
+        shards_needed(compute(), chase.settings.stop)
     scored = sum(len(shard.tokens) for shard in shards)
     if scored == 0:
         raise ScoreTableError(
@@ -102,11 +99,16 @@ def _write(key: str, shards: list[Shard], work: Work, path: Callable[[str], Path
             where=f"model {key}",
             hint="see artifacts/align: does the model read these pages with this prompt?",
         )
-    whole = joined(shards)
-    counted = {"samples": len(whole.counts), "samples_available": len(work.records), "tokens": scored}
-    table = ScoreTable.from_samples(whole.weighted, whole.hits.sum(axis=0), {**work.header, **counted})
+    whole = join_shards(shards)
+    samples = {"samples": len(whole.counts), "samples_available": len(chase.records), "tokens": scored}
+    table = ScoreTable.from_samples(whole.weighted, whole.hits.sum(axis=0), {**chase.header, **samples})
     table.normalised()  # refuses a table without a single hit before anything is written
+
+    def path(suffix: str) -> Path:
+        return result_path(root, "scores", key, suffix, dataset)
+
     table.save(path(".safetensors"))
-    write_json(path(".json"), metrics(table, whole.counts) | {"samples_available": len(work.records)})
+    write_json(path(".json"), metrics(table, whole.counts) | {"samples_available": len(chase.records)})
     write_curve(path(".csv"), table)
-    write_covariates(path(".covariates.csv"), whole, work.records, table.scores)
+    write_covariates(path(".covariates.csv"), whole, chase.records, table.scores)
+    shutil.rmtree(chase.work, ignore_errors=True)

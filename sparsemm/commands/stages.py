@@ -126,16 +126,16 @@ def run_chase(args: argparse.Namespace) -> None:
     if args.prompts is not None:
         raise ParamsError("images have no prompts to count", where="--prompts", hint="use it with --text")
     if args.shards:
-        workers.compute(params, args.key, workers.parse_part(args.shards), args.root, args.dataset)
+        workers.compute_part(params, args.key, workers.parse_part(args.shards), args.root, args.dataset)
         return
     count = args.processes
     if count is None:
-        count = workers.how_many(params, args.key, args.dataset)
+        count = workers.process_count(params, args.key, args.dataset)
     if count < 1:
         raise ParamsError(f"{count} processes are too few", where="--processes", hint="use at least 1")
     if count > 1:
         command = ["--params", str(args.params), "--root", str(args.root), "chase", args.key]
-        workers.spread([*command, *(["--dataset", args.dataset] if args.dataset else [])], count)
+        workers.run_processes([*command, *(["--dataset", args.dataset] if args.dataset else [])], count)
     run_stage(args)  # adds up the shards
 
 

@@ -15,14 +15,13 @@ from sparsemm.align.stage import greedy_answers
 from sparsemm.align.words import align_answer, token_spans
 from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.budgets import load_budgets
-from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record, read_records
 from sparsemm.explorer.keeping import Choice, caches, kept_positions
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.tokens import ImageTokens, box_positions
 from sparsemm.models import load_model
 from sparsemm.params import ModelParams, Params
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import append_answers, build_inputs, move_inputs
 from sparsemm.scores import ScoreTable
 
 MOST_BYTES = 512 * 2**20  # of weights that are loaded without a GPU
@@ -179,7 +178,6 @@ def read_page(
     inputs = build_inputs(processor, [[record.image]], [prompt]).to(model.device)
     length = inputs["input_ids"].shape[1]
     forced = append_answers(inputs, [answer], processor.tokenizer.pad_token_id)
-    moved = {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in forced.inputs.items()}
     (image,) = get_layout(entry.family).image_tokens(model.config, forced.inputs, 0, [record.image.size])
     parts = [image, *([image.thumbnail] if image.thumbnail is not None else [])]
     tokens = answer_tokens(record, answer, processor.tokenizer, entry.family, image)[:MOST_TOKENS]
@@ -187,7 +185,7 @@ def read_page(
     shape = (*table.scores.shape, table.header["num_kv_heads"])
     watch = Watch(shape, rows, parts, length, length + len(answer), empty)
     with observe_attention(model, watch):
-        getattr(model, model.base_model_prefix)(**moved, use_cache=False)
+        getattr(model, model.base_model_prefix)(**move_inputs(forced.inputs, model), use_cache=False)
     return Reading(
         record=record,
         tokens=tokens,

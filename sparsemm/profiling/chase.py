@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessor
 
-from sparsemm.chase.hits import look, score_sample
+from sparsemm.chase.shards import find_hits
+from sparsemm.chase.strongest_keys import strongest_keys
 from sparsemm.errors import SparseMMError
 from sparsemm.profiling import arithmetic, clock
 from sparsemm.profiling.memory import peak_bytes
@@ -36,9 +37,9 @@ def chase(given: Samples) -> NDArray[np.float64]:
     """Teacher-forced: one forward pass, argmax and greedy token at every answer row; (L, Hq) scores."""
     scores: Any = 0
     for batch in given.batches:
-        looked = look(given.model, batch.inputs, batch.rows)
-        for one, targets in zip(looked, batch.targets, strict=True):
-            scores = scores + score_sample(one.indices, targets)[1]
+        for keys, targets in zip(strongest_keys(given.model, batch.inputs, batch.rows), batch.targets, strict=True):
+            hits = find_hits(keys.positions, targets)
+            scores = scores + (hits / np.array([len(target) for target in targets])).sum(axis=2)
     return scores
 
 

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from sparsemm.cache.layer import RaggedLayer
-from sparsemm.chase.hits import TOKEN_TYPES
 from sparsemm.errors import DataError
 from sparsemm.profiling.clock import now
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import TOKEN_TYPES, build_inputs
 
 
 @dataclass(frozen=True)

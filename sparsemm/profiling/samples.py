@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from sparsemm.align.stage import greedy_answers
 from sparsemm.align.words import Alignment, align_answer
-from sparsemm.chase.hits import MOST_PADDING, append_answers
-from sparsemm.chase.work import Batch, prepare_batch
+from sparsemm.chase.scoring import MOST_PADDING, Batch, prepare_batch
 from sparsemm.datasets.download import records
 from sparsemm.datasets.records import Record
 from sparsemm.errors import SparseMMError
@@ -22,7 +21,7 @@ from sparsemm.models import load_model, read_config
 from sparsemm.params import ModelParams
 from sparsemm.params.datasets import SyntheticParams
 from sparsemm.profiling.shapes import SHAPES, check_room, random_model
-from sparsemm.prompts import build_inputs, by_length, visual_lengths
+from sparsemm.prompts import append_answers, build_inputs, by_length, move_inputs, visual_lengths
 
 PAGES, BATCH = 64, 32  # of a checkpoint; the batch size of params.yaml
 BOX = 4  # visual tokens under a random answer token
@@ -112,14 +111,14 @@ def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
     def batch(chosen: list[int]) -> Batch:
         pages, said = zip(*(read[i] for i in chosen), strict=True)
         prepared = prepare_batch(model, processor, layout, pages, said, PROMPT_TEXT)
-        return prepared._replace(inputs=_moved(prepared.inputs, model))
+        return prepared._replace(inputs=move_inputs(prepared.inputs, model))
 
     visual = visual_lengths(processor, [page.image.size for page, _ in read])
     lengths = [n + len(one.answer_ids) for n, (_, one) in zip(visual, read, strict=True)]
     alone = []
     for i, (page, one) in enumerate(read):
         prompt = build_inputs(processor, [[page.image]], [PROMPT_TEXT])
-        alone.append(Alone(_moved(prompt, model), one.answer_ids, one.token_index, batch([i]).targets[0]))
+        alone.append(Alone(move_inputs(prompt, model), one.answer_ids, one.token_index, batch([i]).targets[0]))
     return Samples(model, [batch(chosen) for chosen in by_length(lengths, BATCH, MOST_PADDING)], alone)
 
 
@@ -164,9 +163,5 @@ def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samp
     alone = []
     for one, real, answer in zip(ids, mask.bool(), answers, strict=True):
         prompt = {"input_ids": one[real][None], "attention_mask": torch.ones_like(one[real][None])}
-        alone.append(Alone(_moved(prompt, model), answer, list(range(sizes.answer)), boxes))
-    return Samples(model, [Batch(_moved(forced.inputs, model), rows, [boxes] * sizes.prompts)], alone)
-
-
-def _moved(inputs: Any, model: Any) -> Inputs:
-    return {k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in inputs.items()}
+        alone.append(Alone(move_inputs(prompt, model), answer, list(range(sizes.answer)), boxes))
+    return Samples(model, [Batch(move_inputs(forced.inputs, model), rows, [boxes] * sizes.prompts)], alone)

@@ -16,6 +16,7 @@ from sparsemm.profiling.latency import prompt_of_length
 from sparsemm.profiling.measure import Measured, measure
 from sparsemm.profiling.shapes import SHAPES, check_room, random_model, random_scores
 from sparsemm.profiling.table import write
+from sparsemm.prompts import move_inputs
 from sparsemm.scores import ScoreTable
 
 
@@ -63,5 +64,4 @@ def run_shape(params: Params, name: str, root: Path = Path(".")) -> None:
 
 
 def _page(model: Any, processor: Any, image: Image.Image, batch_size: int, length: int) -> dict[str, Any]:
-    inputs = {k: v.to(model.device) for k, v in prompt_of_length(processor, image, length, batch_size).items()}
-    return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    return move_inputs(prompt_of_length(processor, image, length, batch_size), model)

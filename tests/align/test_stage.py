@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from sparsemm.align.stage import cut_at_end, run
+from sparsemm.align.stage import greedy_answers, run
 from sparsemm.chase.stage import run as chase
 from sparsemm.datasets.records import Entry, Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
@@ -18,9 +19,17 @@ from sparsemm.params import ModelParams, load_params
 from sparsemm.scores import ScoreTable
 
 
-def test_answers_are_cut_at_their_end():
-    assert cut_at_end([5, 6, 2, 7], {2}) == [5, 6]
-    assert cut_at_end([], {2}) == [] and cut_at_end([2], {2}) == []
+def test_answers_are_cut_at_their_end(tiny, monkeypatch):
+    model, processor = tiny("tiny-qwen2-vl")
+    end, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
+    answers = torch.tensor([[5, 6, end, 7], [end, 5, 6, 7], [5, 6, pad, pad], [5, 6, 7, 8]])
+
+    def generate(input_ids, **_):
+        return torch.cat([input_ids, answers], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    pages = [draw_record("calibration", 0, i, PageStyle(1, 4, (2, 4))) for i in range(4)]
+    assert greedy_answers(model, processor, pages, "Read", 4) == [[5, 6], [], [5, 6], [5, 6, 7, 8]]
 
 
 def odd(name, width, height):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from sparsemm.chase.hits import append_answers, look
+from sparsemm.chase.strongest_keys import strongest_keys
 from sparsemm.models import mixed_layers
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import append_answers, build_inputs
 from tests.families import made
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -27,7 +27,7 @@ def test_every_head_looks_where_eager_attention_says():
     images = [torch.nonzero(ids == model.config.image_token_id).flatten() for ids in batch.inputs["input_ids"]]
     last = batch.inputs["input_ids"].shape[1] - 1
     rows = [[int(image[0]), int(image[5]), first, last] for image, first in zip(images, batch.first_rows, strict=True)]
-    looked = look(model, batch.inputs, rows)
+    looked = strongest_keys(model, batch.inputs, rows)
 
     positions = (batch.inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     model.set_attn_implementation({"text_config": "eager"})
@@ -39,7 +39,7 @@ def test_every_head_looks_where_eager_attention_says():
     ahead = 0
     for b, one in enumerate(looked):
         want = torch.stack([layer[b][:, rows[b]].argmax(-1) for layer in weights])
-        assert torch.equal(one.indices, want)
+        assert torch.equal(one.positions, want)
         ahead += int((want > torch.tensor(rows[b])).sum())
         window = torch.tensor(rows[b]) - model.config.text_config.sliding_window
         assert (want[0] > window).all() and (want[2] > window).all() and (want[1] <= window).any()

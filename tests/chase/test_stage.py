@@ -10,11 +10,18 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from sparsemm.chase import scoring
+from sparsemm.chase.aligned_answers import AlignedAnswer
+from sparsemm.chase.stage import run
+from sparsemm.chase.strongest_keys import strongest_keys
 from sparsemm.datasets.records import read_records, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import ParamsError, ScoreTableError
+from sparsemm.layouts import box_positions, get_layout
 from sparsemm.params import ModelParams, Params, load_params
 from sparsemm.params.stages import ChaseParams, RobustnessParams, StopParams
+from sparsemm.prompts import append_answers, build_inputs
+from sparsemm.scores import ScoreTable
 
 NAME = "tiny-qwen2-vl"
 STYLE = PageStyle(columns=1, rows=4, filled=(2, 4))
@@ -75,12 +82,6 @@ def outputs(root: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("name", "family"), [(NAME, "qwen2_vl"), ("tiny-llava-next-mistral", "llava_next")])
 def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, tmp_path: Path, name: str, family: Any) -> None:
-    from sparsemm.chase.hits import append_answers, collect
-    from sparsemm.chase.stage import run
-    from sparsemm.layouts import box_positions, get_layout
-    from sparsemm.prompts import build_inputs
-    from sparsemm.scores import ScoreTable
-
     model, processor = tiny(name)
     checkpoint = saved(tiny, name, tmp_path / "checkpoint")
     rows = inputs(tmp_path, processor)
@@ -95,10 +96,10 @@ def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, tmp_path: Path
         prompt = build_inputs(processor, [[record.image]], [given.chase.prompt])
         forced = append_answers(prompt, [row["answer_ids"]], 0)
         (grid,) = get_layout(family).image_tokens(model.config, prompt, 0, [record.image.size])
-        looked = [[prompt["input_ids"].shape[1] + t - 1 for t in row["token_index"]]]
-        (found,) = collect(model, forced.inputs, looked)
+        rows_of_answer = [[prompt["input_ids"].shape[1] + t - 1 for t in row["token_index"]]]
+        (keys,) = strongest_keys(model, forced.inputs, rows_of_answer)
         for t, entry in enumerate(row["entry_index"]):
-            inside = np.isin(found[:, :, t], box_positions(grid, record.entries[entry].box))
+            inside = np.isin(keys.positions[:, :, t], box_positions(grid, record.entries[entry].box))
             wanted[n] += inside / len(box_positions(grid, record.entries[entry].box))
             hits += inside
             tokens += 1
@@ -124,9 +125,6 @@ def test_the_stage_writes_what_each_sample_gives_alone(tiny: Any, tmp_path: Path
 def test_a_table_of_quantised_weights_says_so_and_finds_the_same_heads(
     tiny: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
-    from sparsemm.chase.stage import run
-    from sparsemm.scores import ScoreTable
-
     model, processor = tiny(NAME)
     given, tables = params(checkpoint), []
     for width in (None, "8bit", "4bit"):
@@ -145,63 +143,54 @@ def test_a_table_of_quantised_weights_says_so_and_finds_the_same_heads(
 def test_a_stopped_run_goes_on_and_ends_in_the_same_bytes(
     tiny: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsemm.chase import stage, work
-
-    monkeypatch.setattr(work, "MOST_PADDING", 1.0)  # batches of two
+    monkeypatch.setattr(scoring, "MOST_PADDING", 1.0)  # batches of two
     given = params(checkpoint)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for root in (whole, stopped):
         inputs(root, tiny(NAME)[1])
-    stage.run(given, "m", whole)
-    original, calls = work.chase_batch, []
+    run(given, "m", whole)
+    original, calls = scoring.chase_batch, []
 
     def batch(*args: Any) -> Any:
-        calls.append(len(args[3]))
+        calls.append(len(args[2]))
         if len(calls) == 3:  # in the second shard: the first has one batch, as its last sample has no aligned token
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(work, "chase_batch", batch)
+    monkeypatch.setattr(scoring, "chase_batch", batch)
     with pytest.raises(KeyboardInterrupt):
-        stage.run(given, "m", stopped)
+        run(given, "m", stopped)
     shards = sorted((stopped / "artifacts" / "work" / "chase" / "m").rglob("*"))
     assert [p.name for p in shards if p.is_file()] == ["0000.safetensors"]
     assert not (stopped / "artifacts" / "scores").exists()
     calls.clear()
     calls += [0] * 10
-    stage.run(given, "m", stopped)
+    run(given, "m", stopped)
     assert calls[10:] == [2, 1, 1]  # the first shard of three was not made again
     assert outputs(stopped) == outputs(whole)
 
 
 def test_ground_truth_counts_only_rows_that_say_the_target(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
-    from sparsemm.chase.answers import Answer
-    from sparsemm.chase.hits import append_answers, look
-    from sparsemm.chase.work import chase_batch
-    from sparsemm.layouts import get_layout
-    from sparsemm.prompts import build_inputs
-
     model, processor = tiny(NAME)
     record = draw_record("calibration", 0, 0, STYLE)
     prompt = build_inputs(processor, [[record.image]], ["Read"])
     ids = [30, 31, 32, 33]
     forced = append_answers(prompt, [ids], 0)
-    (seen,) = look(model, forced.inputs, [[forced.first_rows[0]]])
+    (seen,) = strongest_keys(model, forced.inputs, [[forced.first_rows[0]]])
     ids[0] = int(seen.predicted[0])  # said by the model itself
     forced = append_answers(prompt, [ids], 0)
-    (seen,) = look(model, forced.inputs, [[forced.first_rows[0] + i for i in range(4)]])
+    (seen,) = strongest_keys(model, forced.inputs, [[forced.first_rows[0] + i for i in range(4)]])
     said = [int(p) == i for p, i in zip(seen.predicted, ids, strict=True)]
     assert said[0] and not all(said)
-    answer = Answer(record.id, ids, [0, 1, 2, 3], [0, 0, 1, 1])
-    for mode, count in ((True, sum(said)), (False, 4)):
-        (shard,) = chase_batch(model, processor, get_layout("qwen2_vl"), [record], [answer], "Read", mode)
+    answer = AlignedAnswer(record.id, ids, [0, 1, 2, 3], [0, 0, 1, 1])
+    batch = scoring.prepare_batch(model, processor, get_layout("qwen2_vl"), [record], [answer], "Read")
+    for ground_truth, count in ((True, sum(said)), (False, 4)):
+        (shard,) = scoring.chase_batch(model, batch, [answer], ground_truth)
         assert shard.counts.tolist() == [[4, sum(said), count]]
         assert shard.hits.max() <= count
 
 
 def test_nothing_to_score_is_an_error_and_writes_nothing(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
-    from sparsemm.chase.stage import run
-
     rows = inputs(tmp_path, tiny(NAME)[1], count=2)
     empty = [{**row, "token_index": [], "entry_index": []} for row in rows]
     write_align(tmp_path / "artifacts" / "align" / "m.parquet", empty)
@@ -211,9 +200,6 @@ def test_nothing_to_score_is_an_error_and_writes_nothing(tiny: Any, checkpoint: 
 
 
 def test_an_early_stop_uses_the_first_shards_and_says_so(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
-    from sparsemm.chase.stage import run
-    from sparsemm.scores import ScoreTable
-
     stop = StopParams(min_samples=4, top_overlap=0.0, rank_correlation=-1.0, patience=1)
     inputs(tmp_path, tiny(NAME)[1])
     run(params(checkpoint, stop=stop), "m", tmp_path)
@@ -227,9 +213,6 @@ def test_an_early_stop_uses_the_first_shards_and_says_so(tiny: Any, checkpoint: 
 
 
 def test_another_data_set_has_files_and_a_prompt_of_its_own(tiny: Any, checkpoint: Path, tmp_path: Path) -> None:
-    from sparsemm.chase.stage import run
-    from sparsemm.scores import ScoreTable
-
     inputs(tmp_path, tiny(NAME)[1], count=3)
     folder = tmp_path / "artifacts"
     (folder / "datasets" / "calibration.parquet").rename(folder / "datasets" / "evaluation.parquet")

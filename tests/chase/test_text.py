@@ -29,7 +29,7 @@ HALF, SLOW = 64, 30  # half of a head; from there on RoPE turns a pair by less t
 
 def tokenizer_of(prompts: int = PROMPTS, words: int = WORDS) -> PreTrainedTokenizerFast:
     """A token for every word of the first texts."""
-    texts = text._batches(prompts, words, 0, prompts)[0]
+    texts = text.draw_texts(prompts, words, 0, prompts)[0]
     known = ["<s>", "<pad>", "<unk>", *dict.fromkeys(word for one in texts for word in one.split())]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -90,11 +90,11 @@ def test_the_head_that_copies_has_the_whole_score(copying):
 
 def test_only_tokens_that_the_model_would_say_count(copying):
     tokenizer = copying[1]
-    (one,) = text._batches(1, WORDS, 0, 1)[0]
+    (one,) = text.draw_texts(1, WORDS, 0, 1)[0]
     model = copying_model(len(tokenizer))
     model.lm_head.weight.data[tokenizer.convert_tokens_to_ids(one.split()[5])] = -1.0  # looked at, but never said
     (copy,) = copy_texts(model, tokenizer, [one])
-    assert copy.right.tolist() == [0 < t != 5 for t in range(WORDS)]
+    assert copy.predicted.tolist() == [0 < t != 5 for t in range(WORDS)]
     assert copy.hits[1, 0].tolist() == [0 < t for t in range(WORDS)]
     table = chase_text(model, tokenizer, prompts=1, words=WORDS)
     assert table.hits[1, 0] == table.scores[1, 0] == table.header["tokens"] == WORDS - 2
@@ -133,17 +133,17 @@ def check_copies(model, processor, texts):
     copies = copy_texts(model, processor, texts)
     for copy, one in zip(copies, texts, strict=True):
         hits, right = slow_copy(model, processor, one)
-        assert np.array_equal(copy.hits, hits) and np.array_equal(copy.right, right)
+        assert np.array_equal(copy.hits, hits) and np.array_equal(copy.predicted, right)
     return copies
 
 
 def test_texts_of_any_length_share_a_batch(copying):
     tokenizer = copying[1]
     noisy = copying_model(len(tokenizer), noise=0.03)
-    one, two, three = text._batches(PROMPTS, WORDS, 0, 9)[0]
+    one, two, three = text.draw_texts(PROMPTS, WORDS, 0, 9)[0]
     copies = check_copies(noisy, tokenizer, [one, " ".join(two.split()[:5]), " ".join(three.split()[:9])])
     hits = np.concatenate([copy.hits for copy in copies], axis=2)
-    right = np.concatenate([copy.right for copy in copies])
+    right = np.concatenate([copy.predicted for copy in copies])
     assert 0 < hits[:, 1].sum() < hits[1, 0].sum() and 0 < right.sum() < len(right)  # all of it has been compared
 
 
@@ -157,7 +157,7 @@ def test_words_are_different_and_depend_on_the_seed_alone():
         words = draw_words(random.Random(3), count)
         assert len(set(words)) == len(words) == count and words == draw_words(random.Random(3), count)
         assert len(set(words) & set(ANCHORS)) == min(count // 2, len(ANCHORS))
-    assert text._batches(4, 5, 0, 4)[0][:2] == text._batches(2, 5, 0, 2)[0] != text._batches(2, 5, 1, 2)[0]
+    assert text.draw_texts(4, 5, 0, 4)[0][:2] == text.draw_texts(2, 5, 0, 2)[0] != text.draw_texts(2, 5, 1, 2)[0]
     with pytest.raises(DataError, match="different words"):
         draw_words(random.Random(0), 10**6)
 
@@ -210,7 +210,7 @@ def test_the_table_becomes_budgets_and_a_cache(copying, tmp_path, monkeypatch):
     slots = np.array(json.loads((tmp_path / "artifacts" / "budgets" / "text" / "m.json").read_text())["slots"]["12"])
     assert slots.sum() == 12 * 4 and slots[1, 0] == slots.max() > 2 * np.delete(slots.ravel(), 2).max()
     assert not (tmp_path / "artifacts" / "budgets" / "m.json").exists()
-    ids = torch.tensor([text._tokens(tokenizer, text._batches(1, WORDS, 0, 1)[0][0], "")[1] * 2])
+    ids = torch.tensor([text._tokens(tokenizer, text.draw_texts(1, WORDS, 0, 1)[0][0], "")[1] * 2])
     cache = sparsemm.compressed_cache(model, "sparsemm", 8, table, window=2)
     with torch.no_grad():
         model(ids, past_key_values=cache)

@@ -49,7 +49,7 @@ def test_parts_in_any_order_stop_where_one_run_does(
     for root in (alone, parts):
         inputs(root, tiny(NAME)[1])
     for part in order:
-        workers.compute(given, "m", (part, 2), parts)
+        workers.compute_part(given, "m", (part, 2), parts)
     # Whoever comes second knows that shards 0 and 1 are enough.
     assert shards(parts) == [f"000{n}.safetensors" for n in ((0, 1, 2) if order == (0, 1) else (0, 1, 3))]
     for root in (alone, parts):
@@ -59,7 +59,7 @@ def test_parts_in_any_order_stop_where_one_run_does(
 
 def test_a_process_that_fails_is_an_error(capfd: Any) -> None:
     with pytest.raises(PipelineError, match="chase process [01]: ended with 2"):
-        workers.spread(["chase"], 2)
+        workers.run_processes(["chase"], 2)
     assert "the following arguments are required" in capfd.readouterr().err
 
 
@@ -75,7 +75,7 @@ def test_each_process_sees_one_gpu(
     program.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(program))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    workers.spread(["chase", "m"], 4)
+    workers.run_processes(["chase", "m"], 4)
     assert [(tmp_path / str(number)).read_text().strip() for number in range(4)] == seen
 
 
@@ -90,6 +90,6 @@ def test_one_process_for_each_gpu(checkpoint: Path, monkeypatch: pytest.MonkeyPa
     assert workers.parse_part("3/4") == (3, 4)
     for visible, count in [("", 1), ("0", 1), ("0,1", 2), ("0,1,2,3,4,5", 4)]:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert workers.how_many(given, "m") == count
+        assert workers.process_count(given, "m") == count
     spread = given.models["m"].model_copy(update={"device_map": "auto"})
-    assert workers.how_many(Params.model_copy(given, update={"models": {"m": spread}}), "m") == 1
+    assert workers.process_count(Params.model_copy(given, update={"models": {"m": spread}}), "m") == 1

@@ -29,9 +29,9 @@ def test_the_stage_adds_up_what_dask_workers_scored(tiny, prefect_api, tmp_path)
     shards = sorted((spread / "artifacts" / "work" / "chase" / "m").glob("*/*.safetensors"))
     assert len(shards) == 3
     before = [path.stat().st_mtime_ns for path in shards]
-    from sparsemm.chase.work import Work
+    from sparsemm.chase.sharded import ShardedChase
 
-    work = Work(here, "m", spread)
+    work = ShardedChase(here, "m", spread)
     for number in range(work.count):
         work.shard(number)
     assert [path.stat().st_mtime_ns for path in shards] == before  # found, not computed again

@@ -9,11 +9,10 @@ import torch
 
 from sparsemm.align.words import align_answer
 from sparsemm.attention_probe import AttentionCall, observe_attention
-from sparsemm.chase.hits import append_answers
 from sparsemm.datasets.records import Record
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.tokens import box_positions
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import append_answers, build_inputs, move_inputs
 from sparsemm.studies.common.bench import Bench
 
 
@@ -52,9 +51,7 @@ def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any
         return None
     prompt = build_inputs(processor, [[record.image]], [bench.params.chase.prompt])
     forced = append_answers(prompt, [answer], processor.tokenizer.pad_token_id)
-    inputs = {
-        k: v.to(model.device, model.dtype if v.is_floating_point() else v.dtype) for k, v in forced.inputs.items()
-    }
+    inputs = move_inputs(forced.inputs, model)
     (image,) = get_layout(entry.family).image_tokens(model.config, inputs, 0, [record.image.size])
     rows = forced.first_rows[0] + torch.tensor(aligned.token_index, dtype=torch.int64, device="cpu")
     marks = torch.zeros(2, len(rows), inputs["input_ids"].shape[1], dtype=torch.float32, device="cpu")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsemm.attention_probe import AttentionCall
-from sparsemm.chase import attention
-from sparsemm.chase.attention import Recorder, seen_keys
+from sparsemm.chase import strongest_keys
+from sparsemm.chase.strongest_keys import Recorder, visible_keys
 from sparsemm.errors import ModelError
 
 
@@ -23,7 +23,7 @@ def argmax(query: torch.Tensor, key: torch.Tensor, rows: list[int], mask: torch.
     first = 0 if mask is None else int(mask[rows[-1]].byte().argmax()) if rows else 0
     recorder = Recorder([rows], [(first, query.shape[1])])
     recorder(call_of(query[None], key[None], None if mask is None else mask[None, None]))
-    return recorder.found[0]
+    return recorder.positions[0]
 
 
 def slow(query: torch.Tensor, key: torch.Tensor, rows: list[int], mask: torch.Tensor | None) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_a_mask_with_gaps_is_refused() -> None:
     mask[5, 2] = False
     assert argmax(query, key, [4], mask).shape == (2, 1)
     with pytest.raises(ModelError, match="gaps"):
-        seen_keys(mask, torch.tensor([4, 5]))
+        visible_keys(mask, torch.tensor([4, 5]))
 
 
 def test_half_precision_products_are_not_rounded() -> None:
@@ -85,6 +85,6 @@ def test_a_longer_key_than_query_is_refused() -> None:
 
 def test_rows_of_a_mask_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.ones(9, 9, dtype=torch.bool).tril().triu(-3)  # a sliding window
-    monkeypatch.setattr(attention, "MOST_SEEN", 2 * 9)
-    begins, ends = seen_keys(mask, torch.tensor([8, 0, 3, 4, 5]))
+    monkeypatch.setattr(strongest_keys, "MOST_MASK_ENTRIES", 2 * 9)
+    begins, ends = visible_keys(mask, torch.tensor([8, 0, 3, 4, 5]))
     assert begins.tolist() == [5, 0, 0, 1, 2] and ends.tolist() == [9, 1, 4, 5, 6]

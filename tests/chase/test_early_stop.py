@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sparsemm.chase.settle import settled_after
+from sparsemm.chase.early_stop import shards_needed
 from sparsemm.chase.shards import Shard
 from sparsemm.params.stages import StopParams
 
@@ -31,16 +31,16 @@ STEADY = [4.0, 3.0, 2.0, 1.0]
 def test_it_settles_after_patience_shards_in_a_row() -> None:
     shards = [shard(STEADY)] * 6
     # The first shard has none before it to share its best heads with.
-    assert settled_after(shards, stop(patience=1)) == 2
-    assert settled_after(shards, stop(patience=3)) == 4
-    assert settled_after(shards, stop(patience=1, min_samples=9)) == 5
-    assert settled_after(shards, stop(patience=1, min_samples=13)) is None
-    assert settled_after(shards, None) is None
+    assert shards_needed(shards, stop(patience=1)) == 2
+    assert shards_needed(shards, stop(patience=3)) == 4
+    assert shards_needed(shards, stop(patience=1, min_samples=9)) == 5
+    assert shards_needed(shards, stop(patience=1, min_samples=13)) is None
+    assert shards_needed(shards, None) is None
 
 
 def test_another_best_head_starts_the_count_again() -> None:
     other = shard([1.0, 40.0, 2.0, 3.0])
-    assert settled_after([shard(STEADY)] * 2 + [other] * 4, stop(patience=2, rank_correlation=-1.0)) == 5
+    assert shards_needed([shard(STEADY)] * 2 + [other] * 4, stop(patience=2, rank_correlation=-1.0)) == 5
 
 
 def test_halves_that_disagree_do_not_settle() -> None:
@@ -48,8 +48,8 @@ def test_halves_that_disagree_do_not_settle() -> None:
     apart = Shard(
         odd.astype(np.int64), odd, np.zeros((2, 3), np.int64), np.zeros((0, 3), np.int64), np.zeros((0, 1), np.uint8)
     )
-    assert settled_after([apart] * 5, stop(patience=1)) is None
-    assert settled_after([shard([0.0] * 4)] * 5, stop(patience=1, rank_correlation=-1.0)) is None  # no rank at all
+    assert shards_needed([apart] * 5, stop(patience=1)) is None
+    assert shards_needed([shard([0.0] * 4)] * 5, stop(patience=1, rank_correlation=-1.0)) is None  # no rank at all
 
 
 @pytest.mark.parametrize("size", [1, 3, 5])
@@ -62,7 +62,7 @@ def test_halves_are_even_and_odd_samples_of_the_whole_set(size: int) -> None:
 
     seen = [rank_correlation(rows[:n:2].sum(0), rows[1:n:2].sum(0)) for n in range(size, 16, size) if n > 1]
     threshold = max(seen)
-    reached = settled_after(shards, stop(patience=1, rank_correlation=threshold, top_overlap=0.0))
+    reached = shards_needed(shards, stop(patience=1, rank_correlation=threshold, top_overlap=0.0))
     assert reached == seen.index(threshold) + 1 + (size == 1)
 
 
@@ -74,5 +74,5 @@ def test_no_more_shards_are_taken_than_needed() -> None:
             taken.append(number)
             yield shard(STEADY)
 
-    assert settled_after(shards(), stop(patience=2)) == 3
+    assert shards_needed(shards(), stop(patience=2)) == 3
     assert taken == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Hits of one forward pass against generate's decode loop with output_attentions."""
+"""Strongest keys of one forward pass against generate's decode loop with output_attentions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sparsemm.chase import strongest_keys as module
+from sparsemm.chase.shards import find_hits, shard_of_sample
+from sparsemm.chase.strongest_keys import NO_KEY, strongest_keys
 from sparsemm.errors import AlignError
+from sparsemm.prompts import append_answers, build_inputs
 from tests.families import MODELS, made
 
 NAMES = ["tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl"]
@@ -44,8 +48,6 @@ def sharpened(model: Any, factor: float = 6.0) -> Iterator[None]:
 
 
 def batch(processor: Any, count: int = 3) -> Any:
-    from sparsemm.prompts import build_inputs
-
     generator = np.random.default_rng(3)
     sizes = [(84, 84), (168, 84), (70, 126)][:count]
     images = [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
@@ -58,7 +60,6 @@ def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int])
 
     L are the layers that have heads.
     """
-    from sparsemm.prompts import build_inputs
 
     inputs = build_inputs(processor, [[image]], [text])
     length = inputs["input_ids"].shape[1]
@@ -94,8 +95,6 @@ def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int])
     "name", [*NAMES, *(name for name in MODELS if f"tiny-{name}" not in NAMES and name != "gemma3")]
 )
 def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) -> None:
-    from sparsemm.chase.hits import NOWHERE, append_answers, look, score_sample
-
     model, processor = tiny(name) if name in NAMES else made(name)
     inputs, images, texts = batch(processor)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
@@ -103,31 +102,28 @@ def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) ->
     forced = append_answers(inputs, ANSWERS, processor.tokenizer.pad_token_id)
     rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
     with sharpened(model):
-        looked = look(model, forced.inputs, rows)
+        looked = strongest_keys(model, forced.inputs, rows)
         for b, answer in enumerate(ANSWERS):
             wanted, said = oracle(model, processor, images[b], texts[b], answer)
             pads = forced.inputs["input_ids"].shape[1] - lengths[b] - len(answer)
-            assert torch.equal(looked[b].indices[attending(model)] - pads, wanted)
-            assert int((looked[b].indices == NOWHERE).sum(dim=0).unique()) == len(looked[b].indices) - len(wanted)
+            assert torch.equal(looked[b].positions[attending(model)] - pads, wanted)
+            assert int((looked[b].positions == NO_KEY).sum(dim=0).unique()) == len(looked[b].positions) - len(wanted)
             assert looked[b].predicted.tolist() == said
             assert len(wanted.unique()) > 5  # not one sink for all: the test can fail
             seen = np.flatnonzero((forced.inputs["input_ids"][b] == model.config.image_token_id).numpy())
             targets = [seen[t : t + 9] for t in range(len(answer))]
-            hits, weighted = score_sample(looked[b].indices, targets)
-            slow_hits, slow_weighted = np.zeros_like(hits), np.zeros_like(weighted)
+            shard = shard_of_sample(find_hits(looked[b].positions, targets), targets, [0] * len(answer), [0] * 3)
+            slow_hits, slow_weighted = np.zeros_like(shard.hits[0]), np.zeros_like(shard.weighted[0])
             for (layer, head, t), position in np.ndenumerate(wanted.numpy()):
                 if position + pads in targets[t].tolist():
                     slow_hits[attending(model)[layer], head] += 1
                     slow_weighted[attending(model)[layer], head] += 1 / len(targets[t])
-            assert np.array_equal(hits, slow_hits)
-            np.testing.assert_allclose(weighted, slow_weighted, rtol=1e-12)
+            assert np.array_equal(shard.hits[0], slow_hits)
+            np.testing.assert_allclose(shard.weighted[0], slow_weighted, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_padded_batch_looks_where_its_samples_look_alone(tiny: Any, name: str) -> None:
-    from sparsemm.chase.hits import append_answers, collect
-    from sparsemm.prompts import build_inputs
-
     model, processor = tiny(name)
     inputs, images, texts = batch(processor)
     pad = processor.tokenizer.pad_token_id
@@ -136,7 +132,7 @@ def test_a_padded_batch_looks_where_its_samples_look_alone(tiny: Any, name: str)
         forced = append_answers(inputs, answers, pad)
         rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, answers, strict=True)]
         starts = forced.inputs["attention_mask"].argmax(dim=1).tolist()
-        return [x - n for x, n in zip(collect(model, forced.inputs, rows), starts, strict=True)]
+        return [x.positions - n for x, n in zip(strongest_keys(model, forced.inputs, rows), starts, strict=True)]
 
     with sharpened(model):
         together = indices(inputs, ANSWERS)
@@ -147,8 +143,6 @@ def test_a_padded_batch_looks_where_its_samples_look_alone(tiny: Any, name: str)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_answers_are_what_the_rows_predict(tiny: Any, name: str) -> None:
-    from sparsemm.chase.hits import append_answers, look
-
     model, processor = tiny(name)
     inputs, _, _ = batch(processor)
     with sharpened(model):
@@ -156,12 +150,10 @@ def test_greedy_answers_are_what_the_rows_predict(tiny: Any, name: str) -> None:
         answers = out[:, inputs["input_ids"].shape[1] :].tolist()
         forced = append_answers(inputs, answers, processor.tokenizer.pad_token_id)
         rows = [[first + i for i in range(6)] for first in forced.first_rows]
-        assert [one.predicted.tolist() for one in look(model, forced.inputs, rows)] == answers
+        assert [one.predicted.tolist() for one in strongest_keys(model, forced.inputs, rows)] == answers
 
 
 def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:
-    from sparsemm.chase.hits import append_answers, collect
-
     model, processor = tiny("tiny-qwen2-vl")
     inputs, _, _ = batch(processor)
     deltas = torch.tensor([[-7]])
@@ -169,7 +161,7 @@ def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:
     before = model.config.text_config._attn_implementation
     try:
         forced = append_answers(inputs, ANSWERS, 0)
-        collect(model, forced.inputs, [[row] for row in forced.first_rows])
+        strongest_keys(model, forced.inputs, [[row] for row in forced.first_rows])
         assert model.model.rope_deltas is deltas
         assert model.config.text_config._attn_implementation == before
     finally:
@@ -178,8 +170,6 @@ def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pads_do_not_shift_positions(tiny: Any, name: str) -> None:
-    from sparsemm.chase.hits import append_answers, collect
-
     model, processor = tiny(name)
     inputs, _, _ = batch(processor)
     forced = append_answers(inputs, ANSWERS, processor.tokenizer.pad_token_id)
@@ -190,7 +180,7 @@ def test_pads_do_not_shift_positions(tiny: Any, name: str) -> None:
 
     hook = model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        collect(model, forced.inputs, [[], [], []])
+        strongest_keys(model, forced.inputs, [[], [], []])
     finally:
         hook.remove()
     (positions,) = seen
@@ -200,28 +190,7 @@ def test_pads_do_not_shift_positions(tiny: Any, name: str) -> None:
             assert positions[b, mask].tolist() == list(range(int(mask.sum())))
 
 
-def test_answers_are_appended_and_padded_on_the_left() -> None:
-    from sparsemm.chase.hits import append_answers
-
-    ids = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    types = torch.tensor([[0, 0, 1, 0], [0, 1, 1, 0]])
-    given = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, "pixel_values": torch.ones(2)}
-    given["token_type_ids"] = types
-    forced = append_answers(given, [[1, 2, 3], []], 99)
-    assert forced.inputs["input_ids"].tolist() == [[5, 6, 1, 2, 3], [99, 7, 8, 9, 10]]
-    assert forced.inputs["attention_mask"].tolist() == [[1] * 5, [0, 1, 1, 1, 1]]
-    for name in ("mm_token_type_ids", "token_type_ids"):
-        assert forced.inputs[name].tolist() == [[1, 0, 0, 0, 0], [0, 0, 1, 1, 0]]
-    assert forced.first_rows == [1, 4]
-    assert forced.inputs["pixel_values"] is given["pixel_values"]
-    with pytest.raises(AlignError, match="1 answers for 2"):
-        append_answers(given, [[1]], 99)
-
-
 def test_bad_rows_are_refused(tiny: Any) -> None:
-    from sparsemm.chase.hits import collect
-
     model, processor = tiny("tiny-llava-next-mistral")
     inputs, _, _ = batch(processor, 2)
     assert inputs["attention_mask"][0, 0] == 0
@@ -232,46 +201,22 @@ def test_bad_rows_are_refused(tiny: Any) -> None:
         ([[]], "1 lists"),
     ]:
         with pytest.raises(AlignError, match=reason):
-            collect(model, inputs, rows)
-    assert [x.shape[2] for x in collect(model, inputs, [[], []])] == [0, 0]
-
-
-def test_score_sample_counts_and_weighs() -> None:
-    from sparsemm.chase.hits import score_sample
-
-    indices = torch.tensor([[[3, 7, 9], [4, 7, 0]]])  # 1 layer, 2 heads, 3 tokens
-    hits, weighted = score_sample(indices, [np.array([3, 4]), np.array([7]), np.array([5, 6, 8, 9])])
-    assert hits.tolist() == [[3, 2]] and hits.dtype == np.int64
-    assert weighted.tolist() == [[1.75, 1.5]] and weighted.dtype == np.float64
-    empty = score_sample(torch.zeros((2, 3, 0), dtype=torch.int64), [])
-    assert empty[0].shape == (2, 3) and not empty[0].any() and not empty[1].any()
-
-
-def test_score_sample_refuses_what_does_not_fit() -> None:
-    from sparsemm.chase.hits import score_sample
-
-    indices = torch.zeros((1, 2, 1), dtype=torch.int64)
-    with pytest.raises(AlignError, match="0 targets"):
-        score_sample(indices, [])
-    with pytest.raises(AlignError, match="token 0: no visual token"):
-        score_sample(indices, [np.array([], dtype=np.int64)])
+            strongest_keys(model, inputs, rows)
+    assert [x.positions.shape[2] for x in strongest_keys(model, inputs, [[], []])] == [0, 0]
 
 
 def test_padding_between_tokens_is_refused(tiny: Any) -> None:
-    from sparsemm.chase.hits import collect
-
     model, processor = tiny("tiny-qwen2-vl")
     inputs, _, _ = batch(processor, 1)
     inputs["attention_mask"][0, 3] = 0
     with pytest.raises(AlignError, match="sample 0: there is padding between tokens"):
-        collect(model, inputs, [[]])
+        strongest_keys(model, inputs, [[]])
 
 
 @pytest.mark.parametrize("pads", [0, 300])
 def test_long_prompts_need_no_more_memory_than_keys_and_values(pads: int) -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    from sparsemm.chase.hits import look
     from sparsemm.profiling.shapes import Shape, random_model
 
     length, rows = 4096, 64
@@ -289,26 +234,24 @@ def test_long_prompts_need_no_more_memory_than_keys_and_values(pads: int) -> Non
             return out
 
     with Largest():
-        looked = look(model, inputs, [list(range(length - rows, length))] * 2)
-    assert [one.indices.shape for one in looked] == [(2, 4, rows)] * 2
+        looked = strongest_keys(model, inputs, [list(range(length - rows, length))] * 2)
+    assert [one.positions.shape for one in looked] == [(2, 4, rows)] * 2
     keys_and_values = 2 * 2 * 2 * length * 8 * 4  # of a layer: samples, KV heads, positions, head size, bytes
     assert max(largest.values()) <= keys_and_values < length * length / 8  # nothing of positions x positions
     assert sum("argmax_rows" in name for name in largest) == 1
 
 
 def test_the_head_runs_over_pieces_of_the_rows(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sparsemm.chase import hits
-
     model, processor = tiny("tiny-qwen2-vl")
     inputs, _, _ = batch(processor)
-    forced = hits.append_answers(inputs, ANSWERS, 0)
+    forced = append_answers(inputs, ANSWERS, 0)
     rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, ANSWERS, strict=True)]
-    whole = hits.look(model, forced.inputs, rows)
+    whole = strongest_keys(model, forced.inputs, rows)
     sizes: list[int] = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: sizes.append(len(out)))
-    monkeypatch.setattr(hits, "MOST_LOGITS", 3 * model.get_output_embeddings().weight.shape[0])
+    monkeypatch.setattr(module, "MOST_LOGITS", 3 * model.get_output_embeddings().weight.shape[0])
     try:
-        pieces = hits.look(model, forced.inputs, rows)
+        pieces = strongest_keys(model, forced.inputs, rows)
     finally:
         hook.remove()
     assert sizes == [3, 3, 1, 2, 3, 2]
