@@ -9,6 +9,7 @@ from typing import Any
 from sparsemm.commands import Commands, group
 from sparsemm.errors import RegistryError
 from sparsemm.params import load_params
+from sparsemm.registry.client import PORT, sqlite_file
 
 
 def add(commands: Commands) -> None:
@@ -48,14 +49,21 @@ def add(commands: Commands) -> None:
     lookup.set_defaults(run=run_lookup)
     serve = group(commands, "registry", "the registry", "serve --port 5000").add_parser(
         "serve",
-        help="an MLflow server with safe settings on 127.0.0.1",
+        help="an MLflow server with safe settings",
+        description="Start an MLflow server with safe settings, over the store that `publish` uses by default.",
         epilog="example: sparsemm registry serve --port 5000",
     )
-    serve.add_argument("--port", type=_port, default=5000, help="of 127.0.0.1 (5000)")
+    serve.add_argument("--port", type=_port, default=PORT, help=f"port ({PORT})")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; any but loopback needs --auth")
     serve.add_argument(
-        "--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry/server)"
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which other hosts address the server; may be repeated (private addresses)",
     )
-    serve.add_argument("--artifacts", help="folder or s3:// address (artifacts/registry/server/files)")
+    serve.add_argument("--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry)")
+    serve.add_argument("--artifacts", help="folder or s3:// address of the files (beside the database)")
     serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
     serve.set_defaults(run=run_serve)
 
@@ -67,11 +75,13 @@ def _port(text: str) -> int:
 
 
 def run_publish(args: argparse.Namespace) -> None:
-    """Publishes a model's results, unless they were published before."""
+    """Publishes a model's results, unless they were published before, and prints where."""
     from sparsemm.registry.publish import publish
 
     version = publish(load_params(args.params), args.key, args.root, flow_run=args.flow_run)
     print(f"{version.name} version {version.version}: {'published' if version.created else 'was published before'}")
+    print(f"registry: {version.uri}")
+    print(f"page: {version.page}" + (" (after `sparsemm registry serve`)" if sqlite_file(version.uri) else ""))
 
 
 def run_promote(args: argparse.Namespace) -> None:
@@ -116,4 +126,5 @@ def run_serve(args: argparse.Namespace) -> None:
     """Runs the registry's server until it is stopped."""
     from sparsemm.registry.server import serve
 
-    serve(args.root, args.port, args.store, args.artifacts, args.auth)
+    options = {"store": args.store, "artifacts": args.artifacts, "auth": args.auth, "host": args.host}
+    serve(args.root, args.port, **options, names=args.allow_host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import os
 import re
 import ssl
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 STORE = Path("artifacts") / "registry"
+PORT = 5000  # of `sparsemm registry serve`
+SERVED = f"http://127.0.0.1:{PORT}"
 INSTALL = "install the registry extra: `pip install '.[registry]'` in a clone of SparseMM"
 # Defaults for the client's environment: no telemetry, no progress output, about 30 s of retries instead of 4 minutes.
 SETTINGS = {
@@ -44,8 +47,13 @@ def model_name(key: str) -> str:
 
 
 def default_store(root: Path) -> str:
-    """Returns the address of the SQLite registry under artifacts/registry, which needs no server."""
+    """Returns the address of the SQLite registry under artifacts/registry, with a server or without."""
     return sqlite_uri((root / STORE / "mlflow.db").resolve())
+
+
+def files_folder(store: Path) -> Path:
+    """Returns the folder beside a SQLite store that holds the files of its runs."""
+    return store.parent / "files"
 
 
 def sqlite_uri(file: Path) -> str:
@@ -88,6 +96,19 @@ def sqlite_file(uri: str) -> Path | None:
     if match := re.fullmatch(r"sqlite:///file:([^?]+)\?uri=true", uri):
         return Path(unquote(match[1]))
     return Path(uri.removeprefix("sqlite:///")) if re.fullmatch(r"sqlite:///(?!file:)[^:?][^?]*", uri) else None
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether a host name or address means this machine only."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def page(uri: str, path: str) -> str:
+    """Returns the address of a page of MLflow's UI. For a SQLite file it is where `registry serve` shows it."""
+    return f"{(SERVED if sqlite_file(uri) else uri).rstrip('/')}/#/{path}"
 
 
 def connect(uri: str, create: bool = False) -> MlflowClient:

@@ -35,7 +35,8 @@ def flat_params(params: Params, key: str) -> dict[str, str]:
 def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns the run's metrics, and the profile stage's description of its machine.
 
-    Metrics are named `task/method/budget`, `profile/method/length/column`, `scores/...` and `align/...`.
+    MLflow's pages group metrics by the first part of their names: `accuracy/task/method/budget`,
+    `cost/method/length/column`, `scores/...` and `align/...`.
 
     Raises:
         RegistryError: if a file does not have the format of its stage.
@@ -50,10 +51,10 @@ def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
         for name in ("scores", "align"):
             values.update(_flat(read(name), name))
         for task, methods in read("evaluate").items():
-            values.update(_flat(methods, task))
+            values.update(_flat(methods, f"accuracy/{task}"))
         for row in read_rows(folder / "profile" / f"{key}.csv", Timing):
             values.update(
-                _flat(row.model_dump(exclude={"method", "prompt_length"}), f"profile/{row.method}/{row.prompt_length}")
+                _flat(row.model_dump(exclude={"method", "prompt_length"}), f"cost/{row.method}/{row.prompt_length}")
             )
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise RegistryError(f"a table is malformed: {error!r}", where=key, hint=STALE) from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import sha256_file
+from sparsemm.registry import artifacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -90,7 +91,7 @@ def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | Non
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
 
         def download(name: str) -> Path:
-            return Path(client.download_artifacts(run_id, name, temporary))
+            return artifacts.download(client, run_id, name, Path(temporary))
 
         path = download(f"{FOLDER}/{NAME}")
         if sha256_file(path) != sha256:

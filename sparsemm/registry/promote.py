@@ -13,6 +13,7 @@ from sparsemm.errors import RegistryError
 from sparsemm.params import Params
 from sparsemm.registry import manifest
 from sparsemm.registry.client import answering, connect, is_code, model_name, registry_uri
+from sparsemm.registry.description import with_gate
 from sparsemm.registry.gate import Evidence, Verdict, judge
 from sparsemm.registry.lease import Lease, lease
 from sparsemm.registry.publish import CANDIDATE
@@ -83,7 +84,7 @@ def promote(
         if to == CHAMPION:
             now = None if before is None else _evidence(client, before)
             verdict = judge(_evidence(client, chosen), now, params.registry.gate)
-            _record(client, name, number, verdict, old)
+            _record(client, chosen, verdict, old)
             if not verdict.passed:
                 return Promotion(name, number, old, False, verdict)
             if old is not None:
@@ -158,15 +159,18 @@ def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
     return Evidence(str(version.version), loaded.header["revision"], loaded, values)
 
 
-def _record(client: MlflowClient, name: str, version: str, verdict: Verdict, against: str | None) -> None:
+def _record(client: MlflowClient, version: ModelVersion, verdict: Verdict, against: str | None) -> None:
+    """Writes the gate's verdict to the version's tags and to its description."""
+    name, number, when = version.name, str(version.version), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     tags = {
         "gate": "passed" if verdict.passed else "failed",
         "gate_reasons": "\n".join(verdict.reasons)[:LONGEST],
         "gate_against": against or "none",
-        "gate_at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "gate_at": when,
     }
     for tag, value in tags.items():
-        client.set_model_version_tag(name, version, tag, value)
+        client.set_model_version_tag(name, number, tag, value)
+    client.update_model_version(name, number, with_gate(version.description or "", verdict, against, when))
 
 
 def _move(client: MlflowClient, held: Lease, name: str, alias: str, before: str | None, to: str) -> None:

@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 from sparsemm.errors import RegistryError
 from sparsemm.files import sha256_file, write_json
 from sparsemm.params import Params
-from sparsemm.registry import manifest
-from sparsemm.registry.client import answering, connect, is_code, model_name, registry_uri, sqlite_file
+from sparsemm.registry import artifacts, manifest
+from sparsemm.registry.client import answering, connect, is_code, model_name, page, registry_uri, sqlite_file
 from sparsemm.registry.contents import gather, table_name
+from sparsemm.registry.description import PICTURE, REPORT, describe, draw_heads, headlines
+from sparsemm.registry.gate import METHOD
 from sparsemm.registry.lease import Lease, lease
 from sparsemm.registry.lockfile import STALE, check_params, read_stages
 from sparsemm.registry.logged import flat_params, measured
@@ -39,6 +41,7 @@ class Published:
         run_id: run that holds the version's files.
         stage_hash: identity of the results, see `Stages.hash`.
         created: False if the same results had been published before.
+        uri: address of the registry.
     """
 
     name: str
@@ -46,6 +49,12 @@ class Published:
     run_id: str
     stage_hash: str
     created: bool
+    uri: str
+
+    @property
+    def page(self) -> str:
+        """Returns the address of the version's page in MLflow's UI."""
+        return page(self.uri, f"models/{self.name}/versions/{self.version}")
 
 
 def publish(
@@ -87,7 +96,11 @@ def publish(
         if model.revision not in (None, table.header["revision"]):
             raise RegistryError(f"scores are of revision {table.header['revision']}", where=key, hint=STALE)
         metrics, machine = measured(key, folder)
-        write_json(folder / "provenance.json", provenance(stages, table, machine, root, flow_run))
+        draw_heads(table.scores, folder / PICTURE)
+        origin = provenance(stages, table, machine, root, flow_run)
+        write_json(folder / "provenance.json", origin)
+        commit = origin["git"]["commit"][:8] if origin["git"] else "unknown"
+        source = f"checkpoint {str(table.header['revision'])[:8]}, commit {commit}"  # in the name of the run
         listed = manifest.build(folder, model=name, key=key, stage_hash=stages.hash, table=table_name(key))
         write_json(folder / manifest.NAME, listed)
         tags = {
@@ -107,11 +120,19 @@ def publish(
             if version is None:
                 experiment = _experiment(client, uri, params.registry.experiment)
                 _remove_unfinished(client, experiment, key)
-                run_id = _run(held, experiment, name, tags, folder, flat_params(params, key), metrics)
-                version = _version(held, name, run_id, tags)
-                created = version.run_id == run_id
+                run_id = _run(held, experiment, f"{key}: {source}", tags, folder, flat_params(params, key), metrics)
+                lines = headlines(metrics, METHOD, _budget(params, key))
+                text = describe(lines, tags, experiment, run_id, (folder / REPORT).is_file())
+                version = _version(held, name, run_id, tags, text)
+                if created := version.run_id == run_id:
+                    client.update_run(run_id, name=f"{key} v{version.version}: {source}")
             client.set_registered_model_alias(name, CANDIDATE, version.version)
-    return Published(name, str(version.version), str(version.run_id), stages.hash, created)
+    return Published(name, str(version.version), str(version.run_id), stages.hash, created, uri)
+
+
+def _budget(params: Params, key: str) -> str:
+    """Returns the budget that the gate judges."""
+    return str(params.registry.gate.reference_budget or max(params.of(key).allocate.budgets))
 
 
 def _only_version(client: MlflowClient, name: str, stage_hash: str) -> ModelVersion | None:
@@ -134,8 +155,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     store = sqlite_file(uri)
-    # A server chooses the location of files itself; without a server they are stored beside the database.
-    location = None if store is None else (store.parent.resolve() / "files").as_uri()
+    location = None if store is None else artifacts.LOCATION  # a server chooses it itself
     if client.get_experiment_by_name(name) is None:
         try:
             client.create_experiment(name, artifact_location=location)
@@ -181,7 +201,7 @@ def _run(
         for part in _parts([Metric(k, v, now, 0) for k, v in metrics.items()]):
             client.log_batch(run_id, metrics=part)
         held.check()  # the upload and the download may each take as long as the lease lasts
-        client.log_artifacts(run_id, str(folder), manifest.FOLDER)
+        artifacts.upload(client, run_id, folder, manifest.FOLDER)
         held.check()
         with tempfile.TemporaryDirectory(prefix="sparsemm-") as back:
             manifest.fetch(client, run_id, tags["manifest_sha256"], None, Path(back))
@@ -193,7 +213,7 @@ def _run(
     return run_id
 
 
-def _version(held: Lease, name: str, run_id: str, tags: dict[str, str]) -> ModelVersion:
+def _version(held: Lease, name: str, run_id: str, tags: dict[str, str], text: str) -> ModelVersion:
     from mlflow.exceptions import MlflowException
 
     client = held.client
@@ -204,7 +224,7 @@ def _version(held: Lease, name: str, run_id: str, tags: dict[str, str]) -> Model
             raise
     held.check()
     source = f"runs:/{run_id}/{manifest.FOLDER}"
-    client.create_model_version(name, source, run_id=run_id, tags=tags, await_creation_for=0)
+    client.create_model_version(name, source, run_id, tags=tags, description=text, await_creation_for=0)
     version = _only_version(client, name, tags["stage_hash"])
     if version is None:
         raise RegistryError("the version disappeared after it was created", where=name, hint="publish again")

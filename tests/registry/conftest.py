@@ -239,7 +239,7 @@ def _server(tmp_path_factory):
             uri=uri,
             pid=process.pid,
             log=root / "log",
-            files=root / "artifacts" / "registry" / "server" / "files",
+            files=root / "artifacts" / "registry" / "files",
         )
 
 

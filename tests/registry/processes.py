@@ -1,6 +1,6 @@
 """Several publishers or promoters as processes of their own, forked after the slow imports; run by the tests.
 
-processes.py kill ROOT URI KEY:METHOD:WHEN ...   publish KEY and die at a call of the client's METHOD
+processes.py kill ROOT URI KEY:METHOD:WHEN ...   publish KEY and die at a call of METHOD
 processes.py both ROOT URI publish|promote KEY CACHE CACHE   two at the same time; of two hosts if the caches differ
 """
 
@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from sparsemm.errors import SparseMMError
 from sparsemm.params import load_params
+from sparsemm.registry import artifacts
 from sparsemm.registry.promote import promote
 from sparsemm.registry.publish import publish
 
@@ -41,15 +42,16 @@ def forked(work):
 
 
 def die_at(method, when):
-    """Kill this process before or after the first call of a client's method, as a power cut would."""
-    real = getattr(MlflowClient, method)
+    """Kill this process before or after the first call of a method of the client, or of `artifacts`."""
+    owner = MlflowClient if hasattr(MlflowClient, method) else artifacts
+    real = getattr(owner, method)
 
-    def deadly(self, *arguments, **options):
+    def deadly(*arguments, **options):
         if when == "after":
-            real(self, *arguments, **options)
+            real(*arguments, **options)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(MlflowClient, method, deadly)
+    setattr(owner, method, deadly)
 
 
 def published(key):

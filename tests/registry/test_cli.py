@@ -8,6 +8,7 @@ import pytest
 
 from sparsemm.cli import main
 from sparsemm.files import sha256_file
+from sparsemm.registry.client import default_store
 
 
 @pytest.fixture
@@ -25,8 +26,12 @@ def run(local, capsys, monkeypatch):
 
 
 def test_from_publication_to_look_up_and_back(run):
-    assert run("publish", "m")[:2] == (0, "visual-heads.m version 1: published\n")
-    assert run("publish", "m")[:2] == (0, "visual-heads.m version 1: was published before\n")
+    for end in ("published", "was published before"):
+        status, out, _ = run("publish", "m")
+        version, registry, page = out.splitlines()
+        assert (status, version) == (0, f"visual-heads.m version 1: {end}")
+        assert registry == f"registry: {default_store(run.made.root)}"
+        assert page.startswith("page: http://127.0.0.1:5000/#/models/visual-heads.m/versions/1 (")
     status, out, _ = run("promote", "m", "--to", "champion")
     assert status == 0 and out.endswith("visual-heads.m: champion is version 1, before none\n") and "pass: " in out
     assert run("promote", "m", "--to", "champion")[:2] == (0, "visual-heads.m: champion is version 1, before 1\n")

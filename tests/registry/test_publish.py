@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 
 from sparsemm.errors import RegistryError, RegistryUnreachable
-from sparsemm.registry import manifest
+from sparsemm.registry import artifacts, manifest
 from sparsemm.registry.client import connect, default_store
 from sparsemm.registry.publish import publish
 
@@ -18,7 +17,7 @@ POINTS = {
     "found": ("search_model_versions", "before"),
     "begun": ("create_run", "after"),
     "noted": ("log_batch", "after"),
-    "stored": ("log_artifacts", "after"),
+    "stored": ("upload", "after"),
     "finished": ("set_terminated", "after"),
     "almost": ("create_model_version", "before"),
     "versioned": ("create_model_version", "after"),
@@ -30,7 +29,7 @@ def whole(client, key, folder):
     name = f"visual-heads.{key}"
     (version,) = client.search_model_versions(f"name='{name}'")
     listed = manifest.fetch(client, version.run_id, version.tags["manifest_sha256"], None, folder)
-    assert {"scores", "budgets", "evaluate", "profile", "align", "provenance.json"} == {
+    assert {"scores", "budgets", "evaluate", "profile", "align", "provenance.json", "heads.png"} == {
         path.split("/")[0] for path in listed["files"]
     }
     experiment = client.get_experiment_by_name("sparsemm").experiment_id
@@ -50,7 +49,8 @@ def test_a_publication_can_be_found_and_has_everything(local, tmp_path):
     assert version.tags["checkpoint_revision"] == "r1" and version.tags["fingerprint"] == "print-m"
     for search in (f"tags.stage_hash = '{done.stage_hash}'", "tags.checkpoint_revision = 'r1'"):
         assert [v.version for v in client.search_model_versions(search)] == [version.version]
-    assert run.data.metrics["read/sparsemm/48"] == 0.9 and run.data.metrics["profile/full/128/kept_bytes"] == 64
+    assert run.data.metrics["accuracy/read/sparsemm/48"] == 0.9 and run.data.metrics["cost/full/128/kept_bytes"] == 64
+    assert run.info.run_name == "m v1: checkpoint r1, commit unknown"
     assert run.data.params["model/checkpoint"] == "a/m" and run.data.params["allocate/budgets"] == "[12, 24, 48]"
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert (tmp_path / "scores" / "m.covariates.csv").read_text() == "covariate,bin\nkind,word\n"
@@ -152,17 +152,15 @@ def test_an_experiment_on_somebodys_local_disk_is_refused(server, workspace, tmp
 
 
 def test_what_the_store_spoils_is_not_published(local, monkeypatch):
-    from mlflow import MlflowClient
-
     made = local("m")
-    real = MlflowClient.log_artifacts
+    real = artifacts.upload
 
-    def spoilt(self, run_id, folder, path):
-        table = Path(folder) / "evaluate" / "m.csv"
+    def spoilt(client, run_id, folder, path):
+        table = folder / "evaluate" / "m.csv"
         table.write_bytes(table.read_bytes()[:-1] + b"!")
-        real(self, run_id, folder, path)
+        real(client, run_id, folder, path)
 
-    monkeypatch.setattr(MlflowClient, "log_artifacts", spoilt)
+    monkeypatch.setattr(artifacts, "upload", spoilt)
     with pytest.raises(RegistryError, match="evaluate/m.csv: not the file"):
         publish(made.params, "m", made.root)
     client = connect(default_store(made.root))

@@ -22,10 +22,10 @@ from sparsemm.registry.server import SETTINGS, command
 def test_settings_are_safe_whatever_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://another")
-    words, environment = command(tmp_path, 5000, None, None, False)
+    words, environment = command(tmp_path, 5000)
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert environment.items() >= SETTINGS.items() and environment["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
-    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/artifacts/registry/server/mlflow.db"
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{tmp_path}/artifacts/registry/mlflow.db"
     assert "MLFLOW_TRACKING_URI" not in environment
 
 
@@ -33,8 +33,8 @@ def test_paths_are_written_as_those_who_read_them_want_them(tmp_path, monkeypatc
     """SQLAlchemy ends a path at a ?, the reader of auth.ini replaces what follows a %, files are where a URI says."""
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "canary-password")
     root = tmp_path / "what? 100%s #1"
-    words, environment = command(root, 5000, None, None, True)
-    folder = root / "artifacts" / "registry" / "server"
+    words, environment = command(root, 5000, auth=True)
+    folder = root / "artifacts" / "registry"
     assert sqlite_file(environment["MLFLOW_BACKEND_STORE_URI"]) == folder / "mlflow.db"
     assert (
         Path(url2pathname(urllib.parse.urlsplit(words[words.index("--artifacts-destination") + 1]).path))
@@ -47,17 +47,17 @@ def test_paths_are_written_as_those_who_read_them_want_them(tmp_path, monkeypatc
 
 def test_secrets_are_in_the_environment_only(tmp_path, monkeypatch):
     with pytest.raises(RegistryError, match="MLFLOW_AUTH_ADMIN_PASSWORD"):
-        command(tmp_path, 5000, None, None, True)
+        command(tmp_path, 5000, auth=True)
     with pytest.raises(RegistryError, match="credentials") as caught:
-        command(tmp_path, 5000, "postgresql://u:canary@host/db", None, False)
+        command(tmp_path, 5000, "postgresql://u:canary@host/db")
     assert "canary" not in str(caught.value)
     monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "canary-password")
     monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "postgresql://u:canary@host/db")
-    words, environment = command(tmp_path, 5000, None, "s3://bucket/prefix", True)
+    words, environment = command(tmp_path, 5000, artifacts="s3://bucket/prefix", auth=True)
     assert "canary" not in " ".join(words) and words[-2:] == ["--app-name", "basic-auth"]
     assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://u:canary@host/db"
-    assert "canary" not in (tmp_path / "artifacts" / "registry" / "server" / "auth.ini").read_text()
-    assert environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] != command(tmp_path, 5000, None, None, True)[1].get(
+    assert "canary" not in (tmp_path / "artifacts" / "registry" / "auth.ini").read_text()
+    assert environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] != command(tmp_path, 5000, auth=True)[1].get(
         "MLFLOW_FLASK_SERVER_SECRET_KEY"
     )
 

@@ -1,0 +1,89 @@
+"""Writes the description of a version for MLflow's page: two numbers, a picture of the heads, links and the gate."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sparsemm.registry.manifest import FOLDER
+
+PICTURE, REPORT = "heads.png", "report/index.html"
+GATE = "### Gate"
+LONGEST = 5000  # characters that MLflow stores
+# Colours from the lowest score to the highest.
+RAMP = np.array([[247, 251, 255], [158, 202, 225], [33, 113, 181], [8, 48, 107]], np.float64)
+
+
+def draw_heads(scores: npt.NDArray[np.float64], path: Path) -> None:
+    """Draws scores (L, H) as a PNG: a row of cells per layer, a column per query head, dark for high scores."""
+    highest = float(scores.max()) or 1.0
+    place = np.clip(scores / highest, 0.0, 1.0) * (len(RAMP) - 1)
+    low = np.minimum(place.astype(np.int64), len(RAMP) - 2)
+    share = (place - low)[..., None]
+    colours = (RAMP[low] * (1 - share) + RAMP[low + 1] * share).round().astype(np.uint8)
+    cell = max(6, min(24, 480 // max(scores.shape)))
+    grid = np.full((scores.shape[0] * cell + 1, scores.shape[1] * cell + 1, 3), 255, np.uint8)
+    cells = colours.repeat(cell - 1, 0).repeat(cell - 1, 1)
+    rows, columns = (np.arange(n * (cell - 1), dtype=np.int64) for n in scores.shape)
+    grid[np.ix_(rows + rows // (cell - 1) + 1, columns + columns // (cell - 1) + 1)] = cells
+    Image.fromarray(grid).save(path, format="PNG", optimize=True)
+
+
+def headlines(metrics: dict[str, float], method: str, budget: str) -> list[str]:
+    """Returns two sentences, as far as they were measured: a method's accuracy at a budget, and the size of its cache.
+
+    The accuracy is that of the task `read`, or of the first one if there is no such task.
+
+    Args:
+        metrics: metrics of the run, named as in `sparsemm.registry.logged`.
+    """
+    lines = []
+    tasks = sorted(
+        {key.split("/")[1] for key in metrics if key.startswith("accuracy/")}, key=lambda name: name != "read"
+    )
+    task = next(iter(tasks), "")
+    accuracy, full = (metrics.get(f"accuracy/{task}/{name}") for name in (f"{method}/{budget}", "full/all"))
+    if accuracy is not None and full:
+        lines.append(f"**{task}: {accuracy:.3f} at {budget} slots per KV head**, {full:.3f} with the full cache")
+    lengths = [int(match[1]) for key in metrics if (match := re.fullmatch(rf"cost/{method}/(\d+)/kept_bytes", key))]
+    for length in sorted(lengths)[-1:]:
+        kept, whole = (metrics.get(f"cost/{name}/{length}/kept_bytes") for name in (method, "full"))
+        if kept is not None and whole:
+            lines.append(f"**cache: {kept / whole:.0%} of the full cache's bytes** after a prompt of {length} tokens")
+    return lines
+
+
+def describe(lines: list[str], tags: dict[str, str], experiment: str, run_id: str, report: bool) -> str:
+    """Returns the description of a version that was just published, in Markdown.
+
+    Args:
+        lines: sentences of `headlines`.
+        tags: tags of the version.
+        report: whether the version holds the report.
+    """
+    run = f"#/experiments/{experiment}/runs/{run_id}"
+    links = [f"[report]({run}/artifacts/{FOLDER}/{REPORT})"] if report else []
+    picture = f"get-artifact?path={quote(f'{FOLDER}/{PICTURE}', safe='')}&run_uuid={run_id}"
+    parts = [
+        *lines,
+        f"![scores of the heads]({picture})",
+        "Visual scores: a row per layer from the top, a column per query head, dark for high.",
+        " · ".join([*links, f"[run]({run})", f"[files]({run}/artifacts/{FOLDER})"]),
+        f"Checkpoint revision `{tags['checkpoint_revision']}`.",
+        f"{GATE}: not asked yet",
+    ]
+    return "\n\n".join(parts)[:LONGEST]
+
+
+def with_gate(description: str, verdict: Any, against: str | None, when: str) -> str:
+    """Returns the description with the gate's verdict and reasons (`Verdict`) in place of the earlier ones."""
+    title = f"{GATE}: {'passed' if verdict.passed else 'refused'} on {when}"
+    title += f", compared with version {against}" if against else ", no champion to compare with"
+    lines = [description.partition(GATE)[0].rstrip(), title, "\n".join(f"- {line}" for line in verdict.reasons)]
+    return "\n\n".join(lines)[:LONGEST]
