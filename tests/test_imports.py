@@ -19,7 +19,7 @@ EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plo
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (
     "__init__ errors files compat tables progress processes published",
-    "budgets scores weights models prompts layouts params fetch",
+    "budgets scores weights models prompts layouts params fetch suggestions",
     "ops",
     "policies",
     "attention_probe",
@@ -37,6 +37,8 @@ UPWARD = {
     ("sparsemm.evaluate.plugin", "sparsemm.registry.lookup"): "lmms-eval's command line may name a published table",
     ("sparsemm.models", "sparsemm.cache.served"): "a checkpoint that no cache could serve is refused when it is added",
     ("sparsemm.params.stages", "sparsemm.policies"): "the names of the methods; no torch",
+    ("sparsemm.suggestions", "sparsemm.cache.served"): "which layers hold keys and values",
+    ("sparsemm.suggestions", "sparsemm.policies"): "how many answers an evaluation asks for",
     ("sparsemm.training.card", "sparsemm.evaluate.statistics"): "a card measures what evaluation measures",
     ("sparsemm.training.card", "sparsemm.evaluate.tasks.functions"): "a card measures what evaluation measures",
 }

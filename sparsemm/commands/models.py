@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparsemm.commands import Commands, group
-from sparsemm.errors import ModelError, ParamsError, WatchError
+from sparsemm.errors import DataError, ModelError, ParamsError, WatchError
 from sparsemm.params import WatchParams, load_params
 from sparsemm.params.base import check_key
 from sparsemm.params.entries import add_entry, remove_entry
-from sparsemm.params.models import without_folder
+from sparsemm.params.models import OVERRIDDEN, without_folder
 
 
 def add(commands: Commands) -> None:
@@ -42,13 +42,16 @@ def add(commands: Commands) -> None:
 
 
 def run_add(args: argparse.Namespace) -> None:
-    """Writes the entry of a checkpoint. A checkpoint on S3 is downloaded first.
+    """Writes the entry of a checkpoint, with settings for the length of its prompts, and says what it will take.
+
+    A checkpoint on S3 is downloaded first.
 
     Raises:
         ModelError: if there is no complete checkpoint, or its config is of no supported family.
         ParamsError: if the key or the params file is not valid.
     """
     from sparsemm.models import check_weights, default_key, new_entry
+    from sparsemm.suggestions import advice, needs_of, suggested_entry
     from sparsemm.watch.arrival import is_complete
 
     key, checkpoint = args.key or default_key(args.checkpoint), args.checkpoint
@@ -71,8 +74,21 @@ def run_add(args: argparse.Namespace) -> None:
             raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
         check_weights(place)  # weights on the hub are checked when they are loaded
     entry = entry.model_copy(update={"checkpoint": checkpoint})
+    lines = []
+    try:
+        needs = needs_of(entry.model_copy(update={"checkpoint": place}))
+        entry = suggested_entry(load_params(args.params), entry, needs)
+    except (ModelError, DataError) as error:
+        needs = None
+        lines.append(f"the length of its prompts is unknown, so check its window and budgets: {error}")
     changed = add_entry(args.params, key, entry)
     print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
+    if needs is not None:
+        params = load_params(args.params).of(key)
+        lines += advice(params, needs)
+        own = [name for name in OVERRIDDEN if getattr(params.model(key), name)]
+        lines += [f"models.{key} has its own settings for {', '.join(own)}"] if own else []
+    print("\n".join(lines))
     print(f"written to {args.params}; `dvc repro` runs its stages" if changed else "nothing changed")
 
 

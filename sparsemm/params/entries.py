@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -10,10 +11,19 @@ import yaml
 from sparsemm.errors import ParamsError
 from sparsemm.files import atomic_path
 from sparsemm.params import ModelParams, parse_params, read_text
+from sparsemm.params.models import OVERRIDDEN
+
+KEPT = (*OVERRIDDEN, "device_map", "load_in")  # of an entry that is added again
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper that quotes text like the revision 12e4567890123456, which DVC's YAML 1.2 reads as a number."""
+    """A YAML dumper that quotes text like the revision 12e4567890123456, which DVC's YAML 1.2 reads as a number.
+
+    Lists stand on one line.
+    """
+
+    def represent_sequence(self, tag: str, sequence: Iterable[object], flow_style: bool | None = None) -> yaml.Node:
+        return super().represent_sequence(tag, sequence, flow_style=True)
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[0-9]+([eE][0-9]+)?$"), list("0123456789"))
@@ -37,7 +47,9 @@ def _save(path: Path, text: str) -> None:
 
 
 def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
-    """Writes an entry under `models` of a params file; an existing one is replaced. Comments elsewhere are kept.
+    """Writes an entry under `models` of a params file. Comments elsewhere are kept.
+
+    An existing entry is replaced, but for what only its author can have chosen: overrides, `device_map`, `load_in`.
 
     Returns:
         whether anything changed.
@@ -48,6 +60,9 @@ def add_entry(path: str | Path, key: str, entry: ModelParams) -> bool:
     path = Path(path)
     text = read_text(path)
     params = parse_params(text, str(path))
+    if key in params.models:
+        old = params.models[key]
+        entry = entry.model_copy(update={name: getattr(old, name) for name in KEPT if getattr(old, name)})
     if params.models.get(key) == entry:
         return False
     if key in params.models:

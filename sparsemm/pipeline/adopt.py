@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
-from sparsemm.errors import WatchError
+from sparsemm.errors import DataError, ModelError, WatchError
 from sparsemm.models import check_weights, new_entry
 from sparsemm.params import load_params
 from sparsemm.params.entries import add_entry
 from sparsemm.pipeline.integrate import commit
 from sparsemm.pipeline.locks import locked, repository_locked
 from sparsemm.pipeline.worktree import Line, check_clean
+from sparsemm.suggestions import needs_of, suggested_entry
 from sparsemm.watch import Arrival, newest
 
 
 def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
     """Checks a model's watched source, and writes and commits the model's entry if the source holds a new checkpoint.
 
-    An existing entry keeps its note and dtype.
+    An existing entry keeps its note, dtype and overrides; a new one gets settings that suit the length of its prompts.
 
     Returns:
         the new checkpoint, or None if nothing new has arrived.
@@ -44,6 +46,9 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
         entry = new_entry(str(place) if place.is_dir() else arrival.checkpoint, arrival.revision, dtype)
         if place.is_dir():
             check_weights(place)
+        if old is None:
+            with contextlib.suppress(DataError, ModelError):  # its stages say what is wrong with its processor
+                entry = suggested_entry(params, entry, needs_of(entry))
         entry = entry.model_copy(update={"checkpoint": arrival.checkpoint, "note": old.note if old else ""})
         with repository_locked(root, on_line) as lock:
             check_clean(root)
