@@ -84,8 +84,8 @@ def run_add(args: argparse.Namespace) -> None:
     changed = add_entry(args.params, key, entry)
     print(f"{key}: {entry.family}, {entry.dtype}, revision {entry.revision or '-'}")
     if needs is not None:
-        params = load_params(args.params).of(key)
-        lines += advice(params, needs)
+        params = load_params(args.params)
+        lines += advice(params.of(key), needs)
         own = [name for name in OVERRIDDEN if getattr(params.model(key), name)]
         lines += [f"models.{key} has its own settings for {', '.join(own)}"] if own else []
     print("\n".join(lines))
