@@ -16,7 +16,12 @@ Scores = NDArray[np.float64]
 Slots = NDArray[np.int64]
 
 
-def _checked(scores: Scores, budget: int, window: int, rho: float) -> Scores:
+def normalized(scores: Scores, budget: int, window: int, rho: float = 0.0) -> Scores:
+    """Returns scores as shares with sum 1, even ones if all scores are zero.
+
+    Raises:
+        BudgetError: if the scores or the parameters are invalid.
+    """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or scores.size == 0:
         raise BudgetError(f"scores have shape {scores.shape}", hint="pass a (layers, KV heads) matrix")
@@ -107,7 +112,7 @@ def allocate(scores: Scores, budget: int, window: int, rho: float, prompt_length
     Raises:
         BudgetError: if the scores or the parameters are invalid.
     """
-    share = _checked(scores, budget, window, rho)
+    share = normalized(scores, budget, window, rho)
     heads = share.size
     if prompt_length is not None and prompt_length <= budget:
         return np.full(share.shape, max(prompt_length, 0), dtype=np.int64)
@@ -129,7 +134,7 @@ def allocate_paper(scores: Scores, budget: int, window: int, rho: float, prompt_
 
     Arguments, result and errors are those of `allocate`, but the sum differs.
     """
-    share = _checked(scores, budget, window, rho)
+    share = normalized(scores, budget, window, rho)
     base = budget - window
     if prompt_length is not None and base > prompt_length - window:
         return np.full(share.shape, max(prompt_length, 0), dtype=np.int64)

@@ -19,7 +19,7 @@ from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.projection import projections
 from sparsemm.cache.quantized import STORAGES
 from sparsemm.cache.rope import RopeDeltas
-from sparsemm.cache.served import check_attention, layers_of, shape_of, tuned_prefix
+from sparsemm.cache.served import check_attention, image_token, layers_of, shape_of, tuned_prefix
 from sparsemm.cache.slab import Slab
 from sparsemm.cache.summary import Summary, other_bytes, summarize
 from sparsemm.errors import BudgetError, CacheError
@@ -297,6 +297,9 @@ class CompressedCache(Cache):
         if first.slab is None and first.policy.compresses and first.prompt_length is None:
             hint = "pass prompt_length=inputs['input_ids'].shape[1] to compressed_cache"
             raise CacheError("assisted decoding appends candidate tokens to the prompt", hint=hint)
+        if first.policy.measures:
+            what = f"{type(first.policy).__name__} splits the budget after the last layer"
+            raise CacheError(what, hint="use another method with assisted decoding")
         self._candidates = True
         super().activate_past_recording()
 
@@ -329,6 +332,7 @@ def compressed_cache(
     prompt_length: int | None = None,
     max_new_tokens: int | None = None,
     storage: str = "model",
+    image_mask: torch.Tensor | None = None,
     **options: Any,
 ) -> CompressedCache:
     """Returns a fresh cache for one `model.generate(**inputs, past_key_values=cache)` and its later turns.
@@ -343,7 +347,7 @@ def compressed_cache(
             `sparsemm.policies.METHODS`, which takes budget, scores and options from the arguments here. A plus adds one
             of `sparsemm.policies.SELECTORS` to the name: "sparsemm+peak".
         budget: mean slots per KV head, window included; ignored by "full".
-        scores: head scores for "sparsemm" and "sparsemm-adaptive": a ScoreTable, or (L, Hq) or (L, Hkv).
+        scores: head scores for the methods that need them, such as "sparsemm": a ScoreTable, or (L, Hq) or (L, Hkv).
         recompress: whether a later turn (a forward of more than one token) is compressed to the budget again, together
             with everything kept before.
         hold_budget: whether to evict a token for every new one too, so that no step ends above the budget.
@@ -354,6 +358,8 @@ def compressed_cache(
             evicted again included; cropped tokens do not count. Their room is allocated at once, so that no step moves
             or resizes a buffer. Prompt lookup needs room for its candidates too, rejected ones included.
         storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
+        image_mask: (B, S) bool, which tokens of the prompt stand for an image, for methods that ask for it:
+            `inputs["input_ids"] == model.config.image_token_id`. Other methods and models without images ignore it.
         options: options of the method (`sparsemm.policies.method_options`). Most have `window` (32, the newest prompt
             tokens, which every head keeps and which rate the others) and `pooling_kernel` (5); methods with head scores
             have `rho` (0.1, the share of the slots beyond the window that is split evenly).
@@ -383,6 +389,9 @@ def compressed_cache(
     if hold_budget and not policy.selector.rates_answers:
         what = f"hold_budget with the selector {type(policy.selector).__name__}, which rates no tokens of an answer"
         raise CacheError(what, hint="use recompress=True, or a selector that rates by attention")
+    if recompress and policy.compresses and not policy.selector.rates_turns:
+        what = f"recompress with the selector {type(policy.selector).__name__}, which rates no later turns"
+        raise CacheError(what, hint="keep later turns whole, or use another selector")
     cache = build(
         model,
         lambda index: RaggedLayer(
@@ -402,6 +411,8 @@ def compressed_cache(
         for layer, projection in zip(cache.ragged, matrices, strict=True):
             layer.projection = projection
     scratch: dict[int, torch.Tensor] = {}
+    unsplit: list[Any] = []
+    needs_image = policy.compresses and "image" in policy.reads and image_token(model.config) is not None
     for layer in cache.ragged:
-        layer.scratch = scratch
+        layer.scratch, layer.unsplit, layer.needs_image, layer.image = scratch, unsplit, needs_image, image_mask
     return cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers.cache_utils import CacheLayerMixin
 
 from sparsemm.attention_probe import Switch
-from sparsemm.budgets import Slots
 from sparsemm.cache.chunks import ChunkBuffer
 from sparsemm.cache.decode_eviction import Eviction
 from sparsemm.cache.masks import newest_rows
@@ -20,6 +20,7 @@ from sparsemm.cache.projection import Projection
 from sparsemm.cache.quantized import QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.errors import CacheError
+from sparsemm.policies.layer_shares import LayerShares
 from sparsemm.policies.policy import Policy
 from sparsemm.policies.selector import Prompt, select
 
@@ -53,6 +54,8 @@ class RaggedLayer(CacheLayerMixin):
         self.prompt_length, self.max_new_tokens, self.storage = prompt_length, max_new_tokens, storage
         self.projection: Projection | None = None  # output projection of this layer, if the selector reads it
         self.scratch: dict[int, torch.Tensor] = {}  # shared by all layers of a cache
+        self.unsplit: list[tuple[RaggedLayer, Prompt, torch.Tensor, torch.Tensor]] = []  # the same
+        self.needs_image = False
         self.reset()
 
     def reset(self) -> None:
@@ -66,6 +69,10 @@ class RaggedLayer(CacheLayerMixin):
         self.unpadded: torch.Tensor | None = None  # (B, 1) bool, which batch rows had no padding in later turns
         self.seen = 0
         self.barrier = 0  # oldest tokens, which cannot be cropped
+        self.image: torch.Tensor | None = None  # (B, S or more) bool, image tokens of the prompt
+        self.unsplit.clear()
+        if isinstance(self.policy, LayerShares):
+            self.policy = self.policy.with_measured(None)
         self.is_initialized = False
 
     @property
@@ -122,7 +129,7 @@ class RaggedLayer(CacheLayerMixin):
             what = "sparsemm: nothing is compressed: prompt_length is %d, %d tokens have arrived, the last one alone"
             logging.getLogger(__name__).warning(what, self.prompt_length, self.seen)
         if self.chunks is None:
-            rows = self.prompt_length if self.policy.selector.every_row else self.policy.window
+            rows = self.prompt_length if self.policy.every_row else self.policy.window
             self.chunks = ChunkBuffer(key, query, self.prompt_length, rows)
         queries, keys, values = self.chunks.add(query[:, :, :new], key[:, :, :new], value[:, :, :new])
         if extra > 0:
@@ -142,7 +149,8 @@ class RaggedLayer(CacheLayerMixin):
         `query` (B, Hq, R, D) holds the newest rows, at least the policy's window or all there are.
 
         Raises:
-            CacheError: if the model and the policy differ in KV heads, or the newest token of a row is padding.
+            CacheError: if the model and the policy differ in KV heads, the newest token of a row is padding, or the
+                method needs to know the image tokens and does not.
         """
         batch, num_kv_heads, length, _ = key.shape
         if num_kv_heads != self.policy.num_kv_heads:
@@ -150,26 +158,64 @@ class RaggedLayer(CacheLayerMixin):
             raise CacheError(what, where=f"layer {self.index}", hint="make the cache for this model")
         valid = key.new_ones(batch, length, dtype=torch.bool) if mask is None else self.real_tokens(mask, length)
         self.tokens, self.evicted = valid.sum(-1).tolist(), [0] * batch
-        rated, keep = None, valid[:, None].expand(-1, num_kv_heads, -1)
         # Mode "paper" compresses a prompt of exactly B tokens, too.
-        if self.policy.compresses and (self.hold_budget or max(self.tokens) >= self.policy.budget):
-            prompt = self.prompt(query, key, value, valid, scaling)
-            rated, slots = self.rate(prompt)
-            missing = np.maximum(np.array(self.tokens, dtype=np.int64)[:, None] - slots, 0)
-            self.evicted = missing.sum(-1).tolist()  # from numbers on the host: nothing waits for the device
-            counts = torch.from_numpy(slots).to(key.device)
-            keep = select(self.policy.selector.refine(rated, counts, prompt), valid, counts, self.policy.window)
+        if not self.policy.compresses or not (self.hold_budget or max(self.tokens) >= self.policy.budget):
+            self.store(key, value, valid[:, None].expand(-1, num_kv_heads, -1))
+            return
+        prompt = self.prompt(query, key, value, valid, scaling)
+        rated = self.rate(prompt)
+        if isinstance(self.policy, LayerShares):
+            self.measure(self.policy, prompt, rated)
+        else:
+            self.split(prompt, rated)
+
+    def measure(self, policy: LayerShares, prompt: Prompt, rated: torch.Tensor) -> None:
+        """Measures this layer; after the last one, splits the budget of each layer.
+
+        Raises:
+            CacheError: if later tokens of the same forward are to attend to the compressed prompt.
+        """
+        if self.after_prompt() > 0:
+            what = f"{type(policy).__name__} splits the budget after the last layer, but tokens follow the prompt"
+            raise CacheError(what, hint="end a forward with the last token of the prompt")
+        if self.index == 0:
+            self.unsplit.clear()
+        measured = policy.measure(prompt)
+        self.unsplit.append((self, replace(prompt, query=prompt.query[:, :, :0]), rated, measured))
+        if self.index == policy.num_layers - 1:
+            every = np.stack([one.double().cpu().numpy() for *_, one in self.unsplit], axis=1)  # (B, L)
+            for layer, waiting, worth, _ in self.unsplit:
+                layer.policy = policy.with_measured(every)
+                layer.split(waiting, worth)
+            self.unsplit.clear()
+
+    def split(self, prompt: Prompt, rated: torch.Tensor) -> None:
+        """Stores the positions that fill the slots of each head, by their ratings (B, Hkv, S) fp32."""
+        # The window is kept in any case and takes no part in the split.
+        slots = self.policy.slots(self.index, self.tokens, rated.masked_fill(~prompt.candidates(), float("-inf")))
+        missing = np.maximum(np.array(self.tokens, dtype=np.int64)[:, None] - slots, 0)
+        self.evicted = missing.sum(-1).tolist()  # from numbers on the host: nothing waits for the device
+        counts = torch.from_numpy(slots).to(rated.device)
+        refined = self.policy.selector.refine(rated, counts, prompt)
+        keep = select(refined, prompt.valid, counts, self.policy.window)
         limit = None
-        if self.hold_budget and rated is not None:
-            order = (valid.cumsum(-1) - 1)[:, None].expand_as(keep)
+        if self.hold_budget:
+            order = (prompt.valid.cumsum(-1) - 1)[:, None].expand_as(keep)
             limit = self.start_eviction(keep, rated, order)
+        assert prompt.value is not None
+        self.store(prompt.key, prompt.value, keep, limit)
+
+    def store(
+        self, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor, limit: torch.Tensor | None = None
+    ) -> None:
+        """Stores the rows `keep` (B, Hkv, S) bool, with room for one more than `limit` (B * Hkv,) if that is given."""
         room = (self.max_new_tokens, None if limit is None else limit + 1)
         if self.storage == "model":
             self.slab = Slab(key, value, keep, *room)
         else:
             self.slab = QuantizedSlab(key, value, keep, *room, storage=self.storage)
         self.chunks = None
-        self.finish(length)
+        self.finish(key.shape[2])
         if not self.policy.compresses:
             self.barrier -= min(self.tokens)  # nothing was evicted: everything but padding can be cropped
 
@@ -183,22 +229,49 @@ class RaggedLayer(CacheLayerMixin):
         heads: torch.Tensor | None = None,
     ) -> Prompt:
         """Returns the selector's input; with `heads` (N,) int64, the batch rows are these KV heads, one each."""
-        projection = None
+        projection = image = None
         if self.projection is not None:
             weights = self.projection.by_head()
             projection = weights[None] if heads is None else weights[heads][:, None]
-        budget, scratch = self.policy.budget, self.scratch if heads is None else {}
-        return Prompt(query, key, valid, self.policy.window, scaling, value, projection, budget, self.index, scratch)
+        if heads is None and self.needs_image:
+            image = self.image_tokens(*valid.shape).to(valid.device)
+        return Prompt(
+            query,
+            key,
+            valid,
+            self.policy.window,
+            scaling,
+            value,
+            projection,
+            self.policy.budget,
+            self.index,
+            self.scratch if heads is None else {},
+            image,
+        )
 
-    def rate(self, prompt: Prompt) -> tuple[torch.Tensor, Slots]:
-        """Returns the rating of each position, (B, Hkv, S) fp32, and the slots of each head, (B, Hkv) int64."""
+    def image_tokens(self, batch: int, length: int) -> torch.Tensor:
+        """Returns which tokens of the prompt stand for an image, (B, S) bool.
+
+        Raises:
+            CacheError: if they are not known, or are those of another prompt.
+        """
+        if self.image is None:
+            what = f"{type(self.policy).__name__} with {type(self.policy.selector).__name__} needs the image tokens"
+            hint = "pass image_mask=inputs['input_ids'] == model.config.image_token_id to compressed_cache"
+            raise CacheError(what, hint=f"{hint}, for each prompt a new cache")
+        if len(self.image) != batch or self.image.shape[1] < length:
+            what = f"image_mask has shape {tuple(self.image.shape)}, the prompt has {batch} rows of {length} tokens"
+            raise CacheError(what, hint="with beams or several answers repeat each row, as generate does")
+        return self.image[:, :length]
+
+    def rate(self, prompt: Prompt) -> torch.Tensor:
+        """Returns the rating of each position, (B, Hkv, S) fp32."""
         if self.index == 0:
             self.scratch.clear()
         rated = self.policy.selector.rate(prompt)
         if self.index == self.policy.num_layers - 1:
             self.scratch.clear()
-        # The window is kept in any case and takes no part in the split.
-        return rated, self.policy.slots(self.index, self.tokens, rated.masked_fill(~prompt.candidates(), float("-inf")))
+        return rated
 
     def start_eviction(self, keep: torch.Tensor, rated: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
         """Starts eviction, and returns the row limit of each segment, (B * Hkv,): its kept rows, or B if fewer."""
@@ -317,6 +390,7 @@ class RaggedLayer(CacheLayerMixin):
             raise CacheError(what, where=f"layer {self.index}", hint=f"select at least one row of 0 to {batch - 1}")
         if self.chunks is not None:
             self.chunks.select_rows(indices.to(self.chunks.keys.device))
+            self.image = None if self.image is None else self.image[indices.to(self.image.device)]
         if self.slab is not None and self.slots is not None:
             indices = indices.to(self.slab.lengths.device)
             capacity = None
@@ -327,6 +401,7 @@ class RaggedLayer(CacheLayerMixin):
             self.slots = self.slots[indices]
             self.tokens = [self.tokens[i] for i in rows]
             self.evicted = [self.evicted[i] for i in rows]
+            self.policy = self.policy.for_rows(rows)
             self.unpadded = None if self.unpadded is None else self.unpadded[indices]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

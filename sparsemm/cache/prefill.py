@@ -13,6 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sparsemm.cache.compressed import CompressedCache, build, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.cache.served import image_token
 from sparsemm.errors import CacheError
 from sparsemm.policies.full import Full
 from sparsemm.policies.policy import Policy
@@ -82,12 +83,14 @@ class Prefill:
         tokens: (B, S + 1) int64, the prompt and the first greedy token.
         logits: (B, vocabulary) fp32 of the prompt's last position, before any logits processor.
         rows: newest query rows that every layer keeps; None for all.
+        image_mask: (B, S) bool, the image tokens; None for a model without images.
     """
 
     model: Any
     tokens: torch.Tensor
     logits: torch.Tensor
     rows: int | None
+    image_mask: torch.Tensor | None
     _cache: CompressedCache
     _inputs: dict[str, torch.Tensor]  # mask and positions, which grow with the tokens
 
@@ -117,9 +120,10 @@ class Prefill:
             raise CacheError("this prefill was for one cache", hint="call prefill without `cache`")
         if options.get("prompt_length") not in (None, self.length):
             raise CacheError(f"prompt_length is {options['prompt_length']}, but the prompt has {self.length} tokens")
+        options.setdefault("image_mask", self.image_mask)
         cache = compressed_cache(self.model, method, budget, scores, **options)
         policy = cache.ragged[0].policy
-        rows = self.length if policy.selector.every_row else policy.window
+        rows = self.length if policy.every_row else policy.window
         if policy.compresses and self.rows is not None and self.rows < min(rows, self.length):
             what = f"{type(policy).__name__} observes {rows} rows, but the prefill kept {self.rows}"
             raise CacheError(what, hint="call prefill with a larger window, or with None to keep every row")
@@ -208,6 +212,10 @@ def prefill(
             what = f"{name} counts the tokens of one call of generate, but tokens are generated in several calls here"
             raise CacheError(what, where="model.generation_config", hint=f"set {name} to None")
     cache = build(model, lambda index: Recorder(index, window)) if cache is None else cache
+    token = image_token(model.config)
+    image_mask = None if token is None else inputs["input_ids"] == token
+    for layer in cache.ragged:
+        layer.image = image_mask
     positions: list[torch.Tensor | None] = []
     # Not in every family are positions token numbers (M-RoPE): later positions continue from those of the prompt.
     hook = model.register_forward_pre_hook(
@@ -227,4 +235,4 @@ def prefill(
         hook.remove()
     growing = {"position_ids": positions[0], "attention_mask": inputs.get("attention_mask")}
     tensors = {name: tensor for name, tensor in growing.items() if tensor is not None}
-    return Prefill(model, out.sequences, out.logits[0], window, cache, tensors)
+    return Prefill(model, out.sequences, out.logits[0], window, image_mask, cache, tensors)

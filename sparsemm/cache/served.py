@@ -70,3 +70,9 @@ def shape_of(model: Any) -> ModelShape:
     check_attention(model, config)
     heads = config.num_attention_heads, getattr(config, "num_key_value_heads", config.num_attention_heads)
     return ModelShape(tuple(full), *heads, config.num_hidden_layers, model.config)
+
+
+def image_token(config: Any) -> int | None:
+    """Returns the number of the token that stands for an image's pixels, from a model's config; None if it has none."""
+    token = getattr(config, "image_token_id", None)
+    return None if token is None else int(token)

@@ -79,7 +79,7 @@ def choose(
                 prompts.append((numbers, width, prompt))
         outside = rated[b].clone()
         outside[:, max(longest - policy.window, 0) :] = float("-inf")
-        slots = policy.slots(layer.index, [tokens[b]], outside[None])[0]
+        slots = policy.for_rows([b]).slots(layer.index, [tokens[b]], outside[None])[0]
         total = int(slots.sum()) if totals is None else min(totals[b], int(available[b].sum()))
         slots = clip_slots(slots, total, available[b], policy.window)
         counts = torch.from_numpy(slots).to(rows.device)[:, None]

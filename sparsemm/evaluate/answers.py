@@ -119,6 +119,6 @@ def _kept_slots(cache: CompressedCache) -> list[int]:
 def _observed_rows(policies: Sequence[Policy]) -> int | None:
     """Query rows that a shared prefill has to keep, so that each of the policies can observe; None for all."""
     observing = [policy for policy in policies if policy.compresses]
-    if any(policy.selector.every_row for policy in observing):
+    if any(policy.every_row for policy in observing):
         return None
     return max([policy.window for policy in observing], default=1)

@@ -19,7 +19,7 @@ from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
 from sparsemm.files import atomic_path
 from sparsemm.params import Params
 from sparsemm.params.stages import EvaluateParams
-from sparsemm.policies import budgets_of, policy_class
+from sparsemm.policies import budgets_of, is_drawn
 
 Files = dict[str, list[Path] | None]  # parquet of each of the paper's tasks; None: on the hub
 COLUMNS = (
@@ -81,8 +81,8 @@ def make_evaluator(params: Params, key: str, root: Path, settings: Mapping[str, 
 
 
 def draws(method: str, given: EvaluateParams) -> int:
-    """How often a method is asked: several times where its head scores are random."""
-    return given.random_seeds if policy_class(method).drawn else 1
+    """How often a method is asked: several times where it is random."""
+    return given.random_seeds if is_drawn(method) else 1
 
 
 def _dataset(params: Params, root: Path) -> Path:

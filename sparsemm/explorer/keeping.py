@@ -25,7 +25,8 @@ def caches(
 ) -> dict[Choice, CompressedCache]:
     """An empty cache for every method that evicts, at every budget.
 
-    Methods that rate positions by their values are left out: `kept_positions` puts numbers in the values' place.
+    Methods that rate positions by their values are left out: `kept_positions` puts numbers in the values' place. So are
+    those that need the image tokens, or all layers at once.
 
     Raises:
         BudgetError, CacheError, ScoreTableError: as `sparsemm.cache.compressed_cache`.
@@ -36,7 +37,9 @@ def caches(
             make_policy_from(method, budget, table, {**settings, "pooling_kernel": pooling_kernel, "seed": seed}),
         )
         for method in methods
-        if policy_class(method).compresses and "value" not in selector_of(method).reads
+        if policy_class(method).compresses
+        and not policy_class(method).measures
+        and not selector_of(method).reads & {"image", "value"}
         for budget in budgets
     }
 

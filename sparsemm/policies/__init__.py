@@ -32,6 +32,10 @@ METHODS: dict[str, str | type[Policy]] = {
     "streaming": "streaming.Streaming",
     "h2o": "h2o.H2O",
     "sparsemm-adaptive": "sparsemm_adaptive.SparseMMAdaptive",
+    "headkv": "headkv.HeadKV",
+    "vl-cache": "vl_cache.VLCache",
+    "meda": "meda.MEDA",
+    "duo": "duo.Duo",
 }
 
 # The same for selectors: a new one is its file, its test, a line here, and a row in docs/cache.md.
@@ -51,6 +55,9 @@ SELECTORS: dict[str, str | type[Selector]] = {
     "expected": "expected.ExpectedAttention",
     "accumulated": "h2o.AccumulatedAttention",
     "recency": "streaming.Recency",
+    "random-visual": "random_visual.RandomVisual",
+    "random-visual-per-head": "random_visual.RandomVisualPerHead",
+    "behind-image": "behind_image.BehindImage",
 }
 
 
@@ -124,6 +131,15 @@ def summary_of(method: str) -> str:
     return f"the slots of {policy}, filled with {selector_of(method).summary}"
 
 
+def is_drawn(method: str) -> bool:
+    """Whether something of a method is drawn at random, its head scores or its positions.
+
+    Raises:
+        BudgetError: if the name is unknown.
+    """
+    return policy_class(method).drawn or selector_of(method).drawn
+
+
 def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
     """The budgets to run a method with: all of them, or None alone for one that evicts nothing."""
     return list(budgets) if policy_class(method).compresses else [None]
@@ -168,7 +184,8 @@ def make_policy(method: str, budget: int | None = None, scores: Any = None, **op
     if unknown := sorted(set(options) - known):
         hint = f"{method} has {', '.join(sorted(known))}"
         raise BudgetError(f"{method} has no option {', '.join(unknown)}", hint=hint)
-    of_selector = {name: options.pop(name) for name in _names(selector) & set(options)}
+    of_selector = {name: options[name] for name in _names(selector) & set(options)}
+    options = {name: value for name, value in options.items() if name in _names(kind)}  # both may have a seed
     options["selector"] = replace(selector, **of_selector)
     if kind.needs_scores:
         options["scores"] = scores

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -21,6 +23,10 @@ class PerRow(Policy):
     """
 
     rows: tuple[Policy, ...] = field(default=(), repr=False, kw_only=True)
+
+    def for_rows(self, rows: Sequence[int]) -> Self:
+        """Returns a policy of the policies of these rows."""
+        return replace(self, rows=tuple(self.rows[row] for row in rows))
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64.

@@ -53,6 +53,9 @@ class Policy(ABC):
         needs_scores: whether it has `scores`.
         summary: what the report explains the method with, one line; empty for the full cache.
         drawn: whether its head scores are drawn at random, which evaluation does anew for every page (`for_pages`).
+        measures: whether all layers are measured before the budget is split (`sparsemm.policies.layer_shares`), so that
+            the keys and values of all of them are in memory at once.
+        whole_heads: whether some heads keep the whole prompt, so that a prompt may be too long for the budget.
     """
 
     budget: int = 0  # not given
@@ -63,6 +66,8 @@ class Policy(ABC):
     compresses: ClassVar[bool] = True
     needs_scores: ClassVar[bool] = False
     drawn: ClassVar[bool] = False
+    measures: ClassVar[bool] = False
+    whole_heads: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuses impossible options.
@@ -94,8 +99,22 @@ class Policy(ABC):
         return self
 
     def for_pages(self, shape: ModelShape, pages: Sequence[int]) -> Policy:
-        """`for_model`, for a batch whose rows are the pages of these numbers; only random heads differ by page."""
-        return self.for_model(shape)
+        """`for_model`, for a batch whose rows are the pages of these numbers; only what is random differs by page."""
+        return replace(self, selector=self.selector.for_pages(pages)).for_model(shape)
+
+    def for_rows(self, rows: Sequence[int]) -> Self:
+        """Returns the same policy for these rows of its batch, in that order; few policies differ by row."""
+        return self
+
+    @property
+    def every_row(self) -> bool:
+        """Whether it needs the queries of every row of the prompt, not those of the last `window` alone."""
+        return self.measures or self.selector.every_row
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What it needs beside queries and keys, as `Selector.reads`."""
+        return self.selector.reads | ({"image"} if self.measures else set())
 
     @property
     def num_layers(self) -> int:

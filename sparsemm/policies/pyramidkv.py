@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sparsemm.budgets import Slots, fill
+from sparsemm.budgets import Slots
+from sparsemm.policies.layer_shares import layer_slots
 from sparsemm.policies.policy import Policy
 
 
@@ -26,13 +27,10 @@ class PyramidKV(Policy):
 
     def schedule(self, length: int) -> Slots:
         """(L,) int64 slots per head of each layer for a prompt of `length` tokens; sum L * min(B, length)."""
-        if length <= self.budget:
-            return np.full(self.num_layers, length, dtype=np.int64)
         base = self.budget - self.window
         bottom = base / self.beta
         shares = np.linspace(2 * base - bottom, bottom, self.num_layers)
-        room = np.full(self.num_layers, length - self.window, dtype=np.int64)
-        return self.window + fill(shares, base * self.num_layers, room)
+        return layer_slots(shares, self.budget, self.window, length)
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the layer's share of the schedule."""

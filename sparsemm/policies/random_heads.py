@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,6 +25,12 @@ def draw(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
+def check_seed(seed: Any) -> None:
+    """Raises BudgetError for a seed that is no whole number from 0 up."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise BudgetError(f"seed is {seed!r}", hint="use a whole number from 0 up")
+
+
 @dataclass(frozen=True)
 class RandomHeads(SparseMM):
     """Scores uniform in [0, 1): one matrix for the whole model, so that the total budget is conserved.
@@ -41,8 +47,7 @@ class RandomHeads(SparseMM):
     def __post_init__(self) -> None:
         """As `SparseMM`; raises BudgetError for an impossible seed too."""
         super().__post_init__()
-        if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise BudgetError(f"seed is {self.seed!r}", hint="use a whole number from 0 up")
+        check_seed(self.seed)
 
     def head_scores(self, shape: ModelShape) -> Scores:
         """(L, Hkv) float64."""
@@ -57,4 +62,5 @@ class RandomHeads(SparseMM):
         if not pages:
             raise BudgetError("no row to draw random heads for")
         rows = tuple(replace(self, seed=draw(self.seed, page)).for_model(shape) for page in pages)
-        return PerRow(budget=self.budget, window=self.window, selector=self.selector, shape=shape, rows=rows)
+        selector = self.selector.for_pages(pages)
+        return PerRow(budget=self.budget, window=self.window, selector=selector, shape=shape, rows=rows)

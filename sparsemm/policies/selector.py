@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
@@ -29,6 +30,7 @@ class Prompt:
         layer: its index among those that are compressed.
         scratch: what earlier layers of this prefill left here for this one, by their index; empty in a later turn,
             where heads hold different positions, and after the last layer.
+        image: (B, S) bool, which tokens stand for an image's pixels; None where there is no image, and in a later turn.
     """
 
     query: torch.Tensor
@@ -41,6 +43,7 @@ class Prompt:
     budget: int = 0
     layer: int = 0
     scratch: dict[int, torch.Tensor] = field(default_factory=dict)
+    image: torch.Tensor | None = None
 
     def candidates(self) -> torch.Tensor:
         """(B, 1, S) bool: the positions among which there is a choice, which are neither padding nor in the window."""
@@ -55,8 +58,10 @@ class Selector(ABC):
 
     Attributes:
         every_row: whether `rate` wants every row of the prompt, not the last `window`.
-        reads: what it needs beside queries and keys: "value", "projection", "scratch" of the `Prompt`, and "slots" if
-            it has a `refine`.
+        reads: what it needs beside queries and keys: "value", "projection", "scratch", "image" of the `Prompt`, and
+            "slots" if it has a `refine`.
+        drawn: whether it draws positions at random, which evaluation does anew for every page (`for_pages`).
+        rates_turns: whether it can rate a later turn, where heads hold different positions, for `recompress`.
         rates_answers: whether `update` can say what an answer's own tokens are worth beside those of the prompt.
         by_group: what one token's attention counts for its KV head, over the query group: the "mean" or the "max".
         summary: how it fills slots, what the report explains a method with.
@@ -64,9 +69,15 @@ class Selector(ABC):
 
     every_row: ClassVar[bool] = False
     reads: ClassVar[frozenset[str]] = frozenset()
+    drawn: ClassVar[bool] = False
+    rates_turns: ClassVar[bool] = True
     rates_answers: ClassVar[bool] = True
     by_group: ClassVar[str] = "mean"
     summary: ClassVar[str] = ""
+
+    def for_pages(self, pages: Sequence[int]) -> Self:
+        """Returns the selector for a batch whose rows are the pages of these numbers; few differ by page."""
+        return self
 
     @abstractmethod
     def rate(self, prompt: Prompt) -> torch.Tensor:

@@ -87,12 +87,16 @@ class SparseMM(Policy):
         """(L, Hkv) int64 slots for a prompt of `length` tokens."""
         slots = self._seen.get(length)
         if slots is None:
-            split = allocate if self.mode == "exact" else allocate_paper
-            slots = split(self.scores, self.budget, self.window, self.rho, length)
+            slots = self.divide(length)
             if len(self._seen) >= REMEMBERED:
                 self._seen.clear()
             self._seen[length] = slots
         return slots
+
+    def divide(self, length: int) -> Slots:
+        """(L, Hkv) int64 slots for a prompt of `length` tokens, computed anew."""
+        split = allocate if self.mode == "exact" else allocate_paper
+        return split(self.scores, self.budget, self.window, self.rho, length)
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the layer's row of the allocation for each prompt length."""

@@ -40,6 +40,11 @@ METHODS = {
     "streaming": Style("#8C6BB1", "triangle-down-open", "▽", "2px,2px"),
     "h2o": Style("#56B4E9", "cross-open", "✚", "longdashdot"),
     "sparsemm-adaptive": Style("#E69F00", "star", "★", "10px,2px"),
+    "headkv": Style("#386641", "hourglass-open", "⧗", "dashdot"),
+    "vl-cache": Style("#5C4D7D", "bowtie-open", "⋈", "dot"),
+    "meda": Style("#9C6644", "triangle-left-open", "◁", "longdash"),
+    "duo": Style("#467599", "hexagram-open", "✡", "longdashdot"),
+    "fastv": Style("#AF4D98", "octagon-open", "⯃", "2px,2px"),
     "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
 }
 # Styles of methods without one of their own, in the order of the registry.
@@ -66,6 +71,12 @@ SELECTED = (
     "#A44A3F",
     "#52796F",
     "#8D0801",
+    "#00509D",
+    "#B08900",
+    "#4A4E69",
+    "#B56576",
+    "#2A9D8F",
+    "#6F1D1B",
 )
 # Styles of settings that a study varies and that are not methods.
 SETTINGS = (

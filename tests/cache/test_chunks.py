@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from sparsemm.errors import CacheError
-from sparsemm.policies import METHODS
 from tests.cache.reading import read_padded
+from tests.policies.making import ANY_LENGTH
 
 
 def contents(cache):
@@ -18,7 +18,7 @@ def contents(cache):
     return [(keys[valid], values[valid]) for keys, values, valid in kept]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 @pytest.mark.parametrize("chunk", [1, 2, 7, 29, 64])
 def test_chunks_keep_what_one_forward_keeps(lab, method, chunk):
     tokens = lab.ids()

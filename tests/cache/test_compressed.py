@@ -14,9 +14,9 @@ from transformers import DynamicCache
 import sparsemm
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
 from tests.cache.reading import read_padded
+from tests.policies.making import UNTOLD
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 WINDOW = 4
@@ -66,13 +66,13 @@ def test_full_and_large_budgets_are_token_identical(tiny, name, rows):
     model, processor = tiny(name)
     inputs = inputs_for(processor, rows)
     want = own(model, inputs)
-    for method in METHODS:
+    for method in UNTOLD:
         budget = 1 if method == "full" else inputs["input_ids"].shape[1]
         assert torch.equal(answer(model, inputs, cache_for(model, method, budget)), want), method
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTOLD)
 def test_padded_batch_answers_like_batch_one(tiny, name, method):
     model, processor = tiny(name)
     together = answer(model, inputs_for(processor, (0, 1, 2)), cache_for(model, method, 20))
@@ -82,7 +82,7 @@ def test_padded_batch_answers_like_batch_one(tiny, name, method):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+@pytest.mark.parametrize("method", [m for m in UNTOLD if m != "full"])
 def test_the_bytes_held_are_what_the_budget_says(tiny, name, method):
     model, processor = tiny(name)
     layers, heads = shape_of(model)
@@ -211,7 +211,7 @@ def test_two_caches_on_one_model_do_not_disturb_each_other(tiny):
         assert torch.equal(got[:, : alone[n].shape[1]], alone[n][:, : got.shape[1]])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTOLD)
 def test_prompts_of_one_token_and_shorter_than_the_window(tiny, method):
     model, processor = tiny(NAMES[0])
     for length in (1, 2, 3):

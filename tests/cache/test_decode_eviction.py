@@ -9,10 +9,10 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparsemm.errors import CacheError
-from sparsemm.policies import METHODS
 from tests.cache.reading import NoHostReads
+from tests.policies.making import ANY_LENGTH
 
-COMPRESSED = [method for method in METHODS if method != "full"]
+COMPRESSED = [method for method in ANY_LENGTH if method != "full"]
 
 
 @pytest.mark.parametrize("method", COMPRESSED)

@@ -16,8 +16,8 @@ from benchmarks.operations import check
 from sparsemm.cache.graphs import greedy
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.ops import OPERATIONS, decode_backends, fastest
-from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
+from tests.policies.making import UNTOLD
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 NAMES = ("tiny-llava-next-mistral", "tiny-qwen2-vl")
@@ -67,7 +67,7 @@ def said(model, inputs, cache, **options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("options", [*({"method": method} for method in METHODS), *OPTIONS], ids=str)
+@pytest.mark.parametrize("options", [*({"method": method} for method in UNTOLD), *OPTIONS], ids=str)
 def test_tokens_are_those_of_the_cpu(tiny, there, name, options):
     model, processor = tiny(name)
     inputs = prompt(processor)

@@ -16,9 +16,9 @@ from sparsemm.cache.graphs import DecodeStep, greedy
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CacheError
 from sparsemm.ops import append
-from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
 from tests.cache.reading import NoHostReads
+from tests.policies.making import ANY_LENGTH
 
 NAMES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -41,7 +41,7 @@ def test_tokens_are_those_of_the_dynamic_path(tiny, name, method):
     assert torch.equal(greedy(model, inputs, cache(max_new_tokens=20), 20), want)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 def test_a_padded_batch_of_a_text_model(lab, method):
     tokens = lab.ids()
     tokens[0, :9] = 0

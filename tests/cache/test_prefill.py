@@ -10,9 +10,9 @@ import sparsemm
 from sparsemm.cache.prefill import prefill
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import BudgetError, CacheError
-from sparsemm.policies import METHODS, method_options
+from sparsemm.policies import method_options
 from sparsemm.prompts import build_inputs
-from tests.policies.making import policy_for
+from tests.policies.making import ANY_LENGTH, policy_for
 
 
 def padded(lab):
@@ -30,7 +30,7 @@ def same_bits(one, other):
             assert torch.equal(getattr(a.slab, name), getattr(b.slab, name)), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 @pytest.mark.parametrize("options", [{}, {"storage": "int8"}, {"recompress": True}, {"mode": "paper"}], ids=str)
 def test_a_cache_is_what_a_forward_of_its_own_leaves(lab, method, options):
     if "mode" in options and "mode" not in method_options(method):
@@ -44,7 +44,7 @@ def test_a_cache_is_what_a_forward_of_its_own_leaves(lab, method, options):
     assert torch.equal(start.logits, out.logits[0]) and torch.equal(start.tokens, out.sequences)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 @pytest.mark.parametrize("options", [{}, {"max_new_tokens": 12}, {"hold_budget": True}], ids=str)
 def test_tokens_are_those_of_separate_runs(lab, method, options):
     if method == "full" and "hold_budget" in options:

@@ -19,9 +19,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import sparsemm
 from sparsemm.errors import BudgetError
-from sparsemm.policies import METHODS
 from sparsemm.prompts import build_inputs
 from tests.families import made
+from tests.policies.making import ANY_LENGTH
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
@@ -43,7 +43,7 @@ def mixed(request, lab):
     return type(lab)(model)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 def test_everything_kept_is_token_identical(mixed, method):
     tokens = mixed.ids()
     tokens[0, :9] = 0
@@ -51,7 +51,7 @@ def test_everything_kept_is_token_identical(mixed, method):
     assert torch.equal(mixed.generate(tokens, mixed.cache(method, 30)), want)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "full"])
+@pytest.mark.parametrize("method", [m for m in ANY_LENGTH if m != "full"])
 def test_totals_count_both_kinds_of_layers(mixed, method):
     cache = mixed.cache(method, 9)
     mixed.generate(mixed.ids(), cache, new=5)

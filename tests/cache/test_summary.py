@@ -10,14 +10,15 @@ import torch
 
 import sparsemm
 from sparsemm.errors import CacheError
-from sparsemm.policies import METHODS, policy_class
+from sparsemm.policies import policy_class
 from sparsemm.policies.snapkv import SnapKV
+from tests.policies.making import ANY_LENGTH
 
 LAYERS, KV_HEADS, DIM = 4, 3, 8
 
 
 @pytest.mark.parametrize("storage", ["model", "int8"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 def test_it_says_what_is_held_of_what(lab, method, storage):
     cache = lab.cache(method, 9, storage=storage)
     with pytest.raises(CacheError, match="the cache is empty"):
@@ -115,7 +116,7 @@ def test_a_prompt_in_chunks_of_which_the_first_fits_the_budget_is_told_once(lab,
         assert "the prompt had 10 tokens, no more than the budget 12, and 10 later ones are kept" in logged(caplog)[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_LENGTH)
 def test_who_compresses_is_not_told_anything(lab, caplog, method):
     with caplog.at_level(logging.WARNING):
         cache = lab.cache(method, 9)

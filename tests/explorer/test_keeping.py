@@ -10,8 +10,9 @@ from transformers import DynamicCache
 from sparsemm.attention_probe import observe_attention
 from sparsemm.cache import compressed_cache
 from sparsemm.explorer.keeping import caches, kept_positions
-from sparsemm.policies import METHODS, make_policy_from
+from sparsemm.policies import make_policy_from
 from sparsemm.prompts import build_inputs
+from tests.policies.making import UNTOLD
 
 SETTINGS = {"window": 4, "rho": 0.1, "mode": "exact"}
 
@@ -28,7 +29,7 @@ def prompt(tiny):
     return model, inputs, [layer.keys[0] for layer in full.layers]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method != "full"])
+@pytest.mark.parametrize("method", [method for method in UNTOLD if method != "full"])
 def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
     model, inputs, keys = prompt
     config = model.config.get_text_config()

@@ -10,6 +10,7 @@ import torch
 from sparsemm.errors import BudgetError
 from sparsemm.policies import SELECTORS, make_policy, method_options, parts, row_attention, selector_of, summary_of
 from sparsemm.policies.bacon import Bacon
+from sparsemm.policies.behind_image import BehindImage
 from sparsemm.policies.blend import BlendEcho, BlendPeak
 from sparsemm.policies.critical import Critical
 from sparsemm.policies.expected import ExpectedAttention
@@ -51,6 +52,11 @@ def observed(prompt, row, kv, width, rows=None):
 
 def slow_unpooled(prompt, row, kv):
     return observed(prompt, row, kv, 1)
+
+
+def slow_accumulated(prompt, row, kv):
+    heads = heads_of(prompt, kv)
+    return sum(weights_of(prompt, row, head, i) for head in heads for i in range(PADS[row], LENGTH)) / len(heads)
 
 
 def slow_tova(prompt, row, kv):
@@ -131,6 +137,7 @@ SLOW = {
     BlendEcho(): lambda *a: slow_blend(*a, causal=False),
     BlendPeak(): lambda *a: slow_blend(*a, causal=True),
     UnpooledAttention(): slow_unpooled,
+    BehindImage(): slow_accumulated,
     Critical(): slow_unpooled,
     LastRow(): slow_tova,
     KeyNorm(): slow_knorm,

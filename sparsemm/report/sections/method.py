@@ -8,7 +8,7 @@ from sparsemm.evaluate.tasks import LOCAL
 from sparsemm.evaluate.tasks.published import PUBLISHED
 from sparsemm.params import Params
 from sparsemm.params.datasets import SyntheticParams, may_share
-from sparsemm.policies import is_method, policy_class, summary_of
+from sparsemm.policies import is_drawn, is_method, summary_of
 from sparsemm.report.findings import count_range
 from sparsemm.report.html import bullets, details, paragraph, terms
 from sparsemm.report.results import Accuracy, Results
@@ -144,7 +144,7 @@ def _terms(results: Results, rows: list[Accuracy]) -> list[tuple[str, str]]:
     for method in dict.fromkeys([*evaluate.methods, *(row.method for row in rows)]):
         if is_method(method) and (summary := summary_of(method)):
             times = f", drawn {evaluate.random_seeds} times" if evaluate.random_seeds > 1 else ", drawn once"
-            glossary.append((method, summary + (times if policy_class(method).drawn else "") + "."))
+            glossary.append((method, summary + (times if is_drawn(method) else "") + "."))
     if rows:
         glossary += [
             ("95 % interval", f"bootstrap {resampled(rows)}: how far other samples would typically move the number."),
