@@ -14,6 +14,7 @@ params["evaluate"] |= {"samples": 12, "methods": ["full", "sparsemm", "snapkv"],
 smallest = {"samples": 4, "held_out": 2, "tasks": ["qa"], "seeds": 1, "fractions": [0.1], "values": [0.5]}
 smallest |= {"budget": params["allocate"]["budgets"][0], "budgets": params["allocate"]["budgets"]}
 smallest |= {"methods": ["full", "sparsemm", "snapkv"]}
+smallest |= {"windows": 2, "copies": 2}
 for study in (study for group in params["studies"].values() for study in group.values()):
     study |= {key: value for key, value in smallest.items() if key in study}
 params["profile"] |= {"budget": smallest["budget"], "lengths": [160], "new_tokens": 4, "repetitions": 1}

@@ -112,6 +112,8 @@ class Params(Strict):
         if not changes:
             return self
         raw = self.model_dump(mode="json", exclude_unset=True)
+        if "studies" in changes:
+            changes["studies"] = _of_made_studies(changes["studies"], raw.get("studies", {}))
         raw["models"] = {key: {k: v for k, v in raw["models"][key].items() if k not in OVERRIDDEN}}
         own = Params.model_validate_json(json.dumps(_merged(raw, changes)))
         return self.model_copy(
@@ -152,6 +154,18 @@ class Params(Strict):
         prompt = self.robustness[dataset].prompt or self.chase.prompt
         chase = self.chase.model_copy(update={"dataset": dataset, "prompt": prompt})
         return self.model_copy(update={"chase": chase})
+
+
+def _of_made_studies(changes: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """Returns the overrides without those of studies that exist and are not made, so that dropping one is one edit."""
+    groups = studies_params().model_fields
+    kept = {}
+    for group, own in changes.items():
+        exists = group in groups and isinstance(own, dict)
+        known = groups[group].annotation.model_fields if exists else {}  # type: ignore[union-attr]
+        left = made.get(group, {})
+        kept[group] = {n: v for n, v in own.items() if n in left or n not in known} if exists else own
+    return kept
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sparsemm.errors import ParamsError
 from sparsemm.evaluate.tasks import METRICS
 from sparsemm.layouts import families
 from sparsemm.params import ModelParams, load_params, parse_params, schema
-from sparsemm.params.models import without_folder
+from sparsemm.params.models import OVERRIDDEN, without_folder
 from sparsemm.policies import METHODS, SELECTORS, is_method
 from sparsemm.studies import GROUPS, STUDIES, load
 
@@ -185,7 +185,7 @@ def test_a_wrong_source_of_data_is_told(given, reason):
 )
 def test_the_chase_and_the_evaluation_share_no_row(one, other, reason):
     values = {"chase__dataset": "a", "evaluate__dataset": "b", "evaluate__samples": 8, "evaluate__tasks": ["read"]}
-    values["studies"] = {}
+    values |= {"studies": {}, "models__smollm2-llava-next__evaluate": {}}
     for pair in ((one, other), (other, one)):
         text = changed(datasets__a=pair[0], datasets__b=pair[1], **values)
         if reason is None:
@@ -298,18 +298,27 @@ def test_a_model_may_override_the_params_of_its_stages():
     own = params.of(key)
     assert (own.evaluate.samples, own.evaluate.methods, own.allocate.rho) == (7, ("full",), 0.5)
     assert own.evaluate.tasks == params.evaluate.tasks and own.allocate.budgets == params.allocate.budgets
-    assert own.of(key) == own and own.model(key) == params.model(key).model_copy(
-        update={"evaluate": {}, "allocate": {}}
-    )
+    assert own.of(key) == own and own.model(key) == params.model(key).model_copy(update=dict.fromkeys(OVERRIDDEN, {}))
     other = list(raw["models"])[1]
     assert params.of(other) is params and own.model(other) == params.model(other)
     with pytest.raises(ParamsError, match="no model 'nowhere'"):
         params.of("nowhere")
 
 
+def test_an_override_of_a_study_that_is_not_made_waits_until_it_is():
+    raw = yaml.safe_load(OWN.read_text())
+    key = next(iter(raw["models"]))
+    raw["models"][key]["studies"] = {"measured": {"rho": {"samples": 5}}}
+    assert parse_params(yaml.safe_dump(raw)).of(key).studies.made()["rho"].samples == 5
+    del raw["studies"]["measured"]["rho"]
+    assert "rho" not in parse_params(yaml.safe_dump(raw)).of(key).studies.made()
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
+        ({"studies": {"measured": {"rh": {}}}}, "studies.measured.rh: unknown key"),
+        ({"studies": {"measured": 3}}, "studies.measured"),
         ({"evaluate": {"sample": 3}}, "evaluate.sample: unknown key"),
         ({"evaluate": {"samples": 10**6}}, "evaluate.samples is more than"),
         ({"evaluate": {"dataset": "small-type"}}, "evaluate.dataset: the data set is the same for all models"),

@@ -12,7 +12,7 @@ from PIL import Image
 from sparsemm.errors import ModelError
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.masking import Off, chosen, drawn, drawn_anew, heads_off
+from sparsemm.studies.common.heads import Off, chosen, drawn, drawn_anew, heads_off
 
 FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 

@@ -31,9 +31,10 @@ class Bench(Evaluator):
     def __init__(self, params: Params, study: str, key: str, root: Path) -> None:
         self.study, self.given = study, params.studies.made()[study]
         pages = root / "artifacts" / "datasets" / f"{params.evaluate.dataset}.parquet"
-        self.records: list[Record] = read_records(pages, limit=self.given.samples)
-        if len(self.records) < self.given.samples:
-            raise DataError(f"{len(self.records)} records, {self.given.samples} wanted", where=str(pages))
+        wanted = getattr(self.given, "samples", 0)  # a study of text alone has none
+        self.records: list[Record] = read_records(pages, limit=wanted) if wanted else []
+        if len(self.records) < wanted:
+            raise DataError(f"{len(self.records)} records, {wanted} wanted", where=str(pages))
         allocate = params.allocate
         settings = {"window": allocate.window, "rho": allocate.rho, "mode": allocate.mode}
         known = [one.model_dump() for one in (self.given, params.evaluate, allocate)]
