@@ -257,7 +257,7 @@ def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     """Builds an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
 
     Args:
-        name: one of `NAMES`; a suffix after it (as in tiny-llava-next-vicuna-sparse) is allowed.
+        name: one of `NAMES`; a suffix after it (as in tiny-qwen2-vl-mine) is allowed.
 
     Raises:
         ModelError: if the name is unknown.
