@@ -1,13 +1,17 @@
-# demo: everything from a fresh clone to the report. The others: what they say. Running one twice does no work twice.
+# demo: from a fresh clone to a report of few pages. repro: all results again. The others: what they say. Running one twice does no work twice.
 PYTHON ?= python3
 VENV := .venv
 FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo smoke check test test-cuda test-vllm lint audit setup vllm
+.PHONY: demo repro smoke check test test-cuda test-vllm lint audit setup vllm
 
 demo: setup
+	python -m examples.demo
+
+# Hours: every result of the models in params.yaml that is stale.
+repro: setup
 	dvc repro
 	@echo "The report is in artifacts/report/index.html"
 

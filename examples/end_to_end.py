@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from safetensors.numpy import load_file, save_file
 
-from flows.smoke import copy_of_head
+from flows.copies import copy_of_head, smallest
 from sparsemm.datasets.records import read_records
 
 KEY = "tiny-qwen2-vl"
@@ -126,7 +126,7 @@ def ask(address: str, png: bytes, question: str) -> dict[str, Any]:
 
 def prepare() -> Path:
     """Creates the copy of the repository, with a watched folder."""
-    root = copy_of_head(Path("."), FOLDER / "repository")
+    root = copy_of_head(Path("."), FOLDER / "repository", smallest)
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     params["watch"] = {KEY: {"source": "folder", "location": "data/incoming/watched", "settle_seconds": 2.0}}

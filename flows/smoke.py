@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from flows.copies import copy_of_head, smallest
+
 FOLDER = Path("build") / "smoke"
-
-
-def copy_of_head(root: Path, folder: Path) -> Path:
-    """Creates a repository that holds the last commit of `root` with the smallest params and no results."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=root, stdout=subprocess.PIPE, check=True).stdout
-    subprocess.run(["tar", "-x"], input=archive, cwd=folder, check=True)
-    subprocess.run([sys.executable, ".ci/smoke.py"], cwd=folder, check=True)
-    shutil.rmtree(folder / "artifacts")
-    (folder / "dvc.lock").unlink()
-    git = ["git", "-c", "user.name=smoke", "-c", "user.email=smoke@localhost"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "smoke"]):
-        subprocess.run([*git, *command], cwd=folder, check=True)
-    return folder.resolve()
 
 
 def main() -> None:
@@ -36,7 +22,7 @@ def main() -> None:
     argparse.ArgumentParser(
         prog="python -m flows.smoke", description=__doc__, epilog="example: python -m flows.smoke"
     ).parse_args()
-    folder = copy_of_head(Path("."), FOLDER)
+    folder = copy_of_head(Path("."), FOLDER, smallest)
     from sparsemm.registry.client import default_store, sqlite_uri
 
     # An ephemeral server without the user's settings. Prefect reads these variables when it is imported.

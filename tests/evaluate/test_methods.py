@@ -71,7 +71,9 @@ def test_what_cannot_be_compared_is_refused(reader, scores):
     with pytest.raises(BudgetError, match="snapkv"):
         sparsemm.evaluate_methods(*reader, RECORDS, scores=scores, budgets=[24], methods=["snapvk"])
     with pytest.raises(DataError, match="no text on the page"):
-        sparsemm.evaluate_methods(*reader, [replace(RECORDS[0], entries=())], budgets=[24], methods=["snapkv"], window=4)
+        sparsemm.evaluate_methods(
+            *reader, [replace(RECORDS[0], entries=())], budgets=[24], methods=["snapkv"], window=4
+        )
     other = replace(scores, header={**scores.header, "fingerprint": "0" * 64})
     with pytest.raises(ScoreTableError, match="another config"):
         sparsemm.evaluate_methods(*reader, RECORDS, scores=other, budgets=[24], window=4)
