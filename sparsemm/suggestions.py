@@ -126,7 +126,8 @@ def advice(params: Params, needs: Needs) -> list[str]:
     """
     lines = [
         f"{needs.parameters / 1e6:.0f} million weights ({needs.weight_bytes / 1e9:.2g} GB), "
-        f"{needs.row_bytes / 1e3:.3g} kB of cache for a token; a letter page at 144 dpi is a prompt of {needs.prompt} tokens"
+        f"{needs.row_bytes / 1e3:.3g} kB of cache for a token; a letter page at 144 dpi is a prompt of "
+        f"{needs.prompt} tokens"
     ]
     if needs.prompt < LONG:
         return [*lines, "prompts are short: window and budgets of params.yaml suit it, and so do its synthetic pages"]
