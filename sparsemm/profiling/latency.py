@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.compat import cache_argument
 from sparsemm.errors import DataError
 from sparsemm.profiling.clock import now
 from sparsemm.prompts import TOKEN_TYPES, build_inputs
@@ -104,7 +105,7 @@ def time_once(model: Any, inputs: dict[str, Any], cache: Any, new_tokens: int) -
         with timing_compression(model.device) as compression:
             model.generate(
                 **inputs,
-                past_key_values=cache,
+                **cache_argument(cache),
                 do_sample=False,
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,
