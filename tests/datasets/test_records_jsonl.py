@@ -52,7 +52,7 @@ def test_records_with_source_and_licence(mine, tmp_path, capsys):
         (b"\xff\xfe", "not an object"),
         (b"[" * 100_000, "not an object"),
         ({"image": "a.png"}, "entries"),
-        (GOOD | {"label": 1}, "perhaps id"),
+        (GOOD | {"label": 1}, "optionally id"),
         (GOOD | {"id": 7}, "id is not text"),
         (GOOD | {"image": "none.png"}, "no file 'none.png'"),
         (GOOD | {"image": "../outside.png"}, "no file"),
