@@ -5,7 +5,7 @@ FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo repro smoke check test test-cuda test-vllm lint audit setup docs vllm
+.PHONY: demo repro smoke check test test-cuda test-vllm lint audit setup vllm
 
 demo: setup
 	python -m examples.demo
@@ -33,7 +33,7 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 # What a contributor runs at every save: under 90 seconds on two idle cores. Long tests, and those that need servers or a
 # device, are left out by their markers (tests/conftest.py).
 CHECK_TESTS := align chase/test_strongest_keys.py cache/test_layer.py cache/test_slab.py evaluate/test_metrics.py \
-	evaluate/test_statistics.py layouts ops params policies test_allocations.py test_budgets.py test_imports.py \
+	test_statistics.py layouts ops params policies test_allocations.py test_budgets.py test_imports.py \
 	test_prompts.py test_contributing.py test_scores.py test_weights.py
 check: setup
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not services and not cuda" \
@@ -75,13 +75,3 @@ lint: setup
 
 audit: setup
 	python .ci/audit.py
-
-# The documentation site, in build/site; warnings are errors.
-docs: .venv-docs/.stamp
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
-	@echo "The site is in build/site/index.html"
-
-.venv-docs/.stamp: requirements-docs.txt
-	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --no-deps -r requirements-docs.txt
-	touch $@

@@ -15,7 +15,7 @@ from sparsemm.budgets import load_budgets
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import DataError
 from sparsemm.evaluate.answers import Variant, answer, make_batch
-from sparsemm.evaluate.tasks.local import PageTask
+from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.models import load_model
 from sparsemm.params import Params, load_params
 from sparsemm.policies import budgets_of, make_policy_from

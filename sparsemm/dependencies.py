@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Modules and packages that no result depends on.
 LEFT_OUT = {
     "sparsemm.commands": "how a stage is called",
-    "sparsemm.compat": "lets torchvision be imported beside another build of torch, and names arguments",
+    "sparsemm.compat": "lets torchvision be imported beside another build of torch",
     "sparsemm.dependencies": "which files are looked at",
     "sparsemm.errors": "what an error looks like",
     "sparsemm.fetch": "where bytes come from; a revision or hash says which they are",
@@ -40,7 +40,7 @@ NOT_FOLLOWED = {
     ): "whether a cache could serve the model, which changes no answer",
     ("sparsemm.scores", "sparsemm.models"): "the fingerprint that a table is checked against",
     ("sparsemm.evaluate.rows", "sparsemm.policies"): "the names of the methods",
-    ("sparsemm.studies.common.stage", "sparsemm.studies.common.bench"): "derived studies do not use it",
+    ("sparsemm.studies.common.stage", "sparsemm.studies.common.experiment"): "derived studies do not use it",
     ("sparsemm.studies.common.stage", "sparsemm.studies"): "where the file of a study is",
     ("sparsemm.report.stage", "sparsemm"): "the number of the version",
     **{(f"sparsemm.studies.{name}", "sparsemm.studies"): "the report's words, which change no row" for name in STUDIES},
@@ -54,7 +54,7 @@ ALSO = {
     "sparsemm.ops.build": ("csrc/*", "sparsemm/csrc/*"),
     "sparsemm.datasets.glyphs": ("sparsemm/datasets/fonts/*",),
     "sparsemm.datasets.synthetic": ("sparsemm/datasets/fonts/*",),
-    "sparsemm.evaluate.tasks.local": ("sparsemm/evaluate/tasks/*.yaml", "sparsemm/evaluate/tasks/functions.py"),
+    "sparsemm.evaluate.tasks.pages": ("sparsemm/evaluate/tasks/*.yaml", "sparsemm/evaluate/tasks/functions.py"),
     "sparsemm.layouts": ("sparsemm/layouts/*.py",),
     "sparsemm.policies": ("sparsemm/policies/*.py",),
     "sparsemm.published": ("sparsemm/published/*.csv",),

@@ -6,39 +6,13 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from sparsemm.errors import DataError
 
 HINT = "run its stage again"
-BETTER, WORSE, UNDECIDED = VERDICTS = ("better", "worse", "no difference shown")
-
-
-class Estimate(NamedTuple):
-    """A value with its 95 % interval, whose ends are None where there is none."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def verdict(self) -> str | None:
-        """What the interval of a difference says: one of `VERDICTS`, None without an interval."""
-        if self.low is None or self.high is None:
-            return None
-        return BETTER if self.low > 0 else WORSE if self.high < 0 else UNDECIDED
-
-    def reversed(self) -> Estimate:
-        """The same difference with the other sign."""
-        low, high = (None if end is None else -end + 0.0 for end in (self.high, self.low))  # + 0.0: no minus zero
-        return Estimate(-self.value + 0.0, low, high)
-
-    def text(self, sign: str = "") -> str:
-        """The value and its interval to three decimals; `sign` "+" writes the sign of positive numbers too."""
-        value = f"{self.value:{sign}.3f}"
-        return value if self.low is None else f"{value} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
 
 class Row(BaseModel):
@@ -57,7 +31,7 @@ AnyRow = TypeVar("AnyRow", bound=Row)
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
-def interval(low: float | None, high: float | None, name: str) -> None:
+def check_interval(low: float | None, high: float | None, name: str) -> None:
     """Checks the ends of an interval.
 
     Raises:

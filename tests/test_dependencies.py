@@ -37,7 +37,7 @@ MODULES = {  # stage of dvc.yaml -> the modules that its command runs
 
 def studies(group):
     """What each study of a group runs."""
-    bench = () if group == "derived" else ("sparsemm.studies.common.bench",)
+    bench = () if group == "derived" else ("sparsemm.studies.common.experiment",)
     return {name: ("sparsemm.studies.common.stage", *bench, f"sparsemm.studies.{name}") for name in in_group(group)}
 
 
@@ -95,9 +95,8 @@ def names(tmp_path):
     """The names of half-done work in a copy of the repository, which may be edited."""
     for name in ("sparsemm", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    code = (
-        "from sparsemm.dependencies import identity\nfor m in 'align.stage', 'chase.sharded', 'studies.common.bench':"
-    )
+    modules = ("align.stage", "chase.sharded", "studies.common.experiment")
+    code = f"from sparsemm.dependencies import identity\nfor m in {modules}:"
     code += " print(identity([1], 'sparsemm.' + m))"
 
     def read(edited=None, old="", new=""):

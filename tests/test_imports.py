@@ -18,7 +18,7 @@ ALLOWED |= {"fsspec", "tqdm"}  # which huggingface_hub needs, and transformers n
 EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plotly
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (
-    "__init__ errors files compat tables progress processes published",
+    "__init__ errors files compat statistics tables progress processes published",
     "budgets scores weights models prompts layouts params fetch suggestions",
     "ops",
     "policies",
@@ -39,7 +39,6 @@ UPWARD = {
     ("sparsemm.params.stages", "sparsemm.policies"): "the names of the methods; no torch",
     ("sparsemm.suggestions", "sparsemm.cache.served"): "which layers hold keys and values",
     ("sparsemm.suggestions", "sparsemm.policies"): "how many answers an evaluation asks for",
-    ("sparsemm.training.card", "sparsemm.evaluate.statistics"): "a card measures what evaluation measures",
     ("sparsemm.training.card", "sparsemm.evaluate.tasks.functions"): "a card measures what evaluation measures",
 }
 VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from sparsemm.errors import ScoreTableError
 from sparsemm.scores import ScoreTable, diff, export_published, import_published, show, top_count
-from sparsemm.studies.common.heads import drawn_in
+from sparsemm.studies.common.heads import random_heads_in
 from sparsemm.studies.looking import groups
 
 HEADER: dict[str, Any] = {"model": "m", "revision": "r", "fingerprint": "f", "num_kv_heads": 2}
@@ -259,7 +259,7 @@ def test_linear_layers_have_no_heads_and_no_scores() -> None:
     # Studies of heads rank and draw those that exist.
     flat = np.concatenate(list(groups(mixed, 0.25).values()))
     assert flat.max() < 2 * 4 and len(set(flat)) == len(flat) == 6
-    heads = drawn_in(mixed.layers_with_heads(), np.ones((3, 4), bool), 0, False, [0, 1])
+    heads = random_heads_in(mixed.layers_with_heads(), np.ones((3, 4), bool), 0, False, [0, 1])
     assert heads.shape == (2, 3, 4) and heads[:, [0, 2]].all() and not heads[:, 1].any()
 
 

@@ -62,7 +62,7 @@ def test_suggested_settings_are_valid_and_suit_the_prompt(params_file, prompt):
     assert own.allocate.window == 32 and own.allocate.budgets[0] == 64
     assert len(own.allocate.budgets) <= 4 and own.allocate.budgets[-1] <= max(64, prompt // 4)
     assert own.profile.budget in own.allocate.budgets and own.evaluate.batch_size * prompt <= max(prompt, 16_384)
-    for study in own.studies.made().values():
+    for study in own.studies.enabled().values():
         budgets = getattr(study, "budgets", (getattr(study, "budget", 64),))
         assert set(budgets) <= set(own.allocate.budgets)
     assert load_params(params_file).of("tiny-qwen2-vl").allocate == params.allocate  # of no other model

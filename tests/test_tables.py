@@ -6,7 +6,8 @@ import pytest
 from pydantic import BaseModel
 
 from sparsemm.errors import DataError
-from sparsemm.tables import Estimate, Row, read_json, read_rows
+from sparsemm.statistics import Estimate
+from sparsemm.tables import Row, read_json, read_rows
 
 
 class Fruit(Row):

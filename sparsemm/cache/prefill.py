@@ -14,7 +14,6 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from sparsemm.cache.compressed import CompressedCache, build, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.served import image_token
-from sparsemm.compat import cache_argument
 from sparsemm.errors import CacheError
 from sparsemm.policies.full import Full
 from sparsemm.policies.policy import Policy
@@ -167,7 +166,7 @@ class Prefill:
             tokens = self.model.generate(
                 input_ids=tokens,
                 **_extended(inputs, length),
-                **cache_argument(cache),
+                past_key_values=cache,
                 do_sample=False,
                 use_cache=True,
                 max_new_tokens=min(left, ROUND_TOKENS),
@@ -225,7 +224,7 @@ def prefill(
     try:
         out = model.generate(
             **inputs,
-            **cache_argument(cache),
+            past_key_values=cache,
             do_sample=False,
             use_cache=True,
             max_new_tokens=1,

@@ -17,6 +17,7 @@ from sparsemm.chase.shards import Shard
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.files import atomic_path
 from sparsemm.scores import Scores, top_set
+from sparsemm.statistics import interval
 
 FRACTION = 0.05  # of the heads count as the best
 RESAMPLES = 1000  # bootstrap resamples of the samples
@@ -113,8 +114,7 @@ def _interval(hits: NDArray[Any], tokens: NDArray[Any]) -> tuple[float, float]:
     n = len(tokens)
     rng = np.random.default_rng(0)
     resamples = [rng.integers(0, n, n) for _ in range(RESAMPLES)]
-    low, high = np.quantile([hits[chosen].sum() / tokens[chosen].sum() for chosen in resamples], [0.025, 0.975])
-    return float(low), float(high)
+    return interval(np.array([hits[chosen].sum() / tokens[chosen].sum() for chosen in resamples]))
 
 
 def write_covariates(path: Path, shard: Shard, records: Sequence[Record], scores: Scores) -> None:

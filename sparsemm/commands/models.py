@@ -11,9 +11,9 @@ from pathlib import Path
 from sparsemm.commands import Commands, group
 from sparsemm.errors import DataError, ModelError, ParamsError, WatchError
 from sparsemm.params import WatchParams, load_params
-from sparsemm.params.base import check_key
 from sparsemm.params.entries import add_entry, remove_entry
 from sparsemm.params.models import OVERRIDDEN, without_folder
+from sparsemm.params.strict import check_key
 
 
 def add(commands: Commands) -> None:
@@ -102,7 +102,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging  # which sets its level when it is imported
 
-    from sparsemm.fetch.hub_files import explained
+    from sparsemm.fetch.hub import explained
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()

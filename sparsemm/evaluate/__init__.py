@@ -1,1 +1,1 @@
-"""Asks a model questions under methods and budgets: the evaluator, its stage, and the plug-in of lmms-eval."""
+"""Measures accuracy under methods and budgets: the evaluator, the evaluate stage, and the plug-in for lmms-eval."""

@@ -1,4 +1,4 @@
-"""Greedy answers of a model to one batch of questions, under any number of variants of its cache from one prefill."""
+"""Generates greedy answers to a batch of questions with several variants of the cache, from one prefill."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from sparsemm.prompts import build_inputs
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of keeping a prompt: a method with its options and budget, and how the cache stores what it keeps.
+    """A variant of the cache: a configured method, and how the cache stores what it keeps.
 
     Attributes:
-        policy: the configured method; it need not know the model yet.
-        storage, hold_budget: as `sparsemm.compressed_cache`.
+        policy: the method with its options and budget; it need not know the model yet.
+        storage, hold_budget: as in `sparsemm.compressed_cache`.
     """
 
     policy: Policy
@@ -34,12 +34,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions as tensors.
+    """A batch of questions as tensors.
 
     Attributes:
-        index: of each row's question.
-        inputs: what the processor returns; padded on the left.
-        cut: columns of the prompt that are there when the cache is compressed, or None for all.
+        index: number of each row's question.
+        inputs: output of the processor, padded on the left.
+        cut: number of columns after which the cache is compressed, or None for the whole prompt.
     """
 
     index: list[int]
@@ -48,12 +48,12 @@ class Batch:
 
 
 class Reply(NamedTuple):
-    """What a batch was answered in one way.
+    """The answers to a batch with one variant.
 
     Attributes:
         tokens: new tokens of each row.
-        kept: slots each row kept after prefill, summed over layers and KV heads; None if no cache was compressed.
-        slot_bytes: bytes of K and V of one slot.
+        kept: slots of each row after prefill, summed over layers and KV heads; None if no cache was compressed.
+        slot_bytes: bytes of the key and value in one slot.
     """
 
     tokens: list[list[int]]
@@ -62,13 +62,13 @@ class Reply(NamedTuple):
 
 
 def make_batch(processor: Any, questions: Sequence[Question], index: Sequence[int]) -> Batch:
-    """The questions of these numbers as one batch.
+    """Returns the questions with these numbers as one batch.
 
     Raises:
         DataError: if the processor refuses an image or a prompt.
     """
-    asked = [questions[at] for at in index]
-    return Batch(list(index), build_inputs(processor, [one.images() for one in asked], [one.prompt for one in asked]))
+    chosen = [questions[at] for at in index]
+    return Batch(list(index), build_inputs(processor, [q.images() for q in chosen], [q.prompt for q in chosen]))
 
 
 def placed(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
@@ -79,13 +79,13 @@ def placed(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_tokens: int) -> dict[str, Reply]:
-    """Greedy answers to one batch in every variant.
+    """Returns greedy answers to one batch for every variant.
 
-    Several variants of a whole prompt share one prefill with everything kept, and each compresses from there. A single
-    one is compressed layer by layer, which needs less memory. Answers are the same.
+    Several variants of a whole prompt share one prefill that keeps everything, and each compresses from there. A single
+    variant is compressed layer by layer, which needs less memory. The answers are the same.
 
     Raises:
-        BudgetError, ScoreTableError, CacheError: as `sparsemm.compressed_cache`.
+        BudgetError, ScoreTableError, CacheError: as in `sparsemm.compressed_cache`.
     """
     shape, inputs = shape_of(model), placed(model, batch.inputs)
     policies = {name: one.policy.for_pages(shape, batch.index) for name, one in variants.items()}
@@ -106,10 +106,10 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     return replies(model, {name: partial(generate, name) for name in variants})
 
 
-def replies(model: Any, ways: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
-    """What every way replies; the ways of a small model are shared between processes."""
-    done = share(tuple(ways.values()), processes(model))
-    return {name: Reply(*one) for name, one in zip(ways, done, strict=True)}
+def replies(model: Any, calls: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
+    """Calls every function and returns its reply. For a small model, processes share the calls."""
+    results = share(tuple(calls.values()), processes(model))
+    return {name: Reply(*result) for name, result in zip(calls, results, strict=True)}
 
 
 def _kept_slots(cache: CompressedCache) -> list[int]:
@@ -117,7 +117,7 @@ def _kept_slots(cache: CompressedCache) -> list[int]:
 
 
 def _observed_rows(policies: Sequence[Policy]) -> int | None:
-    """Query rows that a shared prefill has to keep, so that each of the policies can observe; None for all."""
+    """Returns how many query rows a shared prefill has to keep for these policies; None for all."""
     observing = [policy for policy in policies if policy.compresses]
     if any(policy.every_row for policy in observing):
         return None

@@ -1,4 +1,4 @@
-"""The evaluator: asks one model questions in many variants, keeps every answer, and scores them."""
+"""The evaluator: asks a model questions with many variants of its cache, stores every answer, and scores them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from sparsemm.errors import DataError
 from sparsemm.evaluate.answers import Batch, Reply, Variant, answer, make_batch
 from sparsemm.evaluate.questions import Question, batches
 from sparsemm.evaluate.rows import Arm, Outcome, over_seeds
-from sparsemm.evaluate.statistics import page_numbers
 from sparsemm.evaluate.store import Answer, Store
 from sparsemm.evaluate.tasks import Scored
 from sparsemm.files import sha256_file
@@ -24,34 +23,35 @@ from sparsemm.params import Params
 from sparsemm.policies import make_policy_from
 from sparsemm.progress import progress
 from sparsemm.scores import ScoreTable
+from sparsemm.statistics import page_numbers
 
 Ask = Callable[[Any, Batch, Mapping[str, Any], int], Mapping[str, Reply]]  # as `sparsemm.evaluate.answers.answer`
 
 
 class AnyTask(Protocol):
-    """What is asked: questions, and how their answers are scored."""
+    """A task: questions, and how their answers are scored."""
 
     @property
     def metric(self) -> str:
-        """What a document's value is called in tables."""
+        """Returns the name of a document's value in tables."""
 
     @property
     def questions(self) -> Sequence[Question]:
-        """One per document."""
+        """Returns one question per document."""
 
     def score(self, texts: list[str]) -> list[Scored]:
-        """The value of every document, from one answer per question."""
+        """Returns the value of every document, from one answer per question."""
 
 
 class Evaluator:
-    """One model that is asked questions. It is loaded when the first answer is missing, not when all are there.
+    """A model that is asked questions. It is loaded only if an answer is missing.
 
     Attributes:
-        params, key, root: what is evaluated, and the folder with artifacts/.
-        name: of this evaluation, such as "evaluate": a folder of artifacts/work.
-        scores: of the model's own chase.
-        settings: options that all methods share: window, rho, mode, seed and so on.
-        store: what was answered so far.
+        params, key, root: params.yaml, the model's key, and the folder with artifacts/.
+        name: name of this evaluation, such as "evaluate", and of its folder in artifacts/work.
+        scores: the model's score table.
+        settings: options that all methods share, such as window, rho, mode and seed.
+        store: the answers so far.
 
     Raises:
         DataError: if one of the inputs is missing.
@@ -69,16 +69,16 @@ class Evaluator:
         known: Any,
         *modules: str,
     ) -> None:
-        """Prepare an evaluation; nothing is loaded but the score table.
+        """Prepares an evaluation and loads the score table, but not the model.
 
         Args:
-            inputs: files that answers depend on besides the score table.
-            known: what else they depend on, as JSON, besides the model's entry and the settings.
-            modules: whose code they depend on, beside this one's.
+            inputs: files that the answers depend on, besides the score table.
+            known: JSON values that they depend on, besides the model's entry and the settings.
+            modules: modules whose code they depend on, besides this one.
         """
         self.params, self.key, self.root, self.name = params, key, root, name
-        given = params.evaluate
-        self.settings = {"pooling_kernel": given.pooling_kernel, "seed": given.seed, **settings}
+        shared = {"pooling_kernel": params.evaluate.pooling_kernel, "seed": params.evaluate.seed}
+        self.settings = {**shared, **settings}
         table = root / "artifacts" / "scores" / f"{key}.safetensors"
         self.scores = ScoreTable.load(table)
         missing = [str(path) for path in inputs if not path.is_file()]
@@ -96,20 +96,22 @@ class Evaluator:
 
     @property
     def model(self) -> Any:
-        """In eval mode, on its device."""
+        """Returns the model in eval mode, on its device."""
         return self._loaded[0]
 
     @property
     def processor(self) -> Any:
-        """Of the model."""
+        """Returns the model's processor."""
         return self._loaded[1]
 
     def variant(self, method: str, budget: int | None, scores: Any = None, **options: Any) -> Variant:
-        """A method at a budget, with the shared settings but for `options`.
+        """Returns a method at a budget with the shared settings, except for `options`.
 
         Args:
-            scores: instead of the model's own.
-            options: of the method, those it does not have being ignored, or of the variant (`storage`, `hold_budget`).
+            method: name of the method.
+            budget: mean slots per KV head; None for the full cache.
+            scores: scores to use instead of the model's own.
+            options: options of the method (others are ignored), or of the variant (`storage`, `hold_budget`).
         """
         own: dict[str, Any] = {name: options.pop(name) for name in ("storage", "hold_budget") if name in options}
         table = self.scores if scores is None else scores
@@ -118,28 +120,28 @@ class Evaluator:
     def outcomes(
         self,
         tasks: Mapping[str, AnyTask],
-        ways: Mapping[Arm, Any],
+        variants: Mapping[Arm, Any],
         ask: Ask = answer,
-        made: Callable[[], Iterable[Batch]] | None = None,
+        make_batches: Callable[[], Iterable[Batch]] | None = None,
     ) -> dict[Arm, Outcome]:
-        """What every arm gives; answers that are there from before are not asked for again.
+        """Returns the outcome of every arm. Stored answers are not asked for again.
 
         Args:
-            tasks: by the arms' `task`.
-            ways: of each arm what `ask` takes, by default a `Variant`, or a list of these: random draws, which count by
-                their mean.
-            ask: lets the model answer a batch in several ways.
-            made: makes batches of a task's questions; by default similar ones run together.
+            tasks: the tasks by their names in the arms.
+            variants: what `ask` takes for each arm, by default a `Variant`; a list holds several random draws, whose
+                mean counts.
+            ask: function that lets the model answer a batch with several variants.
+            make_batches: makes the batches of a task's questions; by default similar questions run together.
         """
-        draws = {arm: way if isinstance(way, list) else [way] for arm, way in ways.items()}
-        found: dict[Arm, Outcome] = {}
+        draws = {arm: one if isinstance(one, list) else [one] for arm, one in variants.items()}
+        outcomes: dict[Arm, Outcome] = {}
         for name, task in tasks.items():
             arms = {arm: {_name(arm, i): one for i, one in enumerate(draws[arm])} for arm in draws if arm.task == name}
-            named = {one: way for own in arms.values() for one, way in own.items()}
-            answers = self._ask(name, task.questions, named, ask, made)
+            named = {one: variant for own in arms.values() for one, variant in own.items()}
+            answers = self._ask(name, task.questions, named, ask, make_batches)
             for arm, own in arms.items():
-                found[arm] = over_seeds(self._outcome(task, answers[one]) for one in own)
-        return {arm: found[arm] for arm in ways}
+                outcomes[arm] = over_seeds(self._outcome(task, answers[one]) for one in own)
+        return {arm: outcomes[arm] for arm in variants}
 
     def _outcome(self, task: AnyTask, answers: list[Answer]) -> Outcome:
         heads = self.scores.scores.shape[0] * int(self.scores.header["num_kv_heads"])
@@ -150,36 +152,36 @@ class Evaluator:
         self,
         task: str,
         questions: Sequence[Question],
-        ways: Mapping[str, Any],
+        variants: Mapping[str, Any],
         ask: Ask,
-        made: Callable[[], Iterable[Batch]] | None,
+        make_batches: Callable[[], Iterable[Batch]] | None,
     ) -> dict[str, list[Answer]]:
-        known = {name: self.store.answers(task, name) for name in ways}
+        known = {name: self.store.answers(task, name) for name in variants}
         if any(len(one) < len(questions) for one in known.values()):
             size = self.params.evaluate.batch_size
-            every: list[Any] = batches(questions, size) if made is None else list(made())
+            every: list[Any] = batches(questions, size) if make_batches is None else list(make_batches())
             jobs = []
             for batch in every:
-                index = batch if made is None else batch.index
-                missing = [name for name in ways if not known[name].keys() >= set(index)]
+                index = batch if make_batches is None else batch.index
+                missing = [name for name in variants if not known[name].keys() >= set(index)]
                 jobs += [(batch, index, missing)] if missing else []
             for batch, index, missing in progress(jobs, len(jobs), f"{self.name} {self.key}: {task}"):
-                ready = make_batch(self.processor, questions, index) if made is None else batch
+                ready = make_batch(self.processor, questions, index) if make_batches is None else batch
                 limit = questions[index[0]].max_new_tokens or longest_answer(
                     self.processor, questions, self.params.evaluate.max_new_tokens
                 )
-                replies = ask(self.model, ready, {name: ways[name] for name in missing}, limit)
+                replies = ask(self.model, ready, {name: variants[name] for name in missing}, limit)
                 for name, reply in replies.items():
                     texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
                     kept: Sequence[int | None] = reply.kept or [None] * len(texts)
                     each = [Answer(text, k, reply.slot_bytes) for text, k in zip(texts, kept, strict=True)]
                     self.store.put(task, name, index, each)
                     known[name] |= dict(zip(index, each, strict=True))
-        return {name: [known[name][at] for at in range(len(questions))] for name in ways}
+        return {name: [known[name][at] for at in range(len(questions))] for name in variants}
 
 
 def _name(arm: Arm, draw: int) -> str:
-    """An arm's folder in the store; the first draw has the name of one that is alone."""
+    """Returns the name of an arm's folder in the store; the first draw is named like an arm without draws."""
     parts = [arm.condition, arm.setting, *(str(value) for value in (arm.level, arm.budget) if value is not None)]
     return ", ".join(part for part in parts if part) + (f", draw {draw}" if draw else "")
 

@@ -1,7 +1,7 @@
-"""`python -m sparsemm.evaluate.lmms_eval`: lmms-eval's command line, also beside a torchvision of another build.
+"""Runs lmms-eval's command line also if torch and torchvision are of different builds.
 
-`python -m lmms_eval` imports torchvision before it reads any entry point, and ends there if torchvision's operators do
-not load. Here they are declared first; arguments and results are lmms-eval's.
+`python -m lmms_eval` imports torchvision before it reads any entry point, and fails if torchvision's operators do not
+load. `python -m sparsemm.evaluate.lmms_eval` declares them first. Arguments and results are those of lmms-eval.
 """
 
 from sparsemm.compat import define_missing_torchvision_operators

@@ -1,4 +1,4 @@
-"""The entry point that lmms-eval reads, kept apart from the model: it is called while lmms-eval is being imported."""
+"""The entry point that registers the model with lmms-eval. It is called while lmms-eval is being imported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def manifest() -> Any:
-    """lmms-eval's ModelManifest of `--model sparsemm`."""
+    """Returns lmms-eval's ModelManifest of `--model sparsemm`."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("sparsemm", simple_class_path="sparsemm.evaluate.plugin.SparseMM")

@@ -13,12 +13,12 @@ from sparsemm.evaluate.answers import Variant, answer, make_batch
 from sparsemm.evaluate.evaluator import longest_answer, score_answers
 from sparsemm.evaluate.questions import batches
 from sparsemm.evaluate.rows import FULL, Row, measured, rounded
-from sparsemm.evaluate.statistics import difference, estimate
 from sparsemm.evaluate.store import Answer
-from sparsemm.evaluate.tasks.local import PageTask
+from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.policies import budgets_of, make_policy_from, method_options
 from sparsemm.progress import progress
 from sparsemm.scores import ScoreTable
+from sparsemm.statistics import difference, estimate
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ def evaluate_methods(
         prompt: of "read".
         batch_size: pages that go through the model together.
         max_new_tokens: of an answer; it also ends 8 tokens after the longest reference.
-        resamples: of the bootstrap of intervals.
-        seed: of the bootstrap, of the questions and of random heads.
+        resamples, seed: of the bootstrap of intervals; `seed` also draws questions and random heads.
         options: options of the methods, such as `window` (32) and `rho` (0.1); each method takes those it has.
 
     Raises:

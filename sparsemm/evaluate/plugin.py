@@ -1,4 +1,4 @@
-"""`python -m lmms_eval --model sparsemm`: a compressed model that lmms-eval runs like its own."""
+"""The plug-in `python -m lmms_eval --model sparsemm`, a model of lmms-eval with a compressed cache."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from sparsemm.models import load_model, new_entry
 from sparsemm.policies import every_option, make_policy_from
 from sparsemm.registry.lookup import load_scores
 
-OPTIONS = sorted(every_option() - {"selector"})  # that a command line can give
+OPTIONS = sorted(every_option() - {"selector"})  # options of the methods that a command line can set
 
 
 class SparseMM(lmms):
-    """Greedy answers of one checkpoint under one method and budget.
+    """Answers greedily with one checkpoint, method and budget.
 
-    Args, as in --model_args; device and batch_size as --device and --batch_size:
+    The arguments are given in --model_args, device and batch_size as --device and --batch_size:
         pretrained: local folder or hub id of a checkpoint of a supported family.
-        revision: of the hub, or the content hash of the folder.
-        method, budget: as `sparsemm.compressed_cache`.
+        revision: revision on the hub, or the content hash of the folder.
+        method, budget: as in `sparsemm.compressed_cache`.
         scores: path of a score table, or models:/visual-heads.<key>@champion.
-        dtype: float32, float16 or bfloat16; what the checkpoint's config says if not given.
-        device: the GPU of this process if there is one, else the CPU.
-        batch_size: rows that run together.
-        max_new_tokens: where a task does not say.
+        dtype: float32, float16 or bfloat16; by default the dtype in the checkpoint's config.
+        device: by default the GPU of this process if there is one, else the CPU.
+        batch_size: number of requests that run together.
+        max_new_tokens: used if a task does not set it.
         trust_remote_code: must be off.
-        options: as `sparsemm.compressed_cache`; those that other methods have are ignored.
+        options: as in `sparsemm.compressed_cache`; options of other methods are ignored.
 
     Raises:
-        LayoutError, ModelError, FetchError: if the checkpoint is unsupported or cannot be had.
-        ScoreTableError, RegistryError: if the table cannot be had, is damaged, or is of another model.
-        BudgetError: if method, budget, window or scores are impossible.
+        LayoutError, ModelError, FetchError: if the checkpoint is unsupported or not available.
+        ScoreTableError, RegistryError: if the table is not available, is damaged, or is of another model.
+        BudgetError: if method, budget, window or scores are invalid.
     """
 
     is_simple = True
@@ -79,11 +79,11 @@ class SparseMM(lmms):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> SparseMM:
-        """The model of a command line: how lmms-eval makes it.
+        """Returns the model that a command line describes; lmms-eval calls this.
 
         Args:
             arg_string: --model_args, as name=value,name=value.
-            additional_config: --batch_size, --max_batch_size and --device; None where not given.
+            additional_config: --batch_size, --max_batch_size and --device; None if not set.
 
         Raises:
             DataError: if an argument is unknown, missing, given twice, or has no value.
@@ -91,27 +91,27 @@ class SparseMM(lmms):
         known = [name for name in inspect.signature(cls).parameters if name != "options"] + OPTIONS
         every = f"arguments: {', '.join(known)}"
         try:
-            given = simple_parse_args_string(arg_string)
+            arguments = simple_parse_args_string(arg_string)
         except ValueError as error:
             raise DataError("not name=value,name=value", where=f"--model_args {arg_string}", hint=every) from error
         own = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        for name in (*given, *own):
+        for name in (*arguments, *own):
             if name not in known:
                 near = "".join(f", did you mean {one}?" for one in get_close_matches(name, known, 1))
                 raise DataError(f"unknown argument {name!r}{near}", where="--model sparsemm", hint=every)
-            if name in given and name in own:
+            if name in arguments and name in own:
                 raise DataError(f"{name} is given twice", where="--model_args", hint=f"use --{name} alone")
-        if "pretrained" not in given:
+        if "pretrained" not in arguments:
             raise DataError("pretrained is missing: which checkpoint?", where="--model_args", hint=every)
-        return cls(**given, **own)
+        return cls(**arguments, **own)
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Returns the device of the model."""
         return self.model.device
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """Answers in the order of the requests.
+        """Returns answers in the order of the requests.
 
         Raises:
             DataError: if a task wants sampling, beams, or other things than images.
@@ -128,7 +128,7 @@ class SparseMM(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """Refused: a compressed cache exists only while an answer is generated.
+        """Refuses log-likelihood tasks, because a compressed cache exists only while an answer is generated.
 
         Raises:
             DataError: always.
@@ -136,7 +136,7 @@ class SparseMM(lmms):
         raise DataError("log-likelihood tasks are not supported", where="sparsemm", hint="use generate_until tasks")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Refused.
+        """Refuses tasks of several rounds.
 
         Raises:
             DataError: always.

@@ -1,4 +1,4 @@
-"""Questions: what a model is asked, where its answer stops, and which questions run together."""
+"""Questions: their prompts and images, where an answer stops, and which questions run together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Question:
     """One question about some images.
 
     Attributes:
-        prompt: what the user says.
-        images: decodes its images, RGB, anew at every call: a task's images do not fit into memory.
-        stops: an answer ends before the first of these.
-        max_new_tokens: at most so many per answer; None: 8 more than the longest reference has.
-        answer: the reference, where whoever asks has to know it.
+        prompt: text of the question.
+        images: function that decodes the images, RGB; all images of a task do not fit into memory.
+        stops: texts at which an answer ends.
+        max_new_tokens: largest number of tokens of an answer; None: 8 more than the longest reference has.
+        answer: reference answer, if it is known beforehand.
     """
 
     prompt: str
@@ -31,36 +31,36 @@ class Question:
     answer: str = ""
 
     def trim(self, text: str) -> str:
-        """An answer up to the first stop, without blanks around it."""
+        """Returns an answer up to the first stop, without blanks around it."""
         for stop in self.stops:
             text = text.split(stop)[0]
         return text.strip()
 
 
 def question(request: Any, dataset: Any, max_new_tokens: int) -> Question:
-    """The question of a `generate_until` request.
+    """Returns the question of a `generate_until` request.
 
     Args:
         request: lmms-eval's Instance.
         dataset: {split: documents} of its task.
-        max_new_tokens: where the task does not say.
+        max_new_tokens: used if the task does not set it.
 
     Raises:
         DataError: if the task wants sampling, beams, or other things than images.
     """
     prompt, options, doc_to_visual, doc_id, task, split = request.args
-    # A temperature alone makes lmms-eval's own models sample, whatever the task file says of do_sample.
+    # A temperature alone makes lmms-eval's own models sample, whatever the task file says about do_sample.
     if options.get("do_sample") or (options.get("temperature") or 0) > 0 or (options.get("num_beams") or 1) > 1:
         hint = "answers are greedy; --gen_kwargs do_sample=False,temperature=0,num_beams=1 overrides the task's own"
         raise DataError("sampling or beams are asked for", where=str(task), hint=hint)
 
     def images() -> list[Image.Image]:
-        found = doc_to_visual(dataset[split][doc_id]) or []
-        other = next((one for one in found if not isinstance(one, Image.Image)), None)
+        visuals = doc_to_visual(dataset[split][doc_id]) or []
+        other = next((one for one in visuals if not isinstance(one, Image.Image)), None)
         if other is not None:
             what = f"document {doc_id} shows a {type(other).__name__}"
             raise DataError(what, where=str(task), hint="tasks with images are supported")
-        return [one.convert("RGB") for one in found]
+        return [one.convert("RGB") for one in visuals]
 
     stops = options.get("until") or ()
     stops = (stops,) if isinstance(stops, str) else tuple(stop for stop in stops if stop)
@@ -68,7 +68,7 @@ def question(request: Any, dataset: Any, max_new_tokens: int) -> Question:
 
 
 def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
-    """Positions of the questions, at most `size` together: equal answer length, similar images and prompts."""
+    """Groups the numbers of the questions, at most `size` together, by answer length, image sizes and prompt length."""
 
     def key(at: int) -> tuple[Any, ...]:
         sizes = [image.size for image in questions[at].images()]

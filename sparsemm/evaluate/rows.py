@@ -1,4 +1,4 @@
-"""Arms that were measured, and the rows they become: means, paired differences, verdicts; and the files of rows."""
+"""Turns measured arms into table rows (means, paired differences, verdicts), and writes tables."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.statistics import Estimate, Pages, Values, difference, estimate, verdict
 from sparsemm.files import atomic_path, write_json
 from sparsemm.policies import METHODS
+from sparsemm.statistics import Estimate, Mean, Pages, Values, difference, estimate
 
 if TYPE_CHECKING:
     from sparsemm.evaluate.tasks import Scored
 
-# Settings and tasks with a role: the method that the others are held against, the cache that all methods are held
-# against, the mean over all tasks, and the mean accuracy over all budgets.
+# Settings and tasks with a special role: the method that others are compared with, the cache that all methods are
+# compared with, the mean over all tasks, and the mean accuracy over all budgets.
 PAPER, FULL, OVERALL, AREA = "sparsemm", "full", "all tasks", "area over log2 B"
 COLUMNS = (
     "model study task condition setting level budget kept_slots bytes metric value n pages seeds spread ci_low ci_high "
@@ -29,12 +29,13 @@ Row = dict[str, Any]
 
 
 class Arm(NamedTuple):
-    """One way of answering the questions of a task.
+    """One way of answering the questions of a task, which is a point in a table.
 
     Attributes:
-        condition: what holds for all settings that are compared, empty where there is nothing to say.
-        setting: what is varied: a method, a kind of head.
-        level: how much of it, where that is a number.
+        task: name of the task.
+        condition: what all compared settings have in common; may be empty.
+        setting: what is varied, such as a method or a kind of head.
+        level: amount of the setting, if it is a number.
         budget: mean slots per KV head, or None for the full cache or an area over budgets.
     """
 
@@ -47,17 +48,17 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm gave.
+    """What was measured for an arm.
 
     Attributes:
-        values: (n,) float64 per sample, mean over seeds where there are several.
-        metric: their name.
-        kept: mean slots per KV head that were kept after prefill, or None.
-        bytes: mean bytes of keys and values then, or None.
-        seeds: random draws behind each value; 1 if nothing is random.
+        values: (n,) float64, one per sample, averaged over seeds if there are several.
+        metric: name of the values.
+        kept: mean slots per KV head after prefill, or None.
+        bytes: mean bytes of keys and values after prefill, or None.
+        seeds: number of random draws behind each value; 1 if nothing is random.
         spread: largest minus smallest mean of a draw.
-        pages: (n,) number of each sample's page, or None if every sample has its own.
-        samples: of every draw, the answers behind the values, where there are any.
+        pages: (n,) number of each sample's page, or None if every sample has its own page.
+        samples: the scored answers of every draw, if there are any.
     """
 
     values: Values
@@ -71,9 +72,9 @@ class Outcome:
 
 
 def over_seeds(draws: Iterable[Outcome]) -> Outcome:
-    """The mean over random draws, sample by sample.
+    """Averages random draws, sample by sample.
 
-    A draw is new for every page (`sparsemm.policies.per_row`), so that resampling pages resamples draws too.
+    Every page has draws of its own (`sparsemm.policies.per_row`), so that resampling pages resamples draws too.
 
     Raises:
         DataError: if there is no draw.
@@ -95,8 +96,8 @@ def over_seeds(draws: Iterable[Outcome]) -> Outcome:
     )
 
 
-def measured(outcome: Outcome, mean: Estimate) -> Row:
-    """The cells that every table has of an arm: what was kept, and its mean with the interval."""
+def measured(outcome: Outcome, mean: Mean) -> Row:
+    """Returns the cells that every table has for an arm: what was kept, and the mean with its interval."""
     return {
         "kept_slots": "" if outcome.kept is None else round(outcome.kept, 4),
         "bytes": "" if outcome.bytes is None else round(outcome.bytes),
@@ -107,8 +108,8 @@ def measured(outcome: Outcome, mean: Estimate) -> Row:
     }
 
 
-def rounded(one: Estimate, value: str, interval: str) -> Row:
-    """The cells of an estimate: `value`, `interval`_low and `interval`_high."""
+def rounded(one: Mean, value: str, interval: str) -> Row:
+    """Returns the rounded cells of a mean: `value`, `interval`_low and `interval`_high."""
     ends = {f"{interval}_low": one.low, f"{interval}_high": one.high}
     return {name: round(number, 6) for name, number in ({value: one.value} | ends).items()}
 
@@ -122,30 +123,32 @@ def tabulate(
     seed: int,
     precision: float,
 ) -> list[Row]:
-    """One row per arm and arm it is compared with; a single one without a difference where it is compared with none.
+    """Returns one row per arm and arm that it is compared with; an arm without comparison has one row.
 
-    `diff` is the arm minus the other, paired over samples, and `verdict` is about the arm. `needed` is the number of
-    pages at which the interval of this difference (of the mean, where there is none) is +- `precision` wide.
+    `diff` is the arm minus the other, paired by sample, and `verdict` is about the arm. `needed` is the number of pages
+    at which the interval of this difference (without a comparison, of the mean) is +- `precision` wide.
 
     Args:
         head: values of the columns model and study.
-        outcomes: per arm.
-        against: the arms an arm is compared with; those that were not measured are left out.
+        outcomes: what was measured, by arm.
+        against: returns the arms that an arm is compared with; those that were not measured are left out.
+        resamples, seed: number and seed of the bootstrap resamples.
+        precision: half-width of the interval for which `needed` is computed.
     """
     rows = []
     for arm, outcome in outcomes.items():
-        mean = estimate(outcome.values, resamples, seed, outcome.pages)
+        average = estimate(outcome.values, resamples, seed, outcome.pages)
         row: Row = dict.fromkeys(COLUMNS, "") | dict(head)
         row |= {name: "" if value is None else value for name, value in arm._asdict().items()}
-        row |= measured(outcome, mean) | {"seeds": outcome.seeds, "spread": round(outcome.spread, 6)}
+        row |= measured(outcome, average) | {"seeds": outcome.seeds, "spread": round(outcome.spread, 6)}
         others = [other for other in against(arm) if other != arm and other in outcomes]
         for other in others:
-            found = difference(outcome.values, outcomes[other].values, resamples, seed, outcome.pages)
-            cells = rounded(found, "diff", "diff_ci")
-            # Of what is written: a sum of differences that cancel is not quite zero.
-            cells["verdict"] = verdict(cells["diff_ci_low"], cells["diff_ci_high"])
-            rows.append(row | cells | {"against": name(other, arm), "needed": found.needed(precision)})
-        rows += [] if others else [row | {"needed": mean.needed(precision)}]
+            paired = difference(outcome.values, outcomes[other].values, resamples, seed, outcome.pages)
+            cells = rounded(paired, "diff", "diff_ci")
+            # The verdict is about the rounded numbers, because a sum of differences that cancel is not quite zero.
+            cells["verdict"] = Estimate(cells["diff"], cells["diff_ci_low"], cells["diff_ci_high"]).verdict
+            rows.append(row | cells | {"against": name(other, arm), "needed": paired.needed(precision)})
+        rows += [] if others else [row | {"needed": average.needed(precision)}]
     return rows
 
 
@@ -166,7 +169,7 @@ def by_method(arm: Arm) -> list[Arm]:
 
 
 def name(other: Arm, arm: Arm) -> str:
-    """Another arm in the column `against` of this one: its setting, and what else the two do not share."""
+    """Returns the name of another arm in the column `against`: its setting, and what else differs from this arm."""
     parts = [other.condition] if other.condition not in (arm.condition, "") else []
     parts += [f"{other.level:g}"] if other.level not in (arm.level, None) else []
     parts += [f"B={other.budget}"] if other.budget not in (arm.budget, None) else []
@@ -174,7 +177,7 @@ def name(other: Arm, arm: Arm) -> str:
 
 
 def write_table(folder: Path, key: str, columns: Sequence[str], rows: Sequence[Row], at: Sequence[str]) -> None:
-    """Write rows to <key>.csv, and their values to <key>.json as metrics: by the columns `at`, level and budget."""
+    """Writes rows to <key>.csv, and their values to <key>.json as metrics, by the columns `at`, level and budget."""
     with atomic_path(folder / f"{key}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns, lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Answers on their way to a table: one file per batch and variant, so that a crash loses one batch."""
+"""Stores answers until a table is written, one file per batch and variant, so that a crash loses one batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemm.files import write_json
 
 
 class Answer(NamedTuple):
-    """What one question was answered; `kept` and `slot_bytes` as in `sparsemm.evaluate.answers.Reply`."""
+    """The answer to one question; `kept` and `slot_bytes` are those of `sparsemm.evaluate.answers.Reply`."""
 
     text: str
     kept: int | None
@@ -23,32 +23,32 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """What one model was asked so far.
+    """The answers of one model so far.
 
     Attributes:
-        folder: named after everything the answers depend on, so that none is taken for another.
+        folder: its name is a hash of everything that the answers depend on, so that stale answers are never used.
     """
 
     folder: Path
 
     def put(self, unit: str, name: str, index: Sequence[int], answers: Sequence[Answer]) -> None:
-        """Keep the answers of a variant to the questions of these numbers; the file appears whole or not at all."""
+        """Stores the answers of a variant to the questions with these numbers, in one atomic write."""
         write_json(self._path(unit, name) / f"{min(index):06d}.json", {"index": list(index), "answers": answers})
 
     def answers(self, unit: str, name: str) -> dict[int, Answer]:
-        """Every answer of a variant that was kept, by the number of its question.
+        """Returns every stored answer of a variant by the number of its question.
 
         Raises:
             DataError: if a file cannot be read.
         """
-        found: dict[int, Answer] = {}
+        answers: dict[int, Answer] = {}
         for path in sorted(self._path(unit, name).glob("*.json")):
             value = _read(path)
-            found |= {at: Answer(*one) for at, one in zip(value["index"], value["answers"], strict=True)}
-        return found
+            answers |= {at: Answer(*one) for at, one in zip(value["index"], value["answers"], strict=True)}
+        return answers
 
     def once(self, unit: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns (plain JSON), computed once.
+        """Returns what `make` returns (plain JSON), and calls it only once.
 
         Raises:
             DataError: if the file cannot be read.
@@ -59,7 +59,7 @@ class Store:
         return _read(path)
 
     def clear(self) -> None:
-        """Remove everything, also what was kept for other settings of this model."""
+        """Removes all answers of this model, also those for other settings."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _path(self, unit: str, name: str) -> Path:

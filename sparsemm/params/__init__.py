@@ -12,11 +12,11 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sparsemm.errors import ParamsError
-from sparsemm.params.base import Strict, check_key
 from sparsemm.params.datasets import DatasetParams, may_share
 from sparsemm.params.models import OVERRIDDEN, AssembledParams, ModelParams, WatchParams, without_folder
 from sparsemm.params.registry import RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
+from sparsemm.params.strict import Strict, check_key
 from sparsemm.params.studies import studies_params
 
 if TYPE_CHECKING:

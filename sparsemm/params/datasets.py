@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from sparsemm.params.base import Count, Strict
+from sparsemm.params.strict import Count, Strict
 
 TypeSize = Literal["plain", "small", "large"]
 Format = Literal["records_jsonl", "synthdog", "coco", "mlt2019", "ctw"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from sparsemm.params.base import Count, Strict
+from sparsemm.params.strict import Count, Strict
 
 
 class GateParams(Strict):

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator
 
-from sparsemm.params.base import Count, Strict
 from sparsemm.params.stages import Method
+from sparsemm.params.strict import Count, Strict
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Budgets = Annotated[tuple[Count, ...], Field(min_length=1, description="mean slots per KV head, window included")]
@@ -17,9 +17,9 @@ Methods = Annotated[tuple[Method, ...], Field(min_length=1)]
 
 
 class StudyParams(Strict):
-    """What every study has."""
+    """The options of every study."""
 
-    precision: float = Field(0.05, gt=0.0, description="half-width the number of samples needed is stated for")
+    precision: float = Field(0.05, gt=0.0, description="half-width of an interval, for the pages needed")
 
     @field_validator("*")
     @classmethod
@@ -29,7 +29,7 @@ class StudyParams(Strict):
         return value
 
     def problem(self, params: Any) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
+        """Returns what does not fit the other parts of params.yaml, or None."""
         window = params.allocate.window
         budgets = getattr(self, "budgets", (getattr(self, "budget", window),))
         if min(budgets) < window:
@@ -38,64 +38,64 @@ class StudyParams(Strict):
 
 
 class PagesParams(StudyParams):
-    """A study of some pages."""
+    """The options of a study of some pages."""
 
-    samples: int = Field(ge=2, description="pages of the evaluation set")
+    samples: int = Field(ge=2, description="first pages of the evaluation set")
 
     def problem(self, params: Any) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
+        """Returns what does not fit the other parts of params.yaml, or None."""
         if self.samples > params.datasets[params.evaluate.dataset].samples:
             return "samples is more than the evaluation data set has"
         return super().problem(params)
 
 
 class TasksParams(PagesParams):
-    """A study that asks questions about them."""
+    """The options of a study that asks questions about pages."""
 
     tasks: tuple[Literal["read", "qa"], ...] = Field(("read", "qa"), min_length=1)
 
     def problem(self, params: Any) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
+        """Returns what does not fit the other parts of params.yaml, or None."""
         return (no_questions(params) if "qa" in self.tasks else None) or super().problem(params)
 
 
 class BudgetsParams(TasksParams):
-    """The same at some budgets."""
+    """The options of a study at some budgets."""
 
     budgets: Budgets
 
 
 class MethodsParams(BudgetsParams):
-    """The same of some methods."""
+    """The options of a study that compares methods at some budgets."""
 
     methods: Methods
 
 
 def no_questions(params: Any) -> str | None:
-    """Why the evaluation pages cannot be asked about, or None."""
+    """Returns why no questions can be asked about the evaluation pages, or None."""
     synthetic = params.datasets[params.evaluate.dataset].source == "synthetic"
     return None if synthetic else "questions can be asked about synthetic pages only"
 
 
 class Studies(Strict):
-    """Which studies are made, in groups; a study that is left out is not made, a group without any is `{}`."""
+    """The studies to run, in groups. A study that is left out is not run; a group without any is `{}`."""
 
-    def made(self) -> dict[str, Any]:
-        """Every study that is made, by name."""
-        return {name: given for _, group in self for name, given in group if given is not None}
+    def enabled(self) -> dict[str, Any]:
+        """Returns the options of every study that is not left out, by name."""
+        return {name: options for _, group in self for name, options in group if options is not None}
 
     def problem(self, params: Any) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
+        """Returns what does not fit the other parts of params.yaml, or None."""
         for group, studies in self:
-            for name, given in studies:
-                if given is not None and (reason := given.problem(params)) is not None:
+            for name, options in studies:
+                if options is not None and (reason := options.problem(params)) is not None:
                     return f"{group}.{name}: {reason}"
         return None
 
 
 @cache
 def studies_params() -> type[Studies]:
-    """`Studies` with a field for every study there is. Their files are read when params are."""
+    """Returns `Studies` with a field for every study. The files of all studies are read for this."""
     studies = import_module("sparsemm.studies")
     groups: dict[str, Any] = {}
     for group in studies.GROUPS:

@@ -1,4 +1,4 @@
-"""Language models with the sizes of real ones and random weights."""
+"""Language models by the sizes that matter for a cache, with random weights: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.errors import ModelError
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder of the Llama family, named as in transformers' configurations."""
+    """Sizes of a decoder of the Llama family; what they mean is what transformers' configurations say."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -25,17 +25,17 @@ class Shape:
 
     @property
     def group(self) -> int:
-        """Number of query heads per KV head."""
+        """Query heads of a KV head."""
         return self.num_attention_heads // self.num_key_value_heads
 
     def parameters(self) -> int:
-        """Returns the number of weights, embeddings included."""
+        """Numbers in the weights, embeddings included."""
         heads = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
         layer = self.hidden_size * (heads + 3 * self.intermediate_size + 2)
         return self.num_hidden_layers * layer + self.hidden_size * (2 * self.vocab_size + 1)
 
     def cache(self) -> int:
-        """Returns how many numbers the keys and values of one token have."""
+        """Numbers in the keys and values of one token."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
 
@@ -48,17 +48,23 @@ SHAPES = {
 
 
 def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, longest: int) -> Any:
-    """Creates a causal language model with random weights on a device.
+    """A causal language model with random weights, made where it will run.
 
     Args:
-        shape: its sizes.
-        dtype: dtype of the weights.
-        device: the device.
-        longest: largest number of positions.
+        longest: positions it must serve.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(**vars(shape), max_position_embeddings=longest)
+    config = LlamaConfig(
+        num_hidden_layers=shape.num_hidden_layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        vocab_size=shape.vocab_size,
+        head_dim=shape.head_dim,
+        max_position_embeddings=longest,
+    )
     config._attn_implementation = "sdpa"
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -70,7 +76,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, longest
 
 
 def random_scores(shape: Shape) -> torch.Tensor:
-    """Returns (layers, query heads) float64 scores, few of which are high; the same at every call."""
+    """(layers, query heads) float64: scores of which few are high, the same at every call."""
     sizes = shape.num_hidden_layers, shape.num_attention_heads
     return torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64, device="cpu") ** 8
 
@@ -78,39 +84,34 @@ def random_scores(shape: Shape) -> torch.Tensor:
 def check_room(
     name: str, length: int, batch_size: int, dtype: torch.dtype, device: torch.device, beside: int = 0
 ) -> None:
-    """Checks that weights, full cache and a prompt's largest activations fit in the free memory of a device.
+    """Refuse a shape whose weights, full cache and a prompt's largest activations exceed the memory there is for it.
 
-    On a CPU they may take half of the free memory, because other processes share it.
+    That is what is free of a CUDA device; of a CPU's half of it, because whatever else runs there shares it.
 
     Args:
-        name: name of the shape.
-        length: tokens of a prompt.
-        batch_size: number of prompts.
-        dtype: dtype of weights and cache.
-        device: the device.
-        beside: bytes that are needed besides.
+        beside: bytes of what else will be there.
 
     Raises:
-        ModelError: if they do not fit; the message names both sizes.
+        ModelError: with the memory wanted and found.
     """
     shape = SHAPES[name]
-    # Per token of the prompt: activations of the feed-forward layer, and hidden states.
+    # Per token of the prompt: what the feed-forward layer holds at once, and hidden states beside it.
     activations = 3 * shape.intermediate_size + 6 * shape.hidden_size
     numbers = shape.parameters() + batch_size * length * (shape.cache() + activations)
-    needed, free = numbers * dtype.itemsize + beside, free_bytes(device)
-    if free is not None and needed > free:
-        available = f"{free / 2**30:.1f} GiB of {device.type} memory are available"
-        what = f"{length} tokens need {needed / 2**30:.1f} GiB, {available}"
+    wanted, found = numbers * dtype.itemsize + beside, free_bytes(device)
+    if found is not None and wanted > found:
+        there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for it"
+        what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {there}"
         hint = "use a larger device, a smaller shape or dtype, or fewer tokens: profile.lengths, --prompt"
         raise ModelError(what, where=f"shape {name}", hint=hint)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Returns the bytes that may be allocated (see `check_room`), or None if the system does not tell."""
+    """Bytes that may be allocated (see `check_room`), or None where the system does not say."""
     if device.type == "cuda":
-        # Memory that torch has reserved and not allocated is available, too.
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+        # What ran before may have left memory to torch, which hands it out again.
+        left = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + left
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -14,8 +14,8 @@ import numpy as np
 
 from sparsemm.report.results import Heads, Model, PaperPoint, StudyResults, Timing
 from sparsemm.report.style import FAINT, Style, method_style, model_style, setting_styles
+from sparsemm.statistics import Estimate
 from sparsemm.studies import Rows, StudyRow
-from sparsemm.tables import Estimate
 
 MIB = 2**20
 WIDEST = 20  # characters in a line of a label

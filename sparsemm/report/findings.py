@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sparsemm.report.results import Accuracy, Model, Timing
-from sparsemm.tables import VERDICTS, Estimate
+from sparsemm.statistics import VERDICTS, Estimate
 
 DISTURBED = 2.0  # if times of equal work differ by more than this factor, they measure something else
 

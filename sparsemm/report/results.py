@@ -17,8 +17,9 @@ from sparsemm.errors import DataError
 from sparsemm.files import result_path
 from sparsemm.params import Params
 from sparsemm.scores import rank_correlation, top_count, top_set
+from sparsemm.statistics import Estimate
 from sparsemm.studies import Study, StudyRow, load, read_study
-from sparsemm.tables import HINT, Estimate, Row, interval, read_json, read_rows
+from sparsemm.tables import HINT, Row, check_interval, read_json, read_rows
 
 PAPER = Path(__file__).with_name("paper_efficiency.csv")
 Positive = Annotated[float, Field(gt=0)]
@@ -52,7 +53,7 @@ class Accuracy(Row):
     @model_validator(mode="after")
     def _check(self) -> Accuracy:
         for name in ("ci", "diff_ci", "diff_full_ci"):
-            interval(getattr(self, f"{name}_low"), getattr(self, f"{name}_high"), name)
+            check_interval(getattr(self, f"{name}_low"), getattr(self, f"{name}_high"), name)
         return self
 
     def _estimate(self, value: float | None, name: str) -> Estimate | None:
@@ -399,7 +400,7 @@ def _or_default(path: Path, kind: type[Any]) -> Any:
 
 
 def _studies(params: Params, root: Path) -> Iterable[StudyResults]:
-    for name in params.studies.made():
+    for name in params.studies.enabled():
         paths = {key: result_path(root, f"studies/{name}", key, ".csv") for key in params.models}
         rows = {key: read_study(path, name, key) for key, path in paths.items() if path.is_file()}
         if rows:

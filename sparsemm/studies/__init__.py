@@ -1,8 +1,8 @@
-"""Studies: one question each, asked about a model, with its own table and its own part of the report.
+"""Studies: each asks one question about a model and has its own table and its own part of the report.
 
-Every file of this folder is a study and declares it as `STUDY`: its options in params.yaml, its words, and how it runs.
-Nothing else lists them. These files import no torch, so that params and the report are fast: what runs a model is
-imported where it runs. `common` holds what several studies share.
+Every file of this folder declares a study as `STUDY`: its options in params.yaml, its words, and how it runs. Nothing
+else lists the studies. Code that runs a model is imported inside functions, so that params and the report, which read
+all studies, stay fast. `common` holds the code that several studies share.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pydantic import BaseModel, model_validator
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import FULL, PAPER
 from sparsemm.evaluate.rows import Row as Cells
-from sparsemm.tables import HINT, VERDICTS, Estimate, Row, interval, read_rows
+from sparsemm.statistics import VERDICTS, Estimate
+from sparsemm.tables import HINT, Row, check_interval, read_rows
 
 
 class StudyRow(Row):
-    """One row of artifacts/studies/<study>/<key>.csv; `sparsemm.evaluate.rows.tabulate` says what its columns hold."""
+    """One row of artifacts/studies/<study>/<key>.csv; `sparsemm.evaluate.rows.tabulate` explains its columns."""
 
     model: str
     study: str
@@ -52,7 +53,7 @@ class StudyRow(Row):
     @model_validator(mode="before")
     @classmethod
     def _one_page_has_no_interval(cls, cells: Any) -> Any:
-        """Resampling a single page cannot move anything, so such a row has no interval and no verdict."""
+        """Removes interval and verdict of a row about a single page, because resampling one page changes nothing."""
         count = cells.get("pages") or cells.get("n")
         if count and str(count).isdecimal() and int(count) < 2:
             cells = cells | dict.fromkeys(("ci_low", "ci_high", "diff_ci_low", "diff_ci_high", "verdict"))
@@ -60,30 +61,30 @@ class StudyRow(Row):
 
     @model_validator(mode="after")
     def _check(self) -> StudyRow:
-        interval(self.ci_low, self.ci_high, "the interval of value")
-        interval(self.diff_ci_low, self.diff_ci_high, "the interval of diff")
+        check_interval(self.ci_low, self.ci_high, "the interval of value")
+        check_interval(self.diff_ci_low, self.diff_ci_high, "the interval of diff")
         if self.against and self.diff is None:
             raise ValueError("a comparison without a difference")
         return self
 
     @property
     def estimate(self) -> Estimate:
-        """The value with its interval."""
+        """Returns the value with its interval."""
         return Estimate(self.value, self.ci_low, self.ci_high)
 
     @property
     def difference(self) -> Estimate | None:
-        """Setting minus `against` with the interval of this paired difference; None where nothing is compared."""
+        """Returns setting minus `against` with the interval of this paired difference; None without a comparison."""
         return None if self.diff is None else Estimate(self.diff, self.diff_ci_low, self.diff_ci_high)
 
     @property
     def of_sparsemm(self) -> bool:
-        """Whether the row is of the project's own method, of which conclusions speak."""
+        """Tells whether the row is about `sparsemm`, the method that conclusions are about."""
         return self.setting == PAPER
 
     @property
     def against_full(self) -> bool:
-        """Whether it is compared with the full cache."""
+        """Tells whether the row is compared with the full cache."""
         return self.against == FULL
 
 
@@ -91,10 +92,10 @@ Rows = Sequence[StudyRow]
 
 
 def read_study(path: Path, study: str, key: str) -> list[StudyRow]:
-    """The rows that a study of a model wrote.
+    """Reads the rows that a study of a model wrote.
 
     Raises:
-        DataError: if the file is not what it writes.
+        DataError: if the file is malformed or empty.
     """
     rows = read_rows(path, StudyRow, {"study": study, "model": key})
     if not rows:
@@ -109,23 +110,23 @@ STUDIES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.p
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Everything that a study declares.
+    """A study: its options, how it runs, and its words in the report.
 
     Attributes:
-        params: its options, a class of `sparsemm.params.studies` or one of its own. params.yaml has them in `studies`,
-            under the group and the name of the file.
-        run: makes its rows from its options and from what it works with: `sparsemm.studies.common.bench.Bench`, or
-            `sparsemm.evaluate.samples.Evaluated` for a derived one.
-        group: "measured" asks the model; "compared" also reads the scores over the data sets of `robustness`;
+        params: class of its options, which params.yaml has in `studies` under the group and the name of the file.
+        run: takes what the study works with and its options, and returns rows. A study that runs a model works with
+            `sparsemm.studies.common.experiment.Experiment`, a derived one with
+            `sparsemm.studies.common.evaluated.Evaluated`.
+        group: "measured" runs the model, "compared" also reads the scores over the data sets of `robustness`, and
             "derived" reads what the evaluate and profile stages wrote. Each is a stage of dvc.yaml.
-        title: as the report heads it.
+        title: heading in the report.
         question: what is asked and how, in one or two sentences.
-        conclusion: of the rows of all models that count as evidence, what follows from them in a sentence or two;
-            empty where they show nothing. Every word of it has to come from intervals and numbers.
-        headline: whether a row with a difference is drawn in the study's own chart over all models.
-        level: name of the axis across where rows have levels.
-        drawn: of one model's rows, those that are drawn in its charts.
-        open: whether the chart over all models is shown at once, as the strongest evidence is, or folded.
+        conclusion: takes the rows of all models that count as evidence, and returns in a sentence or two what follows
+            from their intervals and numbers; empty if they show nothing.
+        headline: tells whether a row with a difference is drawn in the chart over all models.
+        level: name of the horizontal axis if rows have levels.
+        drawn: selects the rows of one model that are drawn in its charts.
+        open: whether the chart over all models is always visible, as for the strongest evidence, or folded.
     """
 
     params: type[BaseModel]
@@ -142,24 +143,24 @@ class Study:
 
 @cache
 def load(name: str) -> Study:
-    """What a file of this folder declares."""
+    """Returns the study that a file of this folder declares."""
     study: Study = import_module(f"{__name__}.{name}").STUDY
     return study
 
 
 def in_group(group: Group) -> tuple[str, ...]:
-    """The names of a group's studies."""
+    """Returns the names of a group's studies."""
     return tuple(name for name in STUDIES if load(name).group == group)
 
 
 def tally(rows: Iterable[StudyRow]) -> dict[str, int]:
-    """How often each of `VERDICTS` was given."""
+    """How often each of `VERDICTS` was options."""
     verdicts = [row.verdict for row in rows]
     return {word: verdicts.count(word) for word in VERDICTS}
 
 
 def compared(rows: Iterable[StudyRow]) -> str:
-    """The verdicts of some comparisons in words, and how far their differences reach; empty where there is none."""
+    """Describes the verdicts of some comparisons and the range of their differences; empty if there is none."""
     rows = [row for row in rows if row.verdict]
     if not rows:
         return ""
@@ -168,18 +169,18 @@ def compared(rows: Iterable[StudyRow]) -> str:
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """The least and the largest value: "0.12 to 0.30", or one number where they are the same."""
+    """Formats the smallest and the largest value: "0.12 to 0.30", or one number if they are the same."""
     least, most = (f"{value + 0.0:{sign}.2f}" for value in (min(values), max(values)))
     return least if least == most else f"{least} to {most}"
 
 
 def sentence(start: str, parts: Iterable[str]) -> str:
-    """`start` and the parts that say anything, as one sentence; empty where none does."""
-    said = "; ".join(part for part in parts if part)
-    return f"{start}{said}." if said else ""
+    """Joins `start` and the parts that are not empty to one sentence; empty if all are."""
+    text = "; ".join(part for part in parts if part)
+    return f"{start}{text}." if text else ""
 
 
 def against_each(rows: Rows, names: Iterable[str] | None = None) -> list[str]:
-    """ "snapkv: better in 3 of 6 (+0.02 to +0.20)" for every name in `against`, in the order they come."""
+    """Describes the comparisons with every name in `against`: "snapkv: better in 3 of 6 (+0.02 to +0.20)"."""
     names = dict.fromkeys(row.against or "" for row in rows) if names is None else names
-    return [f"{name}: {said}" for name in names if (said := compared(row for row in rows if row.against == name))]
+    return [f"{name}: {text}" for name in names if (text := compared(row for row in rows if row.against == name))]

@@ -1,4 +1,4 @@
-"""One candidate of the search, on the pages it never asked about: against the paper's allocation and other methods."""
+"""Study: a candidate of the search on held-out pages, against the paper's allocation and other methods."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, Way, c
 if TYPE_CHECKING:
     from sparsemm.evaluate.answers import Variant
     from sparsemm.params import Params
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 
 class ConfirmParams(SearchParams):
-    """A candidate of the search, on the pages it never asked about."""
+    """The candidate, and the methods that it is compared with."""
 
-    candidate: str = Field(description="which one; the report says which is best by the searches of all models")
-    methods: Methods = Field(("snapkv", "adakv", "full"), description="asked beside it and sparsemm")
+    candidate: str = Field(description="name of the candidate; the report says which is best by the searches")
+    methods: Methods = Field(("snapkv", "adakv", "full"), description="methods to compare it with, besides sparsemm")
 
     def problem(self, params: Params) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
-        search = params.studies.made().get("search")
+        """Returns what does not fit the other parts of params.yaml, or None."""
+        search = params.studies.enabled().get("search")
         shared = SearchParams.model_fields.keys() - {"precision"}
         if search is None or any(getattr(self, name) != getattr(search, name) for name in shared):
             return f"{', '.join(sorted(shared))} are not those of search"
@@ -35,10 +35,10 @@ class ConfirmParams(SearchParams):
 
 
 def conclusion(rows: Rows) -> str:
-    """What the candidate gains over the paper's allocation on pages the search never saw, and whether that holds.
+    """Says what the candidate gains over the paper's allocation on held-out pages, and whether the gain holds.
 
-    A gain holds where the interval of the paired difference of the overall area is above zero. Tasks for which the
-    candidate is shown worse are named beside it, because a mean hides them.
+    A gain holds if the interval of the paired difference of the overall area is above zero. Tasks on which the
+    candidate is worse are named too, because a mean hides them.
 
     Raises:
         DataError: if the rows of the models are of different candidates.
@@ -71,27 +71,29 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-def run(bench: Bench, given: ConfirmParams) -> list[Row]:
-    """One row per task, setting and budget and per area; the candidate is held against all others.
+def run(experiment: Experiment, options: ConfirmParams) -> list[Row]:
+    """Returns one row per task, setting and budget, and per area. The candidate is compared with all others.
 
     Raises:
         ParamsError: if there is no such candidate, or it does not keep as many slots as the paper's allocation.
     """
-    chosen = given.candidate
+    chosen = options.candidate
     if chosen not in CANDIDATES or CANDIDATES[chosen].mode != "exact":
         known = ", ".join(name for name, one in CANDIDATES.items() if one.mode == "exact")
         where = "params.yaml: studies.measured.confirm.candidate"
         raise ParamsError(f"{chosen!r} cannot be confirmed", where=where, hint=f"one of: {known}")
     variants: dict[Way, Variant] = {
-        (name, budget): candidate(bench, name, budget)
+        (name, budget): candidate(experiment, name, budget)
         for name in dict.fromkeys((chosen, PAPER))
-        for budget in given.budgets
+        for budget in options.budgets
     }
-    for method in given.methods:
-        variants |= {(method, budget): bench.variant(method, budget) for budget in budgets_of(method, given.budgets)}
-    outcomes = measure(bench, given, split(given)[1], variants)
-    others = [PAPER, *given.methods]
-    return bench.rows(
+    for method in options.methods:
+        variants |= {
+            (method, budget): experiment.variant(method, budget) for budget in budgets_of(method, options.budgets)
+        }
+    outcomes = measure(experiment, options, split(options)[1], variants)
+    others = [PAPER, *options.methods]
+    return experiment.rows(
         outcomes,
         lambda arm: (
             [arm._replace(setting=o, budget=arm.budget if policy_class(o).compresses else None) for o in others]
@@ -104,7 +106,7 @@ def run(bench: Bench, given: ConfirmParams) -> list[Row]:
 STUDY = Study(
     params=ConfirmParams,
     run=run,
-    title="A candidate of the search, on pages it never saw",
+    title="A candidate of the search, on held-out pages",
     question="One candidate, named in params.yaml, is asked about the held-out pages. The search says which is best.",
     conclusion=conclusion,
     headline=lambda row: row.task == OVERALL and row.condition == AREA,

@@ -1,4 +1,4 @@
-"""Accuracy and latency together at one budget (paper, table 3), from the evaluate and profile stages."""
+"""Study: accuracy and latency together at one budget (paper, table 3), from the evaluate and profile stages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from sparsemm.params.studies import StudyParams
 from sparsemm.studies import Rows, Study, compared, sentence, spread
 
 if TYPE_CHECKING:
-    from sparsemm.evaluate.samples import Evaluated
     from sparsemm.params import Params
+    from sparsemm.studies.common.evaluated import Evaluated, Timed
 
 TIMES = {"decode_ms_per_token": "ms a token", "decode_ratio_to_full": "times transformers", "kept_bytes": "bytes held"}
 
 
 class CostParams(StudyParams):
-    """Accuracy and latency at the profiled budget, which has to be evaluated too."""
+    """The budget is `profile.budget`, which has to be evaluated too."""
 
     def problem(self, params: Params) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
+        """Returns what does not fit the other parts of params.yaml, or None."""
         budget = params.profile.budget
         if budget not in params.allocate.budgets:
             return f"profile.budget {budget} is not under allocate.budgets"
@@ -28,7 +28,7 @@ class CostParams(StudyParams):
 
 
 def conclusion(rows: Rows) -> str:
-    """What sparsemm loses against the full cache, and what a token costs."""
+    """Says what sparsemm loses against the full cache, and how long a token takes."""
     own = [row for row in rows if row.of_sparsemm]
     times = [row for row in own if row.condition == TIMES["decode_ratio_to_full"] and row.level is not None]
     longest = max((row.level for row in times if row.level is not None), default=None)
@@ -45,42 +45,36 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-def run(evaluated: Evaluated, given: CostParams) -> list[Row]:
-    """Rows of accuracy per task and method at `profile.budget`; then of what the clock said, level the prompt length.
+def run(evaluated: Evaluated, options: CostParams) -> list[Row]:
+    """Returns rows of accuracy per task and method at `profile.budget`, then rows of times, by prompt length.
 
-    Times have no interval: the profile stage gives medians.
+    Times have no interval, because the profile stage gives medians.
 
     Raises:
         DataError: if a table is missing or malformed, or no profiled method was evaluated at the budget.
     """
-    from sparsemm.evaluate.samples import HINT, read_table
-
     key, budget = evaluated.key, evaluated.params.profile.budget
     samples, kept = evaluated.samples, evaluated.kept
-    times = read_table(evaluated.root, "profile", key, ("method", "budget", "prompt_length", *TIMES))
-    timed = {(row["method"], row["budget"]) for row in times}
+    timed = {(row.method, row.budget) for row in evaluated.timings}
     outcomes: dict[Arm, Outcome] = {}
     for way in samples.values:
         task, method, at = way
-        if (method, "" if at is None else str(at)) in timed and at in (budget, None):
+        if (method, at) in timed and at in (budget, None):
             slots, size = kept.get(way, (None, None))
             outcomes[Arm(task, "", method, None, at)] = samples.outcome(way, kept=slots, bytes=size)
     if not any(arm.budget == budget for arm in outcomes):
-        raise DataError(f"nothing was evaluated and profiled at B = {budget}", where=f"cost {key}", hint=HINT)
-    rows = evaluated.rows(outcomes, by_method)
-    return rows + [_timing(key, row, column) for row in times for column in TIMES]
-
-
-def _timing(key: str, row: dict[str, str], column: str) -> Row:
-    made: Row = dict.fromkeys(COLUMNS, "") | {"model": key, "study": "cost", "task": "profile"}
-    made |= {"condition": TIMES[column], "setting": row["method"], "metric": TIMES[column]}
-    try:
-        made |= {"level": int(row["prompt_length"]), "value": float(row[column])}
-        return made | {"budget": int(row["budget"]) if row["budget"] else ""}
-    except ValueError as error:
         raise DataError(
-            f"not a number: {error}", where=f"artifacts/profile/{key}.csv", hint="run its stage again"
-        ) from error
+            f"nothing was evaluated and profiled at B = {budget}", where=f"cost {key}", hint="run its stage again"
+        )
+    rows = evaluated.rows(outcomes, by_method)
+    return rows + [_timing(key, row, column) for row in evaluated.timings for column in TIMES]
+
+
+def _timing(key: str, timed: Timed, column: str) -> Row:
+    row: Row = dict.fromkeys(COLUMNS, "") | {"model": key, "study": "cost", "task": "profile"}
+    row |= {"condition": TIMES[column], "setting": timed.method, "metric": TIMES[column]}
+    row |= {"level": timed.prompt_length, "value": getattr(timed, column)}
+    return row | {"budget": "" if timed.budget is None else timed.budget}
 
 
 STUDY = Study(

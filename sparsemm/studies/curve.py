@@ -1,4 +1,4 @@
-"""Accuracy against budget, and the area under it (paper, figures 4 and 5), from the evaluate stage's samples."""
+"""Study: accuracy against budget, and the area under it (paper, figures 4 and 5), from the evaluate stage's samples."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from sparsemm.params.studies import StudyParams
 from sparsemm.studies import Rows, Study, StudyRow, against_each, sentence
 
 if TYPE_CHECKING:
-    from sparsemm.evaluate.samples import Evaluated
+    from sparsemm.studies.common.evaluated import Evaluated
 
 
 def conclusion(rows: Rows) -> str:
-    """sparsemm's mean accuracy over all budgets against every other method's."""
+    """Compares sparsemm's mean accuracy over all budgets with that of every other method."""
     return sentence("As a mean over all budgets, sparsemm is, against ", against_each([r for r in rows if headline(r)]))
 
 
 def headline(row: StudyRow) -> bool:
-    """Areas of sparsemm against other methods."""
+    """Tells whether a row compares the area of sparsemm with that of another method."""
     return row.condition == AREA and row.of_sparsemm
 
 
-def run(evaluated: Evaluated, given: StudyParams) -> list[Row]:
-    """One row per task, method, budget and comparison, with nominal budgets and real bytes; then the areas.
+def run(evaluated: Evaluated, options: StudyParams) -> list[Row]:
+    """Returns one row per task, method, budget and comparison, with nominal budgets and real bytes; then the areas.
 
     Raises:
         DataError: if the evaluation is missing or malformed, or methods were run at different budgets.

@@ -1,4 +1,4 @@
-"""Eviction while answering: the budget holds for the answer too, against a cache that grows with it."""
+"""Study: eviction while answering. The budget holds for the answer too, or the cache grows with the answer."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from sparsemm.policies import policy_class
 from sparsemm.studies import Rows, Study, compared, sentence
 
 if TYPE_CHECKING:
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 GROWS, HELD = "answer kept", "answer evicted too"
 
 
 def conclusion(rows: Rows) -> str:
-    """What eviction during the answer costs every method."""
+    """Says what eviction during the answer costs every method."""
     held = [row for row in rows if row.condition == HELD and row.against == f"{row.setting} ({GROWS})"]
     methods = dict.fromkeys(row.setting for row in held)
     parts = [f"{method} {compared(row for row in held if row.setting == method)}" for method in methods]
     return sentence("Eviction while answering, against a cache that grows with the answer: ", parts)
 
 
-def run(bench: Bench, given: MethodsParams) -> list[Row]:
-    """One row per task, budget, method and whether `hold_budget` is set; compared within a method, and with sparsemm.
+def run(experiment: Experiment, options: MethodsParams) -> list[Row]:
+    """Returns one row per task, budget, method and value of `hold_budget`, compared within a method and with sparsemm.
 
-    Slots and bytes are those after prefill; with `hold_budget` they are the most there ever is.
+    Slots and bytes are those after prefill. With `hold_budget` they are also the largest that are ever reached.
     """
-    ways = {
-        Arm(task, condition, method, None, budget): bench.variant(method, budget, hold_budget=condition == HELD)
-        for task in given.tasks
-        for method in given.methods
+    arms = {
+        Arm(task, condition, method, None, budget): experiment.variant(method, budget, hold_budget=condition == HELD)
+        for task in options.tasks
+        for method in options.methods
         if policy_class(method).compresses
-        for budget in given.budgets
+        for budget in options.budgets
         for condition in (GROWS, HELD)
     }
 
     def against(arm: Arm) -> list[Arm]:
         return by_method(arm) + ([arm._replace(condition=GROWS)] if arm.condition == HELD else [])
 
-    return bench.rows(bench.measure(ways), against)
+    return experiment.rows(experiment.measure(arms), against)
 
 
 STUDY = Study(

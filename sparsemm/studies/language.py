@@ -1,4 +1,4 @@
-"""What switching off the visual heads costs language: continuing prose, and copying from a prompt of text."""
+"""Study: what switching off the visual heads costs on text alone, in prose and in lists that are repeated."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import Field
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import Arm, Outcome, Row, over_seeds
-from sparsemm.params.base import Count
+from sparsemm.params.strict import Count
 from sparsemm.params.studies import StudyParams
 from sparsemm.studies import Rows, Study, compared, sentence
-from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP, Heads, Off, chosen, drawn_in, heads_off
+from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP, Heads, Off, best_heads, heads_off, random_heads_in
 
 if TYPE_CHECKING:
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 PROSE, COPY = "prose", "copy"
 METRIC = "1 / perplexity"
@@ -25,14 +25,14 @@ SOURCE = "sklearn.datasets.descr"  # descriptions of data sets in English; no ch
 
 
 class LanguageParams(StudyParams):
-    """Texts, and heads switched off by score and by chance."""
+    """The texts, and how many heads are switched off."""
 
     fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(min_length=1, description="of all heads")
-    seeds: int = Field(3, ge=1, description="random draws for every text behind each control")
+    seeds: int = Field(3, ge=1, description="random draws per text for each control")
     windows: Count = Field(24, description="passages of prose")
-    tokens: Annotated[int, Field(ge=2)] = Field(128, description="of a passage")
+    tokens: Annotated[int, Field(ge=2)] = Field(128, description="tokens of a passage")
     copies: Count = Field(12, description="lists of words that are repeated")
-    words: Count = Field(40, description="of such a list")
+    words: Count = Field(40, description="words of a list")
 
 
 Text = tuple[list[int], int]  # token ids, and the first of them that is predicted
@@ -50,27 +50,30 @@ def conclusion(rows: Rows) -> str:
     return sentence("", parts)
 
 
-def run(bench: Bench, given: LanguageParams) -> list[Row]:
+def run(experiment: Experiment, options: LanguageParams) -> list[Row]:
     """Returns rows of the tasks "prose" and "copy": the probability per token (geometric mean) of every text.
 
     Raises:
-        DataError: if there is less prose than wanted.
+        DataError: if there is less prose than needed.
     """
-    tokenizer = bench.processor.tokenizer
-    tasks = {PROSE: prose(tokenizer, given.windows, given.tokens), COPY: repeated(tokenizer, given.copies, given.words)}
-    layers = bench.scores.layers_with_heads()
+    tokenizer = experiment.processor.tokenizer
+    tasks = {
+        PROSE: prose(tokenizer, options.windows, options.tokens),
+        COPY: repeated(tokenizer, options.copies, options.words),
+    }
+    layers = experiment.scores.layers_with_heads()
     outcomes: dict[Arm, Outcome] = {}
     for task, texts in tasks.items():
-        measure = partial(_measure, bench.model, texts)
+        measure = partial(_measure, experiment.model, texts)
         outcomes[Arm(task, "", NONE, 0.0)] = measure([None] * len(texts))
-        for fraction in given.fractions:
-            top, arm = chosen(bench.scores, fraction), Arm(task, "output zeroed", TOP, fraction)
+        for fraction in options.fractions:
+            top, arm = best_heads(experiment.scores, fraction), Arm(task, "output zeroed", TOP, fraction)
             outcomes[arm] = measure([top] * len(texts))
             for kind in (RANDOM, LAYERS):
                 numbers = list(range(len(texts)))
-                draws = (drawn_in(layers, top, seed, kind == LAYERS, numbers) for seed in range(given.seeds))
+                draws = (random_heads_in(layers, top, seed, kind == LAYERS, numbers) for seed in range(options.seeds))
                 outcomes[arm._replace(setting=kind)] = over_seeds(measure(draw) for draw in draws)
-    return bench.rows(outcomes, _against)
+    return experiment.rows(outcomes, _against)
 
 
 def prose(tokenizer: Any, count: int, length: int) -> list[Text]:
@@ -89,7 +92,7 @@ def prose(tokenizer: Any, count: int, length: int) -> list[Text]:
     words = " ".join(line for line in lines if sum(map(str.isalpha, line)) > len(line) / 2)
     ids = tokenizer(words, add_special_tokens=False).input_ids
     if len(ids) < count * length:
-        what = f"{len(ids)} tokens of prose, {count} passages of {length} wanted"
+        what = f"{len(ids)} tokens of prose, {count} passages of {length} needed"
         raise DataError(what, where=SOURCE, hint="ask for fewer or shorter passages")
     starts = np.linspace(0, len(ids) - length, count).astype(int)
     return [(ids[start : start + length], 1) for start in starts]

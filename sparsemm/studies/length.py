@@ -1,4 +1,4 @@
-"""Does a method lose more on long answers? Accuracy by length of the reference answer, over all budgets."""
+"""Study: does a method lose more on long answers? Accuracy by length of the reference answer, over all budgets."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from sparsemm.params.studies import StudyParams
 from sparsemm.studies import Rows, Study, spread
 
 if TYPE_CHECKING:
-    from sparsemm.evaluate.samples import Evaluated
+    from sparsemm.studies.common.evaluated import Evaluated
 
 
 class LengthParams(StudyParams):
-    """Accuracy by length of the reference answer."""
+    """The number of groups of answers."""
 
-    groups: int = Field(3, ge=2, description="groups of about as many samples, short to long")
+    groups: int = Field(3, ge=2, description="groups of about equal size, short to long")
 
 
 def by_length(answers: list[str], groups: int) -> dict[str, NDArray[np.int64]]:
-    """Indices of answers by characters, short to long, in at most `groups` of about one size, ties together."""
+    """Groups answers by their number of characters, short to long, and returns their indices by the group's name.
+
+    There are at most `groups` groups of about equal size; answers of equal length are in the same group.
+    """
     lengths = np.array([len(answer) for answer in answers])
     ordered = np.sort(lengths)
     firsts = sorted({int(ordered[len(ordered) * i // groups]) for i in range(groups)})
-    found = {}
+    indices = {}
     for low, above in zip(firsts, [*firsts[1:], int(ordered[-1]) + 1], strict=True):
         inside = np.flatnonzero((lengths >= low) & (lengths < above))
         longest = int(lengths[inside].max())
-        found[f"{low} characters" if low == longest else f"{low}-{longest} characters"] = inside
-    return found
+        indices[f"{low} characters" if low == longest else f"{low}-{longest} characters"] = inside
+    return indices
 
 
 def conclusion(rows: Rows) -> str:
-    """Whether sparsemm loses more on the longest answers than on the shortest."""
+    """Says whether sparsemm loses more on the longest answers than on the shortest."""
     losses: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in rows:
         if row.of_sparsemm and row.against_full and row.diff is not None:
@@ -54,8 +57,8 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-def run(evaluated: Evaluated, given: LengthParams) -> list[Row]:
-    """One row per task, group of answers, method and comparison: the area over log2 B within the group.
+def run(evaluated: Evaluated, options: LengthParams) -> list[Row]:
+    """Returns one row per task, group of answers, method and comparison: the area over log2 B within the group.
 
     Raises:
         DataError: if the evaluation is missing or malformed.
@@ -63,7 +66,7 @@ def run(evaluated: Evaluated, given: LengthParams) -> list[Row]:
     samples = evaluated.samples
     outcomes: dict[Arm, Outcome] = {}
     for task in samples.tasks():
-        for group, inside in by_length(samples.answers[task], given.groups).items():
+        for group, inside in by_length(samples.answers[task], options.groups).items():
             for method in samples.methods(task):
                 way, values = (task, method, None), samples.areas(task, method)
                 outcomes[Arm(task, group, method)] = samples.outcome(way, values, inside)

@@ -1,4 +1,4 @@
-"""The parts of a budget: window alone, with the uniform part, with the score part (paper, table 2), at equal slots."""
+"""Study: the parts of a budget (paper, table 2). The window alone, with the uniform part, and with the score part."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from sparsemm.params.studies import BudgetsParams
 from sparsemm.studies import Rows, Study, compared, sentence
 
 if TYPE_CHECKING:
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 WINDOW, UNIFORM, ALL = "window", "window + uniform", "window + uniform + score"
 
 
 def conclusion(rows: Rows) -> str:
-    """What slots by score give over even slots, and even slots over the window alone."""
+    """Compares slots by score with even slots, and even slots with the window alone."""
     by_score = compared(row for row in rows if (row.setting, row.against) == (ALL, UNIFORM))
     evenly = compared(row for row in rows if (row.setting, row.against) == (UNIFORM, WINDOW))
     return sentence(
@@ -27,20 +27,22 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-def run(bench: Bench, given: BudgetsParams) -> list[Row]:
-    """One row per task, budget, set of parts and comparison.
+def run(experiment: Experiment, options: BudgetsParams) -> list[Row]:
+    """Returns one row per task, budget, set of parts and comparison.
 
-    Every arm has B slots a head on average. The window alone is B newest tokens; with the uniform part the slots beyond
-    `allocate.window` are shared evenly, which is rho = 1; with all parts it is `sparsemm`.
+    Every arm has B slots per head on average. The window alone is the B newest tokens. With the uniform part, the slots
+    beyond `allocate.window` are shared evenly, which is rho = 1. With all parts it is `sparsemm`.
     """
-    ways = {}
-    for task in given.tasks:
-        for budget in given.budgets:
-            ways[Arm(task, "", WINDOW, None, budget)] = bench.variant("snapkv", budget, window=budget)
-            ways[Arm(task, "", UNIFORM, None, budget)] = bench.variant("sparsemm", budget, rho=1.0)
-            ways[Arm(task, "", ALL, None, budget)] = bench.variant("sparsemm", budget)
+    arms = {}
+    for task in options.tasks:
+        for budget in options.budgets:
+            arms[Arm(task, "", WINDOW, None, budget)] = experiment.variant("snapkv", budget, window=budget)
+            arms[Arm(task, "", UNIFORM, None, budget)] = experiment.variant("sparsemm", budget, rho=1.0)
+            arms[Arm(task, "", ALL, None, budget)] = experiment.variant("sparsemm", budget)
     before = {WINDOW: [], UNIFORM: [WINDOW], ALL: [UNIFORM, WINDOW]}
-    return bench.rows(bench.measure(ways), lambda arm: [arm._replace(setting=other) for other in before[arm.setting]])
+    return experiment.rows(
+        experiment.measure(arms), lambda arm: [arm._replace(setting=other) for other in before[arm.setting]]
+    )
 
 
 STUDY = Study(

@@ -1,4 +1,4 @@
-"""Are the visual heads those that copy text from the prompt, and can they be found without one image?"""
+"""Study: are the visual heads those that copy text from the prompt, and can they be found without any image?"""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pydantic import Field
 
 from sparsemm.errors import ScoreTableError
 from sparsemm.evaluate.rows import Arm, Row
-from sparsemm.params.base import Count
+from sparsemm.params.strict import Count
 from sparsemm.params.studies import BudgetsParams
 from sparsemm.studies import Rows, Study, compared, sentence, spread
 from sparsemm.studies.common.agreement import agreement_rows
 
 if TYPE_CHECKING:
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 VISUAL, RETRIEVAL, RANDOM, EVEN = "visual scores", "retrieval scores", "random scores", "even slots"
 SEEDS = 3
-FEWEST = 0.5  # share of the tokens that a model has to copy itself, or its table says nothing
+FEWEST = 0.5  # share of the tokens that a model has to copy itself, so that its table counts
 
 
 class RetrievalParams(BudgetsParams):
-    """Texts that the model copies."""
+    """The texts that the model copies."""
 
-    prompts: Count = Field(24, description="texts that it copies")
-    words: Count = Field(60, description="of each")
+    prompts: Count = Field(24, description="number of texts")
+    words: Count = Field(60, description="words in each text")
 
 
 def conclusion(rows: Rows) -> str:
@@ -47,36 +47,38 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-def run(bench: Bench, given: RetrievalParams) -> list[Row]:
+def run(experiment: Experiment, options: RetrievalParams) -> list[Row]:
     """Returns rows of agreement (task "scores"), then of accuracy with budgets from either table.
 
     A model that copies less than half of the tokens itself has no retrieval scores, and no rows of them.
     """
     from sparsemm.chase.text import chase_text
 
-    model, processor = bench.model, bench.processor
-    header = {name: bench.scores.header[name] for name in ("model", "revision")}
+    model, processor = experiment.model, experiment.processor
+    header = {name: experiment.scores.header[name] for name in ("model", "revision")}
     try:
-        text = chase_text(model, processor, prompts=given.prompts, words=given.words, header=header)
+        text = chase_text(model, processor, prompts=options.prompts, words=options.words, header=header)
     except ScoreTableError:
-        text = None  # it copies nothing
+        text = None  # the model copies nothing
     if text is not None and text.header["tokens"] < FEWEST * text.header["tokens_copied"]:
         text = None
-    rows = agreement_rows(bench, RETRIEVAL, bench.scores, text, bench.params.evaluate.seed) if text else []
-    ways: dict[Arm, Any] = {}
-    for task, budget in product(given.tasks, given.budgets):
+    rows = (
+        agreement_rows(experiment, RETRIEVAL, experiment.scores, text, experiment.params.evaluate.seed) if text else []
+    )
+    arms: dict[Arm, Any] = {}
+    for task, budget in product(options.tasks, options.budgets):
         arm = Arm(task, "", VISUAL, None, budget)
-        ways[arm] = bench.variant("sparsemm", budget)
+        arms[arm] = experiment.variant("sparsemm", budget)
         if text is not None:
-            ways[arm._replace(setting=RETRIEVAL)] = bench.variant("sparsemm", budget, text)
-        ways[arm._replace(setting=RANDOM)] = [bench.variant("random", budget, seed=i) for i in range(SEEDS)]
-        ways[arm._replace(setting=EVEN)] = bench.variant("snapkv", budget)
+            arms[arm._replace(setting=RETRIEVAL)] = experiment.variant("sparsemm", budget, text)
+        arms[arm._replace(setting=RANDOM)] = [experiment.variant("random", budget, seed=i) for i in range(SEEDS)]
+        arms[arm._replace(setting=EVEN)] = experiment.variant("snapkv", budget)
 
     def others(arm: Arm) -> list[Arm]:
         names = {RETRIEVAL: (VISUAL, RANDOM, EVEN), VISUAL: (RANDOM, EVEN)}.get(arm.setting, ())
         return [arm._replace(setting=name) for name in names]
 
-    return rows + bench.rows(bench.measure(ways), others)
+    return rows + experiment.rows(experiment.measure(arms), others)
 
 
 STUDY = Study(

@@ -1,4 +1,4 @@
-"""Is there a better allocation than the paper's at equal slots? All candidates, on all but the held-out pages."""
+"""Study: is another allocation better than the paper's at equal slots? All candidates, without the held-out pages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sparsemm.studies.common.allocations import CANDIDATES, SearchParams, Way, c
 
 if TYPE_CHECKING:
     from sparsemm.evaluate.answers import Variant
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
-BEST = 6  # candidates that are drawn
+BEST = 6  # number of candidates in the charts
 
 
 def leading(rows: Rows) -> list[StudyRow]:
-    """Rows of the paper's allocation and of the `BEST` candidates with the largest area, areas first."""
+    """Returns the rows of the paper's allocation and of the `BEST` candidates with the largest area, areas first."""
     areas = {row.setting: row.value for row in rows if row.task == OVERALL and row.setting != PAPER}
     order = [PAPER, *sorted(areas, key=lambda name: -areas[name])[:BEST]]
     return sorted(
@@ -27,10 +27,10 @@ def leading(rows: Rows) -> list[StudyRow]:
 
 
 def mean_areas(rows: Rows) -> dict[str, float]:
-    """Candidates that keep as many slots as the paper's -> area of their search, mean over tasks and models.
+    """Returns the area of every candidate with exact totals, averaged over tasks and models.
 
     Raises:
-        DataError: if a search is not over today's candidates.
+        DataError: if a search was over other candidates.
     """
     tables = []
     for model in dict.fromkeys(row.model for row in rows):
@@ -38,14 +38,14 @@ def mean_areas(rows: Rows) -> dict[str, float]:
         areas = {row.setting: row.value for row in own}
         if set(areas) != set(CANDIDATES):
             where = f"artifacts/studies/search/{model}.csv"
-            raise DataError("not a search over today's candidates", where=where, hint="run its stage again")
+            raise DataError("the search was over other candidates", where=where, hint="run its stage again")
         tables.append(areas)
     exact = [name for name, one in CANDIDATES.items() if one.mode == "exact"]
     return {name: sum(areas[name] for areas in tables) / len(tables) for name in exact if tables}
 
 
 def conclusion(rows: Rows) -> str:
-    """The best candidate over all models, and of every model."""
+    """Names the best candidate over all models, and of every model."""
     areas = mean_areas(rows)
     if not areas:
         return ""
@@ -59,29 +59,29 @@ def conclusion(rows: Rows) -> str:
 def _each(rows: Rows) -> str:
     parts = []
     for model in dict.fromkeys(row.model for row in rows):
-        mine = [
+        gains = [
             row for row in rows if (row.model, row.task, row.condition) == (model, OVERALL, AREA) and row.difference
         ]
-        if mine:
-            best = max(mine, key=lambda row: row.value)
+        if gains:
+            best = max(gains, key=lambda row: row.value)
             parts.append(f"{model}: {best.setting} ({best.difference.text('+')}, {best.verdict})")  # type: ignore[union-attr]
     return sentence("Model by model, minus the paper's allocation: ", parts)
 
 
-def run(bench: Bench, given: SearchParams) -> list[Row]:
-    """One row per task, candidate and budget, and per area; each is compared with the paper's allocation."""
+def run(experiment: Experiment, options: SearchParams) -> list[Row]:
+    """Returns one row per task, candidate and budget, and per area, compared with the paper's allocation."""
     variants: dict[Way, Variant] = {
-        (name, budget): candidate(bench, name, budget) for name in CANDIDATES for budget in given.budgets
+        (name, budget): candidate(experiment, name, budget) for name in CANDIDATES for budget in options.budgets
     }
-    outcomes = measure(bench, given, split(given)[0], variants)
-    return bench.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])
+    outcomes = measure(experiment, options, split(options)[0], variants)
+    return experiment.rows(outcomes, lambda arm: [arm._replace(setting=PAPER)])
 
 
 STUDY = Study(
     params=SearchParams,
     run=run,
     title="A better allocation than the paper's",
-    question="Other ways from the same scores to slots, at equal slots, on the pages of the search alone. `sparsemm` "
+    question="Other arms from the same scores to slots, at equal slots, on the pages of the search alone. `sparsemm` "
     "is the paper's allocation with exact totals. `overflow lost` keeps fewer slots and cannot be chosen. "
     "Charts show the best by area; among so many the best looks better than it is.",
     conclusion=conclusion,

@@ -1,4 +1,4 @@
-"""Do other pages rank the heads alike, and do their budgets serve as well? (paper, figures 8 and 9)"""
+"""Study: do other pages rank the heads the same way, and are their budgets as good? (paper, figures 8 and 9)"""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from sparsemm.studies.common.agreement import agreement_rows
 
 if TYPE_CHECKING:
     from sparsemm.params import Params
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 OWN, EVEN, ODD, RANDOM = "own", "even pages", "odd pages", "random"
 SEEDS = 3
 
 
 class SourcesParams(BudgetsParams):
-    """Tables of other data sets, with which there is something to compare only if there are any."""
+    """The budgets; there has to be a data set under `robustness`."""
 
     def problem(self, params: Params) -> str | None:
-        """What does not fit the other parts of params.yaml, or None."""
+        """Returns what does not fit the other parts of params.yaml, or None."""
         if not params.robustness:
             return "no table to compare with: name a data set under robustness, or leave it out"
         return super().problem(params)
 
 
 def half(table: ScoreTable, first: int) -> ScoreTable:
-    """The table of every second sample from `first` on: the control for what other pages of the same kind change."""
+    """Returns the table of every second sample from `first` on, a control for other pages of the same kind."""
     return ScoreTable.from_samples(table.per_sample[first::2], np.zeros_like(table.hits), table.header)
 
 
 def conclusion(rows: Rows) -> str:
-    """How alike tables rank the heads, and what another data set's budgets cost."""
+    """Says how far the tables agree, and what another data set's budgets cost."""
     ranks = [row for row in rows if row.condition == "rank correlation"]
     halves = [row.value for row in ranks if row.setting == f"{EVEN} and {ODD}"]
     others = [row.value for row in ranks if row.setting != f"{EVEN} and {ODD}"]
@@ -54,35 +54,37 @@ def conclusion(rows: Rows) -> str:
     )
 
 
-def run(bench: Bench, given: SourcesParams) -> list[Row]:
-    """Rows of agreement (task "scores"), then of accuracy with the budgets of every table, against those of its own.
+def run(experiment: Experiment, options: SourcesParams) -> list[Row]:
+    """Returns rows of agreement (task "scores"), then of accuracy with the budgets of every table.
 
     Raises:
         ScoreTableError: if a table of `robustness` is missing, damaged or of another model.
     """
-    own = bench.scores
-    others = {dataset: _table(bench, dataset) for dataset in sorted(bench.params.robustness)}
+    own = experiment.scores
+    others = {dataset: _table(experiment, dataset) for dataset in sorted(experiment.params.robustness)}
     tables = {EVEN: half(own, 0), ODD: half(own, 1)} | others
-    seed = bench.params.evaluate.seed
-    rows = agreement_rows(bench, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
+    seed = experiment.params.evaluate.seed
+    rows = agreement_rows(experiment, f"{EVEN} and {ODD}", tables[EVEN], tables[ODD], seed)
     for name, table in others.items():
-        rows += agreement_rows(bench, name, own, table, seed)
-    ways: dict[Arm, Any] = {}
-    for task, budget in product(given.tasks, given.budgets):
+        rows += agreement_rows(experiment, name, own, table, seed)
+    arms: dict[Arm, Any] = {}
+    for task, budget in product(options.tasks, options.budgets):
         arm = Arm(task, "", OWN, None, budget)
-        ways[arm] = bench.variant("sparsemm", budget)
-        ways |= {arm._replace(setting=name): bench.variant("sparsemm", budget, one) for name, one in tables.items()}
-        ways[arm._replace(setting=RANDOM)] = [bench.variant("random", budget, seed=i) for i in range(SEEDS)]
-    return rows + bench.rows(bench.measure(ways), lambda arm: [arm._replace(setting=OWN)])
+        arms[arm] = experiment.variant("sparsemm", budget)
+        arms |= {
+            arm._replace(setting=name): experiment.variant("sparsemm", budget, one) for name, one in tables.items()
+        }
+        arms[arm._replace(setting=RANDOM)] = [experiment.variant("random", budget, seed=i) for i in range(SEEDS)]
+    return rows + experiment.rows(experiment.measure(arms), lambda arm: [arm._replace(setting=OWN)])
 
 
-def _table(bench: Bench, dataset: str) -> ScoreTable:
-    path = result_path(bench.root, "scores", bench.key, ".safetensors", dataset)
+def _table(experiment: Experiment, dataset: str) -> ScoreTable:
+    path = result_path(experiment.root, "scores", experiment.key, ".safetensors", dataset)
     if not path.is_file():
-        hint = f"run `sparsemm chase {bench.key} --dataset {dataset}`"
+        hint = f"run `sparsemm chase {experiment.key} --dataset {dataset}`"
         raise ScoreTableError("no score table", where=str(path), hint=hint)
     table = ScoreTable.load(path)
-    table.check_model(bench.scores.header["fingerprint"])
+    table.check_model(experiment.scores.header["fingerprint"])
     return table
 
 
@@ -91,7 +93,7 @@ STUDY = Study(
     run=run,
     group="compared",
     title="Scores from other pages",
-    question="Do other data sets rank the heads alike, and do their budgets serve as well? Halves of the calibration "
+    question="Do other data sets rank the heads the same way, and are their budgets as good? Halves of the calibration "
     "set show what other pages of the same kind change; random scores show what a wrong table costs.",
     conclusion=conclusion,
     headline=lambda row: row.against == OWN,

@@ -1,4 +1,4 @@
-"""8-bit storage: what it costs at equal slots, and what its room buys at equal bytes."""
+"""Study: 8-bit storage, at equal slots and at equal bytes."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from sparsemm.policies import policy_class
 from sparsemm.studies import Rows, Study, compared, sentence
 
 if TYPE_CHECKING:
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 
 class StorageParams(MethodsParams):
-    """8-bit storage, at equal slots and at equal bytes."""
+    """The 8-bit format."""
 
     storage: Literal["int8", "fp8"] = "int8"
 
 
 def slots_at_equal_bytes(model: Any, budget: int) -> int:
-    """Slots of D bytes and an fp32 scale, for each key and value, that take no more room than `budget` of the model's.
+    """Returns how many slots in 8 bits take no more bytes than `budget` slots in the model's dtype.
 
-    About twice as many as in 16 bits, 3.2 times for heads of 16 numbers in 32.
+    A key or a value takes D bytes and an fp32 scale. That gives about twice as many slots as in 16 bits, and 3.2 times
+    as many as in 32 bits for heads of 16 numbers.
     """
     config = model.config.get_text_config()
     numbers = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
@@ -31,24 +32,26 @@ def slots_at_equal_bytes(model: Any, budget: int) -> int:
 
 
 def conclusion(rows: Rows) -> str:
-    """8 bits against the model's own dtype, at equal slots and at equal bytes."""
+    """Compares 8 bits with the model's own dtype, at equal slots and at equal bytes."""
     conditions = dict.fromkeys(row.condition for row in rows if row.verdict)
     parts = [f"{name}, {compared(row for row in rows if row.condition == name)}" for name in conditions]
     return sentence("Against storage in the model's own dtype: ", parts)
 
 
-def run(bench: Bench, given: StorageParams) -> list[Row]:
-    """One row per task, method, budget and storage; 8 bits are compared with the model's own dtype, same method."""
-    own, same, more = "model dtype", f"{given.storage}, equal slots", f"{given.storage}, equal bytes"
-    ways = {}
-    for task, budget, method in product(given.tasks, given.budgets, given.methods):
+def run(experiment: Experiment, options: StorageParams) -> list[Row]:
+    """Returns one row per task, method, budget and storage; 8 bits are compared with the model's own dtype."""
+    own, same, more = "model dtype", f"{options.storage}, equal slots", f"{options.storage}, equal bytes"
+    arms = {}
+    for task, budget, method in product(options.tasks, options.budgets, options.methods):
         arm = Arm(task, own, method, None, budget)
-        ways[arm] = bench.variant(method, budget)
-        ways[arm._replace(condition=same)] = bench.variant(method, budget, storage=given.storage)
+        arms[arm] = experiment.variant(method, budget)
+        arms[arm._replace(condition=same)] = experiment.variant(method, budget, storage=options.storage)
         if policy_class(method).compresses:
-            wide = slots_at_equal_bytes(bench.model, budget)
-            ways[arm._replace(condition=more)] = bench.variant(method, wide, storage=given.storage)
-    return bench.rows(bench.measure(ways), lambda arm: [] if arm.condition == own else [arm._replace(condition=own)])
+            wide = slots_at_equal_bytes(experiment.model, budget)
+            arms[arm._replace(condition=more)] = experiment.variant(method, wide, storage=options.storage)
+    return experiment.rows(
+        experiment.measure(arms), lambda arm: [] if arm.condition == own else [arm._replace(condition=own)]
+    )
 
 
 STUDY = Study(

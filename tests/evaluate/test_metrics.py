@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.statistics import bootstrap_means, interval
 from sparsemm.evaluate.tasks.functions import exact_match, word_accuracy
+from sparsemm.statistics import bootstrap_means, interval
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from sparsemm.evaluate.rows import Arm, Outcome, over_seeds
-from sparsemm.evaluate.samples import read_samples
 from sparsemm.evaluate.stage import draws, make_evaluator, write_results
-from sparsemm.evaluate.statistics import page_numbers
 from sparsemm.evaluate.tasks import Scored
 from sparsemm.params import parse_params
+from sparsemm.statistics import page_numbers
+from sparsemm.studies.common.evaluated import read_samples
 from tests.evaluate.conftest import KEY
 from tests.repository import ROOT
 

@@ -9,7 +9,7 @@ import pytest
 
 from sparsemm.errors import DataError
 from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, by_method, name, over_seeds, tabulate, write_table
-from sparsemm.evaluate.statistics import estimate
+from sparsemm.statistics import estimate
 from sparsemm.studies import read_study
 
 RNG = np.random.default_rng(3)

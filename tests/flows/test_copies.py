@@ -43,7 +43,7 @@ def test_a_copy_has_valid_small_params_and_no_results(original, tmp_path, shrink
     params, own = load_params(folder / "params.yaml"), load_params(ROOT / "params.yaml")
     assert len(params.models) == 1 and params.evaluate.samples < own.evaluate.samples
     assert set(params.assembled) <= set(params.models)
-    assert set(params.studies.made()) <= set(own.studies.made())
+    assert set(params.studies.enabled()) <= set(own.studies.enabled())
     status = subprocess.run(["git", "status", "--porcelain"], cwd=folder, check=True, capture_output=True, text=True)
     assert status.stdout == ""
     assert (original / "artifacts" / "table.csv").exists()

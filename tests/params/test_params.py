@@ -12,7 +12,7 @@ from dvc.utils.serialize import loads_yaml
 
 from sparsemm.errors import ParamsError
 from sparsemm.evaluate.tasks import METRICS
-from sparsemm.layouts import FAMILIES
+from sparsemm.layouts import families
 from sparsemm.params import ModelParams, load_params, parse_params, schema
 from sparsemm.params.models import OVERRIDDEN, without_folder
 from sparsemm.policies import METHODS, SELECTORS, is_method
@@ -231,7 +231,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 def test_choices_agree_with_the_code():
     properties = schema()["$defs"]
-    assert tuple(properties["ModelParams"]["properties"]["family"]["enum"]) == FAMILIES
+    assert tuple(properties["ModelParams"]["properties"]["family"]["enum"]) == families()
     evaluate = properties["EvaluateParams"]["properties"]
     pattern = re.compile(evaluate["methods"]["items"]["pattern"])
     names = [*METHODS, *(f"{policy}+{selector}" for policy in METHODS for selector in SELECTORS)]
@@ -309,9 +309,9 @@ def test_an_override_of_a_study_that_is_not_made_waits_until_it_is():
     raw = yaml.safe_load(OWN.read_text())
     key = next(iter(raw["models"]))
     raw["models"][key]["studies"] = {"measured": {"rho": {"samples": 5}}}
-    assert parse_params(yaml.safe_dump(raw)).of(key).studies.made()["rho"].samples == 5
+    assert parse_params(yaml.safe_dump(raw)).of(key).studies.enabled()["rho"].samples == 5
     del raw["studies"]["measured"]["rho"]
-    assert "rho" not in parse_params(yaml.safe_dump(raw)).of(key).studies.made()
+    assert "rho" not in parse_params(yaml.safe_dump(raw)).of(key).studies.enabled()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,6 @@ def test_cost_needs_a_budget_that_is_evaluated():
 def test_no_study_and_a_hub_model_are_valid():
     value = given()
     value["models"] = {"q": {"checkpoint": "Qwen/Qwen2-VL-7B-Instruct", "family": "qwen2_vl", "dtype": "bfloat16"}}
-    assert parse_params(yaml.safe_dump(value)).studies.made() == {}
+    assert parse_params(yaml.safe_dump(value)).studies.enabled() == {}
     whole = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"models": value["models"]}
-    assert set(parse_params(yaml.safe_dump(whole)).studies.made()) == set(STUDIES)
+    assert set(parse_params(yaml.safe_dump(whole)).studies.enabled()) == set(STUDIES)

@@ -10,10 +10,10 @@ from sparsemm.policies import SELECTORS, is_method
 from sparsemm.report import charts
 from sparsemm.report.results import PaperPoint
 from sparsemm.report.style import METHODS, OTHER, SELECTED, SPARE, method_style, model_style, setting_styles
+from sparsemm.statistics import Estimate
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
 from sparsemm.studies.rho import STUDY as RHO
-from sparsemm.tables import Estimate
 from tests.report import crafted
 
 

@@ -24,7 +24,7 @@ from sparsemm.report.html import (
     tabs,
 )
 from sparsemm.report.style import Style
-from sparsemm.tables import Estimate
+from sparsemm.statistics import Estimate
 from tests.report import crafted
 
 SPEC = {"panels": [], "columns": 1, "row": 300}

@@ -143,7 +143,7 @@ def test_the_best_by_the_searches_is_a_mean_over_models():
     assert f"{name} (area 0.800, {PAPER} 0.500)" in search.conclusion(rows)
     lossy = [one for one in CANDIDATES if CANDIDATES[one].mode != "exact"]
     assert lossy and not set(lossy) & set(search.mean_areas(rows))
-    with pytest.raises(DataError, match="not a search over today's candidates"):
+    with pytest.raises(DataError, match="over other candidates"):
         search.conclusion(rows[:-1])
 
 

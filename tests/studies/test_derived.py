@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.samples import kept, read_samples, read_table
 from sparsemm.params import parse_params
+from sparsemm.studies.common.evaluated import Evaluated, read_samples
 from sparsemm.studies.common.stage import run
 from sparsemm.studies.length import by_length
 from tests.repository import ROOT
@@ -112,7 +112,7 @@ def test_accuracy_and_latency_meet_at_the_profiled_budget(params, tmp_path):
     with pytest.raises(DataError, match="B = 24"):
         run(params, "cost", "m", tmp_path)
     write_csv(tmp_path / "artifacts/profile/m.csv", [PROFILE[2] | {"kept_bytes": "many"}])
-    with pytest.raises(DataError, match="not a number"):
+    with pytest.raises(DataError, match="kept_bytes"):
         run(params, "cost", "m", tmp_path)
 
 
@@ -135,16 +135,16 @@ def test_samples_that_are_missing_malformed_or_unpaired_are_refused(tmp_path):
             read_samples(tmp_path, "m")
 
 
-def test_tables_that_are_missing_or_lack_a_column_are_refused(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
-        kept(tmp_path, "m")
+def test_tables_that_are_missing_or_malformed_are_refused(params, tmp_path):
+    evaluated = Evaluated(params, "cost", "m", tmp_path, None)
     path = tmp_path / "artifacts" / "evaluate" / "m.csv"
+    with pytest.raises(DataError, match="cannot be read"):
+        _ = evaluated.kept
     write_csv(path, [{"task": "read"}])
     with pytest.raises(DataError, match="kept_slots"):
-        kept(tmp_path, "m")
+        _ = evaluated.kept
     write_csv(path, [{"task": "read", "method": "a", "budget": "x", "kept_slots": "1", "bytes": "1"}])
-    with pytest.raises(DataError, match="not a number"):
-        kept(tmp_path, "m")
-    path.write_text("task,method\n")
-    with pytest.raises(DataError, match="no rows"):
-        read_table(tmp_path, "evaluate", "m", ("task",))
+    with pytest.raises(DataError, match="budget"):
+        _ = evaluated.kept
+    with pytest.raises(DataError, match="cannot be read"):
+        _ = evaluated.timings

@@ -12,7 +12,7 @@ from PIL import Image
 from sparsemm.errors import ModelError
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.common.heads import Off, chosen, drawn, drawn_anew, heads_off
+from sparsemm.studies.common.heads import Off, best_heads, heads_off, random_heads, random_heads_by_page
 
 FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -75,7 +75,7 @@ def test_every_row_can_have_heads_of_its_own(tiny, zero):
     like = np.random.default_rng(1).random((config.num_hidden_layers, config.num_attention_heads)) < 0.4
     page = Image.new("RGB", (84, 84), "white")
     inputs = build_inputs(processor, [[page]] * 3, ["Read the page."] * 3)
-    heads = drawn_anew(like, 0, False, [4, 9, 4])
+    heads = random_heads_by_page(like, 0, False, [4, 9, 4])
     assert np.array_equal(heads[0], heads[2]) and not np.array_equal(heads[0], heads[1])
 
     def run(model):
@@ -107,11 +107,11 @@ def table(scores):
 @pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.3, 12), (1.0, 40)])
 def test_the_best_heads_and_as_many_random_ones(fraction, count):
     scores = np.random.default_rng(2).random((5, 8))
-    top = chosen(table(scores), fraction)
+    top = best_heads(table(scores), fraction)
     assert top.sum() == count and scores[top].min() >= scores[~top].max(initial=0)
     for seed in range(5):
-        anywhere, same = drawn(top, seed, False), drawn(top, seed, True)
+        anywhere, same = random_heads(top, seed, False), random_heads(top, seed, True)
         assert anywhere.sum() == count and (same.sum(axis=1) == top.sum(axis=1)).all()
-        assert np.array_equal(anywhere, drawn(top, seed, False))
+        assert np.array_equal(anywhere, random_heads(top, seed, False))
     if count == 12:
-        assert len({drawn(top, seed, True).tobytes() for seed in range(5)}) == 5
+        assert len({random_heads(top, seed, True).tobytes() for seed in range(5)}) == 5

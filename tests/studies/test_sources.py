@@ -44,10 +44,10 @@ def test_agreement_is_high_for_one_ranking_and_low_for_two():
 
 def test_a_table_that_is_missing_or_of_another_model_is_refused(tmp_path):
     params = SimpleNamespace(robustness={"signs": None})
-    bench = SimpleNamespace(root=tmp_path, key="m", scores=table(), params=params)
+    experiment = SimpleNamespace(root=tmp_path, key="m", scores=table(), params=params)
     given = SourcesParams(samples=2, budgets=(12,))
     with pytest.raises(ScoreTableError, match="no score table.*sparsemm chase m --dataset signs"):
-        run(bench, given)
+        run(experiment, given)
     table(fingerprint="g").save(result_path(tmp_path, "scores", "m", ".safetensors", "signs"))
     with pytest.raises(ScoreTableError, match="another config"):
-        run(bench, given)
+        run(experiment, given)

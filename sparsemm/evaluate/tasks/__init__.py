@@ -1,4 +1,4 @@
-"""Tasks as lmms-eval loads them: two of this project over its own pages, and the paper's."""
+"""Tasks that lmms-eval loads: the two of this project over its own pages, and those of the paper."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METRICS = LOCAL | {name: task.metric for name, task in PUBLISHED.items()}
 
 @dataclass(frozen=True)
 class Scored:
-    """One document of a task: its id, the image it is about (empty: one of its own), the answers, and its value."""
+    """A scored document: its id, the image that it is about (empty: one of its own), both answers, and its value."""
 
     id: str
     page: str
@@ -35,12 +35,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Task:
-    """A task of lmms-eval with its requests built.
+    """A task of lmms-eval with its requests.
 
     Attributes:
-        name: as in params.yaml.
-        ids: of the documents, in order.
-        questions: one per document.
+        name: name in params.yaml.
+        ids: ids of the documents, in order.
+        questions: one question per document.
     """
 
     name: str
@@ -50,37 +50,37 @@ class Task:
 
     @property
     def metric(self) -> str:
-        """What a document's value is called in tables."""
+        """Returns the name of a document's value in tables."""
         return METRICS[self.name]
 
     @cached_property
     def pages(self) -> list[str]:
-        """A hash of what each question shows: several questions are asked about some images."""
+        """Returns a hash of each question's images, because several questions may be about one image."""
         return [_digest(one.images()) for one in self.questions]
 
     def score(self, texts: list[str]) -> list[Scored]:
-        """The value of every document by the task's own filters, post-processing and metric.
+        """Returns the value of every document by the task's own filters, post-processing and metric.
 
         Args:
             texts: one answer per question.
 
         Raises:
-            DataError: if the metric needs what is not installed.
+            DataError: if the metric needs a program that is not installed.
         """
         requests = self._task.instances
         for request, text in zip(requests, texts, strict=True):
             request.resps, request.filtered_resps = [text], {}
         self._task.apply_filters()
-        said = [next(iter(request.filtered_resps.values())) for request in requests]
+        predictions = [next(iter(request.filtered_resps.values())) for request in requests]
         docs = [self._task.eval_docs_no_media[request.doc_id] for request in requests]
         column = "answer" if self.name in LOCAL else PUBLISHED[self.name].reference
         answers = [doc[column] if isinstance(doc[column], str) else json.dumps(doc[column]) for doc in docs]
-        metrics = [self._task.process_results(doc, [one]) for doc, one in zip(docs, said, strict=True)]
+        metrics = [self._task.process_results(doc, [one]) for doc, one in zip(docs, predictions, strict=True)]
         if self.name in LOCAL:
             each: list[float | None] = [float(one[LOCAL[self.name]]) for one in metrics]
         else:
             each = values(self.name, metrics)
-        rows = zip(self.ids, self.pages, said, answers, each, strict=True)
+        rows = zip(self.ids, self.pages, predictions, answers, each, strict=True)
         return [Scored(i, page, str(text), answer, value) for i, page, text, answer, value in rows if value is not None]
 
 
@@ -93,7 +93,7 @@ def _digest(images: list[Image.Image]) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """lmms-eval and `datasets` without their log lines and bars: progress is ours."""
+    """Hides the log lines and progress bars of lmms-eval and `datasets`."""
     import logging
 
     import datasets
@@ -107,12 +107,14 @@ def quiet() -> Iterator[None]:
 
 
 def load(config: dict[str, Any], name: str, folder: Path, limit: int, max_new_tokens: int) -> Task:
-    """Let lmms-eval load a task file and build the requests of its first `limit` documents.
+    """Lets lmms-eval load a task file and build the requests of its first `limit` documents.
 
     Args:
-        config: of the task file, which is written to `folder`.
-        name: as in params.yaml.
-        max_new_tokens: where the task does not say.
+        config: contents of the task file, which is written to `folder`.
+        name: name in params.yaml.
+        folder: folder of the task file.
+        limit: number of documents.
+        max_new_tokens: used if the task does not set it.
     """
     define_missing_torchvision_operators()
     from lmms_eval.tasks import TaskManager, get_task_dict
@@ -127,6 +129,6 @@ def load(config: dict[str, Any], name: str, folder: Path, limit: int, max_new_to
 
 
 def load_published(name: str, files: list[Path] | None, folder: Path, limit: int, max_new_tokens: int) -> Task:
-    """One of the paper's tasks, its documents in parquet files, or on the hub if there are none."""
+    """Loads one of the paper's tasks, with documents from parquet files or, without files, from the hub."""
     config = task_config(name, f"sparsemm_{name}", files, folder / "datasets")
     return load(config, name, folder / "tasks", limit, max_new_tokens)

@@ -1,4 +1,4 @@
-"""What the task files refer to: image and prompt of a document, and how a prediction is scored."""
+"""The functions that the task files name: image and prompt of a document, and the score of a prediction."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemm.errors import DataError
 
 
 def word_accuracy(prediction: str, answer: str) -> float:
-    """1 - word error rate, not below 0: (words - edits) / words with Levenshtein edits over blank-separated words.
+    """Returns 1 - word error rate, not below 0: (words - edits) / words with Levenshtein edits over words.
 
     Raises:
         DataError: if the answer has no word.
@@ -28,29 +28,29 @@ def word_accuracy(prediction: str, answer: str) -> float:
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1.0 if the prediction is the answer, blanks around it aside, else 0.0."""
+    """Returns 1.0 if prediction and answer are equal without the blanks around them, else 0.0."""
     return float(prediction.strip() == answer.strip())
 
 
-SCORERS = {"read": word_accuracy, "qa": exact_match}  # (prediction, answer) -> value, of each task
+SCORERS = {"read": word_accuracy, "qa": exact_match}  # task -> function of (prediction, answer)
 
 
 def visual(doc: dict[str, Any]) -> list[Image.Image]:
-    """The page, RGB."""
+    """Returns the image of the page, RGB."""
     image = doc["image"]
     return [Image.open(io.BytesIO(image["bytes"] if isinstance(image, dict) else image)).convert("RGB")]
 
 
 def text(doc: dict[str, Any]) -> str:
-    """What is asked."""
+    """Returns the prompt."""
     return str(doc["prompt"])
 
 
 def score_reading(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Word accuracy of one prediction."""
+    """Returns the word accuracy of one prediction."""
     return {"word_accuracy": SCORERS["read"](results[0], doc["answer"])}
 
 
 def score_answer(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Exact match of one prediction."""
+    """Returns the exact match of one prediction."""
     return {"exact_match": SCORERS["qa"](results[0], doc["answer"])}

@@ -1,4 +1,4 @@
-"""The tasks of the paper, by the names and with the prompts, post-processing and metrics lmms-eval has for them."""
+"""The tasks of the paper, with lmms-eval's names, prompts, post-processing and metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparsemm import fetch
 from sparsemm.errors import DataError
 from sparsemm.files import atomic_path
 
-TURN = 1_000_000  # MMBench numbers the turned copies of a question by its own number plus multiples of this
+TURN = 1_000_000  # in MMBench, a copy with permuted options has the question's number plus a multiple of this
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Published:
     """A task file of lmms-eval.
 
     Attributes:
-        file: below lmms-eval's tasks, or an absolute path.
-        split: the documents it scores.
-        metric: what a document's value is called in tables.
-        reference: column with what is right.
-        dropped: what local rows do without.
+        file: path below lmms-eval's tasks, or an absolute path.
+        split: split of the documents.
+        metric: name of a document's value in tables.
+        reference: column with the right answer.
+        dropped: keys of the task file that local documents do not need.
     """
 
     file: str
@@ -46,57 +46,57 @@ PUBLISHED = {
     "textvqa_val": Published("textvqa/textvqa_val.yaml", "validation", "exact_match", "answers"),
     "chartqa": Published("chartqa/chartqa.yaml", "test", "relaxed_overall", "answer"),
     "textcaps_val": Published("textcaps/textcaps_val.yaml", "val", "textcaps_CIDEr", "caption_str"),
-    # The file without "static" asks a model of OpenAI about answers whose option it cannot infer.
+    # The file without "static" asks a model of OpenAI about answers from which no option can be inferred.
     "mmbench_en_dev": Published("mmbench/mmbench_en_dev_static.yaml", "dev", "gpt_eval_score", "answer"),
-    # Its process_docs fetches the images from the hub; local rows hold theirs.
+    # Its process_docs downloads the images from the hub; local documents hold theirs.
     "gqa": Published("gqa/gqa.yaml", "testdev", "exact_match", "answer", ("process_docs",)),
     "vqav2_val": Published("vqav2/vqav2_val.yaml", "validation", "exact_match", "answers"),
 }
 
 
 def task_config(task: str, name: str, files: Sequence[Path] | None, cache: Path | None = None) -> dict[str, Any]:
-    """A task file that includes lmms-eval's own and, given parquet files, takes its documents from them.
+    """Returns a task file that includes lmms-eval's own and may take its documents from parquet files.
 
     Args:
         task: one of `PUBLISHED`.
-        name: of the new task.
-        files: parquet with the columns of the published data set; None leaves the documents on the hub.
-        cache: where `datasets` keeps what it converts.
+        name: name of the new task.
+        files: parquet files with the columns of the published data set; None for the documents on the hub.
+        cache: folder in which `datasets` stores converted files.
 
     Raises:
         DataError: if lmms-eval is not installed.
     """
-    given = PUBLISHED[task]
+    published = PUBLISHED[task]
     package = importlib.util.find_spec("lmms_eval")
     if package is None or package.origin is None:
         raise DataError("lmms-eval is not installed", where=task, hint="pip install lmms-eval")
-    config: dict[str, Any] = {"include": str(Path(package.origin).parent / "tasks" / given.file), "task": name}
+    config: dict[str, Any] = {"include": str(Path(package.origin).parent / "tasks" / published.file), "task": name}
     if files is not None:
-        options: dict[str, Any] = {"data_files": {given.split: [escape(str(path.resolve())) for path in files]}}
+        options: dict[str, Any] = {"data_files": {published.split: [escape(str(path.resolve())) for path in files]}}
         if cache is not None:
             options["cache_dir"] = str(cache.resolve())
         config |= {"dataset_path": "parquet", "dataset_name": None, "dataset_kwargs": options}
-        config |= dict.fromkeys(given.dropped)
+        config |= dict.fromkeys(published.dropped)
     return config
 
 
 def write_task(config: dict[str, Any], folder: Path) -> None:
-    """Write a task file to `folder`/<task>.yaml."""
+    """Writes a task file to `folder`/<task>.yaml."""
     with atomic_path(folder / f"{config['task']}.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(config), encoding="utf-8")
 
 
 def task_files(task: str, source: str, root: Path) -> list[Path] | None:
-    """Parquet files of a task: <source>/<task>/*.parquet, from S3 once per revision; None if they are on the hub.
+    """Returns the parquet files <source>/<task>/*.parquet; None if they are on the hub. S3 is read once per revision.
 
     Raises:
-        FetchError: if the source cannot be had.
-        DataError: if it holds no parquet of the task.
+        FetchError: if the source is not available.
+        DataError: if it has no parquet file of the task.
     """
     if source == "hub":
         return None
     incoming = root / "data" / "incoming" / "tasks"
-    place = fetch.open_s3(source, incoming / "work") if source.startswith("s3://") else fetch.open_local(source, root)
+    place = fetch.s3(source, incoming / "work") if source.startswith("s3://") else fetch.local(source, root)
     names = [name for name in place.files if name.startswith(f"{task}/") and name.endswith(".parquet")]
     if not names:
         raise DataError(f"no {task}/*.parquet", where=place.address, hint="one folder per task, named like the task")
@@ -110,44 +110,45 @@ def task_files(task: str, source: str, root: Path) -> list[Path] | None:
 
 
 def values(task: str, metrics: list[dict[str, Any]]) -> list[float | None]:
-    """The value of every document, whose mean is the task's score between 0 and 1 (CIDEr: 0 to 10).
+    """Returns the value of every document; their mean is the task's score between 0 and 1 (CIDEr: 0 to 10).
 
     Args:
-        metrics: what lmms-eval's process_results says of each document.
+        task: one of `PUBLISHED`.
+        metrics: output of lmms-eval's process_results for each document.
 
     Returns:
-        None for a document that only counts in another's value (turned copies of MMBench).
+        a value per document; None for one that only counts as part of another (permuted copies of MMBench).
 
     Raises:
-        DataError: if textcaps_val finds no Java.
+        DataError: if textcaps_val does not find Java.
     """
     name = PUBLISHED[task].metric
-    found = [one[name] for one in metrics]
+    results = [one[name] for one in metrics]
     if task == "ocrbench":
-        return [float(one["score"]) for one in found]
+        return [float(one["score"]) for one in results]
     if task == "textcaps_val":
-        return _cider(found)
+        return _cider(results)
     if task == "mmbench_en_dev":
-        return _options(found)
-    return [float(one) for one in found]
+        return _options(results)
+    return [float(one) for one in results]
 
 
 def _cider(results: list[dict[str, Any]]) -> list[float | None]:
-    """CIDEr of every caption; what is rare is counted over all references, so that the mean is the corpus score."""
+    """Returns CIDEr of every caption, with word frequencies over all references, so the mean is the corpus score."""
     if shutil.which("java") is None:
         raise DataError("the tokenizer of CIDEr needs Java", where="textcaps_val", hint="install a Java runtime")
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    wanted = {i: [{"caption": caption} for caption in one["answer"]] for i, one in enumerate(results)}
-    said = {i: [{"caption": one["pred"]}] for i, one in enumerate(results)}
+    references = {i: [{"caption": caption} for caption in one["answer"]] for i, one in enumerate(results)}
+    captions = {i: [{"caption": one["pred"]}] for i, one in enumerate(results)}
     tokenizer = PTBTokenizer()
-    _, each = Cider().compute_score(tokenizer.tokenize(wanted), tokenizer.tokenize(said))
+    _, each = Cider().compute_score(tokenizer.tokenize(references), tokenizer.tokenize(captions))
     return [float(one) for one in each]
 
 
 def _options(results: list[dict[str, Any]]) -> list[float | None]:
-    """Whether a question and all its turned copies are answered right, as lmms-eval's static evaluation has it."""
+    """Tells whether a question and all its permuted copies are answered right, by lmms-eval's static evaluation."""
     from lmms_eval.tasks.mmbench.en_utils import mmbench_evaluator
 
     groups: dict[int, list[dict[str, Any]]] = {}

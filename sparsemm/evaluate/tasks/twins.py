@@ -1,7 +1,7 @@
-"""Small offline stand-ins for the paper's tasks: `python -m sparsemm.evaluate.tasks.twins FOLDER`.
+"""Writes small offline versions of the paper's tasks: `python -m sparsemm.evaluate.tasks.twins FOLDER`.
 
-Their task files include lmms-eval's own, so prompts, post-processing and metrics are the real ones; only the documents
-are this project's pages, in the columns of the published data sets.
+Their task files include lmms-eval's own, so prompts, post-processing and metrics are the real ones. Only the documents
+are pages of this project, in the columns of the published data sets.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text, quest
 from sparsemm.evaluate.tasks.published import PUBLISHED, TURN, task_config, write_task
 from sparsemm.files import atomic_path
 
-PEOPLE = 10  # who answered a question of TextVQA or VQAv2
+PEOPLE = 10  # number of people who answered a question of TextVQA or VQAv2
 
 
 def _row(task: str, index: int, record: Record, rng: random.Random) -> dict[str, Any]:
-    """One document without its image."""
-    asked = rng.choice(questions(record))
-    question, answer, text = asked.prompt, asked.answer, page_text(record)
+    """Returns one document without its image."""
+    chosen = rng.choice(questions(record))
+    question, answer, text = chosen.prompt, chosen.answer, page_text(record)
     if task == "docvqa_val":
         return {"questionId": str(index), "question": question, "answers": [answer, answer.upper()]}
     if task == "ocrbench":
@@ -34,8 +34,8 @@ def _row(task: str, index: int, record: Record, rng: random.Random) -> dict[str,
     if task == "textvqa_val":
         return {"question_id": index, "question": question, "answers": [answer] * 7 + ["unclear"] * 3}
     if task == "chartqa":
-        wanted = str(rng.randint(100, 999)) if index % 2 else answer
-        return {"type": ("augmented_test", "human_test")[index % 2], "question": question, "answer": wanted}
+        number = str(rng.randint(100, 999)) if index % 2 else answer
+        return {"type": ("augmented_test", "human_test")[index % 2], "question": question, "answer": number}
     if task == "textcaps_val":
         captions = [f"a page that says {text}", f"the words {text}", f"a form with {answer} on it"]
         return {"question_id": str(index), "image_id": f"page{index}", "question": "", "caption_str": captions}
@@ -43,12 +43,12 @@ def _row(task: str, index: int, record: Record, rng: random.Random) -> dict[str,
         return _options(index, question, answer, rng)
     if task == "gqa":
         return {"id": str(index), "imageId": f"page{index}", "question": question, "answer": answer}
-    said = [{"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(PEOPLE)]
-    return {"question_id": index, "image_id": index, "question": question, "answers": said}
+    answers = [{"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(PEOPLE)]
+    return {"question_id": index, "image_id": index, "question": question, "answers": answers}
 
 
 def _options(index: int, question: str, answer: str, rng: random.Random) -> dict[str, Any]:
-    """A question with options; every second document turns those of the one before it, with the same right text."""
+    """Returns a question with options; every second document permutes the options of the one before it."""
     options = dict(zip("ABCD", [answer, "none", "all", "unclear"], strict=True))
     right = "A"
     if index % 2:
@@ -59,16 +59,16 @@ def _options(index: int, question: str, answer: str, rng: random.Random) -> dict
 
 
 def documents(task: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows in the columns of a published data set, `image` as PNG bytes; the same for the same arguments.
+    """Returns documents in the columns of a published data set, with `image` as PNG bytes. They are deterministic.
 
     Args:
         task: one of `PUBLISHED`.
-        count: of the rows.
-        seed: of pages and questions.
+        count: number of documents.
+        seed: seed of pages and questions.
     """
     rows = []
     for index in range(count):
-        page = index // 2 if task == "mmbench_en_dev" else index  # a turned copy shows the same page
+        page = index // 2 if task == "mmbench_en_dev" else index  # a permuted copy shows the same page
         record = draw_record("evaluation", seed, page, PageStyle())
         buffer = io.BytesIO()
         record.image.save(buffer, format="PNG")
@@ -78,9 +78,9 @@ def documents(task: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write(folder: Path, count: int = 4, seed: int = 0) -> None:
-    """Write <task>/rows.parquet and tasks/<task>_twin.yaml for every task of the paper.
+    """Writes <task>/rows.parquet and tasks/<task>_twin.yaml for every task of the paper.
 
-    `evaluate.source` reads the first, `lmms_eval --include_path folder/tasks` the second.
+    `evaluate.source` reads the former, `lmms_eval --include_path folder/tasks` the latter.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 from sparsemm.report.html import section
 from sparsemm.report.results import Results
-from sparsemm.report.sections import accuracy, appendix, cost, explorer, heads, method, studies, summary
+from sparsemm.report.sections import (
+    accuracy,
+    all_studies,
+    appendix,
+    bytes_and_latency,
+    explorer,
+    first_screen,
+    heads,
+    method,
+)
 
 
 class Section(NamedTuple):
@@ -20,12 +29,12 @@ class Section(NamedTuple):
 
 
 SECTIONS = (
-    Section("found", "Findings", "Findings", summary.parts),
+    Section("found", "Findings", "Findings", first_screen.parts),
     Section("accuracy", "Accuracy", "Accuracy against budget", accuracy.parts),
     Section("heads", "Heads", "How few heads attend to the image", heads.parts),
     Section("explorer", "Explorer", "See what a head attends to", explorer.parts),
-    Section("cost", "Bytes and latency", "Bytes and latency", cost.parts),
-    Section("studies", "Studies", "Studies", studies.parts),
+    Section("cost", "Bytes and latency", "Bytes and latency", bytes_and_latency.parts),
+    Section("studies", "Studies", "Studies", all_studies.parts),
     Section("limits", "Method and limits", "Method and limits", method.parts),
     Section("appendix", "Test models", "Appendix: declared test models", appendix.parts),
 )

@@ -6,7 +6,7 @@ from sparsemm.report import charts
 from sparsemm.report.findings import against_full, comparison, count_range, enough_from, rivals, signed, verdicts
 from sparsemm.report.html import bullets, chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Accuracy, Model, Results
-from sparsemm.report.sections import studies
+from sparsemm.report.sections import all_studies
 from sparsemm.report.sections.method import resampled
 
 NOT_EVALUATED = "Not evaluated yet."
@@ -20,7 +20,7 @@ def parts(results: Results) -> list[str]:
     models = results.evidence or results.models
     return [
         tabs("accuracy", [(model.label, of_model(model)) for model in models]),
-        *(studies.shown(one, models, "curve") for one in results.studies if one.name == "curve"),
+        *(all_studies.shown(one, models, "curve") for one in results.studies if one.name == "curve"),
         _verdicts(models),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemm.report.html import details, paragraph
 from sparsemm.report.results import Results
-from sparsemm.report.sections import accuracy, cost, heads, studies
+from sparsemm.report.sections import accuracy, all_studies, bytes_and_latency, heads
 
 
 def parts(results: Results) -> list[str]:
@@ -20,10 +20,10 @@ def parts(results: Results) -> list[str]:
             paragraph(f"{model.label}: {model.note}.", "note"),
             details(f"{model.label}: accuracy", accuracy.of_model(model)),
             details(f"{model.label}: heads", heads.of_model(results, model)),
-            details(f"{model.label}: bytes and latency", cost.of_model(model)),
+            details(f"{model.label}: bytes and latency", bytes_and_latency.of_model(model)),
             details(
                 f"{model.label}: studies",
-                *(details(result.study.title, studies.of_model(result, model)) for result in with_rows),
+                *(details(result.study.title, all_studies.of_model(result, model)) for result in with_rows),
             ),
         ]
     return pieces

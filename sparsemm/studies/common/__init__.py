@@ -1,1 +1,1 @@
-"""What several studies share. An edit here makes every study that asks a model run again."""
+"""Code that several studies share. An edit here makes every study that runs a model stale."""

@@ -1,4 +1,4 @@
-"""How far two score tables of one model agree about its heads."""
+"""Measures how far two score tables of one model agree about its heads."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sparsemm.evaluate.rows import COLUMNS, Row
-from sparsemm.evaluate.statistics import interval
 from sparsemm.scores import ScoreTable
+from sparsemm.statistics import interval
 
 if TYPE_CHECKING:
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
-RESAMPLES = 1000  # each ranks all heads anew
+RESAMPLES = 1000  # each ranks all heads again
 
 
 def agreement(one: ScoreTable, other: ScoreTable, seed: int) -> dict[str, tuple[float, float, float]]:
-    """Rank correlation and top 5 % overlap, each with its interval over resampled pages of both tables.
+    """Returns rank correlation and top 5 % overlap, each with its interval over resampled pages of both tables.
 
-    Resampled tables are noisier than their own, so they agree less: what they show is how far agreement varies, and the
-    interval is that, moved to have the value in its middle and cut at 1.
+    Resampled tables are noisier than the tables themselves, so they agree less. They show how far the agreement varies.
+    The interval is that range, shifted so that its median is the value, and cut at 1.
     """
     rng = np.random.default_rng(seed)
-    drawn = np.array([_redrawn(one, other, rng) for _ in range(RESAMPLES)])
+    resampled = np.array([_resampled(one, other, rng) for _ in range(RESAMPLES)])
     values = {"rank correlation": one.rank_correlation(other), "top 5 % overlap": one.top_overlap(other)}
     estimates = {}
     for i, (name, value) in enumerate(values.items()):
-        low, high = interval(drawn[:, i] - np.median(drawn[:, i]) + value)
+        low, high = interval(resampled[:, i] - np.median(resampled[:, i]) + value)
         estimates[name] = (value, low, min(high, 1.0))
     return estimates
 
 
-def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tuple[float, float]:
+def _resampled(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tuple[float, float]:
     tables = []
     for table in (one, other):
         n = len(table.per_sample)
@@ -41,11 +41,11 @@ def _redrawn(one: ScoreTable, other: ScoreTable, rng: np.random.Generator) -> tu
     return tables[0].rank_correlation(tables[1]), tables[0].top_overlap(tables[1])
 
 
-def agreement_rows(bench: Bench, name: str, one: ScoreTable, other: ScoreTable, seed: int) -> list[Row]:
-    """Rows of `agreement` between two tables: the metric is the condition, `name` the setting."""
+def agreement_rows(experiment: Experiment, name: str, one: ScoreTable, other: ScoreTable, seed: int) -> list[Row]:
+    """Returns the rows of `agreement` between two tables, with the metric as condition and `name` as setting."""
     rows = []
     for metric, (value, low, high) in agreement(one, other, seed).items():
-        row: Row = dict.fromkeys(COLUMNS, "") | {"model": bench.key, "study": bench.study, "task": "scores"}
+        row: Row = dict.fromkeys(COLUMNS, "") | {"model": experiment.key, "study": experiment.study, "task": "scores"}
         row |= {"condition": metric, "setting": name, "metric": metric, "value": round(value, 6), "seeds": 1}
         row |= {
             "n": len(other.per_sample),

@@ -1,4 +1,4 @@
-"""Allocations that are tried against the paper's, and how a set of them is measured."""
+"""Allocations that are compared with the paper's, and how a set of them is measured."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pydantic import Field, model_validator
 
 from sparsemm.budgets import Scores
 from sparsemm.evaluate.rows import AREA, OVERALL, PAPER, Arm, Outcome
-from sparsemm.evaluate.statistics import area
-from sparsemm.params.base import Count
+from sparsemm.params.strict import Count
 from sparsemm.params.studies import BudgetsParams
 from sparsemm.scores import ScoreTable
+from sparsemm.statistics import area
 from sparsemm.weights import group_max, layer_floor, power
 
 if TYPE_CHECKING:
     from sparsemm.evaluate.answers import Variant
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
 Way = tuple[str, int | None]  # setting, budget
 
 
 class SearchParams(BudgetsParams):
-    """Allocations that are tried, on all but the last pages."""
+    """The pages of the search; the last ones are held out."""
 
-    held_out: Count = Field(description="last pages, which the search never asks about")
+    held_out: Count = Field(description="number of last pages that the search does not use")
 
     @model_validator(mode="after")
     def _some_are_left(self) -> Self:
@@ -39,7 +39,7 @@ class SearchParams(BudgetsParams):
 
 @dataclass(frozen=True)
 class Candidate:
-    """From scores s[l,h] of query heads to slots of KV heads, in this order; the defaults are the paper's.
+    """The steps from scores s[l,h] of query heads to slots of KV heads, in their order. The defaults are the paper's.
 
     Attributes:
         group: "sum" or "max": s[l,g] = sum or max of s[l,h] over the query group g.
@@ -61,23 +61,23 @@ class Candidate:
 
     @property
     def method(self) -> str:
-        """Of `sparsemm.policies.METHODS`."""
+        """Returns the name in `sparsemm.policies.METHODS`."""
         return "sparsemm" if self.adapt is None else "sparsemm-adaptive"
 
     def weights(self, table: ScoreTable) -> Scores:
-        """(L, Hkv) float64 of the layers with full attention: `scores` of `sparsemm.compressed_cache`."""
+        """Returns (L, Hkv) float64 for the layers with full attention: `scores` of `sparsemm.compressed_cache`."""
         kv = table.header["num_kv_heads"]
         grouped = group_max(table.scores, kv) if self.group == "max" else table.to_kv(kv)
         weights = power(grouped[table.full_layers()], self.exponent)
         return layer_floor(weights, self.floor) if self.floor else weights
 
     def options(self) -> dict[str, Any]:
-        """Options of `sparsemm.compressed_cache` that are not as usual."""
+        """Returns the options of `sparsemm.compressed_cache` that differ from the defaults."""
         chosen = {"rho": self.rho, "adapt": self.adapt}
         return {"mode": self.mode} | {name: value for name, value in chosen.items() if value is not None}
 
 
-# Ties in the search go to the first.
+# Of equally good candidates the search takes the first.
 CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
     {
         PAPER: Candidate(),
@@ -106,34 +106,36 @@ CANDIDATES: Mapping[str, Candidate] = MappingProxyType(
 )
 
 
-def split(given: SearchParams) -> tuple[slice, slice]:
-    """The pages of the search, and those held out: the last ones."""
-    asked = given.samples - given.held_out
-    return slice(0, asked), slice(asked, given.samples)
+def split(options: SearchParams) -> tuple[slice, slice]:
+    """Returns the pages of the search, and the held-out pages, which are the last ones."""
+    first_held_out = options.samples - options.held_out
+    return slice(0, first_held_out), slice(first_held_out, options.samples)
 
 
-def candidate(bench: Bench, name: str, budget: int) -> Variant:
-    """A cache with the allocation of that name."""
+def candidate(experiment: Experiment, name: str, budget: int) -> Variant:
+    """Returns a cache with the allocation of that name."""
     from sparsemm.studies.common.margin import margin_table
 
     one = CANDIDATES[name]
-    table = margin_table(bench) if one.margin else bench.scores
-    return bench.variant(one.method, budget, one.weights(table), **one.options())
+    table = margin_table(experiment) if one.margin else experiment.scores
+    return experiment.variant(one.method, budget, one.weights(table), **one.options())
 
 
-def measure(bench: Bench, given: SearchParams, pages: slice, variants: Mapping[Way, Variant]) -> dict[Arm, Outcome]:
-    """Outcomes of every (setting, budget), the areas under them, and the mean of these over tasks, page by page."""
-    ways = {Arm(task, "", setting, None, b): one for task in given.tasks for (setting, b), one in variants.items()}
-    measured, outcomes = bench.measure(ways, pages=pages), dict[Arm, Outcome]()
+def measure(
+    experiment: Experiment, options: SearchParams, pages: slice, variants: Mapping[Way, Variant]
+) -> dict[Arm, Outcome]:
+    """Returns the outcomes of every (setting, budget), their areas, and the mean of the areas over tasks."""
+    arms = {Arm(task, "", setting, None, b): one for task in options.tasks for (setting, b), one in variants.items()}
+    measured, outcomes = experiment.measure(arms, pages=pages), dict[Arm, Outcome]()
     settings = list(dict.fromkeys(setting for setting, _ in variants))
-    for task in given.tasks:
+    for task in options.tasks:
         outcomes |= {arm: one for arm, one in measured.items() if arm.task == task}
         for setting in settings:
             curve = {arm.budget: one for arm, one in measured.items() if (arm.task, arm.setting) == (task, setting)}
             values = curve[None].values if None in curve else _area(curve)
             outcomes[Arm(task, AREA, setting)] = Outcome(values, next(iter(curve.values())).metric)
     for setting in settings:
-        tasks = np.stack([outcomes[Arm(task, AREA, setting)].values for task in given.tasks])
+        tasks = np.stack([outcomes[Arm(task, AREA, setting)].values for task in options.tasks])
         outcomes[Arm(OVERALL, AREA, setting)] = Outcome(tasks.mean(axis=0), "mean over tasks")
     return outcomes
 

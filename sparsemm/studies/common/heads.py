@@ -1,4 +1,4 @@
-"""Heads of a language model that are switched off: which ones, and how."""
+"""Switches heads of a language model off: which ones, and how."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ TOP, RANDOM, LAYERS, NONE = "top", "random", "random, same layers", "none"
 
 @dataclass(frozen=True, eq=False)
 class Off:
-    """Heads that are off, as an observer of attention.
+    """An observer of attention that switches heads off.
 
     Attributes:
-        heads: (L, Hq) bool, or (B, L, Hq) for heads of each row's own.
-        zero: "output": the head adds nothing to the residual stream. "query": its logits are all zero, so that it
-            looks at everything alike.
+        heads: (L, Hq) bool, or (B, L, Hq) if every row has its own heads.
+        zero: with "output" a head adds nothing to the residual stream. With "query" its logits are all zero, so that
+            it attends to everything equally.
     """
 
     heads: Heads
     zero: Zero
 
     def __call__(self, call: AttentionCall) -> torch.Tensor:
-        """What the heads of one layer put out, (B, T, Hq, D), some of them being off.
+        """Returns the output of one layer's heads, (B, T, Hq, D), with some of them switched off.
 
         Raises:
             ModelError: if the heads are not this model's.
@@ -56,7 +56,7 @@ class Off:
 
 
 def heads_off(call: Callable[..., T], off: Off | None, model: Any, *arguments: Any) -> T:
-    """`call(model, *arguments)` while these heads of the language model are off; what was set before is restored."""
+    """Returns `call(model, *arguments)`, made while these heads of the language model are switched off."""
     if off is None:
         return call(model, *arguments)
     from sparsemm.attention_probe import observe_attention
@@ -65,16 +65,16 @@ def heads_off(call: Callable[..., T], off: Off | None, model: Any, *arguments: A
         return call(model, *arguments)
 
 
-def chosen(table: ScoreTable, fraction: float) -> Heads:
-    """(L, Hq) bool: the best `fraction` of the heads, rounded half up, at least one."""
+def best_heads(table: ScoreTable, fraction: float) -> Heads:
+    """Returns (L, Hq) bool, true for the best `fraction` of the heads, rounded half up, at least one."""
     result = np.zeros(table.scores.shape, dtype=bool)
     for layer, head, _ in table.top_heads(top_count(result.size, fraction)):
         result[layer, head] = True
     return result
 
 
-def drawn(like: Heads, seed: int, same_layers: bool) -> Heads:
-    """As many heads as `like` has, at random; with `same_layers` as many in every layer."""
+def random_heads(like: Heads, seed: int, same_layers: bool) -> Heads:
+    """Draws as many heads as `like` has; with `same_layers`, as many in every layer."""
     rng = np.random.default_rng(seed)
     result = np.zeros_like(like)
     if not same_layers:
@@ -85,15 +85,15 @@ def drawn(like: Heads, seed: int, same_layers: bool) -> Heads:
     return result
 
 
-def drawn_anew(like: Heads, seed: int, same_layers: bool, pages: list[int]) -> Heads:
-    """(B, L, Hq) bool: `drawn` for every page, so that resampling pages resamples draws too."""
+def random_heads_by_page(like: Heads, seed: int, same_layers: bool, pages: list[int]) -> Heads:
+    """Returns (B, L, Hq) bool, a draw for every page, so that resampling pages resamples draws too."""
     from sparsemm.policies.random_heads import draw
 
-    return np.stack([drawn(like, draw(seed, page), same_layers) for page in pages])
+    return np.stack([random_heads(like, draw(seed, page), same_layers) for page in pages])
 
 
-def drawn_in(layers: list[int], like: Heads, seed: int, same_layers: bool, pages: list[int]) -> Heads:
-    """(B, L, Hq) bool: `drawn_anew` among the heads of these layers alone, those with attention."""
+def random_heads_in(layers: list[int], like: Heads, seed: int, same_layers: bool, pages: list[int]) -> Heads:
+    """Returns `random_heads_by_page`, (B, L, Hq) bool, among the heads of these layers alone."""
     heads = np.zeros((len(pages), *like.shape), dtype=bool)
-    heads[:, layers] = drawn_anew(like[layers], seed, same_layers, pages)
+    heads[:, layers] = random_heads_by_page(like[layers], seed, same_layers, pages)
     return heads

@@ -1,4 +1,4 @@
-"""The study stage: one study of one model. A stopped one goes on where it was; all rows are written at once."""
+"""The study stage: one study of one model. A stopped study resumes, and all rows are written at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparsemm.studies import load
 
 
 def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/studies/<name>/<key>.csv and .json.
+    """Runs a study and writes artifacts/studies/<name>/<key>.csv and .json.
 
     Raises:
         ParamsError: if there is no such study or model in params.yaml.
@@ -19,24 +19,24 @@ def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
         ScoreTableError: if the score table is missing or of another model.
     """
     params = params.of(key)
-    made = params.studies.made()
-    if name not in made:
-        known = ", ".join(made) or "none"
+    enabled = params.studies.enabled()
+    if name not in enabled:
+        known = ", ".join(enabled) or "none"
         raise ParamsError(f"no study {name!r}", where="params.yaml: studies", hint=f"known: {known}")
     params.model(key)
-    study, given = load(name), made[name]
+    study, options = load(name), enabled[name]
     if study.group == "derived":
-        from sparsemm.evaluate.samples import Evaluated
+        from sparsemm.studies.common.evaluated import Evaluated
 
-        write(study.run(Evaluated(params, name, key, root, given), given), name, key, root)
+        write(study.run(Evaluated(params, name, key, root, options), options), name, key, root)
         return
-    from sparsemm.studies.common.bench import Bench
+    from sparsemm.studies.common.experiment import Experiment
 
-    bench = Bench(params, name, key, root)
-    write(study.run(bench, given), name, key, root)
-    bench.store.clear()
+    experiment = Experiment(params, name, key, root)
+    write(study.run(experiment, options), name, key, root)
+    experiment.store.clear()
 
 
 def write(rows: list[Row], name: str, key: str, root: Path) -> None:
-    """Rows as CSV, and their means as metrics, task -> condition -> setting -> level or budget."""
+    """Writes rows as CSV, and their values as metrics, by task, condition, setting and level or budget."""
     write_table(root / "artifacts" / "studies" / name, key, COLUMNS, rows, ("task", "condition", "setting"))

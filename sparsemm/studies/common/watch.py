@@ -1,4 +1,4 @@
-"""Watches how much the rows that say an answer's words look at these words and at the page."""
+"""Measures how much heads attend to the words of an answer and to the page while the model produces the words."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sparsemm.datasets.records import Record
 from sparsemm.layouts import get_layout
 from sparsemm.layouts.tokens import box_positions
 from sparsemm.prompts import append_answers, build_inputs, move_inputs
-from sparsemm.studies.common.bench import Bench
+from sparsemm.studies.common.experiment import Experiment
 
 
 class Watch:
-    """Rows to look at in a batch of one, and the attention they give to the columns that are marked.
+    """Collects how much some rows of a batch of one attend to marked columns.
 
     Attributes:
         rows: (T,) int64 query positions.
         marks: (K, T, S) fp32, 1 on the columns that count for a row.
-        shares: layer -> (Hq, K) fp32, attention on marked columns, mean over the rows.
+        shares: layer -> (Hq, K) fp32, attention on marked columns, averaged over the rows.
     """
 
     def __init__(self, rows: torch.Tensor, marks: torch.Tensor) -> None:
@@ -30,26 +30,28 @@ class Watch:
         self.shares: dict[int, torch.Tensor] = {}
 
     def __call__(self, call: AttentionCall) -> None:
-        """Note one layer."""
+        """Stores what one layer attends to."""
         self.look(call.layer, call.weights(self.rows))
 
     def look(self, layer: int, weights: torch.Tensor) -> None:
-        """Note what the rows' attention (Hq, T, S) fp32 says."""
+        """Stores the share of the rows' attention (Hq, T, S) fp32 on the marked columns."""
         marks = self.marks.to(weights.device)
         self.shares[layer] = (torch.einsum("hts,kts->hk", weights, marks) / len(self.rows)).cpu()
 
 
 @torch.inference_mode()
-def watched(bench: Bench, record: Record, answer: list[int], kind: Callable[[Any, Any], Watch] = Watch) -> Watch | None:
-    """What the rows that say an answer's words look at: marks are the word about to be said, and the page.
+def watched(
+    experiment: Experiment, record: Record, answer: list[int], kind: Callable[[Any, Any], Watch] = Watch
+) -> Watch | None:
+    """Runs the model over prompt and answer, and returns what the rows that predict the answer's words attend to.
 
-    None if the answer has none of the page's words.
+    The marks are the word about to be said, and the page. The result is None if the answer has no word of the page.
     """
-    model, processor, entry = bench.model, bench.processor, bench.params.model(bench.key)
+    model, processor, entry = experiment.model, experiment.processor, experiment.params.model(experiment.key)
     aligned = align_answer(record.id, answer, processor.tokenizer, record.entries, "ordered", entry.family)
     if not aligned.token_index:
         return None
-    prompt = build_inputs(processor, [[record.image]], [bench.params.chase.prompt])
+    prompt = build_inputs(processor, [[record.image]], [experiment.params.chase.prompt])
     forced = append_answers(prompt, [answer], processor.tokenizer.pad_token_id)
     inputs = move_inputs(forced.inputs, model)
     (image,) = get_layout(entry.family).image_tokens(model.config, inputs, 0, [record.image.size])

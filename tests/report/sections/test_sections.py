@@ -11,7 +11,7 @@ from sparsemm.params import parse_params
 from sparsemm.report import sections
 from sparsemm.report.html import page
 from sparsemm.report.results import HeldOut, HitRate, Results
-from sparsemm.report.sections import accuracy, heads, studies, summary
+from sparsemm.report.sections import accuracy, all_studies, first_screen, heads
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
 from sparsemm.studies.masking import STUDY as MASKING
@@ -95,23 +95,25 @@ def test_the_first_screen_has_the_picture_and_three_sentences_with_intervals():
     masked = [one.model_copy(update=top | lost) for one in crafted.study_rows("masking")[:1]]
     made = [crafted.studied(CURVE, [one for one in areas if one.diff]), crafted.studied(MASKING, masked, "masking")]
     results = crafted.results(explored(), studies=made)
-    html = "".join(summary.parts(results))
+    html = "".join(first_screen.parts(results))
     found = crafted.checked(html)
     assert len(found.all("li")) == 3 and len(found.all("img")) == 3
     assert "50 %" in html and "-0.300 [-0.400, -0.200]" in html and "1 of 1 comparisons" in html
     difference = next(one.difference for one in made[0].rows["m"] if one.against == "snapkv" and one.diff)
     assert difference.text("+") in html
-    assert "-0.300 [-0.400, -0.200]" in summary.size(results.evidence) and "25 %" in summary.size(results.evidence)
+    assert "-0.300 [-0.400, -0.200]" in first_screen.size(results.evidence) and "25 %" in first_screen.size(
+        results.evidence
+    )
 
 
 def test_findings_leave_test_models_out():
     real, test = crafted.evaluated(share=0.5), crafted.evaluated((0.1, 0.2), key="t", note="a test model", share=0.9)
-    assert "50 %" in summary.heads([real], []) and "one model" in summary.heads([real], [])
-    html = "".join(summary.parts(crafted.results(real, test)))
+    assert "50 %" in first_screen.heads([real], []) and "one model" in first_screen.heads([real], [])
+    html = "".join(first_screen.parts(crafted.results(real, test)))
     assert "90 %" not in html and "worse in 0 of 1" in html
-    assert summary.NOTHING in "".join(summary.parts(crafted.results(test)))
+    assert first_screen.NOTHING in "".join(first_screen.parts(crafted.results(test)))
     few = crafted.model([crafted.row(m, b, 0.5, n=1) for m, b in (("full", None), ("sparsemm", 8))])
-    assert summary.TOO_FEW in "".join(summary.parts(crafted.results(few)))
+    assert first_screen.TOO_FEW in "".join(first_screen.parts(crafted.results(few)))
 
 
 def test_size_counts_the_cases_where_a_budget_is_enough():
@@ -119,11 +121,11 @@ def test_size_counts_the_cases_where_a_budget_is_enough():
         rows = [crafted.row("full", None, 0.9), crafted.row("sparsemm", 8, 0.5, full=(-0.5, -0.4))]
         return crafted.model([*rows, crafted.row("sparsemm", 16, 0.8, full=(low, high))], key=key)
 
-    said = summary.size([model("a", -0.2, 0.1), model("b", -0.2, -0.1)])
+    said = first_screen.size([model("a", -0.2, 0.1), model("b", -0.2, -0.1)])
     assert "in 1 of 2 cases (from B = 16 on)" in said and "-0.150 [-0.200, -0.100] to -0.050" in said
-    assert "in 0 of 1 cases" in summary.size([model("a", -0.2, -0.1)])
+    assert "in 0 of 1 cases" in first_screen.size([model("a", -0.2, -0.1)])
     rows = [crafted.timing(length=128, kept=50), crafted.timing(length=512, kept=10)]
-    assert "10 %" in summary.size([crafted.model(timings=rows)]) and "not measured" in summary.size(
+    assert "10 %" in first_screen.size([crafted.model(timings=rows)]) and "not measured" in first_screen.size(
         [crafted.model(timings=rows)]
     )
 
@@ -224,7 +226,7 @@ def test_nothing_is_said_of_documents_that_were_not_evaluated():
 
 def test_a_study_has_its_conclusion_charts_and_all_numbers():
     made = crafted.studied(RHO, crafted.study_rows("rho"), "rho")
-    html = "".join(studies.parts(crafted.results(crafted.evaluated(), studies=[made])))
+    html = "".join(all_studies.parts(crafted.results(crafted.evaluated(), studies=[made])))
     found = crafted.checked(html)
     assert [one["id"] for one in found.all("h3")] == ["study-rho"]
     assert RHO.title in found.text and RHO.question in found.text and RHO.conclusion(made.rows["m"]) in found.text
@@ -238,7 +240,7 @@ def test_the_strongest_evidence_is_open_and_other_charts_are_folded():
         for one in crafted.study_rows()
     ]
     opened, folded = crafted.studied(MASKING, rows, "masking"), crafted.studied(RHO, crafted.study_rows("rho"), "rho")
-    html = "".join(studies.parts(crafted.results(crafted.evaluated(), studies=[folded, opened])))
+    html = "".join(all_studies.parts(crafted.results(crafted.evaluated(), studies=[folded, opened])))
     assert html.index("study-masking") < html.index("study-rho")
     first, second = html.split('id="study-rho"')
     assert first.index('class="plot"') < first.index("<details") and second.index("<details") < second.index(
@@ -249,7 +251,7 @@ def test_the_strongest_evidence_is_open_and_other_charts_are_folded():
 def test_what_all_models_show_leaves_test_models_out():
     made = crafted.studied(RHO, crafted.study_rows("rho", gain=-0.2) + crafted.study_rows("rho", "n"), "rho")
     models = [crafted.evaluated(note="a test model"), crafted.evaluated(key="n", number=1)]
-    html = "".join(studies.parts(crafted.results(*models, studies=[made])))
+    html = "".join(all_studies.parts(crafted.results(*models, studies=[made])))
     assert {
         name
         for one in charts(crafted.checked(html))[:1]
@@ -267,5 +269,5 @@ def test_published_numbers_stand_beside_the_same_task():
     made = [crafted.studied(CURVE, rows)]
     entry = "m: {checkpoint: Qwen/Qwen2-VL-7B-Instruct, family: qwen2_vl}"
     results = Results(parse_params(crafted.PARAMS % entry), [crafted.evaluated()], studies=made)
-    assert "0.934" in "".join(studies.parts(results))
-    assert "published" not in "".join(studies.parts(crafted.results(crafted.evaluated(), studies=made)))
+    assert "0.934" in "".join(all_studies.parts(results))
+    assert "published" not in "".join(all_studies.parts(crafted.results(crafted.evaluated(), studies=made)))

@@ -1,4 +1,4 @@
-"""How often 95 % intervals of a paired difference hold the truth: `python tests/evaluate/coverage.py`, a minute.
+"""How often 95 % intervals of a paired difference hold the truth: `python -m tests.interval_coverage`, a minute.
 
 Exact matches of n pages, of which one method alone has `better` right and the other alone `worse`, drawn many times;
 with the intervals of the evaluation and with those of the plain bootstrap of the differences.
@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from sparsemm.evaluate.statistics import bootstrap_means, difference, interval
+from sparsemm.statistics import bootstrap_means, difference, interval
 
 PAGES = (8, 16, 32, 96)
 RATES = ((0.01, 0.0), (0.03, 0.0), (0.05, 0.02), (0.1, 0.1), (0.3, 0.05), (0.5, 0.1), (0.9, 0.0))

@@ -1,4 +1,4 @@
-"""The two tasks over this project's own records: reading a page, and one question about it."""
+"""The two tasks over this project's own pages: `read`, which reads a page, and `qa`, one question about it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from sparsemm.evaluate.tasks.functions import SCORERS
 from sparsemm.files import atomic_path
 
 
-def asked_about(task: str, record: Record, read_prompt: str, seed: int) -> tuple[str, str, str]:
-    """Prompt, reference answer and kind of what a task asks about a record.
+def prompt_and_answer(task: str, record: Record, read_prompt: str, seed: int) -> tuple[str, str, str]:
+    """Returns prompt, reference answer and kind of a task's question about a record.
 
     `read` asks for the whole page, `qa` one question about it, drawn by (seed, record id).
 
     Raises:
-        DataError: if the record has nothing to ask about.
+        DataError: if there is no text on the page.
     """
     if not record.entries:
         raise DataError("no text on the page", where=f"record {record.id!r}")
@@ -40,12 +40,12 @@ def asked_about(task: str, record: Record, read_prompt: str, seed: int) -> tuple
 
 @dataclass(frozen=True)
 class PageTask:
-    """`read` or `qa` about records, asked and scored without lmms-eval: what studies ask.
+    """The task `read` or `qa` without lmms-eval, for studies.
 
     Attributes:
         name: `read` or `qa`.
-        records: one question is asked about each.
-        read_prompt, seed: as `asked_about`.
+        records: pages, with one question about each.
+        read_prompt, seed: as in `prompt_and_answer`.
     """
 
     name: str
@@ -55,21 +55,21 @@ class PageTask:
 
     @property
     def metric(self) -> str:
-        """What a document's value is called in tables."""
+        """Returns the name of a document's value in tables."""
         return LOCAL[self.name]
 
     @cached_property
     def questions(self) -> list[Question]:
-        """One per record.
+        """Returns one question per record.
 
         Raises:
-            DataError: if a record has nothing to ask about.
+            DataError: if there is no text on a page.
         """
-        asked = [(record, *asked_about(self.name, record, self.read_prompt, self.seed)) for record in self.records]
-        return [Question(prompt, partial(_image, record), answer=answer) for record, prompt, answer, _ in asked]
+        rows = [(record, *prompt_and_answer(self.name, record, self.read_prompt, self.seed)) for record in self.records]
+        return [Question(prompt, partial(_image, record), answer=answer) for record, prompt, answer, _ in rows]
 
     def score(self, texts: list[str]) -> list[Scored]:
-        """The value of every document, from one answer per question."""
+        """Returns the value of every document, from one answer per question."""
         rows = zip(self.records, texts, self.questions, strict=True)
         score = SCORERS[self.name]
         return [Scored(record.id, "", text, q.answer, score(text, q.answer)) for record, text, q in rows]
@@ -80,14 +80,14 @@ def _image(record: Record) -> list[Image.Image]:
 
 
 def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> list[dict[str, Any]]:
-    """One document per record: id, image (PNG bytes), prompt, answer, kind; what is asked is `asked_about`.
+    """Returns one document per record with id, image (PNG bytes), and the question of `prompt_and_answer`.
 
     Raises:
-        DataError: if a record has nothing to ask about.
+        DataError: if there is no text on a page.
     """
     result = []
     for record in records:
-        prompt, answer, kind = asked_about(task, record, read_prompt, seed)
+        prompt, answer, kind = prompt_and_answer(task, record, read_prompt, seed)
         buffer = io.BytesIO()
         record.image.save(buffer, format="PNG")
         doc = {"id": record.id, "image": buffer.getvalue(), "prompt": prompt, "answer": answer, "kind": kind}
@@ -96,7 +96,7 @@ def documents(task: str, records: list[Record], read_prompt: str, seed: int) -> 
 
 
 def load_local(task: str, docs: list[dict[str, Any]], folder: Path, max_new_tokens: int) -> Task:
-    """Write the documents and a task file under `folder`, and let lmms-eval load the task from them."""
+    """Writes the documents and a task file to `folder`, and lets lmms-eval load the task from there."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

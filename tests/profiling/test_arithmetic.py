@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparsemm.profiling import clock
-from sparsemm.profiling.bench import arithmetic
+from sparsemm.profiling import arithmetic, clock
 
 
 def test_operations_of_products_and_convolutions():

@@ -1,4 +1,4 @@
-"""Reads rows of data sets that are published as parquet files, only as far as they are needed."""
+"""Rows of a data set that is kept as parquet files, read only as far as they are wanted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemm.datasets.data_errors import data_errors
+from sparsemm.datasets.faults import readable
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 
 @dataclass(frozen=True)
-class ParquetRow:
+class TableRow:
     """One row: its number among all rows of the split, its values, and the features that `datasets` declared."""
 
     number: int
@@ -23,36 +23,36 @@ class ParquetRow:
     where: str
 
 
-def parquet_rows(
-    place: Place, split: str, columns: tuple[str, ...], start: int
-) -> Generator[ParquetRow | DataError, None, None]:
-    """Yields the rows of a split from `start` on; only these columns, of the necessary row groups, are downloaded.
+def table_rows(
+    place: Place, split: str | None, columns: tuple[str, ...], start: int
+) -> Generator[TableRow | DataError, None, None]:
+    """The rows from `start` on; only these columns, of row groups as they are needed, are fetched.
 
-    A DataError takes the place of a file without these columns, and of a file, or its rest, that cannot be read.
+    A DataError stands for a file without these columns, or for what cannot be read of one: all of it, or the rest.
 
     Args:
-        place: parquet files, named as on the hub (data/train-00000-of-00040-<hash>.parquet).
-        split: the first part of their names, or their folder.
-        columns: columns that a file must have.
-        start: number of rows of the split to skip.
+        place: with parquet files, named as the hub names them (data/train-00000-of-00040-<hash>.parquet).
+        split: start of their names, or a folder of them; None takes all.
+        columns: that a file must have.
+        start: rows of the split to leave out.
 
     Raises:
-        DataError: if there is no file of the split.
-        FetchError: if a file cannot be downloaded.
+        DataError: if there is no such file.
+        FetchError: if a file cannot be had.
     """
     import pyarrow.parquet as pq
 
     names = [name for name in place.files if name.endswith(".parquet")]
-    chosen = [name for name in names if _split_of(name) == split]
+    chosen = [name for name in names if split is None or _is_of(name, split)]
     if not chosen:
-        splits = ", ".join(sorted({_split_of(name) for name in names})) or "no parquet file"
-        raise DataError(f"no parquet file of split {split!r}", where=place.address, hint=f"there: {splits}")
+        there = ", ".join(sorted({_split_of(name) for name in names})) or "no parquet file"
+        raise DataError(f"no parquet file of split {split!r}", where=place.address, hint=f"there: {there}")
     before = 0
     for name in chosen:
         where = f"{place.address}/{name}"
         try:
-            with data_errors(where, "not readable as parquet"), place.files[name].open() as handle:
-                # One row group after the other, and large ones page by page.
+            with readable(where, "not readable as parquet"), place.files[name].open() as handle:
+                # One row group after the other, and of large ones page by page.
                 file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**16)
                 missing = [column for column in columns if column not in file.schema_arrow.names]
                 if missing:
@@ -71,35 +71,39 @@ def parquet_rows(
                 for batch in file.iter_batches(batch_size=1, row_groups=groups, columns=list(columns)):
                     for values in batch.to_pylist():
                         if number >= start:
-                            yield ParquetRow(number, values, features, f"{where}, row {number}")
+                            yield TableRow(number, values, features, f"{where}, row {number}")
                         number += 1
         except DataError as error:
             yield error
 
 
 def _split_of(name: str) -> str:
-    """Returns train for data/train-00000-of-00040-<hash>.parquet, train.parquet and train/0000.parquet."""
+    """train of data/train-00000-of-00040-<hash>.parquet, of train.parquet and of train/0000.parquet."""
     *folders, last = name.split("/")
     stem = last.removesuffix(".parquet")
-    match = re.match(r"(.+?)-\d+-of-\d+", stem)
-    if match:
-        return match.group(1)
+    found = re.match(r"(.+?)-\d+-of-\d+", stem)
+    if found:
+        return found.group(1)
     return folders[-1] if folders and stem.isdecimal() else stem
+
+
+def _is_of(name: str, split: str) -> bool:
+    return _split_of(name) == split
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     try:
-        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        found = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
-    return features if isinstance(features, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
-def image_bytes(row: ParquetRow) -> bytes:
-    """Returns the encoded image of a row, which `datasets` stores as {bytes, path}.
+def image_bytes(row: TableRow) -> bytes:
+    """The encoded image of a row as `datasets` keeps it: {bytes, path}.
 
     Raises:
-        DataError: if there is none.
+        DataError: if there are none.
     """
     image = row.values["image"]
     data = image.get("bytes") if isinstance(image, dict) else image

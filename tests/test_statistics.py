@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.statistics import area, difference, estimate, verdict
-from tests.evaluate.coverage import covered
+from sparsemm.statistics import Estimate, area, difference, estimate
+from tests.interval_coverage import covered
 
 RNG = np.random.default_rng(7)
 
@@ -46,10 +46,10 @@ def test_fewer_than_six_pages_show_no_difference():
         values = np.zeros(8)
         values[:differing] = 1.0
         found = difference(values, np.zeros(8), 2000, 0)
-        assert verdict(found.low, found.high) == word
+        assert Estimate(found.value, found.low, found.high).verdict == word
         asked = np.repeat(np.arange(8), 5)  # five questions about each page are no more pages
         found = difference(np.repeat(values, 5), np.zeros(40), 2000, 0, asked)
-        assert verdict(found.low, found.high) == word and found.pages == 8
+        assert Estimate(found.value, found.low, found.high).verdict == word and found.pages == 8
 
 
 @pytest.mark.parametrize(("n", "better", "worse"), [(8, 0.05, 0.02), (16, 0.03, 0.0), (32, 0.9, 0.0), (96, 0.05, 0.02)])
@@ -90,7 +90,7 @@ def test_a_metric_that_goes_beyond_one_has_ends_of_its_own():
     ],
 )
 def test_a_verdict_wants_an_interval_without_zero(low, high, word):
-    assert verdict(low, high) == word
+    assert Estimate(0.0, low, high).verdict == word
 
 
 def test_the_area_is_the_mean_over_the_log_budget():

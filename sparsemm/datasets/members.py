@@ -1,4 +1,4 @@
-"""Finds files by name in a place and in the zip and tar archives that it holds, whatever their folders."""
+"""Files of a place and of the zip and tar archives in it, found by their names without folders."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Self
 
-from sparsemm.datasets.data_errors import data_errors
+from sparsemm.datasets.faults import readable
 from sparsemm.errors import DataError
 from sparsemm.fetch import File, Place
 from sparsemm.files import plain_name
 
-LARGEST = 2**28  # bytes of an image or label file that is read at once
+LARGEST = 2**28  # bytes of an image or label file that is read as one piece
 _Opener = Callable[[], IO[bytes]]
 
 
 def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes | DataError]]:
-    """Yields (number from 1, text) of the lines of a file that are not blank.
+    """(number from 1, text) of the lines of a file that are not blank.
 
-    A DataError takes the place of a line that is too large, and of the rest of a file that cannot be read to its end.
+    A DataError stands for a line that is larger than any description of an image should be, and, as the last one, for
+    the rest of a file that cannot be read to its end.
     """
     number = 0
     try:
-        with data_errors(where):
+        with readable(where):
             while text := handle.readline(LARGEST + 1):
                 number += 1
                 if len(text) > LARGEST:
@@ -40,11 +41,10 @@ def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes | DataErro
 
 
 class Members:
-    """The files of a place and of its archives, by their names without folders.
+    """What a place holds, archives looked into one after the other, and no further than needed.
 
-    Archives are searched one after the other, and only as far as needed. Of a remote zip archive only the table of
-    contents and the necessary members are downloaded; a compressed tar is read up to the necessary member. A damaged
-    archive ends where the damage begins: see `damage`.
+    Of a remote archive only the table of contents and the wanted members are fetched; a compressed tar is read up to
+    the wanted member. An archive that is damaged ends where the damage begins: see `damage`.
     """
 
     def __init__(self, place: Place) -> None:
@@ -61,7 +61,7 @@ class Members:
         self._open.close()
 
     def _scan(self) -> Iterator[tuple[str, str, _Opener]]:
-        """Yields (name without folders, where, opener): plain files first, then those in archives."""
+        """(name without folders, where, opener): plain files first, then archives by name."""
         archives = []
         for name, file in self._place.files.items():
             if name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
@@ -69,36 +69,35 @@ class Members:
             else:
                 yield PurePosixPath(name).name, f"{self._place.address}/{name}", file.open
         for file in archives:
-            where = f"{self._place.address}/{file.name}"
             try:
-                with data_errors(where, "not a readable archive"):
-                    for path, opener in self._archive(file):
-                        inner = plain_name(path)
-                        yield PurePosixPath(inner).name, f"{where}/{inner}", opener
+                with readable(f"{self._place.address}/{file.name}", "not a readable archive"):
+                    yield from self._archive(file)
             except DataError as error:
                 self._damage.append(error)
 
-    def _archive(self, file: File) -> Iterator[tuple[str, _Opener]]:
-        """Yields (path, opener) of the files in an archive."""
+    def damage(self) -> Iterator[DataError]:
+        """The archives that proved damaged since the last call."""
+        while self._damage:
+            yield self._damage.pop(0)
+
+    def _archive(self, file: File) -> Iterator[tuple[str, str, _Opener]]:
+        where = f"{self._place.address}/{file.name}"
         handle = self._open.enter_context(file.open())
         if file.name.lower().endswith(".zip"):
             folder = self._open.enter_context(zipfile.ZipFile(handle))
-            for info in folder.infolist():
-                if not info.is_dir():
-                    yield info.filename, partial(folder.open, info)
+            for one in folder.infolist():
+                if not one.is_dir():
+                    inner = plain_name(one.filename)
+                    yield PurePosixPath(inner).name, f"{where}/{inner}", partial(folder.open, one)
         else:
             packed = self._open.enter_context(tarfile.open(fileobj=handle, mode="r:*"))
             for member in packed:
                 if member.isfile():
-                    yield member.name, partial(_extract, packed, member)
-
-    def damage(self) -> Iterator[DataError]:
-        """Yields the archives that proved damaged since the last call."""
-        while self._damage:
-            yield self._damage.pop(0)
+                    inner = plain_name(member.name)
+                    yield PurePosixPath(inner).name, f"{where}/{inner}", partial(_extract, packed, member)
 
     def names(self) -> list[str]:
-        """Returns every name; this reads the tables of contents of all archives."""
+        """Every name; all archives' tables of contents are read."""
         for _ in self._more():
             pass
         return sorted(self._known)
@@ -109,7 +108,7 @@ class Members:
             yield name
 
     def find(self, *wanted: str) -> str | None:
-        """Returns the first of the wanted names that exists."""
+        """The first of the wanted names that is there."""
         names = [plain_name(name) for name in wanted]
         for name in names:
             if name in self._known:
@@ -117,17 +116,17 @@ class Members:
         return next((name for name in self._more() if name in names), None)
 
     def open(self, name: str) -> IO[bytes]:
-        """Opens a file that `find` or `names` returned."""
+        """A file that `find` or `names` has found."""
         return self._known[name][1]()
 
     def read(self, name: str) -> bytes:
-        """Reads the whole of a file that `find` or `names` returned.
+        """The whole of a file that `find` or `names` has found.
 
         Raises:
-            DataError: if its archive is damaged there, or it is larger than `LARGEST`.
+            DataError: if its archive is damaged there, or it is larger than any image should be.
         """
         where, opener = self._known[name]
-        with data_errors(where), opener() as handle:
+        with readable(where), opener() as handle:
             data = handle.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise DataError(f"larger than {LARGEST} bytes", where=where)
@@ -136,5 +135,6 @@ class Members:
 
 def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     handle = packed.extractfile(member)
-    assert handle is not None  # links and folders were left out
+    if handle is None:  # cannot be: links and folders were left out
+        raise tarfile.TarError(f"{member.name} is no file")
     return handle
