@@ -5,7 +5,7 @@ FIND_LINKS := $(shell pip config get global.find-links 2>/dev/null)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export UV_HTTP_TIMEOUT := 300
 
-.PHONY: demo repro smoke check test test-cuda test-vllm lint audit setup vllm
+.PHONY: demo repro smoke check test test-cuda test-vllm lint audit setup docs vllm
 
 demo: setup
 	python -m examples.demo
@@ -75,3 +75,13 @@ lint: setup
 
 audit: setup
 	python .ci/audit.py
+
+# The documentation site, in build/site; warnings are errors.
+docs: .venv-docs/.stamp
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "The site is in build/site/index.html"
+
+.venv-docs/.stamp: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --no-deps -r requirements-docs.txt
+	touch $@

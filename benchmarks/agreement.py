@@ -15,7 +15,7 @@ from sparsemm.errors import DataError
 from sparsemm.models import load_model
 from sparsemm.ops import OPERATIONS
 from sparsemm.params import ModelParams
-from sparsemm.profiling.bench.setting import Found, Setting
+from sparsemm.profiling.bench.setting import BenchResult, Setting
 from sparsemm.prompts import build_inputs
 
 CHECKPOINTS = {"tiny-llava-next-vicuna": "llava_next", "tiny-qwen2-vl": "qwen2_vl"}
@@ -24,7 +24,7 @@ PAGES, NEW_TOKENS, ROUNDS = 16, 24, 100
 KEPT = {"full": 0, "snapkv": 24}  # method: slots; full has no budget
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Measures the worst difference of every operation, and the share of equal tokens of every storage.
 
     Raises:

@@ -12,9 +12,9 @@ from transformers import DynamicCache
 from sparsemm.cache.slab import Slab
 from sparsemm.ops.append import append_row
 from sparsemm.profiling import clock
-from sparsemm.profiling.baselines import CopyingAppend
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import tensor_bytes
+from sparsemm.profiling.bench.baselines import CopyingAppend
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import tensor_bytes
 
 
 class StaticAppend:
@@ -30,7 +30,7 @@ class StaticAppend:
         self.values.index_copy_(2, self.at, values)
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Times the append of one token to caches of different lengths that evict nothing."""
     short, _, long = setting.lengths
     new = setting.normal(1, setting.shape.num_key_value_heads, 1, setting.shape.head_dim)

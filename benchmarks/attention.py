@@ -8,10 +8,10 @@ import torch
 
 from sparsemm.ops.causal_attention import causal_attention, reference
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench.setting import Found, Setting
+from sparsemm.profiling.bench.setting import BenchResult, Setting
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """One layer's prompts: eight short ones, padded on the left by up to an eighth, and single long ones.
 
     The twin is sdpa without a mask, sample by sample where they are padded; on a CUDA device it is what serves.

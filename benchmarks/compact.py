@@ -10,11 +10,11 @@ from transformers import DynamicCache
 from sparsemm.cache.slab import Slab
 from sparsemm.ops.compact import compact, reference
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import tensor_bytes
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import tensor_bytes
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Times the copy of a layer's kept positions into the slab, and what other caches do with a prompt."""
     rows, ratios = [], {}
     for length in setting.lengths[1:]:

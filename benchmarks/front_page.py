@@ -1,4 +1,4 @@
-"""Writes the results into README.md and docs/results.md from artifacts: `python -m benchmarks.front_page`.
+"""Writes the results into README.md and docs/results.md, and the commands into docs: `python -m benchmarks.front_page`.
 
 A test compares the tables with artifacts, so these pages cannot say what the results do not. The picture is that of the
 stage `explore`, whose files are not in Git: name its file as the only argument to draw it anew.
@@ -6,6 +6,7 @@ stage `explore`, whose files are not in Git: name its file as the only argument 
 
 from __future__ import annotations
 
+import argparse
 import base64
 import csv
 import io
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
+
+from sparsemm.cli import _parser as command_parser
 
 ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-llava-next"
@@ -59,8 +62,29 @@ def _percent(row: Mapping[str, str]) -> str:
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
+def commands() -> str:
+    """Returns a row per command: what it does, and an example, from its own help."""
+    lines = ["| command | what it does | example |", "|---|---|---|"]
+
+    def add(name: str, parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for choice in action._choices_actions:
+                    inner = action.choices[choice.dest]
+                    if any(isinstance(one, argparse._SubParsersAction) for one in inner._actions):
+                        add(f"{name} {choice.dest}", inner)
+                    else:
+                        example = (inner.epilog or "").removeprefix("example: ").replace("|", "\\|")
+                        cells = f"`{name} {choice.dest}`", choice.help, f"`{example}`" if example else ""
+                        lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+
+    add("sparsemm", command_parser())
+    return "\n".join(lines) + "\n"
+
+
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
     "README.md": {"results": table(RESULTS, "read", ROWS)},
+    "docs/reference/commands.md": {"commands": commands()},
     "docs/results.md": {task: table(RESULTS, task) for task in TASKS},
 }
 

@@ -13,8 +13,8 @@ from sparsemm.cache import CompressedCache, compressed_cache
 from sparsemm.cache.graphs import WARM_UP, DecodeStep, warm_up
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.caches import ours
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import cache_bytes, weight_bytes
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import cache_bytes, weight_bytes
 from sparsemm.profiling.shapes import random_model
 
 STEPS = 8  # timed steps in every turn; one more before them captures
@@ -63,7 +63,7 @@ def other_rows(setting: Setting) -> int:
     return (most_rows(setting) - 1) * setting.lengths[-1] * setting.shape.cache() * setting.dtype.itemsize
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Times steps after the longest prompt, of random keys and values, for one row and for the largest batch.
 
     `graph` is our cache, `full_graph` our cache that keeps everything, `static_graph` transformers' static cache. Each

@@ -13,7 +13,7 @@ from sparsemm.errors import SparseMMError
 from sparsemm.params import Params, load_params
 from sparsemm.profiling.clock import device_of, heading
 from sparsemm.profiling.measure import BASELINE
-from sparsemm.profiling.stage import profiled
+from sparsemm.profiling.stage import profile_model
 from sparsemm.profiling.table import rows
 
 LENGTHS = (2048, 4096, 8192, 16384, 32768)  # tokens; the paper's
@@ -30,7 +30,7 @@ def run(params: Params, key: str, lengths: Sequence[int] = LENGTHS, root: Path =
     """
     head = heading("lengths", device_of(None), model=key)
     profile = params.profile.model_copy(update={"lengths": tuple(lengths)})
-    found = profiled(params.model_copy(update={"profile": profile}), key, root)
+    found = profile_model(params.model_copy(update={"profile": profile}), key, root)
     table = rows(found)
     longest = {row["method"]: row for row in table if row["prompt_length"] == max(lengths)}
     return head | {"rows": table, "ratios": _ratios(longest)}

@@ -10,14 +10,14 @@ import torch
 
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.caches import Caches, caches
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import cache_bytes, peak_bytes_of_model, tensor_bytes, weight_bytes
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import cache_bytes, peak_bytes_of_model, tensor_bytes, weight_bytes
 from sparsemm.profiling.shapes import random_model
 
 TURNS = 2
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Measures the bytes of caches after a prompt, its time, and the peak memory of tensors until the next token."""
     rows: list[dict[str, Any]] = []
     model = random_model(setting.shape, setting.dtype, setting.device, max(setting.lengths) + 2)

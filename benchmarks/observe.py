@@ -8,13 +8,13 @@ import torch
 
 from sparsemm.ops.observe import observe, reference
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import tensor_bytes
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import tensor_bytes
 
 POOLING = 5
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Times the observation scores of one layer's prompt; caches that evict nothing have no counterpart."""
     rows, ratios = [], {}
     for length in setting.lengths[:2]:

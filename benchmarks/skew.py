@@ -12,13 +12,13 @@ from sparsemm.cache.attention import attend
 from sparsemm.cache.quantized import STORAGES, QuantizedSlab
 from sparsemm.cache.slab import Slab
 from sparsemm.profiling import clock
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import peak_bytes
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import peak_bytes
 
 TURN = 8  # tokens of a later turn
 
 
-def run(setting: Setting) -> Found:
+def run(setting: Setting) -> BenchResult:
     """Time of a read and the most it allocates, over the bytes of the rows in the model's dtype.
 
     The layer keeps equally many rows in every head ("even"), or the same total with the window in every head but one

@@ -1,8 +1,11 @@
-"""Makes a torchvision whose compiled operators cannot load importable, for example beside a CPU build of torch."""
+"""What differs between versions and builds of torchvision and transformers."""
 
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
+from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -28,3 +31,17 @@ def define_missing_torchvision_operators() -> bool:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _DEFINED.append(library)
     return bool(_DEFINED)
+
+
+@cache
+def _cache_name() -> str:
+    major, minor = version("transformers").split(".")[:2]
+    return "cache" if (int(major), int(minor)) >= (5, 24) else "past_key_values"
+
+
+def cache_argument(kv_cache: Any) -> dict[str, Any]:
+    """Returns a cache as the keyword argument of `generate` and `forward`.
+
+    From transformers 5.24 on it is `cache`, and `past_key_values` warns; before, there is only `past_key_values`.
+    """
+    return {_cache_name(): kv_cache}

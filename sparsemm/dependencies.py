@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Modules and packages that no result depends on.
 LEFT_OUT = {
     "sparsemm.commands": "how a stage is called",
-    "sparsemm.compat": "lets torchvision be imported beside another build of torch",
+    "sparsemm.compat": "lets torchvision be imported beside another build of torch, and names arguments",
     "sparsemm.dependencies": "which files are looked at",
     "sparsemm.errors": "what an error looks like",
     "sparsemm.fetch": "where bytes come from; a revision or hash says which they are",

@@ -102,7 +102,7 @@ def load_model(entry: ModelParams, device: str | None = None) -> tuple[Any, Any]
                 where=entry.checkpoint,
                 hint="run `sparsemm models add` on it again if the change is intended",
             )
-    folder = entry.checkpoint if local else str(fetch.checkpoint(entry.checkpoint, entry.revision))
+    folder = entry.checkpoint if local else str(fetch.fetch_checkpoint(entry.checkpoint, entry.revision))
     family = _family(_parsed(Path(folder) / "config.json", entry.checkpoint), entry.checkpoint)
     if family != entry.family:
         what = f"config.json is of family {family}, params.yaml says {entry.family}"

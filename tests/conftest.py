@@ -30,7 +30,9 @@ MARKED = {
         "ops/test_build.py",
         "ops/test_sanitizers.py",
         "test_from_the_hub.py",
+        "test_package.py",
         "test_robustness.py",
+        "test_tutorials.py",
         "training",
     ),
     "services": (

@@ -21,7 +21,7 @@ from sparsemm.chase import stage
 from sparsemm.datasets.records import write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CacheError
-from sparsemm.layouts import families
+from sparsemm.layouts import FAMILIES
 from sparsemm.models import load_model, new_entry
 from sparsemm.params import Params, load_params
 from sparsemm.params.stages import AllocateParams
@@ -34,7 +34,7 @@ WINDOW, BUDGET = 4, 10
 
 
 def test_every_family_has_a_tiny_model():
-    assert {family for family, _ in MODELS.values()} == set(families())
+    assert {family for family, _ in MODELS.values()} == set(FAMILIES)
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -18,7 +18,7 @@ from sparsemm.chase.strongest_keys import strongest_keys
 from sparsemm.cli import main
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import LayoutError, ModelError
-from sparsemm.layouts import families, family_of, get_layout
+from sparsemm.layouts import FAMILIES, family_of, get_layout
 from sparsemm.models import (
     check_weights,
     content_revision,
@@ -72,7 +72,7 @@ def test_models_that_are_not_supported_are_refused_by_kind(tmp_path, capsys, mod
     assert main(["--params", str(tmp_path / "params.yaml"), "models", "add", str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert kind in said
-    for family in families():
+    for family in FAMILIES:
         assert all(name in said for name in get_layout(family).model_types)
     assert (tmp_path / "params.yaml").read_text() == "models: {}\n"
 

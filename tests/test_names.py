@@ -15,7 +15,7 @@ import pytest
 
 from sparsemm import fetch
 from sparsemm.datasets import download
-from sparsemm.datasets.members import Members
+from sparsemm.datasets.archives import Members
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import FetchError, ModelError
 from sparsemm.files import as_on_disk, plain_name
@@ -63,13 +63,13 @@ def test_names_that_differ_in_their_normal_form_only_are_refused(tmp_path):
     for name in (COMPOSED, APART):
         (tmp_path / f"{name}.txt").write_text("x")
     with pytest.raises(FetchError, match=f"two files that both read {COMPOSED}.txt"):
-        fetch.local(".", tmp_path)
+        fetch.open_local(".", tmp_path)
 
 
 def test_a_folder_is_found_whatever_form_its_name_has(tmp_path):
     (tmp_path / APART / APART).mkdir(parents=True)
     (tmp_path / APART / APART / "a.txt").write_text("x")
-    assert list(fetch.local(f"{COMPOSED}/{COMPOSED}", tmp_path).files) == ["a.txt"]
+    assert list(fetch.open_local(f"{COMPOSED}/{COMPOSED}", tmp_path).files) == ["a.txt"]
     assert as_on_disk(tmp_path / "none" / "a") == tmp_path / "none" / "a"
 
 
@@ -95,7 +95,7 @@ def test_members_of_archives_are_found_too(tmp_path, kind):
         with tarfile.open(tmp_path / "in" / "all.tar", "w") as packed:
             packed.add(tmp_path / "in" / "a", f"{APART}.txt")
             packed.add(tmp_path / "in" / "a", f"{FOREIGN}.txt")
-    with Members(fetch.local("in", tmp_path)) as members:
+    with Members(fetch.open_local("in", tmp_path)) as members:
         assert members.find(f"{COMPOSED}.txt") == f"{COMPOSED}.txt" and members.read(f"{COMPOSED}.txt")
         assert all(name.encode() for name in members.names())
 

@@ -16,6 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from examples.service.champion import Champion
 from sparsemm.cache import CompressedCache, compressed_cache
+from sparsemm.compat import cache_argument
 from sparsemm.prompts import build_inputs
 
 log = logging.getLogger("sparsemm.service")
@@ -174,7 +175,7 @@ class Engine:
         prompts = inputs["attention_mask"].sum(-1).tolist()
         self.model.generate(
             **inputs,
-            past_key_values=cache,
+            **cache_argument(cache),
             do_sample=False,
             use_cache=True,
             max_new_tokens=max(job.max_new_tokens for job in jobs),

@@ -14,7 +14,7 @@ from werkzeug.formparser import MultiPartParser
 from werkzeug.http import parse_options_header
 
 from examples.service.settings import Settings
-from sparsemm.datasets.pillow import whole_images
+from sparsemm.datasets.records import whole_images
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 

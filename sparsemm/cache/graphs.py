@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sparsemm.cache.compressed import CompressedCache
+from sparsemm.compat import cache_argument
 from sparsemm.errors import CacheError
 
 WARM_UP = 2  # steps before the capture, which are undone afterwards
@@ -56,7 +57,11 @@ class DecodeStep:
     def _run(self) -> None:
         positions = self.positions.expand(self.axes, -1, -1) if self.axes else self.positions
         output = self.model(
-            input_ids=self.tokens, position_ids=positions, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            input_ids=self.tokens,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **cache_argument(self.cache),
         )
         self.tokens.copy_(output.logits[:, -1:].argmax(-1))
         self.positions += 1
@@ -110,7 +115,7 @@ def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, 
     Raises:
         CacheError: for the reasons of `DecodeStep`.
     """
-    out = model.generate(**inputs, past_key_values=cache, do_sample=False, max_new_tokens=1)
+    out = model.generate(**inputs, **cache_argument(cache), do_sample=False, max_new_tokens=1)
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
     positions = mask.sum(-1, keepdim=True)

@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from sparsemm.cache.compressed import CompressedCache, build, compressed_cache
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.served import image_token
+from sparsemm.compat import cache_argument
 from sparsemm.errors import CacheError
 from sparsemm.policies.full import Full
 from sparsemm.policies.policy import Policy
@@ -166,7 +167,7 @@ class Prefill:
             tokens = self.model.generate(
                 input_ids=tokens,
                 **_extended(inputs, length),
-                past_key_values=cache,
+                **cache_argument(cache),
                 do_sample=False,
                 use_cache=True,
                 max_new_tokens=min(left, ROUND_TOKENS),
@@ -224,7 +225,7 @@ def prefill(
     try:
         out = model.generate(
             **inputs,
-            past_key_values=cache,
+            **cache_argument(cache),
             do_sample=False,
             use_cache=True,
             max_new_tokens=1,

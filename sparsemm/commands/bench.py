@@ -52,10 +52,10 @@ def run_bench(args: argparse.Namespace) -> None:
     sizes = {name: value for name in SIZES if (value := getattr(args, name)) is not None}
     turns = {} if args.repeats is None else {"repeats": args.repeats}
     if args.name == "chase":
-        from sparsemm.profiling import chase, samples
+        from sparsemm.profiling.bench import chase, chase_samples
 
         checkpoint = args.checkpoint or args.root / chase.CHECKPOINT
-        prompts = samples.Sizes(**sizes) if sizes else None
+        prompts = chase_samples.Sizes(**sizes) if sizes else None
         result = chase.run(args.shape, args.dtype, args.device, checkpoint=checkpoint, sizes=prompts, **turns)
     elif sizes:
         hint = "only `bench chase --shape` has it"

@@ -102,7 +102,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging  # which sets its level when it is imported
 
-    from sparsemm.fetch.hub import explained
+    from sparsemm.fetch.hub_files import explained
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()

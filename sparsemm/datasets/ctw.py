@@ -1,7 +1,7 @@
-"""Chinese Text in the Wild as published: street photographs, a quad for every character, characters in lines.
+"""Chinese Text in the Wild as published: street photographs, with a quad for every character, characters in lines.
 
-One JSON line an image: file_name, and annotations = [[{"text", "polygon": four (x, y)}, ...], ...]. The archives
-(ctw-annotations.tar.gz, ctw-trainval-01-of-26.tar, ...) may lie there as they are, or unpacked.
+Each JSON line is an image: file_name, and annotations = [[{"text", "polygon": four (x, y)}, ...], ...]. The archives
+(ctw-annotations.tar.gz, ctw-trainval-01-of-26.tar, ...) may be packed or unpacked.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import json
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from sparsemm.datasets.faults import readable
+from sparsemm.datasets.archives import Members, lines
+from sparsemm.datasets.data_errors import data_errors
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
-from sparsemm.datasets.members import Members, lines
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
@@ -28,11 +28,11 @@ class Photo:
 
 
 def rows(place: Place, split: str | None, start: int) -> Generator[Photo | DataError, None, None]:
-    """The lines of <split>.jsonl (default train) from `start` on; only train and val are published with text.
+    """Yields the lines of <split>.jsonl (default train) from `start` on; only train and val are published with text.
 
     Raises:
         DataError: if there is no such file.
-        FetchError: if a file cannot be had.
+        FetchError: if a file cannot be downloaded.
     """
     with Members(place) as members:
         name = members.find(f"{split or 'train'}.jsonl")
@@ -44,7 +44,7 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Photo | DataE
         if name is None:
             return
         where, count = f"{place.address}: {name}", 0
-        with readable(where), members.open(name) as handle:
+        with data_errors(where), members.open(name) as handle:
             for number, text in lines(handle, where):
                 yield from members.damage()
                 if count >= start:
@@ -54,26 +54,25 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Photo | DataE
 
 
 def record(row: Photo, source: str, licence: str) -> Record:
-    """One photograph; an entry is a line of characters, in the upright box around their quads.
+    """Reads one photograph; an entry is a line of characters, in the upright box around their quads.
 
     Raises:
         DataError: if the line is not as published, or there is no such image.
-        FetchError: if a file cannot be had.
+        FetchError: if a file cannot be downloaded.
     """
     try:
         value = json.loads(row.text)
-        name, identity, written = value["file_name"], value["image_id"], value["annotations"]
-        texts = ["".join(one["text"] for one in line) for line in written]
-        quads = [[point for one in line for point in one["polygon"]] for line in written]
+        name, identity, annotations = value["file_name"], value["image_id"], value["annotations"]
+        texts = ["".join(character["text"] for character in line) for line in annotations]
+        points = [[point for character in line for point in character["polygon"]] for line in annotations]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not an image with annotations: {error!r}", where=row.where) from error
-    found = row.members.find(str(name).rpartition("/")[2])
-    if found is None:
+    member = row.members.find(str(name).rpartition("/")[2])
+    if member is None:
         raise DataError(f"no image {name}", where=row.where)
-    image = decode(row.members.read(found), f"{row.where}: {found}")
-    entries = [
-        Entry(text, clip(bounds(points, at), image.size, at), "line")
-        for number, (text, points) in enumerate(zip(texts, quads, strict=True))
-        if (at := f"{row.where}, line of text {number}")
-    ]
+    image = decode(row.members.read(member), f"{row.where}: {member}")
+    entries = []
+    for number, (text, points_of_line) in enumerate(zip(texts, points, strict=True)):
+        where = f"{row.where}, line of text {number}"
+        entries.append(Entry(text, clip(bounds(points_of_line, where), image.size, where), "line"))
     return Record(f"ctw-{identity}", image, reading_order(entries), source, licence)

@@ -1,4 +1,4 @@
-"""The download stage: a declared data set becomes one parquet file of records."""
+"""The download stage: turns a data set of params.yaml into one parquet file of records."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 from unicodedata import normalize
 
 from sparsemm import fetch
-from sparsemm.datasets import coco, ctw, folder, mlt2019, pdf, synthdog
-from sparsemm.datasets.faults import readable
+from sparsemm.datasets import coco, ctw, mlt2019, pdf, records_jsonl, synthdog
+from sparsemm.datasets.data_errors import data_errors
 from sparsemm.datasets.images import is_of_one_colour
 from sparsemm.datasets.records import Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
@@ -26,13 +26,13 @@ from sparsemm.params import Params
 from sparsemm.params.datasets import FolderParams, HubParams, PdfParams, S3Params, SyntheticParams
 from sparsemm.progress import progress
 
-STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # one and two columns, two pages of each in turn
+STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # alternately two pages of one and two of two columns
 
-Outside = HubParams | S3Params | FolderParams | PdfParams
+ExternalParams = HubParams | S3Params | FolderParams | PdfParams
 
-# How a format is read: (place, split, first row) -> rows; (row, source, licence) -> record.
+# The functions of a format: (place, split, first row) -> rows; (row, source, licence) -> record.
 FORMATS: dict[str, tuple[Callable[..., Generator[Any, None, None]], Callable[..., Record]]] = {
-    "records_jsonl": (folder.rows, folder.record),
+    "records_jsonl": (records_jsonl.rows, records_jsonl.record),
     "synthdog": (synthdog.rows, synthdog.record),
     "coco": (coco.rows, coco.record),
     "mlt2019": (mlt2019.rows, mlt2019.record),
@@ -42,14 +42,14 @@ FORMATS: dict[str, tuple[Callable[..., Generator[Any, None, None]], Callable[...
 
 @dataclass
 class Tally:
-    """What became of a source's rows.
+    """Counts a source's rows.
 
     Attributes:
-        kept: rows that became records.
-        empty: reasons of rows that have nothing to read (a page without a text layer, an image without words).
+        kept: number of rows that became records.
+        empty: reasons of rows without text (a page without a text layer, an image without words).
         bad: reasons of rows that do not fit the schema, and of files that cannot be read.
-        suspicious: kept records whose picture is of one colour, as of an image that was decoded wrongly.
-        partial: kept records that lack some of the text that is seen, and why.
+        suspicious: kept records whose picture has a single colour, as when it was decoded wrongly.
+        partial: kept records that lack some of the visible text, and why.
     """
 
     kept: int = 0
@@ -59,87 +59,85 @@ class Tally:
     partial: list[str] = field(default_factory=list)
 
 
-def records(given: SyntheticParams) -> Iterator[Record]:
-    """The records of a synthetic data set, in order; the same for the same params.
+def synthetic_records(params: SyntheticParams) -> Iterator[Record]:
+    """Draws the records of a synthetic data set, in order; the same for the same params.
 
     Even and odd records have the same mix of styles, so that halves of a score table can be compared.
     """
-    for index in range(given.samples):
-        style = replace(STYLES[index // 2 % len(STYLES)], type_size=given.type_size)
-        yield draw_record(given.split, given.seed, index, style)
+    for index in range(params.samples):
+        style = replace(STYLES[index // 2 % len(STYLES)], type_size=params.type_size)
+        yield draw_record(params.split, params.seed, index, style)
 
 
-def open_place(given: Outside, root: Path, work: Path) -> Place:
-    """The files of a data set, at the revision that params.yaml names if it names one.
+def open_place(params: ExternalParams, root: Path, work: Path) -> Place:
+    """Opens the files of a data set, at the revision in params.yaml if there is one.
 
     Raises:
-        FetchError: if they cannot be had, or the revision is another.
+        FetchError: if they cannot be listed, or the revision is another.
     """
-    if isinstance(given, HubParams):
-        place = fetch.hub(given.repo, work, given.revision)
-    elif isinstance(given, S3Params):
-        place = fetch.s3(given.location, work, given.revision)
+    if isinstance(params, HubParams):
+        place = fetch.open_hub(params.repo, work, params.revision)
+    elif isinstance(params, S3Params):
+        place = fetch.open_s3(params.location, work, params.revision)
     else:
-        place = fetch.local(given.path, root, given.revision)
+        place = fetch.open_local(params.path, root, params.revision)
     if not place.files:
         raise FetchError("nothing is there", where=place.address, hint="check the spelling")
     return place
 
 
-def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
-    """Up to `samples` records of a place, bad and empty rows left out and counted in `tally`.
+def external_records(params: ExternalParams, place: Place, tally: Tally) -> Iterator[Record]:
+    """Yields up to `samples` records of a place; counts the rows in `tally`, and skips bad and empty ones.
 
-    Whatever a file or row raises costs that file or row. Only a source that cannot be reached, or a full disk, ends
-    the run at once.
+    An error in a file or row affects it alone. Only a source that cannot be reached, or a full disk, ends the run at
+    once.
 
     Raises:
-        DataError: if the files are not what the format says, more than `max_bad` of the rows are bad, or no record
-            is left.
-        FetchError: if a file cannot be had.
+        DataError: if the files do not have the format, more than `max_bad` of the rows are bad, or no record is left.
+        FetchError: if a file cannot be downloaded.
         ParamsError: if neither params.yaml nor the source names a licence.
     """
-    licence = given.licence or place.licence
+    licence = params.licence or place.licence
     if licence is None:
         hint = "write `licence` in params.yaml"
         raise ParamsError("the source does not name a licence", where=place.address, hint=hint)
-    first, stop = given.rows or (0, None)
+    first, stop = params.rows or (0, None)
     rows: Generator[Any, None, None]
     record: Callable[..., Record]
-    if isinstance(given, PdfParams):  # whose `rows` are documents
-        rows, record, wanted = pdf.rows(place, first, stop), partial(pdf.record, dpi=given.dpi), None
+    count = None
+    if isinstance(params, PdfParams):  # whose `rows` are documents
+        rows, record = pdf.rows(place, first, stop), partial(pdf.record, dpi=params.dpi)
     else:
-        read, record = FORMATS[given.format]
-        rows, wanted = (
-            read(place, given.split and plain_name(given.split), first),
-            None if stop is None else stop - first,
-        )
-    seen: set[str] = set()
-    with closing(rows), readable(place.address):
-        for row in islice(rows, wanted):
+        format_rows, record = FORMATS[params.format]
+        rows = format_rows(place, params.split and plain_name(params.split), first)
+        count = None if stop is None else stop - first
+    ids: set[str] = set()
+    with closing(rows), data_errors(place.address):
+        for row in islice(rows, count):
             try:
                 if isinstance(row, DataError):  # a file, or the rest of one
                     raise row
-                made = _read(record, row, f"{place.address}@{place.revision}", licence)
-                if made.id in seen:
-                    raise DataError("two records share this id", where=f"record {made.id!r}")
+                result = _read_row(record, row, f"{place.address}@{place.revision}", licence)
+                if result.id in ids:
+                    raise DataError("two records share this id", where=f"record {result.id!r}")
             except EmptyRecord as error:
                 tally.empty.append(str(error))
             except DataError as error:
                 tally.bad.append(str(error))
-                if _too_many(given, tally, given.samples):  # even if all that are still wanted were good
+                if _too_many_bad(params, tally, params.samples):  # even if all rows that are still needed were good
                     break
             else:
-                seen.add(made.id)
+                ids.add(result.id)
                 tally.kept += 1
-                tally.partial += made.remarks
-                if is_of_one_colour(made.image):
-                    tally.suspicious.append(f"record {made.id!r}: the picture is of one colour")
-                yield made
-                if tally.kept == given.samples:  # before the next row is asked for
+                tally.partial += result.remarks
+                if is_of_one_colour(result.image):
+                    tally.suspicious.append(f"record {result.id!r}: the picture has a single colour")
+                yield result
+                if tally.kept == params.samples:  # before the next row is requested
                     break
-    if _too_many(given, tally, tally.kept):
+    if _too_many_bad(params, tally, tally.kept):
         what = f"{len(tally.bad)} rows are bad and {tally.kept} are good, the first bad one: {tally.bad[0]}"
-        raise DataError(what, where=place.address, hint=f"more than max_bad, {given.max_bad:g} of all, allows")
+        raise DataError(what, where=place.address, hint=f"more than max_bad, {params.max_bad:g} of all, allows")
     if not tally.kept:
         reason = f", {len(tally.empty)} have nothing to read" if tally.empty else ""
         if tally.bad:
@@ -147,56 +145,54 @@ def drawn(given: Outside, place: Place, tally: Tally) -> Iterator[Record]:
         raise DataError(f"no row became a record{reason}", where=place.address)
 
 
-def _read(record: Callable[..., Record], row: Any, source: str, licence: str) -> Record:
-    """One row as a valid record with something to read.
+def _read_row(record: Callable[..., Record], row: Any, source: str, licence: str) -> Record:
+    """Reads one row as a valid record with text in Unicode NFC, as models write it.
 
     Raises:
-        DataError: if it is none, whatever the reader or a library below it raised.
+        DataError: if that fails, whatever the format or a library raised.
         FetchError: if the source cannot be reached, or the disk is full.
     """
-    with readable(getattr(row, "where", source)):
-        made = _composed(record(row, source, licence)).validate()
-    if not made.entries:
-        raise EmptyRecord("nothing to read", where=f"record {made.id!r}")
-    return made
+    with data_errors(getattr(row, "where", source)):
+        result = record(row, source, licence)
+        entries = tuple(replace(entry, text=normalize("NFC", entry.text)) for entry in result.entries)
+        result = replace(result, entries=entries).validate()
+    if not result.entries:
+        raise EmptyRecord("nothing to read", where=f"record {result.id!r}")
+    return result
 
 
-def _composed(made: Record) -> Record:
-    """The record with text as models write it (Unicode NFC); PDFs and labels may have letters and accents apart."""
-    return replace(made, entries=tuple(replace(one, text=normalize("NFC", one.text)) for one in made.entries))
-
-
-def _too_many(given: Outside, tally: Tally, good: int) -> bool:
-    return len(tally.bad) > given.max_bad * (good + len(tally.bad))
+def _too_many_bad(params: ExternalParams, tally: Tally, good: int) -> bool:
+    return len(tally.bad) > params.max_bad * (good + len(tally.bad))
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/datasets/<key>.parquet, and say what was left out.
+    """Writes artifacts/datasets/<key>.parquet, and prints what was left out.
 
-    What was fetched before a crash is not fetched again. A file that arrived damaged is fetched once more.
+    If it was stopped, the next run downloads only what is missing. A file that arrived damaged is downloaded once more.
 
     Raises:
         ParamsError: if there is no such data set.
-        DataError: if the source's files are not what params.yaml says.
-        FetchError: if they cannot be had.
+        DataError: if the source's files are not as params.yaml says.
+        FetchError: if they cannot be downloaded.
     """
     if key not in params.datasets:
         known = ", ".join(params.datasets) or "none yet"
         raise ParamsError(f"no data set {key!r}", where="params.yaml: datasets", hint=f"known: {known}")
-    given = params.datasets[key]
+    dataset = params.datasets[key]
     path = root / "artifacts" / "datasets" / f"{key}.parquet"
     work = root / "artifacts" / "work" / "download" / key
-    if isinstance(given, SyntheticParams):
+    if isinstance(dataset, SyntheticParams):
         with room(str(path)):
-            write_records(work / path.name, progress(records(given), given.samples, f"download {key}"))
+            records = progress(synthetic_records(dataset), dataset.samples, f"download {key}")
+            write_records(work / path.name, records)
         _finish(work, path)
         return
     for attempt in (1, 2):
-        place, tally = open_place(given, root, work), Tally()
-        shown = progress(drawn(given, place, tally), given.samples, f"download {key}")
+        place, tally = open_place(dataset, root, work), Tally()
+        records = progress(external_records(dataset, place, tally), dataset.samples, f"download {key}")
         try:
             with room(str(path)):
-                write_records(work / path.name, shown, lambda t=tally, p=place: _about(p, t))  # type: ignore[misc]
+                write_records(work / path.name, records, lambda t=tally, p=place: _about(p, t))  # type: ignore[misc]
             break
         except CorruptFetch:
             if attempt == 2:
@@ -207,14 +203,14 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         ("left out {} with nothing to read", tally.empty),
         ("left out {} bad", tally.bad),
         ("{} suspicious", tally.suspicious),
-        ("{} without all that is seen", tally.partial),
+        ("{} without some of the visible text", tally.partial),
     ):
         if reasons:
             print(f"{key}: {name.format(len(reasons))}, the first: {reasons[0]}")
 
 
 def _finish(work: Path, path: Path) -> None:
-    """Move the finished file out of its work folder; what a killed process left half-written goes with the folder."""
+    """Moves the finished file out of its work folder, and removes the folder with the remains of killed processes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(work / path.name, path)
     shutil.rmtree(work, ignore_errors=True)

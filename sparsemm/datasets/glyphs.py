@@ -1,4 +1,4 @@
-"""Whether the characters of a font look like what they are said to be, for fonts that map them to nothing."""
+"""Checks by their looks which characters a font draws, for fonts without a mapping to Unicode."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from PIL import Image, ImageFont
 
 FONTS = ("DejaVuSans", "DejaVuSerif")
 LETTERS = string.ascii_letters + string.digits
-MARKS = ".,;:!?()-/"  # beside letters and digits, what can be told by its look
-SIDE = 16  # pixels of a glyph that is compared
-NEAR = 0.1  # the share of other characters that a glyph may look more like (c like C, o like 0 and O),
-FAR = 0.3  # and the same once the font is trusted
-FEWEST, MOST = 3, 0.6  # letters of a font that are needed, and the share of them that must be near, to trust it
+MARKS = ".,;:!?()-/"  # characters besides letters and digits that can be recognised
+SIDE = 16  # pixels of a compared glyph
+NEAR = 0.1  # largest share of characters that a glyph may resemble more than its own (c and C, o and 0)
+FAR = 0.3  # the same, once the font is trusted
+LEAST_LETTERS, LEAST_NEAR = 3, 0.6  # a font is trusted if it has so many letters, and this share of them is near
 
 
 def recognized(glyphs: Mapping[str, NDArray[np.uint8]]) -> set[str]:
-    """The characters of a font that look like what they are said to be; none if too few of the font's letters do.
+    """Returns the characters that look like their codes; none if too few of the font's letters do.
 
-    A code that stands for another letter is among the nearest tenth by chance one time in ten, so that a font whose
-    codes are shifted or shuffled is not trusted.
+    The code of another letter is among the nearest tenth by chance one time in ten, so a font with shifted or shuffled
+    codes is not trusted.
 
     Args:
-        glyphs: contrast of a glyph's pixels, (height, width), by the character that its code would be.
+        glyphs: contrast of each glyph's pixels, (height, width), by the character of its code.
     """
     pool = set(LETTERS + MARKS) | set(glyphs)
     ranks = {
@@ -36,13 +36,13 @@ def recognized(glyphs: Mapping[str, NDArray[np.uint8]]) -> set[str]:
         if glyph.any() and (character.isalnum() or character in MARKS)
     }
     letters = [rank for character, rank in ranks.items() if character.isalnum()]
-    if len(letters) < FEWEST or sum(rank < NEAR for rank in letters) < MOST * len(letters):
+    if len(letters) < LEAST_LETTERS or sum(rank < NEAR for rank in letters) < LEAST_NEAR * len(letters):
         return set()
     return {character for character, rank in ranks.items() if rank < FAR}
 
 
 def _rank(character: str, glyph: tuple[NDArray[np.float64], float], pool: set[str]) -> int:
-    """How many characters of a pool a glyph is more like."""
+    """Counts the characters of a pool that a glyph resembles more."""
     own = _distance(glyph, character)
     return sum(_distance(glyph, other) < own for other in pool - {character})
 
@@ -64,7 +64,7 @@ def _drawn(character: str, name: str) -> tuple[NDArray[np.float64], float]:
 
 
 def _fitted(glyph: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float]:
-    """The ink of a glyph stretched to a square, of mean 0 and variance 1, and the logarithm of its width by height."""
+    """Returns a glyph's ink stretched to a square, of mean 0 and variance 1, and the logarithm of width by height."""
     ink = glyph > glyph.max(initial=0) / 4
     if not ink.any():
         return np.zeros((SIDE, SIDE)), 0.0

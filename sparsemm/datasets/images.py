@@ -1,4 +1,4 @@
-"""Encoded image bytes, and boxes on them, made to fit the record schema or refused."""
+"""Decodes images, and fits boxes on them to the record schema."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
-from sparsemm.datasets.faults import readable
-from sparsemm.datasets.pillow import whole_images
-from sparsemm.datasets.records import Entry
+from sparsemm.datasets.data_errors import data_errors
+from sparsemm.datasets.records import Entry, whole_images
 from sparsemm.errors import DataError
 
 Box = tuple[float, float, float, float]
 
-
-# Formats whose integers of more than 8 bits are levels of grey up to 2^16, and how Pillow undoes a TIFF's orientation.
-SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")
-UPRIGHT_TO_STORED = {
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose integers of more than 8 bits are grey levels up to 2^16
+UPRIGHT_TO_STORED = {  # undoes what Pillow does for the orientation of a TIFF file
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -34,28 +31,29 @@ UPRIGHT_TO_STORED = {
 
 
 def decode(data: bytes, where: str) -> Image.Image:
-    """The image as RGB, what is transparent on white; pixels as stored, so that boxes fit (no EXIF rotation).
+    """Decodes an image to RGB; transparent pixels become white, and EXIF rotation is not applied, so that boxes fit.
 
-    An alpha channel that is zero everywhere is ignored if there is a picture below it: programs that know no alpha
-    leave it so.
+    An alpha channel that is zero everywhere is ignored if the colours show a picture, because programs that do not
+    support alpha write such files.
 
     Raises:
         DataError: if it is truncated, no image, so large (above 89 million pixels) that it looks like an attack, of a
-            depth that has no known white, or a program (EPS).
+            depth without a defined white, or a program (EPS).
     """
     try:
-        with readable(where, "the image cannot be read"), warnings.catch_warnings(), whole_images():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of Pillow's plans
+        with data_errors(where, "the image cannot be read"), warnings.catch_warnings(), whole_images():
+            warnings.simplefilter("ignore")  # about damaged metadata and deprecations
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data))
             if image.format == "EPS":
                 raise ValueError("EPS is a program, and would be run")
-            turned = image.getexif().get(Base.Orientation, 1) if image.format == "TIFF" else 1
+            orientation = image.getexif().get(Base.Orientation, 1) if image.format == "TIFF" else 1
             image.load()
-            image = _on_white(_of_eight_bits(image))
-            return image.transpose(UPRIGHT_TO_STORED[turned]) if turned in UPRIGHT_TO_STORED else image
+            image = _on_white(_to_eight_bits(image))
+            undo = UPRIGHT_TO_STORED.get(orientation)
+            return image if undo is None else image.transpose(undo)
     except DataError as error:
-        # Pillow's own texts have an address in memory, or no word of an attack.
+        # Pillow's messages contain an address in memory, or do not say that the image is too large.
         if isinstance(error.__cause__, Image.DecompressionBombWarning | Image.DecompressionBombError):
             raise DataError(f"the image is too large: {error.__cause__}", where=where) from error.__cause__
         if isinstance(error.__cause__, UnidentifiedImageError):
@@ -63,19 +61,19 @@ def decode(data: bytes, where: str) -> Image.Image:
         raise
 
 
-def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits a channel, scaled by the file's own bits.
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Converts an image to 8 bits per channel, scaled by the bits that the file states.
 
-    Pillow's own conversion makes white of all but the darkest 256 shades of grey, or takes 12 bits for 16.
+    Pillow's own conversion turns all but the darkest 256 shades of grey into white, or takes 12 bits for 16.
 
     Raises:
-        ValueError: if the pixels may have any value.
+        ValueError: if the values have no defined range.
     """
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
-        image.info["transparency"] = tuple(value >> 8 for value in transparent)  # as the pixels of a PNG of 16 bits
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)  # like the pixels of a PNG with 16 bits
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        return ImageChops.invert(image)  # Pillow takes every one for Adobe's, where 255 is no ink
+        return ImageChops.invert(image)  # Pillow treats all of them as Adobe's, where 255 is no ink
     if image.mode != "F" and not image.mode.startswith("I"):
         return image
     bits, inverted = 16 if image.format in SIXTEEN_BITS else 0, False
@@ -95,7 +93,7 @@ def _of_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """The image as RGB, blended with white by its alpha."""
+    """Converts an image to RGB, blended with white by its alpha."""
     if image.mode not in ("RGBA", "RGBa", "LA", "La", "PA") and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -106,19 +104,19 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def is_of_one_colour(image: Image.Image) -> bool:
-    """Whether all pixels of an RGB image are alike."""
+    """Returns whether all pixels of an RGB image are equal."""
     return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
 
 
 def bounds(points: Sequence[Sequence[float]], where: str) -> Box:
-    """The smallest upright box (x0, y0, x1, y1) around points (x, y).
+    """Returns the smallest upright box (x0, y0, x1, y1) around points (x, y).
 
     Raises:
         DataError: if they are not pairs of finite numbers.
     """
     try:
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
-        if not all(map(math.isfinite, (*xs, *ys))):  # which min and max may pass over
+        if not all(map(math.isfinite, (*xs, *ys))):  # min and max may ignore NaN
             raise ValueError("not finite")
         return min(xs), min(ys), max(xs), max(ys)
     except (TypeError, ValueError, OverflowError) as error:
@@ -126,7 +124,7 @@ def bounds(points: Sequence[Sequence[float]], where: str) -> Box:
 
 
 def clip(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
-    """The part of a box (x0, y0, x1, y1) that is on an image of (width, height) pixels.
+    """Returns the part of a box (x0, y0, x1, y1) that is on an image of (width, height) pixels.
 
     Raises:
         DataError: if it is not four finite numbers, or has no area there.
@@ -144,15 +142,15 @@ def clip(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
 
 
 def reading_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Entries by line, top to bottom and left to right, for sources that list them in no order.
+    """Sorts entries by line, top to bottom and left to right, for sources without an order.
 
     An entry belongs to a line if its middle is within the height of the line's first entry.
     """
     lines: list[list[Entry]] = []
-    for entry in sorted(entries, key=lambda one: (one.box[1] + one.box[3], one.box[0])):
+    for entry in sorted(entries, key=lambda entry: (entry.box[1] + entry.box[3], entry.box[0])):
         middle = (entry.box[1] + entry.box[3]) / 2
         if lines and lines[-1][0].box[1] <= middle <= lines[-1][0].box[3]:
             lines[-1].append(entry)
         else:
             lines.append([entry])
-    return tuple(entry for line in lines for entry in sorted(line, key=lambda one: one.box[0]))
+    return tuple(entry for line in lines for entry in sorted(line, key=lambda entry: entry.box[0]))

@@ -1,4 +1,4 @@
-"""Which characters of a PDF page are seen: a page is drawn with its text, and without, and what differs is ink."""
+"""Finds the visible characters of a PDF page, by comparing the page drawn with and without its text."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from PIL import Image
 
 from sparsemm.datasets.images import Box
 
-FAINT = 16  # of 256 levels: what changes a pixel by less is not seen
-LAYERS = 6  # texts above one another that are told apart; what lies below more of them is not looked for
-SHARED = 0.1  # of a character's box may be another text's, as where lines are close
+FAINT = 16  # of 256 levels; a smaller change of a pixel is not visible
+LAYERS = 6  # overlapping texts that are distinguished; the ink of further ones is not searched
+SHARED = 0.1  # share of a character's box that another text may cover, as when lines are close
 
 
 class Ink:
-    """What the text objects of a page put on its picture.
+    """The ink of each text object on the picture of a page.
 
-    A text object is drawn alone, above everything on the page that is no text. Its pixels that differ from the page
-    without text are its ink, if most of them look the same on the whole page. A hidden layer, an invisible mode, a
-    glyph that cannot be drawn, white on white and what is clipped or covered leave none. Objects that do not overlap
-    are drawn together.
+    A text object is drawn alone, on the page without its other text. The pixels that change are its ink, if most of
+    them look the same on the whole page. Hidden layers, invisible modes, glyphs that cannot be drawn, white on white,
+    and clipped or covered text leave no ink. Objects that do not overlap are drawn together.
 
     Attributes:
         image: the whole page.
-        paper: after `find` the page without its text, (height, width, 3) uint8.
+        paper: after `find`, the page without its text, (height, width, 3) uint8.
     """
 
     def __init__(self, page: Any, scale: float) -> None:
@@ -43,16 +42,16 @@ class Ink:
         self._ink: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
     def find(self, boxes: dict[int, list[Box]]) -> None:
-        """Look for the ink of text objects. What is read of the page's text has to be read before.
+        """Finds the ink of text objects. Read the page's text before, as this deactivates its objects.
 
         Args:
-            boxes: of the characters of each text object, by its address, in pixels.
+            boxes: boxes of the characters of each text object, in pixels, by the object's address.
         """
         self._activate(self._texts, False)
         self.paper = self._drawn()
         layers: list[tuple[NDArray[np.bool_], list[int]]] = []
-        for text, ones in boxes.items():
-            places = [pixels(box, self.paper.shape) for box in ones]
+        for text, boxes_of_text in boxes.items():
+            places = [pixels(box, self.paper.shape) for box in boxes_of_text]
             free = (layer for layer in layers if _is_free(layer[0], places))
             if (layer := next(free, None)) is None:
                 if len(layers) == LAYERS:
@@ -72,24 +71,24 @@ class Ink:
                 self._activate(texts, False)
             change, whole = alone - paper, self._whole - paper
             contrast = np.abs(change).max(0).astype(np.uint8)
-            # What lies above may make it darker, as a second copy does, but must not undo the change by more than half.
-            left = np.zeros(contrast.shape, np.int32)
-            for one, other in zip(change, whole, strict=True):
-                left += one.astype(np.int32) * (2 * other - one)
-            kept = np.where(left >= 0, contrast, np.uint8(0))
+            # Text above it may darken it, as a second copy does, but must not undo more than half of the change.
+            agreement = np.zeros(contrast.shape, np.int32)
+            for own, total in zip(change, whole, strict=True):
+                agreement += own.astype(np.int32) * (2 * total - own)
+            kept = np.where(agreement >= 0, contrast, np.uint8(0))
             self._ink |= dict.fromkeys(texts, (contrast, kept))
 
     def of(self, text: int, box: Box) -> NDArray[np.bool_]:
-        """The ink of a text object in a box: a mask of its pixels."""
+        """Returns the mask of a text object's ink in the pixels of a box."""
         place = pixels(box, self.paper.shape)
         if text not in self._ink:
             return np.zeros(self.paper[place].shape[:2], bool)
-        contrast, kept = (one[place] for one in self._ink[text])
+        contrast, kept = (levels[place] for levels in self._ink[text])
         ink: NDArray[np.bool_] = (kept >= FAINT) & bool(2 * int(kept.sum()) >= int(contrast.sum()))
         return ink
 
     def contrast(self, text: int, box: Box) -> NDArray[np.uint8]:
-        """How much each pixel of a box differs from the page without text where the text object is drawn alone."""
+        """Returns how much drawing the text object alone changes each pixel of a box."""
         place = pixels(box, self.paper.shape)
         return self._ink[text][0][place] if text in self._ink else np.zeros((0, 0), np.uint8)
 
@@ -106,7 +105,7 @@ class Ink:
 
 
 def _channels(picture: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """(3, height, width): numpy is slow on a last axis of three."""
+    """Returns the picture as (3, height, width), because numpy is slow on a last axis of three."""
     return np.ascontiguousarray(picture.transpose(2, 0, 1), np.int16)
 
 
@@ -115,17 +114,17 @@ def _is_free(taken: NDArray[np.bool_], places: Iterable[tuple[slice, slice]]) ->
 
 
 def address(pointer: Any) -> int:
-    """What tells one object of PDFium from another; 0 of none."""
+    """Returns the address of an object of PDFium, which identifies it; 0 for none."""
     return ctypes.cast(pointer, ctypes.c_void_p).value or 0
 
 
 def pixels(box: Box, shape: Sequence[int]) -> tuple[slice, slice]:
-    """The pixels that a box touches on a picture of (height, width, ...)."""
+    """Returns the pixels that a box touches on a picture of (height, width, ...)."""
     (x0, x1), (y0, y1) = (_touched(box[axis], box[axis + 2], shape[1 - axis]) for axis in (0, 1))
     return slice(y0, y1), slice(x0, x1)
 
 
 def _touched(low: float, high: float, length: int) -> tuple[int, int]:
-    thin = high - low < 2  # a stroke, which may be drawn a pixel away
+    thin = high - low < 2  # a thin stroke may be drawn a pixel away
     first, last = math.floor(low) - thin, math.ceil(high) + thin
     return min(max(first, 0), length), min(max(last, 0), length)

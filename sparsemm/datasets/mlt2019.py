@@ -1,8 +1,8 @@
-"""ICDAR 2019 MLT as published: photographs, and for each a text file with a quad, script and transcription a line.
+"""ICDAR 2019 MLT as published: photographs, each with a text file of lines with quad, script and transcription.
 
     x1,y1,x2,y2,x3,y3,x4,y4,script,transcription
 
-The archives (ImagesPart1.zip, train_gt_t13.zip, ...) may lie there as they are, or unpacked.
+The archives (ImagesPart1.zip, train_gt_t13.zip, ...) may be packed or unpacked.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sparsemm.datasets.archives import Members
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
-from sparsemm.datasets.members import Members
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
@@ -32,11 +32,11 @@ class Labels:
 
 
 def rows(place: Place, split: str | None, start: int) -> Generator[Labels | DataError, None, None]:
-    """The label files from `start` on, by name; a split is the start of their names (tr for training).
+    """Yields the label files by name from `start` on; a split is the beginning of their names (tr for training).
 
     Raises:
         DataError: if there is none.
-        FetchError: if a file cannot be had.
+        FetchError: if a file cannot be downloaded.
     """
     with Members(place) as members:
         stems = sorted((name.removeprefix("gt_"), name) for name in members.names() if name.endswith(".txt"))
@@ -51,21 +51,21 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Labels | Data
 
 
 def record(row: Labels, source: str, licence: str) -> Record:
-    """One photograph; the box of a quad is the upright one around it, unreadable words (###) are left out.
+    """Reads one photograph; a box is the upright one around its quad, and unreadable words (###) are left out.
 
     Raises:
         DataError: if a line is not as published, or there is no such image.
-        FetchError: if a file cannot be had.
+        FetchError: if a file cannot be downloaded.
     """
     stem = PurePosixPath(row.name).stem.removeprefix("gt_")
     try:
         text = row.members.read(row.name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"not UTF-8: {error}", where=row.where) from error
-    found = row.members.find(*(stem + ending for ending in IMAGES))
-    if found is None:
+    member = row.members.find(*(stem + ending for ending in IMAGES))
+    if member is None:
         raise DataError(f"no image {stem}", where=row.where)
-    image = decode(row.members.read(found), f"{row.where}: {found}")
+    image = decode(row.members.read(member), f"{row.where}: {member}")
     entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

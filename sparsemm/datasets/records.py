@@ -1,18 +1,18 @@
-"""The one record every data source becomes: an image and the text on it, word by word."""
+"""The record of all data sources: an image and the text on it, word by word."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageFile
 
-from sparsemm.datasets.pillow import whole_images
 from sparsemm.errors import DataError
 from sparsemm.files import atomic_path
 
@@ -21,10 +21,10 @@ KINDS = ("word", "number", "key", "value", "line", "object")
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece of text and where it stands.
+    """One piece of text and its place.
 
     Attributes:
-        text: what is written (or the object's name), not empty.
+        text: the text (or the object's name), not empty.
         box: (x0, y0, x1, y1) in pixels of the record's image, x0 < x1 and y0 < y1, inside the image.
         kind: one of `KINDS`.
     """
@@ -36,10 +36,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Record:
-    """An RGB image with its entries in reading order, where it came from and under which licence.
+    """An RGB image with its entries in reading order, its source and its licence.
 
-    `remarks` say what is seen on the image and is not among the entries. They are listed when the record is made, and
-    not stored with it.
+    `remarks` describe visible text that is not among the entries. They are printed when the record is made, and not
+    stored.
     """
 
     id: str
@@ -50,20 +50,21 @@ class Record:
     remarks: tuple[str, ...] = ()
 
     def validate(self) -> Record:
-        """Return self.
+        """Checks the record and returns it.
 
         Raises:
-            DataError: naming the record and the entry that does not fit the schema.
+            DataError: if it does not fit the schema; the message names the record and the entry.
         """
         width, height = self.image.size
+        record = f"record {self.id!r}"
         if not self.id or not self.source or not self.licence:
-            raise DataError("id, source and licence must not be empty", where=f"record {self.id!r}")
+            raise DataError("id, source and licence must not be empty", where=record)
         if not _storable(self.id):
-            raise DataError("id holds half a character", where=f"record {self.id!r}")
+            raise DataError("id holds half a character", where=record)
         if self.image.mode != "RGB":
-            raise DataError(f"image mode is {self.image.mode}, not RGB", where=f"record {self.id!r}")
+            raise DataError(f"image mode is {self.image.mode}, not RGB", where=record)
         for number, entry in enumerate(self.entries):
-            where = f"record {self.id!r}, entry {number}"
+            where = f"{record}, entry {number}"
             if not entry.text.strip():
                 raise DataError("text is empty", where=where)
             if not _storable(entry.text):
@@ -79,12 +80,8 @@ class Record:
 
 
 def _storable(text: str) -> bool:
-    """Whether text has UTF-8; a lone surrogate, which JSON can escape, has none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    """Returns whether UTF-8 can encode a text; it cannot encode a lone surrogate, which JSON can escape."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _schema() -> Any:
@@ -105,12 +102,12 @@ def _schema() -> Any:
 def write_records(
     path: str | Path, records: Iterable[Record], about: Callable[[], dict[str, Any]] | None = None
 ) -> int:
-    """Write validated records as parquet (PNG image bytes); atomic; returns how many were written.
+    """Writes records as parquet (images as PNG), atomically, and returns their number.
 
     Args:
-        path: of the file.
-        records: to write.
-        about: called after the last record; what it gives is kept beside them, for `read_about`.
+        path: the file.
+        records: the records; each is validated.
+        about: called after the last record; its result is stored for `read_about`.
 
     Raises:
         DataError: if a record does not fit the schema or two share an id.
@@ -141,18 +138,18 @@ def write_records(
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """What was kept beside the records: where they came from, and which rows were left out; {} if nothing was.
+    """Reads what `write_records` stored about the records: their source, and which rows were left out; {} if nothing.
 
     Raises:
         DataError: if the file is missing or is not parquet.
     """
     metadata = _open(Path(path)).metadata.metadata or {}
-    found = json.loads(metadata.get(b"sparsemm", b"{}"))
-    return found if isinstance(found, dict) else {}
+    about = json.loads(metadata.get(b"sparsemm", b"{}"))
+    return about if isinstance(about, dict) else {}
 
 
 def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
-    """Read and validate the first `limit` (default: all) records of a parquet file.
+    """Reads and validates the first `limit` (default: all) records of a parquet file.
 
     Raises:
         DataError: if the file is missing, is not parquet, has other columns, or holds a bad record.
@@ -174,6 +171,16 @@ def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
         what = f"damaged: {' '.join(str(error).split())}"
         raise DataError(what, where=str(path), hint="run the download stage again") from error
     return records
+
+
+@contextmanager
+def whole_images() -> Iterator[None]:
+    """Refuses truncated images, although some libraries (lmms-eval's tasks) set Pillow to fill in the missing part."""
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _open(path: Path) -> Any:

@@ -1,30 +1,25 @@
-"""nnethercott/synthdog-en-detection: rendered pages, chunks of text with boxes from an OCR model."""
+"""The format of nnethercott/synthdog-en-detection: rendered pages, and chunks of text with boxes from an OCR model."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
 from sparsemm.datasets.images import bounds, clip, decode
+from sparsemm.datasets.parquet_rows import ParquetRow, image_bytes, parquet_rows
 from sparsemm.datasets.records import Entry, Record
-from sparsemm.datasets.tables import TableRow, image_bytes, table_rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 FIELD = "2_coord"  # [{"chunk": text, "coord": [[xmin, ymin], [xmax, ymax]] in pixels}]
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[TableRow | DataError, None, None]:
-    """The rows of a split (default train) from `start` on.
-
-    Raises:
-        DataError: if there is no file of the split.
-        FetchError: if they cannot be had.
-    """
-    yield from table_rows(place, split or "train", ("image", FIELD), start)
+def rows(place: Place, split: str | None, start: int) -> Generator[ParquetRow | DataError, None, None]:
+    """Yields the rows of a split (default train) from `start` on; raises what `parquet_rows` does."""
+    yield from parquet_rows(place, split or "train", ("image", FIELD), start)
 
 
-def record(row: TableRow, source: str, licence: str) -> Record:
-    """One page, its chunks in published order.
+def record(row: ParquetRow, source: str, licence: str) -> Record:
+    """Reads one page with its chunks in published order.
 
     Raises:
         DataError: if image or boxes do not fit.
@@ -32,11 +27,12 @@ def record(row: TableRow, source: str, licence: str) -> Record:
     image = decode(image_bytes(row), row.where)
     chunks = row.values[FIELD]
     if not isinstance(chunks, list) or not all(
-        isinstance(one, dict) and {"chunk", "coord"} <= set(one) for one in chunks
+        isinstance(chunk, dict) and {"chunk", "coord"} <= set(chunk) for chunk in chunks
     ):
         raise DataError(f"{FIELD} is not a list of chunk and coord", where=row.where)
     entries = []
-    for number, one in enumerate(chunks):
+    for number, chunk in enumerate(chunks):
         where = f"{row.where}, {FIELD} {number}"
-        entries.append(Entry(str(one["chunk"]).strip(), clip(bounds(one["coord"], where), image.size, where), "line"))
+        box = clip(bounds(chunk["coord"], where), image.size, where)
+        entries.append(Entry(str(chunk["chunk"]).strip(), box, "line"))
     return Record(f"synthdog-{row.number:06d}", image, tuple(entries), source, licence)

@@ -1,4 +1,4 @@
-"""Document-like pages drawn here: forms and running words with exact boxes, deterministic in their seed."""
+"""Draws document-like pages, forms and running words, with exact boxes; deterministic in the seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPLITS = ("train", "calibration", "evaluation")
 FONTS = ("DejaVuSansMono", "DejaVuSans", "DejaVuSerif")
 LICENCE = "Apache-2.0 (page), Bitstream Vera / DejaVu (glyphs)"
 
-# Words that label a value or stand before another word. A tokenizer may hold them as single tokens.
+# Words that label a value or precede another word. A tokenizer may have them as single tokens.
 ANCHORS = tuple(
     (
         "name date city code item unit cost rate size type year page line file tax sum net fee lot box bag car bus van "
@@ -27,7 +27,7 @@ ANCHORS = tuple(
     ).split()
 )
 
-MOST_WORDS = 10_000  # of a text without repeats; there are about 420,000 values
+MOST_WORDS = 10_000  # words of a text without repeats; there are about 420,000 values
 
 CELL_WIDTH, CELL_HEIGHT = 7, 14  # one character, in pixels at scale 1
 COLUMN_CELLS = 12  # characters in one column
@@ -38,14 +38,14 @@ TYPE_SIZES = {"plain": (9, 11), "small": (8, 8), "large": (12, 12)}
 
 @dataclass(frozen=True)
 class PageStyle:
-    """What a page looks like.
+    """The look of a page.
 
     Attributes:
         columns: columns of text side by side, each 84 px wide at scale 1.
         rows: lines of a column, each 14 px high at scale 1.
-        filled: (least, most) lines drawn on the whole page; the others stay blank.
-        scale: pixels are multiplied by this (1 suits the tiny checkpoints, 4 a real one).
-        type_size: one of `TYPE_SIZES`. Boxes are those of the line, whatever the size of its letters.
+        filled: (least, most) lines drawn on the whole page; the others are blank.
+        scale: factor of all sizes (1 suits the tiny checkpoints, 4 a real one).
+        type_size: one of `TYPE_SIZES`; boxes have the height of a line, whatever the size of its letters.
     """
 
     columns: int = 1
@@ -81,7 +81,7 @@ def _value(rng: random.Random) -> tuple[str, str]:
 
 
 def draw_words(rng: random.Random, count: int) -> list[str]:
-    """Draw different words of the kinds that stand on pages, in random order: labels, as far as they go, and values.
+    """Draws different words as on pages, in random order: at most half of them labels, the others values.
 
     Raises:
         DataError: if there are not so many words.
@@ -97,10 +97,10 @@ def draw_words(rng: random.Random, count: int) -> list[str]:
 
 
 def draw_record(split: str, seed: int, index: int, style: PageStyle) -> Record:
-    """Draw page `index` of a split.
+    """Draws page `index` of a split.
 
-    The generator is seeded by (split, seed, index), and every value on a page of a split has a checksum
-    (`split_of`) that belongs to that split alone, so no page of one split can appear in another.
+    The generator is seeded by (split, seed, index). The values of a page have a checksum (`split_of`) that belongs to
+    one split, so no page of a split can appear in another.
 
     Raises:
         DataError: if the split is unknown or the style leaves no line.
@@ -112,7 +112,7 @@ def draw_record(split: str, seed: int, index: int, style: PageStyle) -> Record:
         raise DataError(f"cannot fill {style.filled} of {cells} lines", where="synthetic")
     rng = random.Random(f"sparsemm/{split}/{seed}/{index}")
     count = rng.randint(*style.filled)
-    places = sorted(rng.sample(range(cells), count))  # column-major: a column is read to its end first
+    places = sorted(rng.sample(range(cells), count))  # column-major, in reading order
     anchors = rng.sample(ANCHORS, count)
     while True:
         values = [_value(rng) for _ in range(count)]
@@ -158,7 +158,7 @@ def _draw_word(
     shift: tuple[int, int],
     scale: int,
 ) -> None:
-    """Draw each character centred in its own cell, so that the box of a word is exact in every font."""
+    """Draws each character centred in its own cell, so that the box of a word is exact in every font."""
     font = _font(font_name, size)
     for i, character in enumerate(text):
         x = (cell + i + 0.5) * CELL_WIDTH * scale + shift[0]
@@ -167,18 +167,18 @@ def _draw_word(
 
 
 def split_of(values: list[str]) -> str:
-    """The only split a page with these values may belong to (half train, a quarter each of the others)."""
+    """Returns the only split that may hold a page with these values (half are train, a quarter each of the others)."""
     total = sum(ord(c) * (i + 1) for i, c in enumerate("/".join(values))) % 4
     return ("train", "train", "calibration", "evaluation")[total]
 
 
 def page_text(record: Record) -> str:
-    """The page read aloud: its entries in reading order with single blanks between."""
+    """Returns the text of a page: its entries in reading order, separated by single spaces."""
     return " ".join(entry.text for entry in record.entries)
 
 
 def questions(record: Record) -> list[Question]:
-    """Every question the page can answer, in reading order: the value of a key, the word after a word."""
+    """Returns every question that a page answers, in reading order: the value of a key, the word after a word."""
     result = []
     for left, right in zip(record.entries[::2], record.entries[1::2], strict=True):
         if left.kind == "key":

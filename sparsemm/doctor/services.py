@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from sparsemm.doctor.finding import Finding
 from sparsemm.errors import FetchError, RegistryError
-from sparsemm.fetch.s3 import ask
+from sparsemm.fetch.s3_files import check_store
 from sparsemm.params import Params
 from sparsemm.params.models import without_folder
 from sparsemm.registry.client import registry_uri, sqlite_file
@@ -77,7 +77,7 @@ def stores(params: Params | None) -> list[Finding]:
 
 def _store(name: str, location: str, endpoint: str | None = None) -> Finding:
     try:
-        ask(location, PATIENCE, endpoint)
+        check_store(location, PATIENCE, endpoint)
     except FetchError as error:
         return Finding(name, "broken", f"{location}: {error.what}", error.hint or "check the address")
     return Finding(name, "ok", f"{location} answers")

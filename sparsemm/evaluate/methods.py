@@ -80,7 +80,8 @@ def evaluate_methods(
         prompt: of "read".
         batch_size: pages that go through the model together.
         max_new_tokens: of an answer; it also ends 8 tokens after the longest reference.
-        resamples, seed: of the bootstrap of intervals; `seed` also draws questions and random heads.
+        resamples: of the bootstrap of intervals.
+        seed: of the bootstrap, of the questions and of random heads.
         options: options of the methods, such as `window` (32) and `rho` (0.1); each method takes those it has.
 
     Raises:

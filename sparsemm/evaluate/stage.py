@@ -10,6 +10,7 @@ from typing import Any
 from sparsemm.budgets import load_budgets
 from sparsemm.datasets.records import read_records
 from sparsemm.errors import DataError
+from sparsemm.evaluate.downsampled import downsampled_outcomes, downsampled_tasks
 from sparsemm.evaluate.evaluator import Evaluator
 from sparsemm.evaluate.rows import Arm, Outcome, Row, measured, rounded, write_table
 from sparsemm.evaluate.tasks import LOCAL, Task, load_published
@@ -57,7 +58,8 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
         for method in config.methods
         for budget in budgets_of(method, plan.budgets)
     }
-    outcomes = evaluator.outcomes(tasks, variants)
+    smaller = downsampled_tasks(evaluator.processor, tasks, plan.budgets) if config.downsampled else {}
+    outcomes = evaluator.outcomes(tasks, variants) | downsampled_outcomes(evaluator, smaller)
     folder = root / "artifacts" / ("evaluate" if limit is None else "work/limited")
     write_results(config, key, outcomes, folder)
     if limit is None:
@@ -74,7 +76,7 @@ def make_evaluator(params: Params, key: str, root: Path, settings: Mapping[str, 
         DataError: if documents are missing.
         ScoreTableError: if the score table is missing.
     """
-    known = params.evaluate.model_dump(exclude={"tasks", "methods", "bootstrap", "random_seeds"})
+    known = params.evaluate.model_dump(exclude={"tasks", "methods", "downsampled", "bootstrap", "random_seeds"})
     inputs = [_dataset(params, root)] if set(params.evaluate.tasks) & set(LOCAL) else []
     inputs += [path for paths in files.values() for path in paths or []]  # those that are not on the hub
     return Evaluator(params, key, root, "evaluate", settings, inputs, known, __name__)

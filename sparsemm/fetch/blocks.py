@@ -1,7 +1,7 @@
-"""A remote file that is fetched block by block, as it is read, and kept on disk until it is no longer needed.
+"""A remote file that is downloaded block by block as it is read, and kept on disk until it is no longer needed.
 
-Beside the data lies a file with the CRC-32 of every block that arrived whole. A killed process leaves at worst a block
-whose checksum is missing or wrong; it is fetched again.
+A file beside the data has the CRC-32 of every block that arrived completely. When a process is killed, at worst the
+checksum of a block is missing or wrong; then the block is downloaded again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,23 +22,24 @@ from typing import Any, BinaryIO
 from fsspec.spec import AbstractBufferedFile
 
 from sparsemm.errors import CorruptFetch, FetchError
+from sparsemm.fetch.place import File
 from sparsemm.files import room
 
 BLOCK = 4 * 2**20  # bytes of one request
-LARGE = 2**30  # bytes of a file that is asked for in blocks four times as large
-WORKERS = 4  # requests at a time while a whole file is fetched
+LARGE = 2**30  # bytes of a file that is requested in blocks four times as large
+WORKERS = 4  # simultaneous requests when a whole file is downloaded
 
 
 @dataclass(frozen=True)
 class Remote:
-    """How a transport reads a file.
+    """A file of a hub or store.
 
     Attributes:
         where: address for messages.
-        identity: changes when the content may have changed.
-        size: in bytes.
-        read: returns the bytes [start, stop), and retries what may pass by itself.
-        verify: whether the whole file at a path is what the source promised.
+        identity: text that changes when the content may have changed.
+        size: size in bytes.
+        read: returns the bytes [start, stop); it retries temporary failures itself.
+        verify: returns whether the whole file at a path has the hash that the source states.
     """
 
     where: str
@@ -48,14 +50,14 @@ class Remote:
 
 
 class Blocks:
-    """The blocks of a remote file that are on disk; several threads may ask for them.
+    """The blocks of a remote file on disk; several threads may read them.
 
     Args:
         remote: the file.
-        folder: that keeps the blocks; it may hold those of an earlier process.
+        folder: folder for the blocks; it may hold those of an earlier process.
 
     Attributes:
-        size: of a block, in bytes; the last one may be shorter.
+        size: bytes of a block; the last one may be shorter.
         count: blocks of the whole file.
     """
 
@@ -69,19 +71,19 @@ class Blocks:
             folder.mkdir(parents=True, exist_ok=True)
             self._files = [os.open(path, os.O_RDWR | os.O_CREAT, 0o644) for path in (self.path, self._checksums)]
         self._lock = threading.Lock()
-        self._sound: set[int] = set()  # read or fetched by this process, so known to match their checksums
+        self._sound: set[int] = set()  # read or downloaded by this process, so known to match their checksums
         self._verified = False
 
     def _checksum(self, number: int) -> bytes:
-        """The stored checksum; empty or zero where the block never arrived."""
+        """Returns the stored checksum; it is empty or zero if the block never arrived."""
         return os.pread(self._files[1], 4, 4 * number)
 
     def get(self, number: int) -> bytes:
-        """The bytes of a block, fetched if they are not on disk.
+        """Returns the bytes of a block, and downloads them if they are not on disk.
 
         Raises:
-            FetchError: if they cannot be had.
-            CorruptFetch: if it was the last block and the whole file is not what the source promised.
+            FetchError: if they cannot be downloaded.
+            CorruptFetch: if it was the last block, and the hash of the whole file is wrong.
         """
         start, stop = number * self.size, min((number + 1) * self.size, self.remote.size)
         block = os.pread(self._files[0], stop - start, start)
@@ -99,7 +101,7 @@ class Blocks:
         return block
 
     def _verify(self) -> None:
-        """Compare the whole file with what the source promised, once all of its blocks are here."""
+        """Checks the hash of the whole file once all of its blocks are here."""
         with self._lock:
             if self._verified or len(self._sound) < self.count:
                 return
@@ -107,14 +109,14 @@ class Blocks:
                 os.ftruncate(self._files[1], 0)
                 self._sound.clear()
                 what = "what arrived is not what the source promised (its hash differs)"
-                raise CorruptFetch(what, where=self.remote.where, hint="it was thrown away; run it again")
+                raise CorruptFetch(what, where=self.remote.where, hint="it was deleted; run it again")
             self._verified = True
 
     def fill(self) -> None:
-        """Fetch every block that is not there, several at a time.
+        """Downloads every missing block, several at a time.
 
         Raises:
-            FetchError: as `get`; before anything is fetched if the disk has no room for it.
+            FetchError: as `get`; and if the disk is too small, before anything is downloaded.
         """
         missing = [number for number in range(self.count) if not any(self._checksum(number))]
         free = shutil.disk_usage(self.path.parent).free
@@ -131,27 +133,27 @@ class Blocks:
         self._verify()  # an empty file has no blocks
 
     def move(self, target: Path) -> None:
-        """Give the whole, verified file its final name; the blocks are gone afterwards."""
+        """Downloads what is missing, and moves the verified file to its final name; the blocks are gone afterwards."""
         self.fill()
         with room(str(target)):
-            os.fsync(self._files[0])  # a name that survives a power cut has its content
+            os.fsync(self._files[0])  # so that the name does not survive a power cut without its content
             self.close()
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path, target)
         self._checksums.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the files; the blocks stay on disk."""
+        """Closes the files; the blocks stay on disk."""
         while self._files:
             os.close(self._files.pop())
 
 
 def _checksum(block: bytes) -> bytes:
-    return (zlib.crc32(block) or 1).to_bytes(4, "little")  # zero is for what never arrived
+    return (zlib.crc32(block) or 1).to_bytes(4, "little")  # zero means that the block never arrived
 
 
 class BlockFile(AbstractBufferedFile):
-    """Blocks as a seekable file to read; the last two stay in memory."""
+    """Blocks as a seekable file for reading; the last two blocks stay in memory."""
 
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
@@ -159,29 +161,34 @@ class BlockFile(AbstractBufferedFile):
         super().__init__(None, blocks.remote.where, block_size=blocks.size, size=blocks.remote.size, **options)
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        return self._blocks.get(start // self._blocks.size)  # fsspec's block cache asks for one block at a time
+        return self._blocks.get(start // self._blocks.size)  # fsspec's block cache reads one block at a time
 
     def readinto(self, buffer: Any) -> int:
-        """As of any file, but no further than the end of a block: a buffered reader fetches none ahead."""
+        """Reads at most to the end of a block, so that a buffered reader downloads none ahead."""
         return super().readinto(memoryview(buffer)[: self.blocksize - self.loc % self.blocksize])
 
     def close(self) -> None:
-        """Close the file; the blocks stay on disk."""
+        """Closes the file; the blocks stay on disk."""
         self._blocks.close()
         super().close()
 
 
+def remote_file(name: str, remote: Remote, folder: Path) -> File:
+    """Returns a remote file as a file of a place, with its blocks in `folder`."""
+    return File(name, remote.size, partial(open_remote, remote, folder), partial(save_remote, remote, folder))
+
+
 def open_remote(remote: Remote, folder: Path) -> BinaryIO:
-    """A remote file as a buffered, seekable file whose blocks are kept in `folder`."""
+    """Opens a remote file as a buffered, seekable file whose blocks are kept in `folder`."""
     return io.BufferedReader(BlockFile(Blocks(remote, folder)), buffer_size=2**17)
 
 
 def save_remote(remote: Remote, folder: Path, target: Path) -> None:
-    """Fetch a whole remote file to `target`, by way of blocks in `folder` on the same file system.
+    """Downloads a whole remote file to `target`; its blocks are in `folder`, on the same file system.
 
     Raises:
         CorruptFetch: if the whole file was wrong twice.
-        FetchError: if it cannot be had.
+        FetchError: if it cannot be downloaded.
     """
     for attempt in (1, 2):
         blocks = Blocks(remote, folder)

@@ -16,11 +16,11 @@ class File:
     """One file of a place.
 
     Attributes:
-        name: path inside the place, with slashes; see `by_name`.
-        size: in bytes.
-        open: gives it as a seekable binary file; what is never read is never fetched.
+        name: path inside the place, with slashes, in the form of `plain_name`.
+        size: size in bytes.
+        open: opens it as a seekable binary file; only what is read is downloaded.
         save: writes the whole file to a path, atomically.
-        path: of a local file; None for others.
+        path: path of a local file; None for others.
     """
 
     name: str
@@ -32,13 +32,13 @@ class File:
 
 @dataclass(frozen=True)
 class Place:
-    """What a source holds at one revision.
+    """The files of a source at one revision.
 
     Attributes:
-        address: of the place, without its revision: hub:owner/name, s3://bucket/prefix, or a local path.
-        revision: hub commit, or 16 hex digits that change when a file does.
-        licence: what the source says of itself; None if it says nothing.
-        files: by name, sorted; see `by_name`.
+        address: address without the revision: hub:owner/name, s3://bucket/prefix, or a local path.
+        revision: commit of the hub, or 16 hex digits that change when a file does.
+        licence: licence that the source names, or None.
+        files: files by name, sorted.
     """
 
     address: str
@@ -48,10 +48,10 @@ class Place:
 
 
 def by_name(files: Iterable[File], address: str) -> dict[str, File]:
-    """Files by their `plain_name`, sorted, which they bear from now on.
+    """Returns the files by their `plain_name`, sorted, and renames them to it.
 
     Raises:
-        FetchError: if the names of two differ in their Unicode normal form only.
+        FetchError: if two names differ in their Unicode normal form only.
     """
     named: dict[str, File] = {}
     for file in files:
@@ -61,3 +61,14 @@ def by_name(files: Iterable[File], address: str) -> dict[str, File]:
             raise FetchError(f"two files that both read {name}", where=address, hint=hint)
         named[name] = replace(file, name=name)
     return dict(sorted(named.items()))
+
+
+def check_revision(revision: str, expected: str | None, address: str) -> None:
+    """Checks a place's revision against the one in params.yaml; None accepts any.
+
+    Raises:
+        FetchError: if they differ.
+    """
+    if expected not in (None, revision):
+        what = f"holds revision {revision}, params.yaml names {expected}"
+        raise FetchError(what, where=address, hint="correct it if the change is wanted")

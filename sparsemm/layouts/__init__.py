@@ -10,7 +10,7 @@ from typing import Any
 from sparsemm.errors import LayoutError
 from sparsemm.layouts.tokens import ImageTokens, box_positions
 
-__all__ = ["ImageTokens", "Layout", "box_positions", "families", "family_of", "get_layout"]
+__all__ = ["FAMILIES", "ImageTokens", "Layout", "box_positions", "family_of", "get_layout"]
 
 # A family is a module of this package and its line here; docs/families.md describes the module.
 FAMILIES = (
@@ -48,11 +48,6 @@ class Layout:
         """Returns the supported `model_type`s, for messages."""
         towers = f" (vision tower {', '.join(self.vision_types)})" if self.vision_types else ""
         return [name + towers for name in self.model_types]
-
-
-def families() -> tuple[str, ...]:
-    """Returns the names of the supported families."""
-    return FAMILIES
 
 
 def get_layout(family: str) -> Layout:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from sparsemm.errors import LayoutError
-from sparsemm.layouts.tokens import ImageTokens, even_edges, first_image, image_positions, split_by_count, tile
+from sparsemm.layouts.tokens import ImageTokens, grid_images
 
 MODEL_TYPES = ("llava", "mistral3")
 VISION_TYPES = ("pixtral",)  # not LLaVA 1.5's CLIP, which gets a square crop of the image
@@ -42,23 +42,6 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
         LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
     """
     pixels = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
-    seen = inputs.get("image_sizes")
-    grids = [] if seen is None else [(int(h) // pixels, int(w) // pixels) for h, w in seen]
-    counts = [rows * columns for rows, columns in grids]
-    first = first_image(inputs, row, config.image_token_id, counts)
-    of_row = slice(first, first + len(image_sizes))
-    parts = split_by_count(image_positions(inputs, row, config.image_token_id), counts[of_row], row)
-    if len(parts) != len(image_sizes):
-        raise LayoutError(f"{len(image_sizes)} image sizes for {len(parts)} images", where=f"row {row}")
-    result = []
-    for size, (rows, columns), positions in zip(image_sizes, grids[of_row], parts, strict=True):
-        width, height = size
-        if not fits(width, height, rows, columns, pixels):
-            raise LayoutError(
-                f"a {width}x{height} image does not make a grid of {rows} x {columns} tokens",
-                where=f"row {row}",
-                hint="pass (width, height) of the images as the processor got them, in order",
-            )
-        rectangles = tile(even_edges(height, rows), even_edges(width, columns))
-        result.append(ImageTokens(positions, rectangles, (rows, columns), size))
-    return result
+    stretched = inputs.get("image_sizes")
+    grids = [] if stretched is None else [(int(h) // pixels, int(w) // pixels) for h, w in stretched]
+    return grid_images(inputs, row, config.image_token_id, grids, image_sizes, partial(fits, pixels=pixels))

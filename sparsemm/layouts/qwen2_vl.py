@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsemm.errors import LayoutError
-from sparsemm.layouts.tokens import ImageTokens, even_edges, first_image, image_positions, split_by_count, tile
+from sparsemm.layouts.tokens import ImageTokens, grid_images
 
 MODEL_TYPES = ("qwen2_vl",)
 
@@ -36,25 +35,6 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
     Raises:
         LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
     """
-    merge = config.vision_config.spatial_merge_size
-    thw = inputs.get("image_grid_thw")
-    grids = [] if thw is None else [tuple(int(v) for v in grid) for grid in thw]
-    counts = [t * (h // merge) * (w // merge) for t, h, w in grids]
-    positions_of_row = image_positions(inputs, row, config.image_token_id)
-    first = first_image(inputs, row, config.image_token_id, counts)
-    of_row = slice(first, first + len(image_sizes))
-    parts = split_by_count(positions_of_row, counts[of_row], row)
-    if len(parts) != len(image_sizes):
-        raise LayoutError(f"{len(image_sizes)} image sizes for {len(parts)} images", where=f"row {row}")
-    result = []
-    for (width, height), (_, h, w), positions in zip(image_sizes, grids[of_row], parts, strict=True):
-        rows, columns = h // merge, w // merge
-        if not fits(width, height, rows, columns):
-            raise LayoutError(
-                f"a {width}x{height} image does not make a grid of {rows} x {columns} tokens",
-                where=f"row {row}",
-                hint="pass (width, height) of the images as the processor got them, in order",
-            )
-        rectangles = tile(even_edges(height, rows), even_edges(width, columns))
-        result.append(ImageTokens(positions, rectangles, (rows, columns), (width, height)))
-    return result
+    merge, thw = config.vision_config.spatial_merge_size, inputs.get("image_grid_thw")
+    grids = [] if thw is None else [(int(h) // merge, int(w) // merge) for _, h, w in thw]
+    return grid_images(inputs, row, config.image_token_id, grids, image_sizes, fits)

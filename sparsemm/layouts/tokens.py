@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,46 @@ def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Po
             hint="pass the sizes of exactly the images of this row, in order; was the prompt truncated?",
         )
     return np.split(positions, np.cumsum(counts)[:-1]) if counts else []
+
+
+def grid_images(
+    inputs: Any,
+    row: int,
+    token_id: int,
+    grids: list[tuple[int, int]],
+    image_sizes: list[tuple[int, int]],
+    fits: Callable[[int, int, int, int], bool],
+) -> list[ImageTokens]:
+    """Returns the visual tokens of a row's images where each image is stretched to one grid of cells.
+
+    Args:
+        inputs: processor output with input_ids (B, S).
+        row: batch row.
+        token_id: id of the visual placeholder token.
+        grids: (rows, columns) of every image of the batch.
+        image_sizes: (width, height) in pixels of the row's images, in order.
+        fits: function (width, height, rows, columns) -> whether the processor makes such a grid of such an image.
+
+    Raises:
+        LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
+    """
+    counts = [rows * columns for rows, columns in grids]
+    first = first_image(inputs, row, token_id, counts)
+    of_row = slice(first, first + len(image_sizes))
+    parts = split_by_count(image_positions(inputs, row, token_id), counts[of_row], row)
+    if len(parts) != len(image_sizes):
+        raise LayoutError(f"{len(image_sizes)} image sizes for {len(parts)} images", where=f"row {row}")
+    images = []
+    for (width, height), (rows, columns), positions in zip(image_sizes, grids[of_row], parts, strict=True):
+        if not fits(width, height, rows, columns):
+            raise LayoutError(
+                f"a {width}x{height} image does not make a grid of {rows} x {columns} tokens",
+                where=f"row {row}",
+                hint="pass (width, height) of the images as the processor got them, in order",
+            )
+        rectangles = tile(even_edges(height, rows), even_edges(width, columns))
+        images.append(ImageTokens(positions, rectangles, (rows, columns), (width, height)))
+    return images
 
 
 def check_seen(seen: list[tuple[int, int]], image_sizes: list[tuple[int, int]], row: int) -> None:

@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 
-from sparsemm.layouts import families
+from sparsemm.layouts import FAMILIES
 from sparsemm.params.strict import Strict
 
 
 def _check_family(family: str) -> str:
-    if family not in families():
-        raise ValueError(f"{family!r} is not one of {', '.join(families())}")
+    if family not in FAMILIES:
+        raise ValueError(f"{family!r} is not one of {', '.join(FAMILIES)}")
     return family
 
 
-Family = Annotated[str, AfterValidator(_check_family), WithJsonSchema({"type": "string", "enum": list(families())})]
+Family = Annotated[str, AfterValidator(_check_family), WithJsonSchema({"type": "string", "enum": list(FAMILIES)})]
 Overrides = dict[str, Any]  # `Params.of` checks them together with the values that they override
 OVERRIDDEN = ("chase", "allocate", "evaluate", "profile", "studies")
 

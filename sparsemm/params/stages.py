@@ -96,6 +96,7 @@ class EvaluateParams(Strict):
     tasks: tuple[Task, ...] = Field(("read", "qa"), min_length=1)
     source: str = Field("hub", min_length=1, description="source of the paper's tasks: hub, s3://bucket/prefix, folder")
     methods: tuple[Method, ...] = Field(min_length=1)
+    downsampled: bool = Field(False, description="also the full cache of images made smaller until it fits each budget")
     pooling_kernel: int = Field(5, ge=1, description="average-pool over the observation scores; odd")
     max_new_tokens: Count = 128
     bootstrap: Count = Field(2000, description="bootstrap resamples for an interval")

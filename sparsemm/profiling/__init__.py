@@ -1,4 +1,4 @@
-"""Latency and bytes of every method, beside transformers' own cache in the same run."""
+"""Measures latency and bytes of every method, and of transformers' own cache in the same run."""
 
 from sparsemm.compat import define_missing_torchvision_operators
 

@@ -1,4 +1,4 @@
-"""Time several functions in turns, so that a busy machine is busy for all of them."""
+"""Times several functions in turns, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from sparsemm.errors import SparseMMError
 from sparsemm.ops.fastest import processor
 from sparsemm.ops.library import DTYPES, available, cuda_available
 
-TURN = 2e-3  # seconds of one turn of a fast function: it is repeated so often
-COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes of the copy that measures bandwidth: more than any cache holds
-WAITING = ("twin",)  # functions that ask the device for a number, and so cannot be captured in a graph
+TURN = 2e-3  # least seconds of one turn; a fast function is repeated
+# Bytes of the copy that measures bandwidth, more than the processor caches hold.
+COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}
+WAITING = ("twin",)  # functions that wait for the device, and so cannot be captured in a graph
 Functions = dict[str, Callable[[], Any]]
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device a bench runs on: what `name` (cpu or cuda) says, else cuda where there is one.
+    """Returns the device of a benchmark: `name` (cpu or cuda), else cuda if there is one.
 
     Raises:
-        SparseMMError: if it is cuda and torch sees none.
+        SparseMMError: if it is cuda and torch finds none.
     """
-    there = torch.cuda.is_available()
-    if name == "cuda" and not there:
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
         raise SparseMMError("torch sees no CUDA device", hint="--device cpu, or `sparsemm doctor` for what is missing")
-    return torch.device(name or ("cuda" if there else "cpu"))
+    return torch.device(name or ("cuda" if has_cuda else "cpu"))
 
 
 def check_options(shape: str | None, shapes: Iterable[str], dtype: str, repeats: int) -> torch.dtype:
-    """Returns the dtype of a name.
+    """Checks the options of a benchmark, and returns the dtype by its name.
 
     Raises:
         SparseMMError: if there is no such shape or dtype, or there are fewer than 2 repeats.
@@ -51,7 +52,7 @@ def check_options(shape: str | None, shapes: Iterable[str], dtype: str, repeats:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, after all that was asked of the device is done."""
+    """Returns the time in seconds after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -65,10 +66,10 @@ def seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def alternating(functions: Functions, repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of one call of every function, called in turns; `repeats` numbers each.
+    """Times the functions in turns; returns for each the seconds of one call, `repeats` times.
 
-    Every function is called before, to warm up and to see how many calls make a turn. On a CUDA device a turn is
-    captured in a graph where the function lets itself be captured, so that the device is timed and not the host.
+    Every function is first called for warm-up, and to find how many calls make a turn. On a CUDA device a turn is
+    captured in a CUDA graph if possible, so that the device is timed and not the host.
     """
     turns = {name: _turn(function, device, name not in WAITING) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
@@ -80,10 +81,8 @@ def alternating(functions: Functions, repeats: int, device: torch.device) -> dic
 
 def _turn(function: Callable[[], Any], device: torch.device, capture: bool) -> tuple[Callable[[], Any], int]:
     function()
-    quickest = math.inf  # of three calls: on a busy machine a single one may be any number
-    for _ in range(3):
-        quickest = min(quickest, seconds(function, device))
-    calls = max(1, min(256, math.ceil(TURN / max(quickest, 1e-9))))
+    fastest = min(seconds(function, device) for _ in range(3))  # a single call is unreliable on a busy machine
+    calls = max(1, min(256, math.ceil(TURN / max(fastest, 1e-9))))
 
     def run() -> None:
         for _ in range(calls):
@@ -95,14 +94,14 @@ def _turn(function: Callable[[], Any], device: torch.device, capture: bool) -> t
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             run()
-    except RuntimeError:  # a backend of others that waits for the device
+    except RuntimeError:  # for example a backend of another package that waits for the device
         torch.cuda.synchronize(device)
         return run, calls
     return graph.replay, calls
 
 
 def copies(device: torch.device) -> tuple[Callable[[], Any], int]:
-    """A function that copies, and the bytes it reads and writes."""
+    """Returns a function that copies a tensor, and the bytes that it reads and writes."""
     size = COPIED[device.type]
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.zeros_like(source)
@@ -110,17 +109,18 @@ def copies(device: torch.device) -> tuple[Callable[[], Any], int]:
 
 
 def summary(times: dict[str, list[float]], moved: dict[str, int]) -> dict[str, Any]:
-    """Quartiles of the seconds, and bytes, bytes per second and share of the copy's where the bytes are known.
+    """Returns quartiles of the seconds, and if the bytes are known, bytes per second and the share of the copy's rate.
 
     Args:
         times: from `alternating`; "copy" is the copy.
-        moved: bytes that a call has to read and write; the copy's too.
+        moved: bytes that a call has to read and write, also those of the copy.
     """
-    median = {name: statistics.median(spent) for name, spent in times.items()}
+    median = {name: statistics.median(times_of_call) for name, times_of_call in times.items()}
     bandwidth = moved["copy"] / median["copy"] if "copy" in moved else None
     result = {}
-    for name, spent in times.items():
-        quartiles = statistics.quantiles(spent, method="inclusive") if len(spent) > 1 else spent * 3
+    for name, times_of_call in times.items():
+        single = len(times_of_call) == 1
+        quartiles = times_of_call * 3 if single else statistics.quantiles(times_of_call, method="inclusive")
         entry: dict[str, Any] = {"seconds": [round(q, 9) for q in quartiles]}
         if name in moved:
             rate = moved[name] / median[name]
@@ -131,19 +131,19 @@ def summary(times: dict[str, list[float]], moved: dict[str, int]) -> dict[str, A
 
 
 def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
-    """Median time of one over that of the other."""
+    """Returns the ratio of two median times."""
     return round(statistics.median(times[above]) / statistics.median(times[below]), 3)
 
 
 def heading(bench: str, device: torch.device, **about: Any) -> dict[str, Any]:
-    """What every bench prints of itself; ask before it runs and adds to the load."""
-    words, versions = machine(device)
+    """Returns what every benchmark prints about itself; call it before the benchmark adds to the load."""
+    description, versions = machine(device)
     load, date = round(os.getloadavg()[0], 1), time.strftime("%Y-%m-%d")
-    return {"bench": bench, **about, "device": words, "load": load, "date": date, "versions": versions}
+    return {"bench": bench, **about, "device": description, "load": load, "date": date, "versions": versions}
 
 
 def machine(device: torch.device) -> tuple[str, dict[str, Any]]:
-    """The device in words, and the versions of what ran."""
+    """Returns a description of the device, and the versions of the software."""
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,

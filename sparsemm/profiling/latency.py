@@ -1,4 +1,4 @@
-"""Time one prompt and the tokens after it under one cache."""
+"""Times one prompt and the tokens after it with one cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sparsemm.cache.layer import RaggedLayer
+from sparsemm.compat import cache_argument
 from sparsemm.errors import DataError
 from sparsemm.profiling.clock import now
 from sparsemm.prompts import TOKEN_TYPES, build_inputs
@@ -19,7 +20,7 @@ from sparsemm.prompts import TOKEN_TYPES, build_inputs
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the prompt, of each new token after the first, and of compressing the prompt (a part of it)."""
+    """Seconds of the prompt, of each new token after the first, and of compressing the prompt (included in it)."""
 
     prefill: float
     decode: tuple[float, ...]
@@ -27,22 +28,22 @@ class Timing:
 
 
 def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size: int) -> dict[str, Any]:
-    """Inputs of `batch_size` equal prompts of exactly `length` tokens: an image, and text that fills the rest.
+    """Builds `batch_size` equal prompts of exactly `length` tokens: an image, and text that fills the rest.
 
     Raises:
-        DataError: if the image alone needs more tokens.
+        DataError: if an image without text needs more tokens.
     """
     bare = build_inputs(processor, [[image]], [""])["input_ids"].shape[1]
     if bare > length:
         raise DataError(f"the image alone makes a prompt of {bare} tokens, {length} wanted", where="profile.lengths")
     low, high = 0, length
-    while low < high:  # the longest text that still fits; a word is at least one token
+    while low < high:  # finds the longest text that fits; a word has at least one token
         middle = (low + high + 1) // 2
         tokens = build_inputs(processor, [[image]], [" the" * middle])["input_ids"].shape[1]
         low, high = (middle, high) if tokens <= length else (low, middle - 1)
     inputs = build_inputs(processor, [[image]] * batch_size, [" the" * low] * batch_size)
     missing = length - inputs["input_ids"].shape[1]
-    if missing:  # a word may be several tokens: fill up with its last one, just before the end of the turn
+    if missing:  # a word may have several tokens: fill up with its last one, before the end of the turn
         ids = inputs["input_ids"]
         last = processor.tokenizer(" the", add_special_tokens=False).input_ids[-1]
         at = (ids[0] == last).nonzero().max()
@@ -57,7 +58,7 @@ def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size
 
 @contextmanager
 def timing_compression(device: torch.device) -> Iterator[Callable[[], float]]:
-    """Yields what tells the seconds spent in every `RaggedLayer.compress` until then; only the telling waits."""
+    """Yields a function that returns the seconds spent so far in `RaggedLayer.compress`; only this function waits."""
     before, marks = RaggedLayer.compress, []
 
     def mark() -> Any:
@@ -67,9 +68,9 @@ def timing_compression(device: torch.device) -> Iterator[Callable[[], float]]:
         event.record()
         return event
 
-    def timed(*given: Any, **named: Any) -> None:
+    def timed(*arguments: Any, **options: Any) -> None:
         began = mark()
-        before(*given, **named)
+        before(*arguments, **options)
         marks.append((began, mark()))
 
     def seconds() -> float:
@@ -87,31 +88,32 @@ def timing_compression(device: torch.device) -> Iterator[Callable[[], float]]:
 
 @torch.inference_mode()
 def time_once(model: Any, inputs: dict[str, Any], cache: Any, new_tokens: int) -> Timing:
-    """Run the prompt and `new_tokens` - 1 greedy steps after its first token, each timed on its own.
+    """Times the prompt and `new_tokens` - 1 greedy steps after its first token.
 
     Args:
-        inputs: on the model's device.
-        cache: fresh `past_key_values`.
+        model: the model.
+        inputs: inputs on the model's device.
+        cache: empty `past_key_values`.
         new_tokens: at least 2.
     """
-    started: list[float] = []
-    marks: list[float] = []
+    starts: list[float] = []
+    seconds: list[float] = []
     hooks = [
-        model.register_forward_pre_hook(lambda *_: started.append(now(model.device))),
-        model.register_forward_hook(lambda *_: marks.append(now(model.device) - started[-1])),
+        model.register_forward_pre_hook(lambda *_: starts.append(now(model.device))),
+        model.register_forward_hook(lambda *_: seconds.append(now(model.device) - starts[-1])),
     ]
     try:
         with timing_compression(model.device) as compression:
             model.generate(
                 **inputs,
-                past_key_values=cache,
+                **cache_argument(cache),
                 do_sample=False,
                 max_new_tokens=new_tokens,
                 min_new_tokens=new_tokens,
-                disable_compile=True,  # on a GPU a static cache's steps would be compiled with the first call's hooks
+                disable_compile=True,  # else a GPU compiles a static cache's steps with these hooks
             )
-            spent = compression()
+            compression_seconds = compression()
     finally:
         for hook in hooks:
             hook.remove()
-    return Timing(marks[0], tuple(marks[1:]), spent)
+    return Timing(seconds[0], tuple(seconds[1:]), compression_seconds)

@@ -1,4 +1,4 @@
-"""Prompts and decode steps of one model under every method, methods in turn so that noise hits them alike."""
+"""Measures prompts and decode steps of one model with every method, in turns so that noise affects all alike."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sparsemm.cache import compressed_cache
 from sparsemm.params import Params
 from sparsemm.policies import make_policy_from
 from sparsemm.profiling import clock
+from sparsemm.profiling.held_bytes import cache_bytes, peak_bytes_of_model, weight_bytes
 from sparsemm.profiling.latency import Timing, time_once
-from sparsemm.profiling.memory import cache_bytes, peak_bytes_of_model, weight_bytes
 from sparsemm.progress import progress
 
-BASELINE = "transformers"  # its own growing cache and sdpa, nothing of ours
-COPIES = 5  # of which the quickest says what the memory can do
+BASELINE = "transformers"  # the growing cache and sdpa of transformers
+COPIES = 5  # the fastest of them gives the memory's bandwidth
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method at one length.
+    """The measurements of one method at one length.
 
     Attributes:
         timings: one per repetition.
-        peak: most bytes that tensors held, weights included.
-        kept, slab: bytes of keys and values in use after the last token, and allocated for them.
+        peak: peak bytes of all tensors, weights included.
+        kept, slab: bytes of keys and values that are used after the last token, and that are allocated.
     """
 
     timings: list[Timing]
@@ -39,16 +39,16 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured of a model.
+class Profile:
+    """The measurements of a model.
 
     Attributes:
-        key: of the model, or the name of a shape.
-        budget, batch_size: asked for.
-        device: that it ran on.
-        weights: bytes that a decode step reads of the model.
-        bandwidth: bytes per second of a copy, read and written.
-        cases: by length and method.
+        key: name of the model or shape.
+        budget, batch_size: the settings.
+        device: the device.
+        weights: bytes of weights that a decode step reads.
+        bandwidth: bytes per second that a copy reads and writes.
+        cases: measurements by length and method.
     """
 
     key: str
@@ -60,30 +60,33 @@ class Measured:
     cases: dict[tuple[int, str], Case] = field(default_factory=dict)
 
 
-def measure(params: Params, key: str, model: Any, scores: Any, inputs: Callable[[int], dict[str, Any]]) -> Measured:
-    """Every method and length, `repetitions` times after a warm-up each, every turn beginning with another method.
+def measure(params: Params, key: str, model: Any, scores: Any, inputs: Callable[[int], dict[str, Any]]) -> Profile:
+    """Measures every method at every length, `repetitions` times after a warm-up; methods take turns to be first.
 
     Args:
-        scores: of the model, as `compressed_cache` takes them.
-        inputs: what the model takes for a prompt of so many tokens, on its device.
+        params: the parsed params.yaml.
+        key: name of the model or shape.
+        model: the model.
+        scores: scores of its heads, for `compressed_cache`.
+        inputs: function from a number of tokens to the inputs of such a prompt, on the model's device.
     """
-    given, device = params.profile, model.device
-    found = Measured(key, given.budget, given.batch_size, device, weight_bytes(model), _bandwidth(device))
-    methods = [BASELINE, *given.methods]
-    turns = [(length, turn) for length in given.lengths for turn in range(given.repetitions + 1)]
+    settings, device = params.profile, model.device
+    profile = Profile(key, settings.budget, settings.batch_size, device, weight_bytes(model), _bandwidth(device))
+    methods = [BASELINE, *settings.methods]
+    turns = [(length, turn) for length in settings.lengths for turn in range(settings.repetitions + 1)]
     for length, turn in progress(turns, len(turns), f"profile {key}"):
         if turn == 0:
             prompt = inputs(length)
         first = turn % len(methods)
         for method in methods[first:] + methods[:first]:
             cache = _cache(model, method, params, scores)
-            once = partial(time_once, model, prompt, cache, given.new_tokens)
-            if turn == 0:  # warms up
+            once = partial(time_once, model, prompt, cache, settings.new_tokens)
+            if turn == 0:  # the warm-up
                 peak = peak_bytes_of_model(model, once)
-                found.cases[length, method] = Case([], peak, *cache_bytes(cache))
+                profile.cases[length, method] = Case([], peak, *cache_bytes(cache))
             else:
-                found.cases[length, method].timings.append(once())
-    return found
+                profile.cases[length, method].timings.append(once())
+    return profile
 
 
 def _bandwidth(device: torch.device) -> float:

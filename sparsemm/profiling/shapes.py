@@ -1,4 +1,4 @@
-"""Language models by the sizes that matter for a cache, with random weights: nothing is downloaded."""
+"""Language models with the sizes of real ones and random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.errors import ModelError
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder of the Llama family; what they mean is what transformers' configurations say."""
+    """Sizes of a decoder of the Llama family, named as in transformers' configurations."""
 
     num_hidden_layers: int
     hidden_size: int
@@ -25,17 +25,17 @@ class Shape:
 
     @property
     def group(self) -> int:
-        """Query heads of a KV head."""
+        """Number of query heads per KV head."""
         return self.num_attention_heads // self.num_key_value_heads
 
     def parameters(self) -> int:
-        """Numbers in the weights, embeddings included."""
+        """Returns the number of weights, embeddings included."""
         heads = 2 * (self.num_attention_heads + self.num_key_value_heads) * self.head_dim
         layer = self.hidden_size * (heads + 3 * self.intermediate_size + 2)
         return self.num_hidden_layers * layer + self.hidden_size * (2 * self.vocab_size + 1)
 
     def cache(self) -> int:
-        """Numbers in the keys and values of one token."""
+        """Returns how many numbers the keys and values of one token have."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim
 
 
@@ -48,23 +48,17 @@ SHAPES = {
 
 
 def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, longest: int) -> Any:
-    """A causal language model with random weights, made where it will run.
+    """Creates a causal language model with random weights on a device.
 
     Args:
-        longest: positions it must serve.
+        shape: its sizes.
+        dtype: dtype of the weights.
+        device: the device.
+        longest: largest number of positions.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        num_hidden_layers=shape.num_hidden_layers,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads,
-        vocab_size=shape.vocab_size,
-        head_dim=shape.head_dim,
-        max_position_embeddings=longest,
-    )
+    config = LlamaConfig(**vars(shape), max_position_embeddings=longest)
     config._attn_implementation = "sdpa"
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -76,7 +70,7 @@ def random_model(shape: Shape, dtype: torch.dtype, device: torch.device, longest
 
 
 def random_scores(shape: Shape) -> torch.Tensor:
-    """(layers, query heads) float64: scores of which few are high, the same at every call."""
+    """Returns (layers, query heads) float64 scores, few of which are high; the same at every call."""
     sizes = shape.num_hidden_layers, shape.num_attention_heads
     return torch.rand(*sizes, generator=torch.Generator().manual_seed(4), dtype=torch.float64, device="cpu") ** 8
 
@@ -84,34 +78,39 @@ def random_scores(shape: Shape) -> torch.Tensor:
 def check_room(
     name: str, length: int, batch_size: int, dtype: torch.dtype, device: torch.device, beside: int = 0
 ) -> None:
-    """Refuse a shape whose weights, full cache and a prompt's largest activations exceed the memory there is for it.
+    """Checks that weights, full cache and a prompt's largest activations fit in the free memory of a device.
 
-    That is what is free of a CUDA device; of a CPU's half of it, because whatever else runs there shares it.
+    On a CPU they may take half of the free memory, because other processes share it.
 
     Args:
-        beside: bytes of what else will be there.
+        name: name of the shape.
+        length: tokens of a prompt.
+        batch_size: number of prompts.
+        dtype: dtype of weights and cache.
+        device: the device.
+        beside: bytes that are needed besides.
 
     Raises:
-        ModelError: with the memory wanted and found.
+        ModelError: if they do not fit; the message names both sizes.
     """
     shape = SHAPES[name]
-    # Per token of the prompt: what the feed-forward layer holds at once, and hidden states beside it.
+    # Per token of the prompt: activations of the feed-forward layer, and hidden states.
     activations = 3 * shape.intermediate_size + 6 * shape.hidden_size
     numbers = shape.parameters() + batch_size * length * (shape.cache() + activations)
-    wanted, found = numbers * dtype.itemsize + beside, free_bytes(device)
-    if found is not None and wanted > found:
-        there = f"{found / 2**30:.1f} GiB of {device.type} memory are there for it"
-        what = f"{length} tokens want {wanted / 2**30:.1f} GiB, {there}"
+    needed, free = numbers * dtype.itemsize + beside, free_bytes(device)
+    if free is not None and needed > free:
+        available = f"{free / 2**30:.1f} GiB of {device.type} memory are available"
+        what = f"{length} tokens need {needed / 2**30:.1f} GiB, {available}"
         hint = "use a larger device, a smaller shape or dtype, or fewer tokens: profile.lengths, --prompt"
         raise ModelError(what, where=f"shape {name}", hint=hint)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that may be allocated (see `check_room`), or None where the system does not say."""
+    """Returns the bytes that may be allocated (see `check_room`), or None if the system does not tell."""
     if device.type == "cuda":
-        # What ran before may have left memory to torch, which hands it out again.
-        left = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + left
+        # Memory that torch has reserved and not allocated is available, too.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

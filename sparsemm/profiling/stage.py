@@ -1,4 +1,4 @@
-"""The profile stage: every method and length of one model, or of a 7B shape with random weights."""
+"""The profile stage: measures every method and length for one model, or for a 7B shape with random weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparsemm.datasets.records import read_records
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.profiling.latency import prompt_of_length
-from sparsemm.profiling.measure import Measured, measure
+from sparsemm.profiling.measure import Profile, measure
 from sparsemm.profiling.shapes import SHAPES, check_room, random_model, random_scores
 from sparsemm.profiling.table import write
 from sparsemm.prompts import move_inputs
@@ -21,15 +21,16 @@ from sparsemm.scores import ScoreTable
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/profile/<key>.csv and .json; columns are those of `sparsemm.profiling.table`.
+    """Writes artifacts/profile/<key>.csv, whose columns `sparsemm.profiling.table` explains, and .json.
 
-    Raises: as `profiled`.
+    Raises:
+        DataError, ScoreTableError: see `profile_model`.
     """
-    write(root / "artifacts" / "profile", profiled(params, key, root))
+    write(root / "artifacts" / "profile", profile_model(params, key, root))
 
 
-def profiled(params: Params, key: str, root: Path = Path(".")) -> Measured:
-    """Every method and length of one model, over the first page of `evaluate.dataset`.
+def profile_model(params: Params, key: str, root: Path = Path(".")) -> Profile:
+    """Measures every method and length for one model, on the first page of `evaluate.dataset`.
 
     Raises:
         ScoreTableError: if the score table is missing or of another model.
@@ -45,18 +46,18 @@ def profiled(params: Params, key: str, root: Path = Path(".")) -> Measured:
 
 
 def run_shape(params: Params, name: str, root: Path = Path(".")) -> None:
-    """Write artifacts/profile/shapes/<name>.csv and .json: random weights and scores in bf16, a prompt of random text.
+    """Writes artifacts/profile/shapes/<name>.csv and .json: random weights in bf16, random scores and tokens.
 
     Raises:
         ModelError: if the device has not enough memory for the shape at the longest length.
     """
-    given, device = params.profile, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape, longest = SHAPES[name], max(given.lengths) + given.new_tokens
-    check_room(name, longest, given.batch_size, torch.bfloat16, device)
+    settings, device = params.profile, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape, longest = SHAPES[name], max(settings.lengths) + settings.new_tokens
+    check_room(name, longest, settings.batch_size, torch.bfloat16, device)
     model = random_model(shape, torch.bfloat16, device, longest)
 
     def inputs(length: int) -> dict[str, Any]:
-        ids = torch.randint(3, shape.vocab_size, (given.batch_size, length), dtype=torch.int64, device=device)
+        ids = torch.randint(3, shape.vocab_size, (settings.batch_size, length), dtype=torch.int64, device=device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     folder = root / "artifacts" / "profile" / "shapes"

@@ -45,6 +45,7 @@ METHODS = {
     "meda": Style("#9C6644", "triangle-left-open", "◁", "longdash"),
     "duo": Style("#467599", "hexagram-open", "✡", "longdashdot"),
     "fastv": Style("#AF4D98", "octagon-open", "⯃", "2px,2px"),
+    "downsampled": Style("#6B705C", "asterisk-open", "✳", "10px,2px"),
     "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
 }
 # Styles of methods without one of their own, in the order of the registry.

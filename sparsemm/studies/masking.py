@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from sparsemm.compat import cache_argument
 from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.studies import TasksParams
 from sparsemm.studies import Rows, Study, StudyRow, spread, tally
@@ -113,7 +114,7 @@ def _plain(model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> 
     from sparsemm.evaluate.answers import Reply
 
     out = model.generate(
-        **inputs, past_key_values=DynamicCache(), do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
+        **inputs, **cache_argument(DynamicCache()), do_sample=False, use_cache=True, max_new_tokens=max_new_tokens
     )
     return Reply(out[:, inputs["input_ids"].shape[1] :].tolist())
 

@@ -263,12 +263,12 @@ class PageFeed:
         )
 
     def __iter__(self) -> Iterator[tuple[int, PageStyle, bool]]:
-        """What to draw, without end: from the next batch on, for the stage at hand."""
-        stage = self.stage  # no generator function: its body would begin at the first batch, not now
+        """Yields without end what to draw, from the next batch on, for the current stage."""
+        stage = self.stage  # not a generator function, whose body would start at the first batch
         return ((number, *self.plan(number, stage)) for number in count(self.number))
 
     def next(self, number: int, stage: int) -> Batch:
-        """Batch `number` of a stage; what was drawn ahead is thrown away if it is not the one that follows."""
+        """Returns batch `number` of a stage; batches that were drawn ahead are dropped if another one is requested."""
         if self.batches is None or (number, stage) != (self.number, self.stage):
             self.number, self.stage = number, stage
             self.batches = iter(self.loader)

@@ -1,6 +1,6 @@
-"""What a checkpoint can do on pages it has never seen, and the card that says so.
+"""Measures the accuracy of a checkpoint on held-out pages, and writes its card.
 
-`python -m sparsemm.training.card FOLDER...` measures checkpoints again, one after another, and rewrites their cards.
+`python -m sparsemm.training.card FOLDER...` measures checkpoints again, and rewrites their cards.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from sparsemm.training.batches import READ_PROMPT
 from sparsemm.training.prose import Prose, held_out_loss
 
 STYLES = {"one column": PageStyle(1, 6, (3, 6)), "two columns": PageStyle(2, 6, (6, 12))}
-RESAMPLES = 10_000  # of the pages, behind the interval of the words read
-WINDOWS, FEW_WINDOWS = 512, 64  # of held-out prose; the few are for models a hundred times as large
-# Of a base: who made it, and what was changed.
+RESAMPLES = 10_000  # bootstrap resamples of the pages
+WINDOWS, FEW_WINDOWS = 512, 64  # windows of held-out prose; the few are for models a hundred times as large
+# The origin of the base, and what was changed.
 ATTRIBUTION = {
     "model": "SmolLM2-135M-Instruct by HuggingFaceTB",
     "quantised": "to Q4_1 by QuantFactory",
@@ -49,7 +49,7 @@ TEXT_MODELS = {"llama": "Llama", "mistral": "Mistral", "qwen2_vl_text": "Qwen2-V
 
 
 def answers(model: Any, processor: Any, records: list[Record], prompts: list[str], batch_size: int = 64) -> list[str]:
-    """Greedy answers, as text, to one prompt per record."""
+    """Returns greedy answers, as text, to one prompt per record."""
     tokens: list[list[int]] = []
     for first in range(0, len(records), batch_size):
         batch = slice(first, first + batch_size)
@@ -58,7 +58,7 @@ def answers(model: Any, processor: Any, records: list[Record], prompts: list[str
 
 
 def wilson(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a share of n (Wilson, 1927); unlike a bootstrap's it has a width where all or none are hits."""
+    """Returns Wilson's interval (1927) of a share of n, which has a width even if all or none are hits."""
     z = NormalDist().inv_cdf(0.5 + level / 2.0)
     share, room = hits / n, z * z / n
     middle, half = share + room / 2.0, (room * (share * (1.0 - share) + room / 4.0)) ** 0.5
@@ -66,7 +66,7 @@ def wilson(hits: float, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def held_out(model: Any, processor: Any, pages: int = 128) -> dict[str, Any]:
-    """Accuracy on `pages` pages of the evaluation split per style: words read, exact answers (one question a page).
+    """Measures the accuracy on `pages` pages of the evaluation split per style: words read, and one question per page.
 
     Returns:
         `pages_per_style`, and for each style `word_accuracy` (mean share of a page's words) and `exact_match` (share
@@ -96,7 +96,7 @@ def _rounded(bounds: tuple[float, float]) -> list[float]:
 
 @contextmanager
 def loaded(folder: Path) -> Iterator[tuple[Any, Any]]:
-    """Model and processor of a checkpoint in fp32; of a folder of updates, that of the checkpoint they make."""
+    """Loads model and processor of a checkpoint in fp32; a folder of updates is assembled first."""
     with TemporaryDirectory() as temporary:
         if (folder / BASE).is_file():
             whole = Path(temporary) / folder.name
@@ -106,7 +106,7 @@ def loaded(folder: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def prose_before(folder: Path, prose: Prose) -> float:
-    """Loss of held-out prose, in nats per character, of the language model that a folder of updates begins with."""
+    """Measures the loss on held-out prose, in nats per character, of the base of a folder of updates."""
     base = Base(read_pin(folder).locate())
     model = LlamaForCausalLM(base.config()).eval()
     model.model.load_state_dict(base.weights())
@@ -163,7 +163,7 @@ def _card(
 
 
 def measure_again(folder: Path) -> dict[str, Any]:
-    """The card of a checkpoint with its held-out accuracy, in fp32, measured anew and written to card.json.
+    """Measures the held-out accuracy of a checkpoint again, in fp32; writes and returns its card.
 
     Raises:
         LayoutError: if the checkpoint is of no supported family.
@@ -181,7 +181,7 @@ def measure_again(folder: Path) -> dict[str, Any]:
 
 
 def row(card: dict[str, Any]) -> str:
-    """The line of a checkpoint in README's table: name, text model, words read and exact answers, each per style."""
+    """Returns a checkpoint's row in docs/checkpoints.md: name, text model, words read and exact answers, per style."""
     text, held = card["architecture"]["text"], card["held_out"]
     heads, kv_heads = text["query_heads"], text["kv_heads"]
     shape = f"MHA {heads}" if heads == kv_heads else f"GQA {heads}/{kv_heads}"
@@ -196,7 +196,7 @@ def row(card: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure checkpoints again, rewrite their cards, print their rows; 1 after printing what was wrong."""
+    """Measures checkpoints again, and prints their rows; returns 0, or 1 after printing what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     try:

@@ -84,78 +84,6 @@ def _grid_hidden(hidden: torch.Tensor, batch: Batch, image_id: int, qwen: bool) 
     return visual[:, 36:].reshape(size, 6, count // 6 + 1, -1)[:, :, :-1].reshape(size, count, -1)
 
 
-def _character_loss(probes: Probes, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Returns the cross-entropy of the character read-out, with weights 0.7 for characters and 0.3 for blanks."""
-    logits = probes.characters(features.float()).unflatten(-1, (2, -1)).flatten(0, 2)
-    targets = batch.characters.flatten()
-    each = F.cross_entropy(logits, targets, reduction="none")
-    written = targets != 0
-    return 0.7 * each[written].mean() + 0.3 * each[~written].mean()
-
-
-def vision_losses(model: Any, probes: Probes, batch: Batch, qwen: bool) -> dict[str, torch.Tensor]:
-    """Returns the character loss of the vision tower and its projector, without the language model."""
-    inner, pixels = model.model, batch.inputs["pixel_values"]
-    if qwen:
-        with captured(model) as seen:
-            inner.visual(pixels, grid_thw=batch.inputs["image_grid_thw"])
-        features = seen["features"]
-    else:
-        states = inner.vision_tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states
-        features = inner.multi_modal_projector(states[model.config.vision_feature_layer][:, 1:])
-    return {"characters": _character_loss(probes, _grid_features(features, batch, qwen), batch)}
-
-
-def losses(model: Any, probes: Probes, batch: Batch, image_id: int, qwen: bool) -> dict[str, torch.Tensor]:
-    """Returns the cross-entropies of the answers and of all probes, and the answers' token accuracy (scalars)."""
-    with captured(model) as seen:
-        output = model(**batch.inputs, use_cache=False, output_attentions=model_penalised(model))
-    logits = output.logits[:, :-1]
-    targets = batch.labels[:, 1:]
-    in_answer = targets != IGNORE
-    answer_logits, answer_tokens = logits[in_answer].float(), targets[in_answer]
-    characters = _character_loss(probes, _grid_features(seen["features"], batch, qwen), batch)
-    pointed = batch.pointers[:, 1:] != IGNORE
-    pointers = probes.pointers(seen["pointers"][:, :-1][pointed].float())
-    lines = probes.lines(_grid_hidden(seen["lines"], batch, image_id, qwen).float())
-    visual = batch.inputs["input_ids"] == image_id
-    penalty = (
-        {"visual_mass": visual_mass(output.attentions, visual, batch.labels != IGNORE)} if output.attentions else {}
-    )
-    return penalty | {
-        "answer": F.cross_entropy(answer_logits, answer_tokens),
-        "characters": characters,
-        "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
-        "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
-        "accuracy": (answer_logits.argmax(-1) == answer_tokens).float().mean().detach(),
-    }
-
-
-def model_penalised(model: Any) -> bool:
-    """Tells whether the text model returns its attention, as only its eager implementation does."""
-    return bool(model.config.get_text_config()._attn_implementation == "eager")
-
-
-def visual_mass(attentions: tuple[torch.Tensor, ...], visual: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
-    """Returns the mean over layers and heads of the square root of the attention from answer rows to visual tokens.
-
-    With the square root, one head with much visual attention costs less than many with a little, so that visual
-    attention concentrates in few heads.
-
-    Args:
-        attentions: attention weights (B, Hq, S, S) of each layer.
-        visual: (B, S) bool, true for visual tokens.
-        answer: (B, S) bool, true for answer tokens, each of which is predicted by the row before it.
-
-    Returns:
-        a scalar in 0..1.
-    """
-    rows = torch.nn.functional.pad(answer[:, 1:], (0, 1)).to(attentions[0].dtype)
-    mass = torch.stack([(a * visual[:, None, None]).sum(-1) for a in attentions])  # (L, B, Hq, S)
-    mean = (mass * rows[:, None]).sum(dim=(1, 3)) / rows.sum()
-    return (mean + 1e-6).sqrt().mean()
-
-
 # Stages of the curriculum: page styles used in turn, and the running accuracies (reading, answering) that end a stage.
 STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
     ((PageStyle(1, 6, (1, 2)),), 0.93, 0.0),
@@ -163,20 +91,6 @@ STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
     ((PageStyle(1, 6, (3, 6)),), 0.93, 0.85),
     ((PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))), 2.0, 2.0),
 )
-
-
-def page_plan(alone: int, number: int, stage: int) -> tuple[PageStyle, bool]:
-    """Returns the style of page batch `number` in a stage, and whether it is read (else asked about).
-
-    The first `alone` batches train the vision tower alone, on full pages.
-    """
-    styles = STAGES[-2 if number < alone else stage][0]
-    return styles[number // 2 % len(styles)], number % 5 < 3 if stage < 2 else number % 2 == 0
-
-
-def rate_at(progress: float, step: int) -> float:
-    """Returns the multiplier of the learning rate: 40 steps of warm-up, constant, linear to zero over the last 35 %."""
-    return min((step + 1) / 40, 1.0, (1.0 - progress) / 0.35)
 
 
 def optimizers(model: Any, probes: Probes) -> list[torch.optim.Optimizer]:
@@ -219,26 +133,23 @@ class Scratch:
         name, seed: architecture to build, and the seed of its weights.
         device: device to train on.
         initial: a trained checkpoint to start from, without the steps of the vision tower alone.
-        sparsity: weight of `visual_mass` in the loss; if it is not 0, the probes are not trained.
     """
 
     stages = STAGES
+    weights = WEIGHTS
     prose_from = 0
 
-    def __init__(self, name: str, seed: int, device: str, initial: Path | None = None, sparsity: float = 0.0) -> None:
+    def __init__(self, name: str, seed: int, device: str, initial: Path | None = None) -> None:
         self.model, self.processor = build(name, seed)
         if initial is not None:
             kind = type(self.model)
             with transformers_errors(str(initial), "name the folder of a trained checkpoint"):
                 self.model = whole_model(kind, initial, str(initial), dtype=torch.float32, local_files_only=True)
-        if sparsity:
-            self.model.set_attn_implementation({"text_config": "eager"})
-        self.weights = {"answer": 1.0, "visual_mass": sparsity} if sparsity else WEIGHTS
         self.model.to(device).train()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.probes = Probes(self.model.config.text_config.hidden_size).to(device)
-        self.alone = 0 if initial else VISION_STEPS
+        self.vision_steps = 0 if initial else VISION_STEPS
         self.optimizers = optimizers(self.model, self.probes)
         maker = BatchMaker(self.processor, seed)
         self.image_id, self.qwen = maker.image_id, maker.qwen
@@ -249,22 +160,58 @@ class Scratch:
         return {f"{name}/{key}": value for name, module in modules.items() for key, value in module.named_parameters()}
 
     def plan(self, number: int, stage: int) -> tuple[PageStyle, bool]:
-        """Returns the style of page batch `number` in a stage, and whether it is read (else asked about)."""
-        return page_plan(self.alone, number, stage)
+        """Returns the style of page batch `number` in a stage, and whether it is read (else asked about).
+
+        The first `vision_steps` batches train the vision tower alone, on full pages.
+        """
+        styles = STAGES[-2 if number < self.vision_steps else stage][0]
+        return styles[number // 2 % len(styles)], number % 5 < 3 if stage < 2 else number % 2 == 0
 
     def losses(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
-        """Returns the losses of page batch `number`, and figures to print."""
-        if number < self.alone:
-            return vision_losses(self.model, self.probes, batch, self.qwen)
-        return losses(self.model, self.probes, batch, self.image_id, self.qwen)
+        """Returns the losses of page batch `number`, and the answers' token accuracy; all scalars."""
+        if number < self.vision_steps:
+            return {"characters": self._character_loss(self._visual_features(batch), batch)}
+        with captured(self.model) as states:
+            output = self.model(**batch.inputs, use_cache=False)
+        in_answer = batch.labels[:, 1:] != IGNORE
+        logits, tokens = output.logits[:, :-1][in_answer].float(), batch.labels[:, 1:][in_answer]
+        pointed = batch.pointers[:, 1:] != IGNORE
+        pointers = self.probes.pointers(states["pointers"][:, :-1][pointed].float())
+        lines = self.probes.lines(_grid_hidden(states["lines"], batch, self.image_id, self.qwen).float())
+        return {
+            "answer": F.cross_entropy(logits, tokens),
+            "characters": self._character_loss(states["features"], batch),
+            "lines": F.cross_entropy(lines.flatten(0, 1), batch.lines.flatten(), ignore_index=IGNORE),
+            "pointers": F.cross_entropy(pointers, batch.pointers[:, 1:][pointed]),
+            "accuracy": (logits.argmax(-1) == tokens).float().mean().detach(),
+        }
+
+    def _visual_features(self, batch: Batch) -> torch.Tensor:
+        """Computes the features of vision tower and projector, without the language model."""
+        inner, pixels = self.model.model, batch.inputs["pixel_values"]
+        if self.qwen:
+            with captured(self.model) as states:
+                inner.visual(pixels, grid_thw=batch.inputs["image_grid_thw"])
+            return states["features"]
+        layers = inner.vision_tower(pixels.flatten(0, 1), output_hidden_states=True).hidden_states
+        features: torch.Tensor = inner.multi_modal_projector(layers[self.model.config.vision_feature_layer][:, 1:])
+        return features
+
+    def _character_loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Returns the cross-entropy of the character read-out, with weights 0.7 for characters and 0.3 for blanks."""
+        logits = self.probes.characters(_grid_features(features, batch, self.qwen).float())
+        targets = batch.characters.flatten()
+        each = F.cross_entropy(logits.unflatten(-1, (2, -1)).flatten(0, 2), targets, reduction="none")
+        written = targets != 0
+        return 0.7 * each[written].mean() + 0.3 * each[~written].mean()
 
     def prose_loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Returns the loss of (B, S) windows of prose."""
         return prose_loss(self.model, windows)
 
     def rate_at(self, progress: float, step: int) -> float:
-        """Returns the multiplier of the learning rates."""
-        return rate_at(progress, step)
+        """Returns the multiplier of the learning rates: a warm-up of 40 steps, constant, linear decay from 65 %."""
+        return min((step + 1) / 40, 1.0, (1.0 - progress) / 0.35)
 
     def save(self, output: Path) -> None:
         """Writes the checkpoint."""

@@ -50,7 +50,6 @@ def train(
     every: int = 25,
     initial: Path | None = None,
     rate: float = 1.0,
-    sparsity: float = 0.0,
     stage: int | None = None,
     prose: Prose | None = None,
     prose_share: float = 0.0,
@@ -70,7 +69,6 @@ def train(
         every: steps between lines of progress.
         initial: a trained checkpoint to start from, in the curriculum's last stage.
         rate: multiplier of the learning rates.
-        sparsity: weight of `visual_mass` in the loss; if it is not 0, the probes are not trained.
         stage: stage of the curriculum to stay in; None begins with the first (with `initial`, the last) and advances.
         prose: text for steps on prose; None trains on pages alone.
         prose_share: share of the steps on prose.
@@ -86,9 +84,9 @@ def train(
     recipe = (
         Tuning(name, seed, device, precision, initial, **tuned)
         if base_of(name)
-        else Scratch(name, seed, device, initial, sparsity)
+        else Scratch(name, seed, device, initial)
     )
-    if precision == "bf16" and not cuda and not sparsity:
+    if precision == "bf16" and not cuda:
         recipe.model.set_attn_implementation(EXACT)
     parameters = recipe.parameters()
     base = [[group["lr"] for group in o.param_groups] for o in recipe.optimizers]
@@ -151,7 +149,6 @@ def train(
     if prose is not None:
         run["prose_share"] = prose_share
     if initial is not None:
-        run["sparsity"] = sparsity
         run["after"] = json.loads((initial / "card.json").read_text(encoding="utf-8"))["training"]
     return run | {"seconds": round(seconds), "last": last}
 
@@ -167,7 +164,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--start", type=Path, metavar="FROM", help="trained checkpoint, or updates, to start from")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplier of the learning rates")
-    parser.add_argument("--sparsity", type=float, default=0.0, help="weight of the penalty on visual attention")
     parser.add_argument("--stage", type=int, choices=range(4), help="stay in this stage of the curriculum")
     parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
     parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="plain text; may be repeated")
@@ -206,7 +202,6 @@ def main(arguments: list[str] | None = None) -> None:
         device=args.device,
         initial=args.start,
         rate=args.rate,
-        sparsity=args.sparsity,
         stage=args.stage,
         prose=prose,
         prose_share=share,

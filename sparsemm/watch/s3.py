@@ -25,7 +25,7 @@ def newest(source: WatchParams, key: str, root: Path) -> Arrival | None:
     where = f"watch.{key}: {source.location}"
     folder = root / "data" / "incoming" / key
     try:
-        place = fetch.s3(source.location, folder / ".blocks")
+        place = fetch.open_s3(source.location, folder / ".blocks")
         if not place.files:
             return None
         for name in place.files:

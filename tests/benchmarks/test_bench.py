@@ -13,8 +13,8 @@ from benchmarks import __main__ as command
 from benchmarks import agreement
 from benchmarks.append import StaticAppend
 from sparsemm.profiling import bench, clock, shapes
-from sparsemm.profiling.baselines import CopyingAppend
-from tests.profiling.test_bench import small  # noqa: F401
+from sparsemm.profiling.bench.baselines import CopyingAppend
+from tests.profiling.bench.test_benches import small  # noqa: F401
 
 RATIOS = {
     "append": {"append_32k_over_1k", "copy_append_over_append_32k", "static_append_over_append_32k"},

@@ -92,7 +92,7 @@ def read(name: str, data: bytes) -> Counter[str]:
     Raises:
         SparseMMError: that no row became a record, or too many are bad.
     """
-    from sparsemm.datasets.download import Tally, drawn
+    from sparsemm.datasets.download import Tally, external_records
     from sparsemm.errors import DataError
     from sparsemm.fetch.place import File, Place
     from sparsemm.params.datasets import FolderParams, PdfParams
@@ -108,7 +108,7 @@ def read(name: str, data: bytes) -> Counter[str]:
     files = {key: File(key, len(one), lambda one=one: io.BytesIO(one), lambda _: None) for key, one in contents.items()}
     tally = Tally()
     try:
-        for _ in drawn(given, Place("fuzz", "1", None, files), tally):
+        for _ in external_records(given, Place("fuzz", "1", None, files), tally):
             pass
     except DataError:
         if tally.kept:

@@ -68,9 +68,9 @@ def test_synthetic_pages_that_were_killed_leave_nothing(tmp_path):
     half = (
         "import os; from pathlib import Path; from sparsemm.datasets import download\n"
         "from sparsemm.params import load_params\n"
-        "drawn = download.records\n"
-        "def dies(given):\n    yield next(drawn(given))\n    os.kill(os.getpid(), 9)\n"
-        "download.records = dies\n"
+        "real = download.synthetic_records\n"
+        "def dies(given):\n    yield next(real(given))\n    os.kill(os.getpid(), 9)\n"
+        "download.synthetic_records = dies\n"
         f"download.run(load_params({str(OWN)!r}), 'small-type', Path('.'))"
     )
     done = subprocess.run(
@@ -157,7 +157,7 @@ def test_what_goes_wrong_is_one_line_and_an_exit_status(tmp_path):
 def test_type_size_changes_the_letters_and_not_the_default_pages():
     given = {"source": "synthetic", "split": "calibration", "samples": 4, "seed": 0}
     default, plain, small = (
-        [record.image.tobytes() for record in download.records(SyntheticParams.model_validate(given | more))]
+        [record.image.tobytes() for record in download.synthetic_records(SyntheticParams.model_validate(given | more))]
         for more in ({}, {"type_size": "plain"}, {"type_size": "small"})
     )
     assert default == plain and not set(plain) & set(small)

@@ -166,6 +166,6 @@ def test_a_picture_of_one_colour_is_suspicious(tmp_path, capsys):
     given = {"source": "folder", "path": ".", "format": "records_jsonl", "licence": "own"}
     download.run(params(**given), "mine", tmp_path)
     (reason,) = read_about(tmp_path / "artifacts" / "datasets" / "mine.parquet")["suspicious"]
-    assert "'all-3'" in reason and "one colour" in reason
+    assert "'all-3'" in reason and "single colour" in reason
     assert "mine: 1 suspicious, the first: record 'all-3'" in capsys.readouterr().out
     assert not is_of_one_colour(decode(png(), "x"))

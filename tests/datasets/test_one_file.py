@@ -104,7 +104,7 @@ def test_a_file_that_names_no_categories_costs_its_rows(run):
 
 def test_a_line_that_is_too_long_costs_the_line(run, monkeypatch):
     lines = [json.dumps({"image": "a.png", "entries": [{"text": "hut", "box": [1, 2, 30, 12]}]}).encode()] * 2
-    monkeypatch.setattr("sparsemm.datasets.members.LARGEST", 100)
+    monkeypatch.setattr("sparsemm.datasets.archives.LARGEST", 100)
     lines.insert(1, b" " * 350)
     records, (bad,) = run({"a.png": png(), "all.jsonl": b"\n".join(lines)}, format="records_jsonl")
     assert [record.id for record in records] == ["all-1", "all-3"]

@@ -94,7 +94,7 @@ def test_a_word_that_is_not_seen_is_no_entry(run, name):
 def test_a_page_of_which_nothing_is_seen_is_counted_as_empty(run):
     (words,), about, _ = run(pdf((UNSEEN["invisible"][0], b""), (SEEN, b"")))
     assert words == ["Alpha", "beta"]
-    assert about["empty"] == ["a.pdf, page 1: of its words, 1 are not seen and 0 cannot be told"]
+    assert about["empty"] == ["a.pdf, page 1: of its words, 1 are invisible and 0 have unknown characters"]
 
 
 KEPT = {
@@ -163,7 +163,7 @@ def test_readable_words_of_a_page_with_mapping_errors_are_kept(run):
     placed = [(20.0, 30.0 + 20 * i, b"XYZ" if i else b"three plain words") for i in range(7)]
     (words,), about, _ = run(pdf((text(placed), b""), font=font))
     assert words == ["three", "plain", "words"]
-    assert all("cannot be told" in one for one in about["partial"])
+    assert all("unknown characters" in one for one in about["partial"])
 
 
 def scan(words: list[tuple[int, int, bytes]]) -> tuple[bytes, dict[str, object]]:

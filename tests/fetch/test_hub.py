@@ -9,7 +9,7 @@ import pytest
 
 from sparsemm import fetch
 from sparsemm.errors import CorruptFetch, FetchError
-from sparsemm.fetch import blocks, patience
+from sparsemm.fetch import blocks, retry
 from tests.faults import Repo
 
 BIG = random.Random(0).randbytes(10_000)
@@ -35,7 +35,7 @@ def read(place, name):
 
 
 def test_files_sizes_licence_and_the_commit_of_the_branch(served, tmp_path):
-    place = fetch.hub("org/data", tmp_path)
+    place = fetch.open_hub("org/data", tmp_path)
     repo = served.repos["org/data"]
     assert (place.address, place.revision, place.licence) == ("hub:org/data", repo.commit, "mit")
     assert {name: file.size for name, file in place.files.items()} == {
@@ -49,39 +49,39 @@ def test_files_sizes_licence_and_the_commit_of_the_branch(served, tmp_path):
 
 
 def test_only_what_is_read_is_fetched(served, tmp_path):
-    with fetch.hub("org/data", tmp_path).files["data/big.bin"].open() as handle:
+    with fetch.open_hub("org/data", tmp_path).files["data/big.bin"].open() as handle:
         handle.seek(-1500, 2)
         assert handle.read(10) == BIG[8500:8510]
     assert served.sent == 1000
 
 
 def test_what_came_before_a_crash_is_not_fetched_again(served, tmp_path):
-    handle = fetch.hub("org/data", tmp_path).files["data/big.bin"].open()
+    handle = fetch.open_hub("org/data", tmp_path).files["data/big.bin"].open()
     handle.raw.read(2500)  # the process ends here, without closing anything
     handle.raw.seek(1000), handle.raw.read(1000), handle.raw.seek(2000), handle.raw.read(1000)
     before = served.sent
     assert before == 3000
-    assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_hub("org/data", tmp_path), "data/big.bin") == BIG
     assert served.sent == before + 7000
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "cut"])
 def test_what_passes_by_itself_is_waited_for(served, tmp_path, fault):
     served.faults = [fault, None, fault, fault]
-    assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_hub("org/data", tmp_path), "data/big.bin") == BIG
     assert not served.faults
 
 
 def test_a_silent_server_is_asked_again(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(patience, "TIMEOUT", 0.3)
+    monkeypatch.setattr(retry, "TIMEOUT", 0.3)
     served.faults = [None, "stall"]
-    assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_hub("org/data", tmp_path), "data/big.bin") == BIG
 
 
 @pytest.mark.parametrize(("fault", "words"), [(429, "429.*wait a while"), (500, "answers 500"), ("cut", "reached")])
 def test_what_does_not_pass_is_told(served, tmp_path, fault, words):
     served.faults = [None, None] + [fault] * 50
-    place = fetch.hub("org/data", tmp_path)
+    place = fetch.open_hub("org/data", tmp_path)
     with pytest.raises(FetchError, match=words):
         read(place, "data/big.bin")
     served.faults, before = [], served.sent
@@ -92,19 +92,19 @@ def test_what_does_not_pass_is_told(served, tmp_path, fault, words):
 def test_a_wrong_hash_is_thrown_away(served, tmp_path, name):
     served.faults = ["flip"]
     with pytest.raises(CorruptFetch, match="hash differs"):
-        read(fetch.hub("org/data", tmp_path), name)
-    assert read(fetch.hub("org/data", tmp_path), name) == served.repos["org/data"].files[name]
+        read(fetch.open_hub("org/data", tmp_path), name)
+    assert read(fetch.open_hub("org/data", tmp_path), name) == served.repos["org/data"].files[name]
 
 
 def test_blocks_that_the_disk_lost_are_fetched_again(served, tmp_path):
-    assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_hub("org/data", tmp_path), "data/big.bin") == BIG
     (data,) = [path for path in tmp_path.glob("*.data") if path.stat().st_size == len(BIG)]
     with open(data, "r+b") as handle:
         handle.seek(4200)
         handle.write(b"damage")
     os.truncate(data.with_suffix(".checksums"), 4 * 10 - 2)  # half of the last checksum is torn off
     before = served.sent
-    assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_hub("org/data", tmp_path), "data/big.bin") == BIG
     assert served.sent == before + 2000
 
 
@@ -113,7 +113,7 @@ def test_a_whole_file_is_saved_and_its_blocks_are_gone(served, tmp_path, monkeyp
     target = tmp_path / "out" / "big.bin"
     named = []
     monkeypatch.setattr("os.fsync", lambda _: named.append(target.exists()))
-    fetch.hub("org/data", tmp_path / "work").files["data/big.bin"].save(target)
+    fetch.open_hub("org/data", tmp_path / "work").files["data/big.bin"].save(target)
     assert named == [False]  # on the disk before it has its name
     assert target.read_bytes() == BIG and not list((tmp_path / "work").iterdir())
 
@@ -121,7 +121,7 @@ def test_a_whole_file_is_saved_and_its_blocks_are_gone(served, tmp_path, monkeyp
 def test_a_file_that_stays_wrong_is_never_there(served, tmp_path):
     served.faults = ["flip"] * 40
     with pytest.raises(CorruptFetch):
-        fetch.hub("org/data", tmp_path / "work").files["data/big.bin"].save(tmp_path / "big.bin")
+        fetch.open_hub("org/data", tmp_path / "work").files["data/big.bin"].save(tmp_path / "big.bin")
     assert not (tmp_path / "big.bin").exists()
 
 
@@ -134,7 +134,7 @@ def test_a_server_without_ranges(served, tmp_path, monkeypatch):
         original(self)
 
     monkeypatch.setattr(handler, "do_GET", ignore_ranges)
-    assert read(fetch.hub("org/data", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_hub("org/data", tmp_path), "data/big.bin") == BIG
 
 
 def test_errors_say_what_to_do(served, tmp_path, monkeypatch):
@@ -146,15 +146,15 @@ def test_errors_say_what_to_do(served, tmp_path, monkeypatch):
         ("not an//id", None, "not a hub id"),
     ):
         with pytest.raises(FetchError, match=words):
-            fetch.hub(repo, tmp_path, revision)
+            fetch.open_hub(repo, tmp_path, revision)
     served.trouble = [500, 503]
-    assert fetch.hub("org/data", tmp_path).files
+    assert fetch.open_hub("org/data", tmp_path).files
     served.trouble = [500] * 20
     with pytest.raises(FetchError, match="answers 500"):
-        fetch.hub("org/data", tmp_path)
+        fetch.open_hub("org/data", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(FetchError, match="cannot be reached.*network"):
-        fetch.hub("org/data", tmp_path)
+        fetch.open_hub("org/data", tmp_path)
 
 
 def test_offline_mode_is_told(served, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_offline_mode_is_told(served, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     try:
         with pytest.raises(FetchError, match="HF_HUB_OFFLINE"):
-            fetch.hub("org/data", tmp_path)
+            fetch.open_hub("org/data", tmp_path)
     finally:
         close_session()
 
@@ -172,12 +172,12 @@ def test_offline_mode_is_told(served, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({"rfilename": "a.bin", "size": 3, "lfs": {"sha256": "0"}}, "org/data: what it says of its files"),
-        ({"size": 3}, "org/data: what it says of its files"),
-        ({"rfilename": "a.bin"}, "org/data: it does not say how large a.bin is"),
+        ({"rfilename": "a.bin", "size": 3, "lfs": {"sha256": "0"}}, "org/data: its list of files"),
+        ({"size": 3}, "org/data: its list of files"),
+        ({"rfilename": "a.bin"}, "org/data: it does not state the size of a.bin"),
     ],
 )
 def test_a_mirror_that_is_no_hub_is_told(served, tmp_path, monkeypatch, facts, words):
     monkeypatch.setattr(Repo, "facts", lambda *_: facts)
     with pytest.raises(FetchError, match=words):
-        fetch.hub("org/data", tmp_path)
+        fetch.open_hub("org/data", tmp_path)

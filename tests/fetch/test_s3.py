@@ -8,7 +8,7 @@ import pytest
 
 from sparsemm import fetch
 from sparsemm.errors import CorruptFetch, FetchError
-from sparsemm.fetch import blocks, patience
+from sparsemm.fetch import blocks, retry
 
 BIG = random.Random(0).randbytes(10_000)
 PARTS = random.Random(1).randbytes(6 * 2**20)  # a part has at least 5 MiB
@@ -36,35 +36,35 @@ def read(place, name):
 
 
 def test_files_below_the_prefix_and_a_revision_of_their_contents(served, store, tmp_path):
-    place = fetch.s3("s3://bucket/set", tmp_path)
+    place = fetch.open_s3("s3://bucket/set", tmp_path)
     assert list(place.files) == ["data/big.bin", "small.txt"] and place.licence is None
     assert read(place, "data/big.bin") == BIG and read(place, "small.txt") == b"small"
-    assert fetch.s3("s3://bucket/set/", tmp_path, place.revision).revision == place.revision
+    assert fetch.open_s3("s3://bucket/set/", tmp_path, place.revision).revision == place.revision
     store.put_object(Bucket="bucket", Key="set/small.txt", Body=b"other")
     with pytest.raises(FetchError, match=f"names {place.revision}"):
-        fetch.s3("s3://bucket/set", tmp_path, place.revision)
+        fetch.open_s3("s3://bucket/set", tmp_path, place.revision)
 
 
 def test_only_what_is_read_is_fetched_and_never_twice(served, tmp_path):
-    with fetch.s3("s3://bucket/set", tmp_path).files["data/big.bin"].open() as handle:
+    with fetch.open_s3("s3://bucket/set", tmp_path).files["data/big.bin"].open() as handle:
         handle.seek(8500)
         assert handle.read(10) == BIG[8500:8510]
     assert served.sent == 1000
-    assert read(fetch.s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
     assert served.sent == 10_000
 
 
 @pytest.mark.parametrize("fault", [429, 500, 503, "cut"])
 def test_what_passes_by_itself_is_waited_for(served, tmp_path, fault):
     served.faults = [fault, None, fault, fault]
-    assert read(fetch.s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
     assert not served.faults
 
 
 def test_a_silent_store_is_asked_again(served, tmp_path, monkeypatch):
-    monkeypatch.setattr(patience, "TIMEOUT", 0.3)
+    monkeypatch.setattr(retry, "TIMEOUT", 0.3)
     served.faults = [None, "stall"]
-    assert read(fetch.s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
+    assert read(fetch.open_s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_silent_store_is_asked_again(served, tmp_path, monkeypatch):
 )
 def test_what_does_not_pass_is_told_without_secrets(served, tmp_path, fault, words):
     served.faults = [None, None] + [fault] * 50
-    place = fetch.s3("s3://bucket/set", tmp_path)
+    place = fetch.open_s3("s3://bucket/set", tmp_path)
     with pytest.raises(FetchError, match=words) as caught:
         read(place, "data/big.bin")
     assert "canary" not in str(caught.value)
@@ -81,27 +81,27 @@ def test_what_does_not_pass_is_told_without_secrets(served, tmp_path, fault, wor
 
 
 def test_an_object_that_changes_while_it_is_read_is_refused(served, store, tmp_path):
-    with fetch.s3("s3://bucket/set", tmp_path).files["data/big.bin"].open() as handle:
+    with fetch.open_s3("s3://bucket/set", tmp_path).files["data/big.bin"].open() as handle:
         handle.read(10)
         store.put_object(Bucket="bucket", Key="set/data/big.bin", Body=BIG[::-1])
         with pytest.raises(FetchError, match="changed while it was read"):
             handle.read()
-    assert read(fetch.s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG[::-1]
+    assert read(fetch.open_s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG[::-1]
 
 
 def test_a_wrong_hash_is_thrown_away(served, tmp_path):
     served.faults = [None, "flip"]
     with pytest.raises(CorruptFetch, match="hash differs"):
-        read(fetch.s3("s3://bucket/set", tmp_path), "data/big.bin")
-    assert read(fetch.s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
+        read(fetch.open_s3("s3://bucket/set", tmp_path), "data/big.bin")
+    assert read(fetch.open_s3("s3://bucket/set", tmp_path), "data/big.bin") == BIG
 
 
 def test_a_checksum_of_the_store_is_looked_at(served, tmp_path):
     served.faults = ["flip"]
-    assert read(fetch.s3("s3://bucket/set", tmp_path), "small.txt") == b"small"  # asked for again at once
+    assert read(fetch.open_s3("s3://bucket/set", tmp_path), "small.txt") == b"small"  # asked for again at once
     served.faults = ["flip"] * 50
     with pytest.raises(CorruptFetch, match="promised"):
-        read(fetch.s3("s3://bucket/set", tmp_path / "afresh"), "small.txt")
+        read(fetch.open_s3("s3://bucket/set", tmp_path / "afresh"), "small.txt")
 
 
 def test_an_object_uploaded_in_parts_is_verified_too(served, store, tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_an_object_uploaded_in_parts_is_verified_too(served, store, tmp_path, mo
         parts.append({"ETag": etag, "PartNumber": number})
     options = {"Bucket": "bucket", "Key": "parts/x.bin", "UploadId": upload}
     assert store.complete_multipart_upload(MultipartUpload={"Parts": parts}, **options)["ETag"].endswith('-2"')
-    place = fetch.s3("s3://bucket/parts", tmp_path / "work")
+    place = fetch.open_s3("s3://bucket/parts", tmp_path / "work")
     served.faults = ["flip"]
     with pytest.raises(CorruptFetch):
         read(place, "x.bin")
@@ -129,17 +129,17 @@ def test_errors_say_what_to_do(served, tmp_path, monkeypatch):
         ("bucket/none", "not s3://"),
     ):
         with pytest.raises(FetchError, match=words):
-            fetch.s3(location, tmp_path)
+            fetch.open_s3(location, tmp_path)
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(FetchError, match="cannot be reached.*AWS_ENDPOINT_URL") as caught:
-        fetch.s3("s3://bucket/set", tmp_path)
-    assert "canary" not in str(caught.value) and len(pauses) == patience.ATTEMPTS - 1  # it may be starting
+        fetch.open_s3("s3://bucket/set", tmp_path)
+    assert "canary" not in str(caught.value) and len(pauses) == retry.ATTEMPTS - 1  # it may be starting
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(FetchError, match="no credentials.*AWS_ACCESS_KEY_ID"):
-        fetch.s3("s3://bucket/set", tmp_path)
+        fetch.open_s3("s3://bucket/set", tmp_path)

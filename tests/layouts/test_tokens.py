@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparsemm import layouts
 from sparsemm.errors import LayoutError
-from sparsemm.layouts import ImageTokens, box_positions, families, family_of, get_layout
+from sparsemm.layouts import FAMILIES, ImageTokens, box_positions, family_of, get_layout
 from sparsemm.layouts.tokens import even_edges, first_image, image_positions, tile
 
 
@@ -88,9 +88,9 @@ def test_families_are_found_by_model_type_and_others_refused():
 def test_every_file_of_geometry_is_registered_and_serves_model_types_of_its_own():
     folder = Path(layouts.__file__).parent
     written = {path.stem for path in folder.glob("*.py") if "MODEL_TYPES = " in path.read_text(encoding="utf-8")}
-    assert written == set(families()) and len(families()) == len(written)
-    types = {name: get_layout(family) for family in families() for name in get_layout(family).model_types}
-    assert len(types) == sum(len(get_layout(family).model_types) for family in families())
+    assert written == set(FAMILIES) and len(FAMILIES) == len(written)
+    types = {name: get_layout(family) for family in FAMILIES for name in get_layout(family).model_types}
+    assert len(types) == sum(len(get_layout(family).model_types) for family in FAMILIES)
     for name, layout in types.items():
         towers = [{"vision_config": {"model_type": tower}} for tower in layout.vision_types] or [{}]
         assert [family_of({"model_type": name, **tower}) for tower in towers] == [layout.family] * len(towers)

@@ -12,7 +12,7 @@ from dvc.utils.serialize import loads_yaml
 
 from sparsemm.errors import ParamsError
 from sparsemm.evaluate.tasks import METRICS
-from sparsemm.layouts import families
+from sparsemm.layouts import FAMILIES
 from sparsemm.params import ModelParams, load_params, parse_params, schema
 from sparsemm.params.models import OVERRIDDEN, without_folder
 from sparsemm.policies import METHODS, SELECTORS, is_method
@@ -231,7 +231,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
 
 def test_choices_agree_with_the_code():
     properties = schema()["$defs"]
-    assert tuple(properties["ModelParams"]["properties"]["family"]["enum"]) == families()
+    assert tuple(properties["ModelParams"]["properties"]["family"]["enum"]) == FAMILIES
     evaluate = properties["EvaluateParams"]["properties"]
     pattern = re.compile(evaluate["methods"]["items"]["pattern"])
     names = [*METHODS, *(f"{policy}+{selector}" for policy in METHODS for selector in SELECTORS)]

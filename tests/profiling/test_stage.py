@@ -10,7 +10,7 @@ import torch
 
 from sparsemm.errors import ModelError
 from sparsemm.params import load_params
-from sparsemm.profiling import clock, memory, shapes, stage
+from sparsemm.profiling import clock, held_bytes, shapes, stage
 from sparsemm.profiling.shapes import Shape, random_model
 
 TINY = Shape(2, 32, 32, 4, 2, 50, 8)
@@ -46,7 +46,7 @@ def test_a_shape_gets_the_table_of_a_model(params, tmp_path, monkeypatch):
 def test_a_shape_that_does_not_fit_is_refused_with_what_it_wants(params, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "free_bytes", lambda device: 8 * 2**30)
     monkeypatch.setattr(stage.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ModelError, match=r"want 1\d\.\d GiB, 8\.0 GiB") as error:
+    with pytest.raises(ModelError, match=r"need 1\d\.\d GiB, 8\.0 GiB") as error:
         stage.run_shape(params, "vicuna-7b", tmp_path)
     assert "shape vicuna-7b" in str(error.value) and not list(tmp_path.iterdir())
 
@@ -55,12 +55,12 @@ def test_parameters_are_counted_like_those_of_the_model():
     model = random_model(TINY, torch.float32, CPU, 16)
     assert TINY.parameters() == sum(p.numel() for p in model.parameters())
     looked_up = TINY.vocab_size * TINY.hidden_size * 4
-    assert memory.weight_bytes(model) == 4 * TINY.parameters() - looked_up
+    assert held_bytes.weight_bytes(model) == 4 * TINY.parameters() - looked_up
 
 
 def test_the_peak_counts_what_was_freed_again():
     model = random_model(TINY, torch.float32, CPU, 16)
-    weights = memory.tensor_bytes(*model.parameters(), *model.buffers())
+    weights = held_bytes.tensor_bytes(*model.parameters(), *model.buffers())
 
     def call() -> None:
         first = torch.empty(1000, dtype=torch.uint8)
@@ -68,4 +68,4 @@ def test_the_peak_counts_what_was_freed_again():
         second, third = torch.empty(700, dtype=torch.uint8), torch.empty(800, dtype=torch.uint8)
         del second, third
 
-    assert memory.peak_bytes_of_model(model, call) == weights + 1500
+    assert held_bytes.peak_bytes_of_model(model, call) == weights + 1500

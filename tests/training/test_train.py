@@ -6,6 +6,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sparsemm.models import load_model, new_entry
 from sparsemm.training import architectures, card, scratch, train
 from sparsemm.training.architectures import QwenSizes, build_tokenizer
 from sparsemm.training.prose import read_prose
-from sparsemm.training.scratch import page_plan
+from sparsemm.training.scratch import Scratch
 from sparsemm.training.train import main, pages_before
 
 NAME = "small-qwen2-vl"
@@ -81,18 +82,18 @@ def test_twenty_steps_on_the_cpu_end_in_a_checkpoint_that_can_be_added(
 def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(very_small, prose, tmp_path, monkeypatch, capsys):
     options = {"steps": 5, "prose": prose, "prose_share": 0.4, "save_every": 3}
     whole = run(tmp_path / "whole", **options)
-    rate_at = scratch.rate_at
+    rate_at = Scratch.rate_at
 
-    def stop(progress, step):
+    def stop(recipe, progress, step):
         if step == 4:
             raise KeyboardInterrupt
-        return rate_at(progress, step)
+        return rate_at(recipe, progress, step)
 
-    monkeypatch.setattr(scratch, "rate_at", stop)
+    monkeypatch.setattr(Scratch, "rate_at", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", **options)
     assert not (tmp_path / "stopped").exists()
-    monkeypatch.setattr(scratch, "rate_at", rate_at)
+    monkeypatch.setattr(Scratch, "rate_at", rate_at)
     capsys.readouterr()
     stopped = run(tmp_path / "stopped", **options)
     assert "resumed at step 3" in capsys.readouterr().out
@@ -115,8 +116,9 @@ def test_prose_has_its_share_of_the_steps_evenly_spread(share):
 
 def test_the_plan_of_pages():
     few, both = scratch.STAGES[0][0], scratch.STAGES[-1][0]
-    assert page_plan(400, 399, 0)[0] == scratch.STAGES[-2][0][0] and page_plan(400, 400, 0)[0] == few[0]
-    assert {page_plan(0, number, 3) for number in range(8)} == {
+    alone, at_once = SimpleNamespace(vision_steps=400), SimpleNamespace(vision_steps=0)
+    assert Scratch.plan(alone, 399, 0)[0] == scratch.STAGES[-2][0][0] and Scratch.plan(alone, 400, 0)[0] == few[0]
+    assert {Scratch.plan(at_once, number, 3) for number in range(8)} == {
         (style, read) for style in both for read in (True, False)
     }
 

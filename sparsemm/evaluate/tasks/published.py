@@ -96,7 +96,7 @@ def task_files(task: str, source: str, root: Path) -> list[Path] | None:
     if source == "hub":
         return None
     incoming = root / "data" / "incoming" / "tasks"
-    place = fetch.s3(source, incoming / "work") if source.startswith("s3://") else fetch.local(source, root)
+    place = fetch.open_s3(source, incoming / "work") if source.startswith("s3://") else fetch.open_local(source, root)
     names = [name for name in place.files if name.startswith(f"{task}/") and name.endswith(".parquet")]
     if not names:
         raise DataError(f"no {task}/*.parquet", where=place.address, hint="one folder per task, named like the task")

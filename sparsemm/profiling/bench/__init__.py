@@ -1,4 +1,4 @@
-"""`sparsemm bench NAME`: times things against others and against the limit, one file per bench."""
+"""`sparsemm bench NAME`: times parts of this package against alternatives, one file per benchmark."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def run(
     repeats: int | None = None,
     benches: Mapping[str, Bench] = BENCHES,
 ) -> dict[str, Any]:
-    """One bench: {bench, shape, dtype, device, load, date, versions, rows, ratios}.
+    """Runs one benchmark; returns {bench, shape, dtype, device, load, date, versions, rows, ratios}.
 
     Args:
-        name: of `benches`.
-        shape: of `SHAPES`; mistral-7b, but "small" for a whole model on a CPU. None in what is returned
-            where a bench has shapes of its own; so are dtypes.
-        dtype: float32, float16 or bfloat16; on a CUDA device bfloat16, elsewhere float32.
-        device: cpu or cuda; cuda where there is one.
-        repeats: timed turns, at least 2; `REPEATS` where none are given.
-        benches: what there is to choose from.
+        name: one of `benches`.
+        shape: one of `SHAPES`; by default mistral-7b, but "small" for a whole model on a CPU. In the result it is None
+            if the benchmark has its own shapes; the same holds for `dtype`.
+        dtype: float32, float16 or bfloat16; by default bfloat16 on a CUDA device, else float32.
+        device: cpu or cuda; by default cuda if there is one.
+        repeats: timed turns, at least 2; by default `REPEATS`.
+        benches: the benchmarks to choose from.
 
     Raises:
-        SparseMMError: if one of them is unknown, is nothing the bench uses, or there is no such device.
+        SparseMMError: if an option is unknown or not used by the benchmark, or there is no such device.
         ModelError: if the device has too little memory for a whole model.
     """
     where = clock.device_of(device)
     if name not in benches:
-        names = [*benches, "chase"] if benches is BENCHES else [*benches]  # that one has a file and options of its own
+        names = [*benches, "chase"] if benches is BENCHES else [*benches]  # it has its own options
         raise SparseMMError(f"no bench is called {name!r}", hint=f"one of {', '.join(names)}")
     bench = benches[name]
-    for what, asked in (("shape", shape), ("dtype", dtype), ("repeats", repeats)):
-        if what in bench.unused and asked is not None:
-            raise SparseMMError(f"`bench {name}` has no --{what}", hint="leave it out")
+    for option, value in (("shape", shape), ("dtype", dtype), ("repeats", repeats)):
+        if option in bench.unused and value is not None:
+            raise SparseMMError(f"`bench {name}` has no --{option}", hint="leave it out")
     shape = shape or ("small" if where.type == "cpu" and bench.whole_model else "mistral-7b")
     dtype = dtype or ("bfloat16" if where.type == "cuda" else "float32")
     repeats = REPEATS if repeats is None else repeats
@@ -58,8 +58,8 @@ def run(
     if bench.whole_model:
         beside = 2 * clock.COPIED[where.type] + bench.beside(setting)
         check_room(shape, bench.longest(setting), 1, setting.dtype, where, beside)
-    used = {what: None if what in bench.unused else value for what, value in (("shape", shape), ("dtype", dtype))}
-    head = clock.heading(name, where, **used)
+    used = {key: None if key in bench.unused else value for key, value in (("shape", shape), ("dtype", dtype))}
+    heading = clock.heading(name, where, **used)
     with torch.inference_mode():
         rows, ratios = bench.run(setting)
-    return head | {"rows": rows, "ratios": ratios}
+    return heading | {"rows": rows, "ratios": ratios}

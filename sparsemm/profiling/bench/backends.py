@@ -1,4 +1,4 @@
-"""`sparsemm bench backends`: which decode backend is the fastest on a device, by batch and budget."""
+"""`sparsemm bench backends`: finds the fastest decode backend of a device, by batch and budget."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from sparsemm.ops.ragged_decode import BACKENDS, usable
 from sparsemm.profiling import clock
 from sparsemm.profiling.bench.decode import each, slabs
-from sparsemm.profiling.bench.setting import Found, Setting
+from sparsemm.profiling.bench.setting import BenchResult, Setting
 
 BATCHES = (1, 8)
-BUDGETS = (64, 256, 1024, 8192)  # mean rows of a KV head
-MARGIN = 1.05  # another backend has to be faster than ours by this factor: less is noise
+BUDGETS = (64, 256, 1024, 8192)  # mean rows per KV head
+MARGIN = 1.05  # another backend has to be faster than ours by this factor; less is noise
 
 
-def run(setting: Setting) -> Found:
-    """Every usable backend over the kept rows of a layer, in turns; `fastest` names one for each batch and budget.
+def run(setting: Setting) -> BenchResult:
+    """Times every usable backend over the kept rows of a layer, in turns, and chooses one per batch and budget.
 
-    On a CUDA device a backend that cannot be captured in a CUDA graph is timed and never the fastest: a cache of
-    fixed capacity could not be decoded with it.
+    On a CUDA device a backend that cannot be captured in a CUDA graph is timed but not chosen, because a cache of fixed
+    capacity could not use it.
     """
     shape, rows = setting.shape, []
     for batch in BATCHES:
@@ -52,19 +52,19 @@ def run(setting: Setting) -> Found:
                     "times": clock.summary(times, {}),
                 }
             )
-    won = [row["backend"] for row in rows]
-    return rows, {"ours_fastest_share": round(won.count("ours") / len(won), 4)}
+    winners = [row["backend"] for row in rows]
+    return rows, {"ours_fastest_share": round(winners.count("ours") / len(winners), 4)}
 
 
 def fastest(times: dict[str, list[float]], eligible: list[str]) -> str:
-    """The eligible backend with the smallest median; the first unless another one is faster by `MARGIN`."""
+    """Returns the eligible backend with the smallest median, but the first unless another is faster by `MARGIN`."""
     medians = {name: statistics.median(times[name]) for name in eligible}
     best = min(eligible, key=lambda name: medians[name])
     return best if medians[eligible[0]] > MARGIN * medians[best] else eligible[0]
 
 
 def captures(name: str, call: Callable[[], Any], device: torch.device) -> bool:
-    """Whether a function can be captured in a CUDA graph; on other devices there is nothing to capture."""
+    """Returns whether a function can be captured in a CUDA graph; on other devices nothing is captured."""
     if device.type != "cuda":
         return True
     if name in clock.WAITING:

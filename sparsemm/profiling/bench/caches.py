@@ -1,4 +1,4 @@
-"""The caches that a whole model is run with, each made fresh."""
+"""The caches that a whole model is timed with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from transformers import DynamicCache, StaticCache
 
 from sparsemm.cache import CompressedCache, compressed_cache
-from sparsemm.profiling.baselines import copying_cache
+from sparsemm.profiling.bench.baselines import copying_cache
 from sparsemm.profiling.bench.setting import Setting
 from sparsemm.profiling.shapes import random_scores
 
@@ -17,13 +17,13 @@ Caches = dict[str, Callable[[], Any]]
 
 
 def ours(model: Any, setting: Setting, length: int, **options: Any) -> CompressedCache:
-    """A cache of ours with random head scores, few of them high."""
+    """Creates one of our caches, for random head scores."""
     scores = random_scores(setting.shape)
     return compressed_cache(model, "sparsemm", min(setting.budget, length), scores, window=setting.window, **options)
 
 
 def caches(model: Any, setting: Setting, length: int, steps: int) -> Caches:
-    """Ours, the same choice copied at every append, transformers' growing cache, and its static one."""
+    """Returns functions that create our cache, its copying variant, and transformers' growing and static caches."""
 
     def plain(make: Callable[[], Any]) -> Any:
         model.set_attn_implementation("sdpa")
@@ -39,10 +39,10 @@ def caches(model: Any, setting: Setting, length: int, steps: int) -> Caches:
 
 
 def options(model: Any, setting: Setting, length: int) -> Caches:
-    """Ours with what it can do besides."""
-    asked: dict[str, dict[str, Any]] = {
-        "hold_budget": {"hold_budget": True},
-        "int8": {"storage": "int8"},
-        "fp8": {"storage": "fp8"},
+    """Returns functions that create our cache with its options."""
+    ours_with = partial(ours, model, setting, length)
+    return {
+        "hold_budget": partial(ours_with, hold_budget=True),
+        "int8": partial(ours_with, storage="int8"),
+        "fp8": partial(ours_with, storage="fp8"),
     }
-    return {name: partial(ours, model, setting, length, **given) for name, given in asked.items()}

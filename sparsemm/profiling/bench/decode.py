@@ -1,4 +1,4 @@
-"""`sparsemm bench decode`: attention of one new token over a layer's kept rows."""
+"""`sparsemm bench decode`: times the attention of one new token over a layer's kept rows."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from sparsemm.cache.slab import Slab
+from sparsemm.cache.slab import Slab, rows_of
 from sparsemm.ops.ragged_decode import BACKENDS, Decode, ragged_decode, usable
 from sparsemm.profiling import clock
-from sparsemm.profiling.baselines import CopyingAppend
-from sparsemm.profiling.bench.setting import Found, Setting
-from sparsemm.profiling.memory import tensor_bytes
+from sparsemm.profiling.bench.baselines import CopyingAppend
+from sparsemm.profiling.bench.setting import BenchResult, Setting
+from sparsemm.profiling.held_bytes import tensor_bytes
 
-Stretches = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # keys, values, starts, lengths
+Segments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # keys, values, starts, lengths
 
 
-def run(setting: Setting) -> Found:
-    """Attention of one new token over a layer's kept rows; many layers in turn, so that no cache holds them.
+def run(setting: Setting) -> BenchResult:
+    """Times the attention of one new token over a layer's kept rows, on many layers in turn.
 
-    `full` is SDPA over a preallocated static cache. `dynamic` and `copying` also append the token, as they do it.
+    With many layers, the rows do not stay in the processor's caches. `full` is SDPA over a preallocated static cache;
+    `dynamic` and `copying` also append the token.
     """
     shape, (_, middle, long) = setting.shape, setting.lengths
-    # Long heads: as many as fill the machine, none evicted. Short ones: the budget of a compressed prompt.
+    # "long" has heads for the whole device and evicts nothing; the others have the budget of a compressed prompt.
     many = max(1, -(-128 // shape.num_key_value_heads)) if setting.device.type == "cuda" else 1
     cases = {
         "long": (many, middle, middle),
@@ -41,7 +42,7 @@ def run(setting: Setting) -> Found:
         functions["copy"], copied = clock.copies(setting.device)
         times = clock.alternating(functions, setting.repeats, setting.device)
         kept = 2 * int(layers[0][3].sum()) * shape.head_dim * keys.element_size()
-        moved = dict.fromkeys(functions, kept)  # the dispatch, and every backend by itself
+        moved = dict.fromkeys(functions, kept)
         full = tensor_bytes(keys, values)
         moved |= {"full": full, "dynamic": 3 * full, "copying": 3 * kept, "copy": copied}
         result = clock.summary(times, moved)
@@ -54,7 +55,7 @@ def run(setting: Setting) -> Found:
     return rows, ratios
 
 
-def _decodes(setting: Setting, keys: torch.Tensor, values: torch.Tensor, layers: list[Stretches]) -> clock.Functions:
+def _decodes(setting: Setting, keys: torch.Tensor, values: torch.Tensor, layers: list[Segments]) -> clock.Functions:
     shape, batch = setting.shape, len(keys)
     query = setting.normal(batch, shape.num_attention_heads, shape.head_dim, seed=3)
     new = setting.normal(batch, shape.num_key_value_heads, 1, shape.head_dim, seed=5)
@@ -72,17 +73,16 @@ def _decodes(setting: Setting, keys: torch.Tensor, values: torch.Tensor, layers:
     return functions | {name: each(layers, servers[name], query, factor) for name in names}
 
 
-def slabs(setting: Setting, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> list[Stretches]:
-    """(keys, values, starts, lengths) of slabs with the same rows, together more than the machine's caches hold."""
+def slabs(setting: Setting, keys: torch.Tensor, values: torch.Tensor, keep: torch.Tensor) -> list[Segments]:
+    """Returns slabs with the same rows, together more than the processor's caches hold."""
     slab = Slab(keys, values, keep)
     count = clock.COPIED[setting.device.type] // 2 // max(1, tensor_bytes(slab.keys, slab.values))
-    first = (slab.keys, slab.values, slab.starts, slab.lengths)
-    others = range(max(1, min(64, count)) - 1)
-    return [first] + [(slab.keys.clone(), slab.values.clone(), slab.starts, slab.lengths) for _ in others]
+    copies = [(slab.keys, slab.values)] + [(slab.keys.clone(), slab.values.clone()) for _ in range(min(64, count) - 1)]
+    return [(*rows, slab.starts, slab.lengths) for rows in copies]
 
 
-def each(layers: list[Stretches], call: Decode, query: torch.Tensor, factor: float) -> Callable[[], Any]:
-    """A function that decodes one layer after the other."""
+def each(layers: list[Segments], call: Decode, query: torch.Tensor, factor: float) -> Callable[[], Any]:
+    """Returns a function that decodes another layer at every call."""
     at = 0
 
     def run() -> None:
@@ -102,17 +102,16 @@ def _dynamic(
 
     def run() -> None:
         attend(*layer.update(new, new))
-        layer.keys, layer.values = keys, values  # the token is forgotten: every call is alike
+        layer.keys, layer.values = keys, values  # drops the token, so that all calls are alike
 
     return run
 
 
 def _copying(
-    dim: int, held: Stretches, new: torch.Tensor, decode: Callable[..., torch.Tensor], factor: float
+    dim: int, segments: Segments, new: torch.Tensor, decode: Callable[..., torch.Tensor], factor: float
 ) -> Callable[[], Any]:
-    keys, values, starts, lengths = held
-    every = torch.arange(len(keys), dtype=torch.int64, device=keys.device)
-    rows = torch.cat([every[int(s) : int(s + n)] for s, n in zip(starts, lengths, strict=True)])
+    keys, values, starts, lengths = segments
+    rows = rows_of(starts, lengths)
     append, one = CopyingAppend(keys[rows], values[rows], lengths), new.reshape(-1, dim)
     grown = lengths + 1
     begins = grown.cumsum(0) - grown

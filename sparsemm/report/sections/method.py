@@ -145,6 +145,8 @@ def _terms(results: Results, rows: list[Accuracy]) -> list[tuple[str, str]]:
         if is_method(method) and (summary := summary_of(method)):
             times = f", drawn {evaluate.random_seeds} times" if evaluate.random_seeds > 1 else ", drawn once"
             glossary.append((method, summary + (times if is_drawn(method) else "") + "."))
+        elif method == "downsampled":
+            glossary.append((method, "the full cache of images made smaller until the prompt fits the budget."))
     if rows:
         glossary += [
             ("95 % interval", f"bootstrap {resampled(rows)}: how far other samples would typically move the number."),

@@ -1,4 +1,4 @@
-"""What a call computes, and how fast the device multiplies matrices: the seconds that no such call can go below."""
+"""Counts the operations of a call, and measures how fast the device multiplies matrices: a lower limit of its time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsemm.profiling import clock
 
-SIDE = {"cpu": 1024, "cuda": 8192}  # of square matrices: large enough for the device's best rate
+SIDE = {"cpu": 1024, "cuda": 8192}  # rows of the square matrices, enough for the device's best rate
 TURNS = 5
 
 
 def flops(call: Callable[[], Any]) -> int:
-    """Floating-point operations of a call's matrix products and convolutions; a product and a sum are 2.
+    """Counts the floating-point operations of a call's matrix products and convolutions; a product and a sum are 2.
 
-    Attention is left out: torch counts that of some devices alone, and of causal attention keys that nobody sees.
+    Attention is left out, because torch counts it on some devices only, and counts masked keys.
     """
     with FlopCounterMode(display=False) as counter:
         call()
@@ -25,13 +25,13 @@ def flops(call: Callable[[], Any]) -> int:
     return sum(int(count) for operator, count in counts.items() if "attention" not in str(operator))
 
 
-def quickest_dtype(device: torch.device) -> str:
-    """float32 or bfloat16, whichever multiplies more in a second: not every CPU has instructions for bfloat16."""
+def fastest_dtype(device: torch.device) -> str:
+    """Returns float32 or bfloat16, whichever is multiplied faster: not every CPU has instructions for bfloat16."""
     return max(("float32", "bfloat16"), key=lambda name: matmul_rate(getattr(torch, name), device))
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of a product of two square matrices, the best of `TURNS`."""
+    """Returns the floating-point operations per second of a product of two square matrices, the best of `TURNS`."""
     side = SIDE[device.type]
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
     left @ right

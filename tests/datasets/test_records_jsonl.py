@@ -52,7 +52,7 @@ def test_records_with_source_and_licence(mine, tmp_path, capsys):
         (b"\xff\xfe", "not an object"),
         (b"[" * 100_000, "not an object"),
         ({"image": "a.png"}, "entries"),
-        (GOOD | {"label": 1}, "perhaps id"),
+        (GOOD | {"label": 1}, "optionally id"),
         (GOOD | {"id": 7}, "id is not text"),
         (GOOD | {"image": "none.png"}, "no file 'none.png'"),
         (GOOD | {"image": "../outside.png"}, "no file"),
@@ -134,10 +134,10 @@ def test_a_letter_and_its_accent_are_one_character(mine):
 
 def test_what_is_too_large_to_be_one_description_or_one_image_is_not_read(mine, monkeypatch):
     size = len(png())
-    monkeypatch.setattr("sparsemm.datasets.folder.LARGEST", size - 1)
+    monkeypatch.setattr("sparsemm.datasets.records_jsonl.LARGEST", size - 1)
     with pytest.raises(DataError, match=f"a.png is larger than {size - 1} bytes"):
         mine(GOOD, max_bad=0.0)
-    monkeypatch.setattr("sparsemm.datasets.members.LARGEST", 100)
+    monkeypatch.setattr("sparsemm.datasets.archives.LARGEST", 100)
     with pytest.raises(DataError, match="records.jsonl: line 2 is larger than 100 bytes"):
         mine(GOOD, b" " * 101)
 

@@ -1,4 +1,4 @@
-"""Rows of a data set that is kept as parquet files, read only as far as they are wanted."""
+"""Reads rows of data sets that are published as parquet files, only as far as they are needed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from sparsemm.datasets.faults import readable
+from sparsemm.datasets.data_errors import data_errors
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 
 @dataclass(frozen=True)
-class TableRow:
+class ParquetRow:
     """One row: its number among all rows of the split, its values, and the features that `datasets` declared."""
 
     number: int
@@ -23,36 +23,36 @@ class TableRow:
     where: str
 
 
-def table_rows(
-    place: Place, split: str | None, columns: tuple[str, ...], start: int
-) -> Generator[TableRow | DataError, None, None]:
-    """The rows from `start` on; only these columns, of row groups as they are needed, are fetched.
+def parquet_rows(
+    place: Place, split: str, columns: tuple[str, ...], start: int
+) -> Generator[ParquetRow | DataError, None, None]:
+    """Yields the rows of a split from `start` on; only these columns, of the necessary row groups, are downloaded.
 
-    A DataError stands for a file without these columns, or for what cannot be read of one: all of it, or the rest.
+    A DataError takes the place of a file without these columns, and of a file, or its rest, that cannot be read.
 
     Args:
-        place: with parquet files, named as the hub names them (data/train-00000-of-00040-<hash>.parquet).
-        split: start of their names, or a folder of them; None takes all.
-        columns: that a file must have.
-        start: rows of the split to leave out.
+        place: parquet files, named as on the hub (data/train-00000-of-00040-<hash>.parquet).
+        split: the first part of their names, or their folder.
+        columns: columns that a file must have.
+        start: number of rows of the split to skip.
 
     Raises:
-        DataError: if there is no such file.
-        FetchError: if a file cannot be had.
+        DataError: if there is no file of the split.
+        FetchError: if a file cannot be downloaded.
     """
     import pyarrow.parquet as pq
 
     names = [name for name in place.files if name.endswith(".parquet")]
-    chosen = [name for name in names if split is None or _is_of(name, split)]
+    chosen = [name for name in names if _split_of(name) == split]
     if not chosen:
-        there = ", ".join(sorted({_split_of(name) for name in names})) or "no parquet file"
-        raise DataError(f"no parquet file of split {split!r}", where=place.address, hint=f"there: {there}")
+        splits = ", ".join(sorted({_split_of(name) for name in names})) or "no parquet file"
+        raise DataError(f"no parquet file of split {split!r}", where=place.address, hint=f"there: {splits}")
     before = 0
     for name in chosen:
         where = f"{place.address}/{name}"
         try:
-            with readable(where, "not readable as parquet"), place.files[name].open() as handle:
-                # One row group after the other, and of large ones page by page.
+            with data_errors(where, "not readable as parquet"), place.files[name].open() as handle:
+                # One row group after the other, and large ones page by page.
                 file = pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**16)
                 missing = [column for column in columns if column not in file.schema_arrow.names]
                 if missing:
@@ -71,39 +71,35 @@ def table_rows(
                 for batch in file.iter_batches(batch_size=1, row_groups=groups, columns=list(columns)):
                     for values in batch.to_pylist():
                         if number >= start:
-                            yield TableRow(number, values, features, f"{where}, row {number}")
+                            yield ParquetRow(number, values, features, f"{where}, row {number}")
                         number += 1
         except DataError as error:
             yield error
 
 
 def _split_of(name: str) -> str:
-    """train of data/train-00000-of-00040-<hash>.parquet, of train.parquet and of train/0000.parquet."""
+    """Returns train for data/train-00000-of-00040-<hash>.parquet, train.parquet and train/0000.parquet."""
     *folders, last = name.split("/")
     stem = last.removesuffix(".parquet")
-    found = re.match(r"(.+?)-\d+-of-\d+", stem)
-    if found:
-        return found.group(1)
+    match = re.match(r"(.+?)-\d+-of-\d+", stem)
+    if match:
+        return match.group(1)
     return folders[-1] if folders and stem.isdecimal() else stem
-
-
-def _is_of(name: str, split: str) -> bool:
-    return _split_of(name) == split
 
 
 def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
     try:
-        found = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return features if isinstance(features, dict) else {}
 
 
-def image_bytes(row: TableRow) -> bytes:
-    """The encoded image of a row as `datasets` keeps it: {bytes, path}.
+def image_bytes(row: ParquetRow) -> bytes:
+    """Returns the encoded image of a row, which `datasets` stores as {bytes, path}.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there is none.
     """
     image = row.values["image"]
     data = image.get("bytes") if isinstance(image, dict) else image

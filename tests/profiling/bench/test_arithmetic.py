@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sparsemm.profiling import arithmetic, clock
+from sparsemm.profiling import clock
+from sparsemm.profiling.bench import arithmetic
 
 
 def test_operations_of_products_and_convolutions():

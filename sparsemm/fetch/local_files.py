@@ -1,4 +1,4 @@
-"""A local folder, or a single file, as a place."""
+"""Opens a local folder or file as a place."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sparsemm.errors import FetchError
-from sparsemm.fetch.place import File, Place, by_name
+from sparsemm.fetch.place import File, Place, by_name, check_revision
 from sparsemm.files import as_on_disk, atomic_path, sha256_file
 
 
-def local(path: str, root: Path, revision: str | None = None) -> Place:
-    """The files of a folder and its subfolders (hidden ones left out), or one file.
+def open_local(path: str, root: Path, revision: str | None = None) -> Place:
+    """Lists the files of a folder and its subfolders, without hidden ones, or a single file.
 
     Args:
-        path: as params.yaml says it, from `root`.
-        root: the repository.
-        revision: what it must hold.
+        path: path as in params.yaml, relative to `root`.
+        root: root folder of the project.
+        revision: the revision that it must hold; None accepts any.
 
     Raises:
         FetchError: if there is no such path, it cannot be read, or it holds another revision.
@@ -28,18 +28,16 @@ def local(path: str, root: Path, revision: str | None = None) -> Place:
     if not base.exists():
         raise FetchError("no such file or folder", where=path, hint="the path counts from the repository's root")
     try:
-        found = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
-        names = {p.name if p == base else p.relative_to(base).as_posix(): p for p in found}
+        paths = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
+        names = {p.name if p == base else p.relative_to(base).as_posix(): p for p in paths}
         names = {name: p for name, p in names.items() if not any(part[0] == "." for part in name.split("/"))}
         files = by_name((_file(name, p) for name, p in names.items()), path)
         text = "".join(f"{name} {sha256_file(file.path)}\n" for name, file in files.items() if file.path)
     except OSError as error:
         raise FetchError(f"cannot be read: {error}", where=path) from error
-    held = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if revision not in (None, held):
-        what = f"holds revision {held}, params.yaml names {revision}"
-        raise FetchError(what, where=path, hint="correct it if the change is wanted")
-    return Place(path, held, None, files)
+    content = hashlib.sha256(text.encode()).hexdigest()[:16]
+    check_revision(content, revision, path)
+    return Place(path, content, None, files)
 
 
 def _file(name: str, path: Path) -> File:

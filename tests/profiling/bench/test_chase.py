@@ -10,20 +10,21 @@ import pytest
 import torch
 
 from sparsemm.cli import main
-from sparsemm.profiling import arithmetic, chase, memory, samples, shapes
+from sparsemm.profiling import held_bytes, shapes
+from sparsemm.profiling.bench import arithmetic, chase, chase_samples
 from sparsemm.profiling.shapes import Shape
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (chase, samples):
+    for module in (chase, chase_samples):
         monkeypatch.setattr(module, "SHAPES", {"small": Shape(2, 32, 32, 4, 2, 50, 8)})
-    monkeypatch.setattr(shapes, "SHAPES", samples.SHAPES)
+    monkeypatch.setattr(shapes, "SHAPES", chase_samples.SHAPES)
     monkeypatch.setattr(arithmetic, "SIDE", {"cpu": 64})
     for name, value in {"PAGES": 2, "BATCH": 2}.items():
-        monkeypatch.setattr(samples, name, value)
+        monkeypatch.setattr(chase_samples, name, value)
 
 
 RANDOM = ["--shape", "small", "--prompts", "2", "--prompt", "40", "--answer", "3"]
@@ -53,12 +54,12 @@ def test_it_runs_in_the_dtype_that_this_device_multiplies_fastest(
     small: None, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     monkeypatch.setattr(arithmetic, "matmul_rate", lambda one, device: 2.0 if dtype in str(one) else 1.0)
-    sizes = samples.Sizes(prompts=2, prompt=40, answer=3)
+    sizes = chase_samples.Sizes(prompts=2, prompt=40, answer=3)
     assert chase.run("small", device="cpu", repeats=2, sizes=sizes)["dtype"] == dtype
 
 
 def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
-    given = samples.of_checkpoint(ROOT / chase.CHECKPOINT, "float32", torch.device("cpu"))
+    given = chase_samples.of_checkpoint(ROOT / chase.CHECKPOINT, "float32", torch.device("cpu"))
     with torch.inference_mode():
         fast, slow = chase.chase(given), chase.loop(given)
     assert fast.sum() > 0
@@ -74,7 +75,7 @@ def test_what_is_unknown_is_refused(capsys: Any) -> None:
         "--prompt 7 is too small": [*shape, "--prompt", "7"],
         "--prompts 0": [*shape, "--prompts", "0"],
         "--answer -1": [*shape, "--answer", "-1"],
-        "memory are there": [*shape, "--prompt", str(10**9)],
+        "memory are available": [*shape, "--prompt", str(10**9)],
         "have their own sizes": ["--prompt", "40"],
     }
     for words, given in wrong.items():
@@ -94,7 +95,7 @@ def test_the_chase_of_a_long_prompt_takes_less_than_its_keys_and_values_beyond_a
     printed = json.loads(capsys.readouterr().out)
     assert printed["kv_bytes"] == 2 * 2 * 2 * 8 * (4096 + 512) * 4  # K and V, layers, KV heads, head_dim, fp32
     assert printed["ratios"]["chase_extra_over_kv"] < 1
-    assert "the weights of 4096 tokens take" in printed["rows"][-1]["left_out"]
+    assert "the weights of 4096 tokens need" in printed["rows"][-1]["left_out"]
     assert "loop_over_chase" not in printed["ratios"]
 
 
@@ -106,4 +107,4 @@ def test_peak_is_what_is_held_at_one_time() -> None:
         third = torch.zeros(500, dtype=torch.uint8)
         del second, third
 
-    assert 3000 <= memory.peak_bytes(function, torch.device("cpu")) < 3500
+    assert 3000 <= held_bytes.peak_bytes(function, torch.device("cpu")) < 3500

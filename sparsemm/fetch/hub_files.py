@@ -1,4 +1,4 @@
-"""A data set or model repository of the Hugging Face hub, at one commit."""
+"""Opens a data set of the Hugging Face hub at one commit, and downloads checkpoints."""
 
 from __future__ import annotations
 
@@ -12,49 +12,45 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparsemm.errors import FetchError
-from sparsemm.fetch import patience
-from sparsemm.fetch.blocks import Remote, open_remote, save_remote
-from sparsemm.fetch.patience import patiently
-from sparsemm.fetch.place import File, Place, by_name
+from sparsemm.fetch import retry
+from sparsemm.fetch.blocks import Remote, remote_file, save_remote
+from sparsemm.fetch.place import Place, by_name
 from sparsemm.files import fill_folder, room, sha256_file
 
 CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 
 
-def hub(repo: str, work: Path, revision: str | None = None) -> Place:
-    """The files of a data set; `revision` (a branch, tag or commit; default main) is resolved to a commit.
+def open_hub(repo: str, work: Path, revision: str | None = None) -> Place:
+    """Lists the files of a data set at the commit of `revision` (a branch, tag or commit; main if None).
 
-    HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE count. Requests that fail in passing (429, 5xx, a lost connection) are
-    repeated with growing pauses by huggingface_hub.
+    HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE apply. huggingface_hub repeats requests that fail temporarily (429, 5xx, a
+    lost connection), with growing pauses.
 
     Args:
         repo: owner/name.
-        work: folder for blocks of files that are being read.
-        revision: what to resolve.
+        work: folder for the blocks of files that are read.
+        revision: branch, tag or commit.
 
     Raises:
         FetchError: if the hub cannot be reached, or the repository is gated, private or missing, or lacks the revision.
     """
-    commit, licence, remotes = _listing(repo, revision, "dataset")
-    files = (
-        File(name, remote.size, partial(open_remote, remote, work), partial(save_remote, remote, work))
-        for name, remote in remotes.items()
-    )
+    commit, licence, remotes = _list_files(repo, revision, "dataset")
+    files = (remote_file(name, remote, work) for name, remote in remotes.items())
     return Place(f"hub:{repo}", commit, licence, by_name(files, f"hub:{repo}"))
 
 
-def checkpoint(repo: str, revision: str | None = None) -> Path:
-    """A folder with the verified files of a model, downloaded where huggingface_hub's own cache does not have them.
+def fetch_checkpoint(repo: str, revision: str | None = None) -> Path:
+    """Returns a folder with the verified files of a model; downloads those that huggingface_hub's cache does not hold.
 
-    huggingface_hub begins a file anew when its process was killed, and does not look at hashes; so it lies beside its
-    cache, in $HF_HOME/sparsemm. Without a connection, what either holds has to do.
+    huggingface_hub restarts a file whose download was killed, and does not check hashes. Therefore the folder is
+    beside its cache, in $HF_HOME/sparsemm. Without a connection, the files that either has are used.
 
     Args:
         repo: owner/name.
-        revision: branch, tag or commit; default main.
+        revision: branch, tag or commit; main if None.
 
     Raises:
-        FetchError: as `hub`, or if a file cannot be fetched or the disk is full.
+        FetchError: as `open_hub`, or if a file cannot be downloaded or the disk is full.
         CorruptFetch: if a file was wrong twice.
     """
     from filelock import FileLock
@@ -65,7 +61,7 @@ def checkpoint(repo: str, revision: str | None = None) -> Path:
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and (base / revision).is_dir():
         return base / revision
     try:
-        commit, _, remotes = _listing(repo, revision, "model")
+        commit, _, remotes = _list_files(repo, revision, "model")
     except FetchError as unreachable:
         try:
             return Path(snapshot_download(repo, revision=revision, local_files_only=True))
@@ -79,18 +75,18 @@ def checkpoint(repo: str, revision: str | None = None) -> Path:
     def fill(folder: Path) -> None:
         for name in names:
             if not (folder / name).is_file():
-                _take(repo, commit, remotes[name], name, folder)
+                _link_or_download(repo, commit, remotes[name], name, folder)
         shutil.rmtree(folder / ".blocks", ignore_errors=True)
 
     with room(str(base)):
         base.mkdir(parents=True, exist_ok=True)
-        with FileLock(base / ".lock"):  # the processes of several GPUs come at the same time
+        with FileLock(base / ".lock"):  # the processes of several GPUs arrive at the same time
             fill_folder(base / commit, fill)
     return base / commit
 
 
-def _take(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> None:
-    """Put a verified file into a folder: a second name of what huggingface_hub has, or a download."""
+def _link_or_download(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> None:
+    """Puts a verified file into a folder: a hard link to huggingface_hub's copy, or a download."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(repo, name, revision=commit)
@@ -103,57 +99,55 @@ def _take(repo: str, commit: str, remote: Remote, name: str, folder: Path) -> No
     save_remote(remote, folder / ".blocks", folder / name)
 
 
-def _listing(
+def _list_files(
     repo: str, revision: str | None, kind: Literal["dataset", "model"]
 ) -> tuple[str, str | None, dict[str, Remote]]:
-    """Commit, licence and files of a repository."""
+    """Returns commit, licence and files of a repository."""
     from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.errors import HFValidationError
 
-    where = f"hub:{repo}"
+    where, protocol = f"hub:{repo}", "HF_ENDPOINT must speak the hub's protocol"
     api = HfApi()
 
-    def listing() -> Any:
-        # With files_metadata: sizes, and the hashes that a file must have when it is here.
-        return api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=patience.TIMEOUT)
+    def repo_info() -> Any:
+        # files_metadata brings the sizes and hashes of the files.
+        return api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=retry.TIMEOUT)
 
     try:
-        found = patiently(listing, _passing)
+        info = retry.retry(repo_info, _is_temporary)
     except HFValidationError as error:
         raise FetchError(f"not a hub id: {error}", where=where) from error
     except _failures() as error:
         raise explained(error, where, revision) from error
     except (KeyError, TypeError, ValueError) as error:
-        what, hint = f"what it says of its files cannot be read: {error!r}", "HF_ENDPOINT must speak the hub's protocol"
-        raise FetchError(what, where=where, hint=hint) from error
-    commit = str(found.sha)
+        raise FetchError(f"its list of files cannot be read: {error!r}", where=where, hint=protocol) from error
+    commit = str(info.sha)
     remotes = {}
-    for one in sorted(found.siblings or (), key=lambda one: one.rfilename):
-        if one.size is None:
-            what, hint = f"it does not say how large {one.rfilename} is", "HF_ENDPOINT must speak the hub's protocol"
-            raise FetchError(what, where=where, hint=hint)
-        url = hf_hub_url(repo, one.rfilename, repo_type=kind, revision=commit, endpoint=api.endpoint)
-        digest = one.lfs.sha256 if one.lfs else None
-        remotes[one.rfilename] = Remote(
-            f"{where}@{commit}/{one.rfilename}",
-            digest or one.blob_id or "",
-            one.size,
-            partial(_read, url, f"{where}/{one.rfilename}"),
-            partial(_verify, digest, one.blob_id),
+    for file in sorted(info.siblings or (), key=lambda file: file.rfilename):
+        if file.size is None:
+            raise FetchError(f"it does not state the size of {file.rfilename}", where=where, hint=protocol)
+        url = hf_hub_url(repo, file.rfilename, repo_type=kind, revision=commit, endpoint=api.endpoint)
+        digest = file.lfs.sha256 if file.lfs else None
+        remotes[file.rfilename] = Remote(
+            f"{where}@{commit}/{file.rfilename}",
+            digest or file.blob_id or "",
+            file.size,
+            partial(_read, url, f"{where}/{file.rfilename}"),
+            partial(_verify, digest, file.blob_id),
         )
-    licence = found.card_data.get("license") if found.card_data else None
+    licence = info.card_data.get("license") if info.card_data else None
     if isinstance(licence, list):
-        licence = ", ".join(str(one) for one in licence)
+        licence = ", ".join(map(str, licence))
     return commit, licence, remotes
 
 
 def _read(url: str, where: str, start: int, stop: int) -> bytes:
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
-    # Without `identity` a server may compress, and a range of compressed bytes is of no use.
+    # Without `identity` a server may compress, and a range of compressed bytes is useless.
     headers = build_hf_headers() | {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     try:
-        response = http_backoff("GET", url, headers=headers, timeout=patience.TIMEOUT)
+        response = http_backoff("GET", url, headers=headers, timeout=retry.TIMEOUT)
         hf_raise_for_status(response)
     except _failures() as error:
         raise explained(error, where, None) from error
@@ -161,7 +155,7 @@ def _read(url: str, where: str, start: int, stop: int) -> bytes:
 
 
 def _verify(sha256: str | None, git: str | None, path: Path) -> bool:
-    """By the SHA-256 of a large file, or the git blob id of a small one."""
+    """Checks the SHA-256 of a large file, or the git blob id of a small one."""
     if sha256:
         return sha256_file(path) == sha256
     if git:
@@ -174,12 +168,12 @@ def _verify(sha256: str | None, git: str | None, path: Path) -> bool:
 def _failures() -> tuple[type[BaseException], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
-    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library this version of the hub's client is built on
+    transport: Any = HfHubHTTPError.__bases__[0]  # of the HTTP library that this version of huggingface_hub uses
     return (HfHubHTTPError, transport, OSError)
 
 
-def _passing(error: BaseException) -> bool:
-    """Whether the same request may succeed a little later."""
+def _is_temporary(error: BaseException) -> bool:
+    """Returns whether the same request may succeed a little later."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -189,12 +183,12 @@ def _passing(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, where: str, revision: str | None) -> FetchError:
-    """What a failure of huggingface_hub means, in words of what to do.
+    """Returns an error that says in plain words why a request failed, and what to do.
 
     Args:
-        error: one that it raised, or one of its transport.
-        where: what was asked for, for the message.
-        revision: that was asked for.
+        error: raised by huggingface_hub or its HTTP library.
+        where: the requested repository or file, for the message.
+        revision: the requested revision.
     """
     from huggingface_hub import errors
 
@@ -212,7 +206,7 @@ def explained(error: BaseException, where: str, revision: str | None) -> FetchEr
     if status == 404:
         return FetchError("is not there", where=where)
     if status == 429:
-        return FetchError("the hub asks to come back later (429)", where=where, hint="wait a while and run it again")
+        return FetchError("the hub is busy (429)", where=where, hint="wait a while and run it again")
     if status is not None:
         return FetchError(f"the hub answers {status}", where=where, hint="run it again later")
     hint = "check the network and HF_ENDPOINT, then run it again"

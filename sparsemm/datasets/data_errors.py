@@ -1,4 +1,4 @@
-"""What files and rows raise, whatever library reads them, as errors that cost no more than that file or row."""
+"""Turns whatever a library raises about a damaged file into a `DataError`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sparsemm.files import room
 
 
 @contextmanager
-def readable(where: str, what: str = "cannot be read") -> Iterator[None]:
-    """Make one DataError of whatever is raised inside: libraries have no end of exceptions for damaged files.
+def data_errors(where: str, what: str = "cannot be read") -> Iterator[None]:
+    """Raises exceptions of other libraries as a `DataError`, because damaged files can cause any of them.
 
     Args:
         where: the file or row that is read.
-        what: begins the error's text.
+        what: beginning of the message.
 
     Raises:
-        DataError: if something inside raises an error that is not of this package.
+        DataError: if the body of the context raises an exception that is not of this package.
         FetchError: if the disk is full.
     """
     try:
@@ -28,6 +28,6 @@ def readable(where: str, what: str = "cannot be read") -> Iterator[None]:
     except SparseMMError:
         raise
     except Exception as error:
-        # An address in memory would make other reasons of the same file at every run.
+        # Addresses in memory would give the same file another message in every run.
         text = " ".join(re.sub(r"0x[0-9a-fA-F]+", "0x...", str(error)).split())
         raise DataError(f"{what}: {text[:200] or type(error).__name__}", where=where) from error

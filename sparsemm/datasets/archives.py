@@ -1,4 +1,4 @@
-"""Files of a place and of the zip and tar archives in it, found by their names without folders."""
+"""Finds files by name in a place and in the zip and tar archives that it holds, whatever their folders."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Self
 
-from sparsemm.datasets.faults import readable
+from sparsemm.datasets.data_errors import data_errors
 from sparsemm.errors import DataError
 from sparsemm.fetch import File, Place
 from sparsemm.files import plain_name
 
-LARGEST = 2**28  # bytes of an image or label file that is read as one piece
+LARGEST = 2**28  # bytes of an image or label file that is read at once
 _Opener = Callable[[], IO[bytes]]
 
 
 def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes | DataError]]:
-    """(number from 1, text) of the lines of a file that are not blank.
+    """Yields (number from 1, text) of the lines of a file that are not blank.
 
-    A DataError stands for a line that is larger than any description of an image should be, and, as the last one, for
-    the rest of a file that cannot be read to its end.
+    A DataError takes the place of a line that is too large, and of the rest of a file that cannot be read to its end.
     """
     number = 0
     try:
-        with readable(where):
+        with data_errors(where):
             while text := handle.readline(LARGEST + 1):
                 number += 1
                 if len(text) > LARGEST:
@@ -41,10 +40,11 @@ def lines(handle: IO[bytes], where: str) -> Iterator[tuple[int, bytes | DataErro
 
 
 class Members:
-    """What a place holds, archives looked into one after the other, and no further than needed.
+    """The files of a place and of its archives, by their names without folders.
 
-    Of a remote archive only the table of contents and the wanted members are fetched; a compressed tar is read up to
-    the wanted member. An archive that is damaged ends where the damage begins: see `damage`.
+    Archives are searched one after the other, and only as far as needed. Of a remote zip archive only the table of
+    contents and the necessary members are downloaded; a compressed tar is read up to the necessary member. A damaged
+    archive ends where the damage begins: see `damage`.
     """
 
     def __init__(self, place: Place) -> None:
@@ -61,7 +61,7 @@ class Members:
         self._open.close()
 
     def _scan(self) -> Iterator[tuple[str, str, _Opener]]:
-        """(name without folders, where, opener): plain files first, then archives by name."""
+        """Yields (name without folders, where, opener): plain files first, then those in archives."""
         archives = []
         for name, file in self._place.files.items():
             if name.lower().endswith((".zip", ".tar", ".tar.gz", ".tgz")):
@@ -69,35 +69,36 @@ class Members:
             else:
                 yield PurePosixPath(name).name, f"{self._place.address}/{name}", file.open
         for file in archives:
+            where = f"{self._place.address}/{file.name}"
             try:
-                with readable(f"{self._place.address}/{file.name}", "not a readable archive"):
-                    yield from self._archive(file)
+                with data_errors(where, "not a readable archive"):
+                    for path, opener in self._archive(file):
+                        inner = plain_name(path)
+                        yield PurePosixPath(inner).name, f"{where}/{inner}", opener
             except DataError as error:
                 self._damage.append(error)
 
-    def damage(self) -> Iterator[DataError]:
-        """The archives that proved damaged since the last call."""
-        while self._damage:
-            yield self._damage.pop(0)
-
-    def _archive(self, file: File) -> Iterator[tuple[str, str, _Opener]]:
-        where = f"{self._place.address}/{file.name}"
+    def _archive(self, file: File) -> Iterator[tuple[str, _Opener]]:
+        """Yields (path, opener) of the files in an archive."""
         handle = self._open.enter_context(file.open())
         if file.name.lower().endswith(".zip"):
             folder = self._open.enter_context(zipfile.ZipFile(handle))
-            for one in folder.infolist():
-                if not one.is_dir():
-                    inner = plain_name(one.filename)
-                    yield PurePosixPath(inner).name, f"{where}/{inner}", partial(folder.open, one)
+            for info in folder.infolist():
+                if not info.is_dir():
+                    yield info.filename, partial(folder.open, info)
         else:
             packed = self._open.enter_context(tarfile.open(fileobj=handle, mode="r:*"))
             for member in packed:
                 if member.isfile():
-                    inner = plain_name(member.name)
-                    yield PurePosixPath(inner).name, f"{where}/{inner}", partial(_extract, packed, member)
+                    yield member.name, partial(_extract, packed, member)
+
+    def damage(self) -> Iterator[DataError]:
+        """Yields the archives that proved damaged since the last call."""
+        while self._damage:
+            yield self._damage.pop(0)
 
     def names(self) -> list[str]:
-        """Every name; all archives' tables of contents are read."""
+        """Returns every name; this reads the tables of contents of all archives."""
         for _ in self._more():
             pass
         return sorted(self._known)
@@ -108,7 +109,7 @@ class Members:
             yield name
 
     def find(self, *wanted: str) -> str | None:
-        """The first of the wanted names that is there."""
+        """Returns the first of the wanted names that exists."""
         names = [plain_name(name) for name in wanted]
         for name in names:
             if name in self._known:
@@ -116,17 +117,17 @@ class Members:
         return next((name for name in self._more() if name in names), None)
 
     def open(self, name: str) -> IO[bytes]:
-        """A file that `find` or `names` has found."""
+        """Opens a file that `find` or `names` returned."""
         return self._known[name][1]()
 
     def read(self, name: str) -> bytes:
-        """The whole of a file that `find` or `names` has found.
+        """Reads the whole of a file that `find` or `names` returned.
 
         Raises:
-            DataError: if its archive is damaged there, or it is larger than any image should be.
+            DataError: if its archive is damaged there, or it is larger than `LARGEST`.
         """
         where, opener = self._known[name]
-        with readable(where), opener() as handle:
+        with data_errors(where), opener() as handle:
             data = handle.read(LARGEST + 1)
         if len(data) > LARGEST:
             raise DataError(f"larger than {LARGEST} bytes", where=where)
@@ -135,6 +136,5 @@ class Members:
 
 def _extract(packed: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     handle = packed.extractfile(member)
-    if handle is None:  # cannot be: links and folders were left out
-        raise tarfile.TarError(f"{member.name} is no file")
+    assert handle is not None  # links and folders were left out
     return handle

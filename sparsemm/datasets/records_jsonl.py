@@ -1,4 +1,4 @@
-"""The simple format for own data: JSON lines that name an image and say what stands where on it.
+"""The format for your own data: JSON lines that name an image and the text on it.
 
 {"image": "pages/1.png", "entries": [{"text": "Total", "box": [12, 40, 88, 61]}]}
 """
@@ -11,8 +11,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from sparsemm.datasets.archives import LARGEST, lines
 from sparsemm.datasets.images import clip, decode
-from sparsemm.datasets.members import LARGEST, lines
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
@@ -28,19 +28,24 @@ class Line:
     number: int
     text: bytes
 
+    @property
+    def where(self) -> str:
+        """The line's place, for messages."""
+        return f"{self.place.address}/{self.name}, line {self.number}"
+
 
 def rows(place: Place, split: str | None, start: int) -> Generator[Line | DataError, None, None]:
-    """The lines of <split>.jsonl (default: of every .jsonl file, by name) from `start` on; blank ones do not count.
+    """Yields the lines of <split>.jsonl, or of every .jsonl file by name, from `start` on; blank lines do not count.
 
     Raises:
         DataError: if there is no such file.
-        FetchError: if it cannot be had.
+        FetchError: if it cannot be downloaded.
     """
     names = [name for name in place.files if name.endswith(".jsonl")]
     chosen = [name for name in names if split is None or PurePosixPath(name).stem == split]
     if not chosen:
-        wanted = f"no {split}.jsonl" if split else "no .jsonl file"
-        raise DataError(wanted, where=place.address, hint=f"there: {', '.join(names) or 'none'}")
+        what = f"no {split}.jsonl" if split else "no .jsonl file"
+        raise DataError(what, where=place.address, hint=f"there: {', '.join(names) or 'none'}")
     count = 0
     for name in chosen:
         with place.files[name].open() as handle:
@@ -51,22 +56,22 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Line | DataEr
 
 
 def record(row: Line, source: str, licence: str) -> Record:
-    """One line: `image` (path from the JSONL file's folder), `entries` of `text`, `box` (x0, y0, x1, y1 in pixels)
-    and, if it is not "word", `kind`; and, if it is not file and line number, `id`.
+    """Reads one line: `image`, a path from the JSONL file's folder; `entries` of `text`, `box` (x0, y0, x1, y1 in
+    pixels) and optionally `kind` (default "word"); and optionally `id` (default: file and line number).
 
     Raises:
         DataError: if the line is no such object, or image or boxes do not fit.
-        FetchError: if the image cannot be had.
+        FetchError: if the image cannot be downloaded.
     """
-    where = f"{row.place.address}/{row.name}, line {row.number}"
+    where = row.where
     try:
         value = json.loads(row.text)
-        path, given = value["image"], value["entries"]
-        known = isinstance(path, str) and isinstance(given, list) and set(value) <= {"id", "image", "entries"}
+        path, raw_entries = value["image"], value["entries"]
+        fits = isinstance(path, str) and isinstance(raw_entries, list) and set(value) <= {"id", "image", "entries"}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not an object with image and entries: {error!r}", where=where) from error
-    if not known:
-        raise DataError("not an object with image and entries, and perhaps id", where=where)
+    if not fits:
+        raise DataError("not an object with image and entries, and optionally id", where=where)
     name = plain_name(posixpath.normpath(posixpath.join(posixpath.dirname(row.name), path)))
     if name not in row.place.files:  # so no name leads out of the place
         raise DataError(f"no file {path!r}", where=where, hint="paths count from the folder of the JSONL file")
@@ -75,11 +80,15 @@ def record(row: Line, source: str, licence: str) -> Record:
     with row.place.files[name].open() as handle:
         image = decode(handle.read(), f"{row.place.address}/{name}")
     entries = []
-    for number, one in enumerate(given):
+    for number, entry in enumerate(raw_entries):
         at = f"{where}, entry {number}"
-        if not isinstance(one, dict) or not isinstance(one.get("text"), str) or set(one) - {"text", "box", "kind"}:
-            raise DataError("not an object with text and box, and perhaps kind", where=at)
-        entries.append(Entry(one["text"], clip(one.get("box", ()), image.size, at), one.get("kind", "word")))
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("text"), str)
+            or set(entry) - {"text", "box", "kind"}
+        ):
+            raise DataError("not an object with text and box, and optionally kind", where=at)
+        entries.append(Entry(entry["text"], clip(entry.get("box", ()), image.size, at), entry.get("kind", "word")))
     identity = value.get("id", f"{PurePosixPath(row.name).stem}-{row.number}")
     if not isinstance(identity, str):
         raise DataError("id is not text", where=where)
