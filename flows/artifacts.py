@@ -1,4 +1,4 @@
-"""Creates the artifacts of a flow run in Prefect: tables, progress, a picture and a link to the report."""
+"""Creates the artifacts of a flow run in Prefect: tables, progress, pictures and a link to the report."""
 
 from __future__ import annotations
 
@@ -61,14 +61,21 @@ def show_results(results: list[dict[str, Any]]) -> None:
     create_table_artifact(results, key="results", description="Models of this run")
 
 
-def show_report(root: Path) -> None:
-    """Creates a link to the report, and shows the first picture of an explore stage."""
-    page = root / "artifacts" / "report" / "index.html"
-    if page.exists():
-        create_link_artifact(page.resolve().as_uri(), link_text="report", key="report", description="HTML report")
-    for path in sorted((root / "artifacts" / "explorer").glob("*.json")):
-        pictures = json.loads(path.read_text(encoding="utf-8")).get("method") or []
-        if pictures and len(pictures[0]["image"]) <= MOST_PICTURE:
-            description = f"{path.stem}: {pictures[0]['text']}"
-            create_image_artifact(pictures[0]["image"], key="picture", description=description)
+def show_report(rows: list[dict[str, Any]]) -> None:
+    """Creates a link to the report on MLflow's pages, if a published version of this run holds it."""
+    for row in rows:
+        if "report" in row:
+            text = f"report, with version {row['version']} of {row['model']}"
+            description = f"HTML report on the pages of the registry: {row['report']}"
+            create_link_artifact(row["report"], link_text=text, key="report", description=description)
             return
+
+
+def show_pictures(root: Path, keys: list[str]) -> None:
+    """Shows the first picture of each model's explore stage, under the artifact key picture-<model>."""
+    for key in keys:
+        path = root / "artifacts" / "explorer" / f"{key}.json"
+        pictures = (json.loads(path.read_text(encoding="utf-8")).get("method") or []) if path.exists() else []
+        if pictures and len(pictures[0]["image"]) <= MOST_PICTURE:
+            description = f"{key}: {pictures[0]['text']}"
+            create_image_artifact(pictures[0]["image"], key=f"picture-{slug(key)}", description=description)

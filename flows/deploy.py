@@ -10,27 +10,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
+from flows.alerts import WEBHOOK, automations, install_all, save_webhook
+from flows.containers import job_template, refuse_loopback
 from flows.stages import GPU_SLOTS
 from sparsemm.errors import PipelineError, SparseMMError
 from sparsemm.pipeline.gpus import visible_gpus
 
 POOLS = {"process": "process", "docker": "docker", "kubernetes": "kubernetes"}  # --pool -> type of worker
-OURS: dict[str, str | list[str]] = {"prefect.resource.role": "tag", "prefect.resource.id": "prefect.tag.sparsemm"}
 
 LEASES_IN_MEMORY = f"""\
 warning: this server keeps leases in memory. If it restarts, GPU slots that are in use then stay taken. Start it with
@@ -38,77 +33,24 @@ warning: this server keeps leases in memory. If it restarts, GPU slots that are 
 and free slots that stay taken with `prefect gcl update {GPU_SLOTS} --active-slots 0`."""
 
 
-def base_job_template(kind: str) -> dict[str, Any]:
-    """Returns Prefect's template of a worker type, which is shipped with Prefect and needs no network."""
-    folder = files("prefect.server.api").joinpath("collections_data/views/aggregate-worker-metadata.json")
-    for workers in json.loads(folder.read_text(encoding="utf-8")).values():
-        if kind in workers:
-            template: dict[str, Any] = workers[kind]["default_base_job_configuration"]
-            return template
-    raise KeyError(kind)
-
-
 def make_pool(client: SyncPrefectClient, name: str, kind: str) -> None:
-    """Creates a work pool of this type, unless a pool of that name exists."""
+    """Creates a work pool of this type, unless a pool of that name exists.
+
+    Raises:
+        PipelineError: if it exists with a job template that lacks a variable of ours.
+    """
+    template = job_template(kind)
     try:
-        client.read_work_pool(name)
+        existing = client.read_work_pool(name).base_job_template
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=base_job_template(kind)))
-
-
-def automations(silence_seconds: int) -> list[AutomationCore]:
-    """Returns the automations that restart runs whose engine has died, which would otherwise hold their slots forever.
-
-    Args:
-        silence_seconds: a run without any event for this long counts as dead; at least three heartbeats.
-    """
-    dead = AutomationCore(
-        name="sparsemm: silent runs have crashed",
-        trigger=EventTrigger(
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.*"},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=OURS,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
-            threshold=1,
-            within=timedelta(seconds=silence_seconds),
-        ),
-        actions=[_state(StateType.CRASHED, "Crashed", f"nothing heard for {silence_seconds} s")],
-    )
-    again = AutomationCore(
-        name="sparsemm: crashed runs start again",
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Crashed"},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related=OURS,
-            for_each={"prefect.resource.id"},
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
-        actions=[_state(StateType.SCHEDULED, "AwaitingRetry", "after a crash")],
-    )
-    return [dead, again]
-
-
-def _state(kind: StateType, name: str, message: str) -> ChangeFlowRunState:
-    return ChangeFlowRunState(state=kind, name=name, message=message, force=False)
-
-
-def install(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Creates an automation, or replaces the one of that name if it differs.
-
-    An equal one is kept, because a new automation does not know the runs that are already being watched.
-    """
-    values = automation.model_dump(mode="json")
-    kept = False
-    for existing in client.read_automations_by_name(automation.name):
-        if not kept and existing.model_dump(mode="json", include=set(values)) == values:
-            kept = True
-        else:
-            client.delete_automation(existing.id)
-    if not kept:
-        client.create_automation(automation)
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+        return
+    missing = template["variables"]["properties"].keys() - existing.get("variables", {}).get("properties", {}).keys()
+    if missing:
+        hint = f"delete it (`prefect work-pool delete {name}`) and deploy again, or add them"
+        raise PipelineError(
+            f"its job template lacks {', '.join(sorted(missing))}", where=f"work pool {name}", hint=hint
+        )
 
 
 def keeps_leases_in_memory(client: SyncPrefectClient) -> bool:
@@ -135,17 +77,19 @@ def _answering() -> Iterator[None]:
 
 
 def deployments(pools: list[str], path: Path) -> list[str]:
-    """Returns the flow/deployment names of the pools in prefect.yaml.
+    """Returns the flow/deployment names in prefect.yaml that run in these pools.
 
     Raises:
-        PipelineError: if one uses an environment variable that is not set, which Prefect would replace by nothing.
+        PipelineError: if one uses an environment variable that is not set, which Prefect would replace by nothing, or
+            names a server that its containers cannot reach.
     """
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
-    entries = [entry for entry in entries if entry["name"] in pools]
-    missing = set(re.findall(r"{{ \$(\w+) }}", json.dumps(entries))) - os.environ.keys()
-    if missing:
+    entries = [entry for entry in entries if POOLS.get(entry["work_pool"]["name"], "process") in pools]
+    used = set(re.findall(r"{{ \$(\w+) }}", json.dumps(entries)))
+    if missing := used - os.environ.keys():
         what = f"environment variables are not set: {', '.join(sorted(missing))}"
         raise PipelineError(what, where=str(path), hint="docs/operations.md explains their values")
+    refuse_loopback({name: os.environ[name] for name in used})
     return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries]
 
 
@@ -169,8 +113,9 @@ def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> No
             if pool != "process":
                 make_pool(client, pool, POOLS[pool])
         client.upsert_global_concurrency_limit_by_name(GPU_SLOTS, slots)
-        for automation in automations(silence_seconds):
-            install(client, automation)
+        if (webhook := save_webhook()) is None:
+            print(f"no new alerts: {WEBHOOK} is not set", file=sys.stderr)
+        install_all(client, automations(silence_seconds, webhook))
         if keeps_leases_in_memory(client):
             print(LEASES_IN_MEMORY, file=sys.stderr)
     options = [option for name in names for option in ("--name", name)]

@@ -11,10 +11,11 @@ from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.artifacts import show_plan, show_report, show_results
-from flows.stages import check_runs, model_stages
+from flows.artifacts import show_pictures, show_plan, show_report, show_results
+from flows.stages import check_runs, model_stages, name_run
 from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
+from sparsemm.pipeline.branch import results_branch
 from sparsemm.pipeline.integrate import integrate
 from sparsemm.pipeline.plan import Plan, plan, targets
 from sparsemm.pipeline.worktree import check_clean, has_remote
@@ -25,8 +26,9 @@ Row: TypeAlias = dict[str, Any]  # a row of the table of results
 
 @task(name="plan", cache_policy=NO_CACHE)
 def plan_stages(root: str) -> Plan:
-    """Returns the stale stages, and shows them as a table."""
+    """Returns the stale stages, and shows them as a table. It logs the branch that results are committed to."""
     check_clean(Path(root))
+    get_run_logger().info("results are committed to branch %s (pipeline.branch)", results_branch(Path(root)))
     stale = plan(Path(root), get_run_logger().info)
     show_plan(stale)
     return stale
@@ -59,7 +61,8 @@ def publish_model(root: str, key: str) -> dict[str, Any]:
     version = publish(params, key, Path(root), flow_run=str(flow_run.id))
     note = "" if version.created else " (published before)"
     get_run_logger().info("%s version %s%s", version.name, version.version, note)
-    return {"name": version.name, "version": version.version, "created": version.created}
+    shown = {"name": version.name, "version": version.version, "created": version.created, "page": version.page}
+    return shown | ({"report": version.report} if version.report else {})
 
 
 @flow(log_prints=True, task_runner=RUNNER)
@@ -72,6 +75,7 @@ def pipeline(
         PipelineError: if a model failed, after the others are done; or if the run has crashed too often.
     """
     check_runs()
+    name_run(f"pipeline {', '.join(models) if models else 'of all models'}")
     return whole(run_pipeline(root, models, spread, publish), root)
 
 
@@ -87,7 +91,7 @@ def run_pipeline(root: str, models: list[str] | None, spread: str | None, publis
         publish: whether to publish to the registry that params.yaml or MLFLOW_TRACKING_URI names.
 
     Returns:
-        one row per model: the stages that ran, and the published version, or why it "failed".
+        one row per model: the stages that ran, and the published version with its pages, or why it "failed".
 
     Raises:
         ParamsError: if params.yaml has no such model.
@@ -111,7 +115,8 @@ def run_pipeline(root: str, models: list[str] | None, spread: str | None, publis
                 row["failed"] = str(error)
         rows.append(row)
     show_results(rows)
-    show_report(Path(root))
+    show_report(rows)
+    show_pictures(Path(root), chosen)
     return rows
 
 

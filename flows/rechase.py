@@ -7,10 +7,11 @@ from pathlib import Path
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
 from flows.artifacts import slug
 from flows.pipeline import RUNNER, Row, run_pipeline, whole
-from flows.stages import check_runs
+from flows.stages import REFUSED, REFUSED_PREFIX, check_runs, name_run
 from sparsemm.errors import SparseMMError, WatchError
 from sparsemm.params import load_params
 from sparsemm.pipeline.adopt import adopt
@@ -33,13 +34,18 @@ def promote_model(root: str, key: str, version: str) -> bool:
     """Promotes a version if it passes the gate, shows the gate's reasons, and tells whether it is champion now."""
     from sparsemm.registry.promote import promote
 
-    verdict = promote(load_params(Path(root) / "params.yaml"), key, Path(root), version=version).verdict
+    promotion = promote(load_params(Path(root) / "params.yaml"), key, Path(root), version=version)
+    verdict = promotion.verdict
     if verdict is None:  # it was champion before
         return True
     title = f"# {key} version {version}: {'champion' if verdict.passed else 'stays candidate'}"
     text = "\n".join([title, "", *(f"- {reason}" for reason in verdict.reasons)])
     create_markdown_artifact(text, key=f"gate-{slug(key)}")
     get_run_logger().info(text)
+    if not verdict.passed and not promotion.repeated:  # an automation of `sparsemm flows deploy` sends an alert
+        resource = {"prefect.resource.id": f"{REFUSED_PREFIX}{key}", "prefect.resource.name": key}
+        failed = "; ".join(reason for reason in verdict.reasons if reason.startswith("FAIL"))
+        emit_event(REFUSED, resource, payload={"version": version, "reasons": failed})
     return verdict.passed
 
 
@@ -65,13 +71,16 @@ def rechase(watch: str | None = None, root: str = ".", spread: str | None = None
     check_runs()
     path = Path(root) / "params.yaml"
     keys = list(load_params(path).watch) if watch is None else [watch.removeprefix(EVENT_PREFIX)]
-    errors = []
+    name_run(f"rechase {', '.join(keys)}")
+    errors, arrived = [], []
     for key in keys:
         try:
-            look(root, key)
+            if arrival := look(root, key):
+                arrived.append(f"{key} {arrival.revision[:12]}")
         except SparseMMError as error:  # the other sources are checked nevertheless
             get_run_logger().error("%s", error)
             errors.append(str(error))
+    name_run(f"rechase {', '.join(arrived)}" if arrived else f"rechase {', '.join(keys)}: nothing new")
     entries = load_params(path).models
     models = [key for key in keys if key in entries]
     rows = run_pipeline(root, models, spread, publish=True) if models else []

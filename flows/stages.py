@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
@@ -20,6 +22,7 @@ from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import check_clean, has_remote, reproduce, worktree
 
 GPU_SLOTS = "gpu"  # the global concurrency limit that `sparsemm flows deploy` creates
+REFUSED, REFUSED_PREFIX = "gate.refused", "sparsemm.model."  # event of a refused candidate, and its resource
 MOST_RUNS = 3  # times that a flow run may start, if it crashes
 
 
@@ -31,6 +34,12 @@ def check_runs() -> None:
     """
     if flow_run.run_count > MOST_RUNS:
         raise PipelineError(f"crashed {MOST_RUNS} times", where=f"flow run {flow_run.name}", hint="see its logs")
+
+
+def name_run(name: str) -> None:
+    """Renames the current flow run, for what is known only once it runs, such as the revision of a checkpoint."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(str(flow_run.id)), name=name)
 
 
 def run_stages(root: Path, key: str, until: str | None = None) -> None:
@@ -69,7 +78,7 @@ def model_stages(root: str, key: str, until: str | None = None) -> None:
     run_stages(Path(root), key, until)
 
 
-@flow(flow_run_name="{key}", log_prints=True)
+@flow(flow_run_name="stages of {key}", log_prints=True)
 def model(key: str, root: str = ".", until: str | None = None) -> None:
     """Runs the stages of one model. As a deployment it lets `pipeline` with spread=<its name> use many workers."""
     check_runs()

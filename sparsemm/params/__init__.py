@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sparsemm.errors import ParamsError
 from sparsemm.params.datasets import DatasetParams, may_share
 from sparsemm.params.models import OVERRIDDEN, AssembledParams, ModelParams, WatchParams, without_folder
-from sparsemm.params.registry import RegistryParams
+from sparsemm.params.registry import PipelineParams, RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
 from sparsemm.params.strict import Strict, check_key
 from sparsemm.params.studies import studies_params
@@ -39,6 +39,7 @@ class Params(Strict):
     studies: StudiesParams = Field(default_factory=lambda: studies_params()())
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
     registry: RegistryParams = RegistryParams.model_validate({})
+    pipeline: PipelineParams = PipelineParams(branch=None)
 
     @field_validator("models", "assembled", "datasets", "watch")
     @classmethod

@@ -1,4 +1,4 @@
-"""The part `registry` of params.yaml: where results are published, and which versions may become champion."""
+"""The parts `registry` and `pipeline` of params.yaml: where results are published and committed, and the gate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ class GateParams(Strict):
     min_top_overlap: float = Field(0.5, ge=0.0, le=1.0, description="share of the champion's best 5 % heads")
     min_accuracy_ratio: float = Field(0.8, ge=0.0, description="accuracy of sparsemm over that of full, every task")
     max_accuracy_drop: float = Field(0.05, ge=0.0, le=1.0, description="accuracy lost against the champion, every task")
+
+
+class PipelineParams(Strict):
+    """Where the flows commit results."""
+
+    branch: str | None = Field(
+        None, min_length=1, description="branch that flows commit to, checked out; default: the one that is checked out"
+    )
 
 
 class RegistryParams(Strict):

@@ -9,6 +9,7 @@ from sparsemm.errors import DataError, ModelError, WatchError
 from sparsemm.models import check_weights, new_entry
 from sparsemm.params import load_params
 from sparsemm.params.entries import add_entry
+from sparsemm.pipeline.branch import results_branch
 from sparsemm.pipeline.integrate import commit
 from sparsemm.pipeline.locks import locked, repository_locked
 from sparsemm.pipeline.worktree import Line, check_clean
@@ -27,7 +28,7 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
     Raises:
         WatchError: if no source is watched for `key`, or the source cannot be reached.
         LayoutError, ModelError: if the checkpoint is of no supported family, cannot be read, or lacks weights.
-        PipelineError: if params.yaml has uncommitted changes.
+        PipelineError: if params.yaml has uncommitted changes, or another branch than `pipeline.branch` is checked out.
     """
     path = root / "params.yaml"
     params = load_params(path)
@@ -52,6 +53,7 @@ def adopt(root: Path, key: str, on_line: Line | None = None) -> Arrival | None:
         entry = entry.model_copy(update={"checkpoint": arrival.checkpoint, "note": old.note if old else ""})
         with repository_locked(root, on_line) as lock:
             check_clean(root)
+            results_branch(root)
             add_entry(path, key, entry)
             commit(root, [path.name], f"{key}: revision {arrival.revision}", keep=(lock,))
         return arrival

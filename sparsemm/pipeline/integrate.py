@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sparsemm.pipeline.branch import results_branch
 from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line, reproduce
@@ -29,9 +30,10 @@ def integrate(
         the commit, or None if nothing had changed.
 
     Raises:
-        PipelineError: if a stage or git fails.
+        PipelineError: if a stage or git fails, or another branch than `pipeline.branch` is checked out.
     """
     with repository_locked(root, on_line) as lock:
+        results_branch(root)
         reproduce(root, targets, pull=pull, on_line=on_line, keep=(lock,))
         return commit(root, [name for name in COMMITTED if (root / name).exists()], message, keep=(lock,))
 

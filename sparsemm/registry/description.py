@@ -59,22 +59,26 @@ def headlines(metrics: dict[str, float], method: str, budget: str) -> list[str]:
     return lines
 
 
-def describe(lines: list[str], tags: dict[str, str], experiment: str, run_id: str, report: bool) -> str:
+def files_page(experiment: str, run_id: str, name: str = "") -> str:
+    """Returns the path of the page in MLflow's UI that shows a file of a version, or all of them."""
+    return f"experiments/{experiment}/runs/{run_id}/artifacts/{FOLDER}/{name}".rstrip("/")
+
+
+def describe(lines: list[str], tags: dict[str, str], experiment: str, run_id: str) -> str:
     """Returns the description of a version that was just published, in Markdown.
 
     Args:
         lines: sentences of `headlines`.
         tags: tags of the version.
-        report: whether the version holds the report.
     """
-    run = f"#/experiments/{experiment}/runs/{run_id}"
-    links = [f"[report]({run}/artifacts/{FOLDER}/{REPORT})"] if report else []
+    links = [f"[report](#/{files_page(experiment, run_id, REPORT)})"] if tags["report"] == "yes" else []
+    links += [f"[run](#/experiments/{experiment}/runs/{run_id})", f"[files](#/{files_page(experiment, run_id)})"]
     picture = f"get-artifact?path={quote(f'{FOLDER}/{PICTURE}', safe='')}&run_uuid={run_id}"
     parts = [
         *lines,
         f"![scores of the heads]({picture})",
         "Visual scores: a row per layer from the top, a column per query head, dark for high.",
-        " · ".join([*links, f"[run]({run})", f"[files]({run}/artifacts/{FOLDER})"]),
+        " · ".join(links),
         f"Checkpoint revision `{tags['checkpoint_revision']}`.",
         f"{GATE}: not asked yet",
     ]

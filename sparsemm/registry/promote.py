@@ -37,6 +37,7 @@ class Promotion:
         before: version that the alias pointed at before, or None.
         moved: whether this call moved the alias to `version`.
         verdict: verdict of the gate; None if it was not asked (to candidate, rollback, already champion).
+        repeated: whether the gate gave this version the same verdict, for the same reasons, when it was asked last.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Promotion:
     before: str | None
     moved: bool
     verdict: Verdict | None
+    repeated: bool = False
 
 
 def promote(
@@ -80,19 +82,19 @@ def promote(
         number, old = str(chosen.version), None if before is None else str(before.version)
         if number == old:
             return Promotion(name, number, old, False, None)
-        verdict = None
+        verdict, repeated = None, False
         if to == CHAMPION:
             now = None if before is None else _evidence(client, before)
             verdict = judge(_evidence(client, chosen), now, params.registry.gate)
-            _record(client, chosen, verdict, old)
+            repeated = _record(client, chosen, verdict, old)
             if not verdict.passed:
-                return Promotion(name, number, old, False, verdict)
+                return Promotion(name, number, old, False, verdict, repeated)
             if old is not None:
                 client.set_model_version_tag(name, number, REPLACED, old)
             else:
                 _delete_tag(client, name, number, REPLACED)
         _move(client, held, name, to, old, number)
-    return Promotion(name, number, old, True, verdict)
+    return Promotion(name, number, old, True, verdict, repeated)
 
 
 def rollback(params: Params, key: str, root: Path = Path("."), *, tracking_uri: str | None = None) -> Promotion:
@@ -159,8 +161,8 @@ def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
     return Evidence(str(version.version), loaded.header["revision"], loaded, values)
 
 
-def _record(client: MlflowClient, version: ModelVersion, verdict: Verdict, against: str | None) -> None:
-    """Writes the gate's verdict to the version's tags and to its description."""
+def _record(client: MlflowClient, version: ModelVersion, verdict: Verdict, against: str | None) -> bool:
+    """Writes the gate's verdict to the version's tags and description, and tells whether it was the last one too."""
     name, number, when = version.name, str(version.version), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
     tags = {
         "gate": "passed" if verdict.passed else "failed",
@@ -168,9 +170,11 @@ def _record(client: MlflowClient, version: ModelVersion, verdict: Verdict, again
         "gate_against": against or "none",
         "gate_at": when,
     }
+    repeated = all(version.tags.get(tag) == value for tag, value in tags.items() if tag != "gate_at")
     for tag, value in tags.items():
         client.set_model_version_tag(name, number, tag, value)
     client.update_model_version(name, number, with_gate(version.description or "", verdict, against, when))
+    return repeated
 
 
 def _move(client: MlflowClient, held: Lease, name: str, alias: str, before: str | None, to: str) -> None:

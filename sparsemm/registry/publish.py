@@ -17,7 +17,7 @@ from sparsemm.params import Params
 from sparsemm.registry import artifacts, manifest
 from sparsemm.registry.client import answering, connect, is_code, model_name, page, registry_uri, sqlite_file
 from sparsemm.registry.contents import gather, table_name
-from sparsemm.registry.description import PICTURE, REPORT, describe, draw_heads, headlines
+from sparsemm.registry.description import PICTURE, REPORT, describe, draw_heads, files_page, headlines
 from sparsemm.registry.gate import METHOD
 from sparsemm.registry.lease import Lease, lease
 from sparsemm.registry.lockfile import STALE, check_params, read_stages
@@ -42,6 +42,7 @@ class Published:
         stage_hash: identity of the results, see `Stages.hash`.
         created: False if the same results had been published before.
         uri: address of the registry.
+        report: address of the report among the version's files in MLflow's UI; None if it is not among them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Published:
     stage_hash: str
     created: bool
     uri: str
+    report: str | None
 
     @property
     def page(self) -> str:
@@ -111,6 +113,7 @@ def publish(
             "note": model.note,
             "table_sha256": listed["files"][listed["table"]]["sha256"],
             "manifest_sha256": sha256_file(folder / manifest.NAME),
+            "report": "yes" if (folder / REPORT).is_file() else "no",
         }
         uri = registry_uri(tracking_uri, params, root)
         client = connect(uri, create=True)
@@ -122,12 +125,17 @@ def publish(
                 _remove_unfinished(client, experiment, key)
                 run_id = _run(held, experiment, f"{key}: {source}", tags, folder, flat_params(params, key), metrics)
                 lines = headlines(metrics, METHOD, _budget(params, key))
-                text = describe(lines, tags, experiment, run_id, (folder / REPORT).is_file())
+                text = describe(lines, tags, experiment, run_id)
                 version = _version(held, name, run_id, tags, text)
                 if created := version.run_id == run_id:
                     client.update_run(run_id, name=f"{key} v{version.version}: {source}")
             client.set_registered_model_alias(name, CANDIDATE, version.version)
-    return Published(name, str(version.version), str(version.run_id), stages.hash, created, uri)
+            report = None
+            if version.tags.get("report") == "yes":
+                report = page(
+                    uri, files_page(client.get_run(version.run_id).info.experiment_id, version.run_id, REPORT)
+                )
+    return Published(name, str(version.version), str(version.run_id), stages.hash, created, uri, report)
 
 
 def _budget(params: Params, key: str) -> str:

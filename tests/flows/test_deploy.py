@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from flows.alerts import RESTART, SILENT
 from flows.deploy import deploy, keeps_leases_in_memory, main
 from sparsemm.errors import PipelineError
 from tests.flows.runs import SILENCE
@@ -31,9 +32,14 @@ def test_pools_limits_automations_and_deployments(deployed):
         assert server.read_global_concurrency_limit_by_name("gpu").limit == 2
         automations = [a for a in server.read_automations() if a.name.startswith("sparsemm: ")]
         found = {(d.name, d.work_pool_name, d.entrypoint): d for d in server.read_deployments()}
-    assert len(automations) == 2 and all(a.enabled for a in automations)
-    assert {(name, pool) for name, pool, _ in found} >= {("process", "control"), ("process", "gpu")}
-    rechase = found["process", "control", "flows/rechase.py:rechase"]
+    assert {a.name for a in automations} == {SILENT, RESTART, "sparsemm: rechase a checkpoint when it arrives"}
+    assert all(a.enabled for a in automations)
+    assert {(name, pool) for name, pool, _ in found} >= {
+        ("nightly", "control"),
+        ("one-model", "gpu"),
+        ("process", "gpu"),
+    }
+    rechase = found["new-checkpoints", "control", "flows/rechase.py:rechase"]
     assert rechase.schedules and rechase.concurrency_options.collision_strategy.value == "ENQUEUE"
     assert str(deployed.root) in str(rechase.pull_steps)
     assert all(d.tags == ["sparsemm"] for d in found.values())
@@ -56,11 +62,15 @@ def test_deploying_again_doubles_nothing(deployed):
 
 @pytest.mark.parametrize("pool", ["docker", "kubernetes"])
 def test_container_pools_take_their_deployments(deployed, pool, monkeypatch):
-    """Against Prefect's own template of the pool, which is what a worker of it reads; no cluster is here."""
+    """Against the template of the pool, which is what a worker of it reads; no cluster is here."""
     for name in ("IMAGE", "REPOSITORY", "BRANCH", "SHARED"):
         monkeypatch.setenv(f"SPARSEMM_{name}", f"some-{name.lower()}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://registry:5000")
+    monkeypatch.setenv("SPARSEMM_PREFECT_API_URL", "http://127.0.0.1:4200/api")
     command = [sys.executable, "-m", "flows.deploy", "--pool", pool]
+    done = subprocess.run(command, cwd=deployed.root, capture_output=True, text=True)
+    assert done.returncode == 1 and "SPARSEMM_PREFECT_API_URL: 127.0.0.1 is the container itself" in done.stderr
+    monkeypatch.setenv("SPARSEMM_PREFECT_API_URL", "http://prefect:4200/api")
     done = subprocess.run(command, cwd=deployed.root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     with client() as server:
@@ -68,6 +78,7 @@ def test_container_pools_take_their_deployments(deployed, pool, monkeypatch):
         template = server.read_work_pool(pool).base_job_template
     variables = made.job_variables
     assert variables["image"] == "some-image" and variables["env"]["MLFLOW_TRACKING_URI"] == "http://registry:5000"
+    assert variables["env"]["PREFECT_API_URL"] == "http://prefect:4200/api"
     assert set(variables) <= set(template["variables"]["properties"])
     jsonschema.validate(variables, template["variables"] | {"required": []})
     assert "some-repository" in str(made.pull_steps)
@@ -94,13 +105,17 @@ def test_deploying_outside_of_a_repository_is_refused(tmp_path):
     [
         (None, [], "PREFECT_API_URL: not set"),
         ("http://127.0.0.1:9/api", [], "does not answer"),
-        (None, ["--pool", "docker"], "not set: SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_SHARED (docs"),
+        (
+            None,
+            ["--pool", "docker"],
+            "not set: SPARSEMM_BRANCH, SPARSEMM_IMAGE, SPARSEMM_PREFECT_API_URL, SPARSEMM_SHARED (docs",
+        ),
     ],
 )
 def test_what_is_missing_is_said_in_a_line(url, options, what, capsys, monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    for name in ("BRANCH", "IMAGE", "SHARED"):
+    for name in ("BRANCH", "IMAGE", "PREFECT_API_URL", "SHARED"):
         monkeypatch.delenv(f"SPARSEMM_{name}", raising=False)
     for name in ("SPARSEMM_REPOSITORY", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, "given")

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 
-from flows.deploy import automations, install
+from flows.alerts import automations, install
 from sparsemm.errors import PipelineError
 from sparsemm.pipeline.integrate import integrate
 from tests.flows.runs import (
@@ -36,7 +36,7 @@ from tests.servers import SERVER, answers, wait_for
 def test_a_worker_killed_in_a_stage(deployed, worker, quiet):
     hang(deployed, "chase one")
     first = worker("control")
-    run = start("pipeline/process", root=".", publish=False)
+    run = start("pipeline/nightly", root=".", publish=False)
     hanging(deployed)
     os.kill(first.child.pid, signal.SIGKILL)
     go_on(deployed)
@@ -59,7 +59,7 @@ def test_engine_and_worker_killed(deployed, little_patience, worker, quiet):
     """Nobody is left to report: the automation notices the silence, marks the crash, and the run starts again."""
     hang(deployed, "chase one")
     first = worker("control")
-    run = start("pipeline/process", root=".", publish=False)
+    run = start("pipeline/nightly", root=".", publish=False)
     hanging(deployed)
     for pid in [*children(first), first.child.pid]:
         os.kill(pid, signal.SIGKILL)
@@ -79,14 +79,14 @@ def test_cancel_ends_every_child(deployed, worker, quiet):
 
     hang(deployed, "chase one")
     worker("control")
-    run = start("pipeline/process", root=".", publish=False)
+    run = start("pipeline/nightly", root=".", publish=False)
     hanging(deployed)
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     wait_for(lambda: state(run)[0] == "CANCELLED", "cancellation")
     wait_for(lambda: not inside(deployed), f"an end of {inside(deployed)}")
     go_on(deployed)
-    again = start("pipeline/process", root=".", publish=False)
+    again = start("pipeline/nightly", root=".", publish=False)
     ended(again)
     assert deployed.outputs() == quiet
     nothing_left(deployed)
@@ -95,7 +95,7 @@ def test_cancel_ends_every_child(deployed, worker, quiet):
 def test_the_server_restarts_in_a_run(deployed, worker, quiet, prefect_api):
     hang(deployed, "chase one")
     worker("control")
-    run = start("pipeline/process", root=".", publish=False)
+    run = start("pipeline/nightly", root=".", publish=False)
     hanging(deployed)
     SERVER[0].stop()
     time.sleep(3)
@@ -121,7 +121,7 @@ def test_two_flows_for_the_same_model_at_once(deployed, worker, quiet):
     called = deployed.called()
     assert called["chase one"] == called["profile one"] == 1
     worker("control")
-    ended(start("pipeline/process", root=".", publish=False))
+    ended(start("pipeline/nightly", root=".", publish=False))
     assert deployed.outputs() == quiet and deployed.called()["chase one"] == 0
     nothing_left(deployed)
 
@@ -133,7 +133,7 @@ def test_eight_models_on_two_workers(deployed, worker):
     for _ in range(2):
         worker("gpu", "--limit", "1")
     worker("control")
-    run = start("pipeline/process", root=".", publish=False, spread="process")
+    run = start("pipeline/nightly", root=".", publish=False, spread="process")
     ended(run)
     called = deployed.called()
     assert {called[f"{stage} {key}"] for stage in ("chase", "profile") for key in keys} == {1}

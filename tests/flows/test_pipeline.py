@@ -26,8 +26,8 @@ def test_everything_stale_runs_once_and_nothing_the_second_time(repository):
     assert set(repository.called().values()) == {1}
     assert "Results of one, two" in repository.git("log", "-1", "--format=%s")
     shown = artifacts()
-    assert {"plan", "results", "report", "progress-one", "progress-two", "picture"} <= shown.keys()
-    assert shown["picture"] == "data:image/png;base64,b25l"
+    assert {"plan", "results", "progress-one", "progress-two"} <= shown.keys()
+    assert shown["picture-one"] == "data:image/png;base64,b25l" and shown["picture-two"] != shown["picture-one"]
     before = repository.git("rev-parse", "HEAD")
     assert [row["ran"] for row in run(repository)] == ["nothing", "nothing"]
     assert not repository.called() and repository.git("rev-parse", "HEAD") == before

@@ -103,6 +103,42 @@ def test_a_refused_candidate_stays_candidate_and_says_why(watched, tmp_path):
     assert "stays candidate" in str(gates[0].data) and "FAIL" in str(gates[0].data)
 
 
+def test_runs_are_named_by_model_and_revision_and_a_refusal_is_reported_once(watched, tmp_path, monkeypatch):
+    path = watched.root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params["registry"]["gate"]["min_accuracy_ratio"] = 0.99
+    path.write_text(yaml.safe_dump(params))
+    watched.git("commit", "-qam", "a strict gate")
+    events = []
+    monkeypatch.setattr("flows.rechase.emit_event", lambda *arguments, **options: events.append((arguments, options)))
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
+    for _ in range(2):
+        (row,) = rechase(watched, watch="one")
+        assert not row["champion"] and row["page"].endswith("/#/models/visual-heads.one/versions/1")
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        names = [run.name for run in client.read_flow_runs(limit=200)]
+    revision = load_params(path).models["one"].revision
+    assert {f"rechase one {revision[:12]}", "rechase one: nothing new"} <= set(names)
+    ((event, resource), options), *others = events
+    assert event == "gate.refused" and resource["prefect.resource.id"] == "sparsemm.model.one" and not others
+    assert options["payload"]["version"] == "1" and "FAIL" in options["payload"]["reasons"]
+
+
+def test_the_link_to_the_report_opens_on_the_registrys_pages(watched):
+    from prefect.client.orchestration import get_client
+
+    from flows.pipeline import pipeline
+
+    row, _ = pipeline(root=str(watched.root))
+    with get_client(sync_client=True) as client:
+        links = [a.data for a in client.read_latest_artifacts(limit=200) if a.key == "report"]
+    assert row["report"] in links[0]
+    assert row["report"].startswith("http://127.0.0.1:5000/#/experiments/1/runs/")
+    assert row["report"].endswith("/artifacts/published/report/index.html")
+
+
 def test_a_registry_that_is_down_costs_no_results(watched, tmp_path, monkeypatch):
     """They are committed; the next run publishes them, once."""
     write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
