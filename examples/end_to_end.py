@@ -2,7 +2,7 @@
 
 In a copy of the last commit with the smallest settings, it starts a Prefect server, a registry, a worker and the
 example service on free loopback ports, copies two revisions of a small checkpoint into the watched folder, and stops
-everything that it started.
+everything that it started. With --keep it prints the pages of the servers and leaves them running until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,13 @@ from safetensors.numpy import load_file, save_file
 
 from flows.copies import copy_of_head, smallest
 from sparsemm.datasets.records import read_records
+from sparsemm.errors import RegistryError
+from sparsemm.registry.lookup import resolve
 
 KEY = "tiny-qwen2-vl"
+CHAMPION = f"models:/visual-heads.{KEY}@champion"
 FOLDER = Path("build") / "end-to-end"
+WATCHED = Path("data") / "incoming" / "watched"
 PATIENCE = 900.0  # seconds for a re-chase, on a busy machine
 
 
@@ -129,12 +133,12 @@ def prepare() -> Path:
     root = copy_of_head(Path("."), FOLDER / "repository", smallest)
     path = root / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
-    params["watch"] = {KEY: {"source": "folder", "location": "data/incoming/watched", "settle_seconds": 2.0}}
+    params["watch"] = {KEY: {"source": "folder", "location": str(WATCHED), "settle_seconds": 2.0}}
     path.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     subprocess.run(
         ["git", "-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-qam", "watch"], cwd=root, check=True
     )
-    (root / "data" / "incoming" / "watched").mkdir(parents=True)
+    (root / WATCHED).mkdir(parents=True)
     return root
 
 
@@ -163,22 +167,33 @@ def start_servers(stack: ExitStack, root: Path, api: str, registry: str) -> None
 
 def arrive(root: Path, name: str, seed: int | None) -> None:
     """Copies a checkpoint into the watched folder and emits the event."""
-    drop(root / "data" / "checkpoints" / KEY, root / "data" / "incoming" / "watched" / name, seed)
+    drop(root / "data" / "checkpoints" / KEY, root / WATCHED / name, seed)
     command = ["prefect", "event", "emit", "checkpoint.arrived", "--resource-id", f"checkpoint.{KEY}"]
     subprocess.run([sys.executable, "-m", *command], cwd=root, check=True, stdout=subprocess.DEVNULL)
 
 
-def champion(root: Path) -> str | None:
-    """Looks up the champion's version in another process, as any program can; None while there is none."""
-    command = [sys.executable, "-m", "sparsemm.cli", "lookup", f"models:/visual-heads.{KEY}@champion", "--json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    return str(json.loads(done.stdout)["version"]) if done.returncode == 0 else None
+def champion(registry: str) -> str | None:
+    """Returns the champion's version, or None while there is none."""
+    try:
+        return resolve(CHAMPION, tracking_uri=registry).version
+    except RegistryError:
+        return None
+
+
+def look_up(root: Path) -> dict[str, Any]:
+    """Looks up the champion in another process, as any program can."""
+    command = [sys.executable, "-m", "sparsemm.cli", "lookup", CHAMPION, "--json"]
+    done = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    description: dict[str, Any] = json.loads(done.stdout)
+    return description
 
 
 def main() -> None:
     """Runs the example, and prints what happens and how long it takes."""
     example = "example: python -m examples.end_to_end"
-    argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__, epilog=example).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__, epilog=example)
+    parser.add_argument("--keep", action="store_true", help="leave the servers running until Ctrl-C")
+    keep = parser.parse_args().keep
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the ExitStack stops all processes
     shutil.rmtree(FOLDER, ignore_errors=True)
     root = prepare()
@@ -187,7 +202,8 @@ def main() -> None:
     with ExitStack() as stack:
         start_servers(stack, root, api, registry)
         arrive(root, "first", None)
-        wait_for("first revision dropped, chased, published, champion", lambda: champion(root) == "1")
+        wait_for("first revision dropped, chased, published, champion", lambda: champion(registry) == "1")
+        print("looked up:", {name: look_up(root)[name] for name in ("name", "version", "digest")})
         variables = {
             "SPARSEMM_SERVICE_MODEL": KEY,
             "SPARSEMM_SERVICE_PORT": service.rpartition(":")[2],
@@ -200,9 +216,26 @@ def main() -> None:
         page.image.save(png, format="PNG")
         print("answer:", ask(service, png.getvalue(), "Read the page."))
         arrive(root, "second", 1)
-        wait_for("second revision dropped, chased, published, champion", lambda: champion(root) == "2")
+        wait_for("second revision dropped, chased, published, champion", lambda: champion(registry) == "2")
         answer = wait_for("service follows", lambda: _with_version(service, png.getvalue(), "2"))
         print("answer:", answer)
+        if keep:
+            stay(root, api, registry, service)
+
+
+def stay(root: Path, api: str, registry: str, service: str) -> None:
+    """Prints the pages of the servers and waits for Ctrl-C."""
+    name = CHAMPION.removeprefix("models:/").partition("@")[0]
+    pages = {
+        "Prefect, flow runs": f"{api}/runs",
+        "registry, versions": f"{registry}/#/models/{name}",
+        "service, its interface": f"{service}/docs",
+        "service, metrics": f"{service}/metrics",
+    }
+    print("\n".join(f"{page}: {address}" for page, address in pages.items()))
+    print(f"checkpoints that are copied into {root / WATCHED} are chased too; Ctrl-C ends everything", flush=True)
+    with suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 def _with_version(service: str, png: bytes, version: str) -> dict[str, Any] | None:

@@ -40,6 +40,7 @@ MARKED = {
         "flows",
         "registry",
         "report/test_browser.py",
+        "test_backup.py",
         "test_postgres.py",
         "test_storage.py",
         "watch",

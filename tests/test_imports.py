@@ -26,7 +26,7 @@ LAYERS = (
     "cache",
     "align chase allocate assemble datasets training",
     "evaluate profiling studies dependencies",
-    "registry pipeline watch doctor vllm",
+    "registry pipeline watch doctor vllm backup",
     "report explorer",
     "commands cli",
 )

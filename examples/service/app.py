@@ -14,11 +14,13 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from examples.service.champion import Follower
 from examples.service.engine import Answer, Engine, Job, Refused
+from examples.service.metrics import CountRequests, Metrics
 from examples.service.settings import Settings
 from examples.service.upload import read_upload
 from sparsemm.cache import compressed_cache
@@ -82,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         options["pooling_kernel"] = params.evaluate.pooling_kernel
         compressed_cache(model, "sparsemm", budget, follower.current.table, **options)  # fails now if it ever would
         engine = Engine(model, processor, budget, settings.max_batch, **options)
+        engine.on_batch, engine.on_answer = metrics.batches.observe, metrics.answered
         special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
         app.state.settings, app.state.entry, app.state.in_flight = settings, entry, 0
         app.state.follower, app.state.engine = follower, engine
@@ -92,7 +95,9 @@ def create_app(settings: Settings) -> FastAPI:
             follower.close()
             await asyncio.to_thread(engine.close)
 
+    metrics = Metrics()
     app = FastAPI(title="SparseMM", lifespan=lifespan)
+    app.add_middleware(CountRequests, metrics=metrics)
 
     @app.post("/answer", openapi_extra=BODY)
     async def answer(request: Request, job: Admitted) -> Answer:
@@ -133,6 +138,11 @@ def create_app(settings: Settings) -> FastAPI:
             "in_flight": state.in_flight,
         }
         return JSONResponse(content, status_code=200 if state.engine.alive else 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def show_metrics() -> Response:
+        """Returns the metrics of Prometheus."""
+        return Response(metrics.text(app.state), media_type=CONTENT_TYPE_LATEST)
 
     return app
 

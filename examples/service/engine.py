@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,8 @@ class Engine:
         self.budget, self.max_batch, self.cache_options = budget, max_batch, cache_options
         stops = model.generation_config.eos_token_id
         self._stops = set(stops if isinstance(stops, list) else [stops])
+        self.on_batch: Callable[[int], None] = lambda size: None  # called before each batch
+        self.on_answer: Callable[[Answer], None] = lambda answer: None  # called with each whole answer
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -110,6 +112,11 @@ class Engine:
     def alive(self) -> bool:
         """Tells whether the thread still works."""
         return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Returns the number of jobs that have not begun."""
+        return len(self._queue)
 
     def submit(self, job: Job) -> None:
         """Puts a job at the end of the queue."""
@@ -171,6 +178,7 @@ class Engine:
         inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         table = jobs[0].champion.table
         cache = compressed_cache(self.model, "sparsemm", self.budget, table, **self.cache_options)
+        self.on_batch(len(jobs))
         rows = [_Row(job, self.processor.tokenizer, self._stops) for job in jobs]
         prompts = inputs["attention_mask"].sum(-1).tolist()
         self.model.generate(
@@ -179,7 +187,7 @@ class Engine:
             do_sample=False,
             use_cache=True,
             max_new_tokens=max(job.max_new_tokens for job in jobs),
-            stopping_criteria=StoppingCriteriaList([_Watch(rows, cache, prompts)]),
+            stopping_criteria=StoppingCriteriaList([_Watch(rows, cache, prompts, self.on_answer)]),
         )
 
 
@@ -209,8 +217,10 @@ class _Row:
 class _Watch(StoppingCriteria):
     """Receives every new token, sends its text, and ends a row that is finished or cancelled."""
 
-    def __init__(self, rows: list[_Row], cache: CompressedCache, prompts: list[int]) -> None:
-        self.rows, self.cache, self.prompts = rows, cache, prompts
+    def __init__(
+        self, rows: list[_Row], cache: CompressedCache, prompts: list[int], on_answer: Callable[[Answer], None]
+    ) -> None:
+        self.rows, self.cache, self.prompts, self.on_answer = rows, cache, prompts, on_answer
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """Returns which rows end here: (B,) bool."""
@@ -218,7 +228,9 @@ class _Watch(StoppingCriteria):
             if not row.done:  # a row that has ended continues as padding until the others end
                 row.add(token)
                 if row.done:
-                    row.job.put(self._answer(i))
+                    answer = self._answer(i)
+                    self.on_answer(answer)
+                    row.job.put(answer)
         return torch.tensor([row.done for row in self.rows], dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
     def _answer(self, i: int) -> Answer:

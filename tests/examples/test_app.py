@@ -83,7 +83,9 @@ def test_too_many_at_once_and_too_late(folder):
             assert parse(late[1].result().text) == [("error", {"detail": "no answer in time"})]
         until(lambda: service.state.in_flight == 0)
         gate.let_all()
-        assert service.client.post("/answer", **form()).status_code == 200
+        until(
+            lambda: service.client.post("/answer", **form()).status_code == 200
+        )  # a second is short on a busy machine
         with raw(service, 5000, b"half") as connection:
             assert connection.recv(100).startswith(b"HTTP/1.1 408")
 
