@@ -36,6 +36,7 @@ METHODS: dict[str, str | type[Policy]] = {
     "vl-cache": "vl_cache.VLCache",
     "meda": "meda.MEDA",
     "duo": "duo.Duo",
+    "fastv": "fastv.FastV",
 }
 
 # The same for selectors: a new one is its file, its test, a line here, and a row in docs/cache.md.
@@ -55,6 +56,7 @@ SELECTORS: dict[str, str | type[Selector]] = {
     "expected": "expected.ExpectedAttention",
     "accumulated": "h2o.AccumulatedAttention",
     "recency": "streaming.Recency",
+    "second-layer": "fastv.SecondLayer",
     "random-visual": "random_visual.RandomVisual",
     "random-visual-per-head": "random_visual.RandomVisualPerHead",
     "behind-image": "behind_image.BehindImage",

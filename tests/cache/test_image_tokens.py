@@ -8,12 +8,13 @@ import torch
 import sparsemm
 from sparsemm.cache.prefill import prefill
 from sparsemm.errors import CacheError
-from sparsemm.policies import METHODS, SELECTORS, make_policy
+from sparsemm.policies import SELECTORS, make_policy
 from tests.cache.test_device import prompt
 from tests.cache.test_prefill import same_bits
+from tests.policies.making import ANY_LENGTH
 
 B, W = 16, 4
-POLICIES = [name for name in METHODS if "image" in make_policy(name, B, 1, window=W).reads]
+POLICIES = [name for name in ANY_LENGTH if "image" in make_policy(name, B, 1, window=W).reads]
 SELECTED = [f"snapkv+{name}" for name in SELECTORS if "image" in make_policy(f"snapkv+{name}", B, window=W).reads]
 ASKING = [*POLICIES, *SELECTED]
 
