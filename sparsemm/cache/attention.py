@@ -110,7 +110,7 @@ def attend_and_keep(
     """
     if layer.slab is not None:
         return attend_later_tokens(layer, query, key, value, mask, scaling), None
-    queries, key, value = layer.hold(query, key, value)
+    queries, key, value = layer.hold(query, key, value, mask, scaling)
     output, weights = prompt_attention(attention, module, query, key, value, mask, scaling, options)
     extra = layer.after_prompt()
     if extra >= 0:

@@ -24,6 +24,7 @@ class ChunkBuffer:
         self.query = query[:, :, :0]
         self.rows, self.seen = rows, 0
         self.newest = 0  # tokens of the newest chunk
+        self.accumulated: torch.Tensor | None = None  # (B, Hkv, seen) fp32, as from `Selector.accumulate`
 
     def add(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
@@ -45,3 +46,4 @@ class ChunkBuffer:
     def select_rows(self, index: torch.Tensor) -> None:
         """Keeps the batch rows `index` (N,) int64, in that order."""
         self.keys, self.values, self.query = self.keys[index], self.values[index], self.query[index]
+        self.accumulated = None if self.accumulated is None else self.accumulated[index]

@@ -14,7 +14,7 @@ from transformers.cache_utils import CacheLayerMixin
 from sparsemm.attention_probe import Switch
 from sparsemm.cache.chunks import ChunkBuffer
 from sparsemm.cache.decode_eviction import Eviction
-from sparsemm.cache.masks import newest_rows
+from sparsemm.cache.masks import Mask, newest_rows
 from sparsemm.cache.pending import Pending
 from sparsemm.cache.projection import Projection
 from sparsemm.cache.quantized import QuantizedSlab
@@ -110,9 +110,13 @@ class RaggedLayer(CacheLayerMixin):
         return valid
 
     def hold(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Mask, scaling: float
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Adds a chunk (B, Hkv, T, D), and returns the queries, keys and values so far; of queries maybe the newest."""
+        """Adds a chunk (B, Hkv, T, D), and returns the queries, keys and values so far; of queries maybe the newest.
+
+        A selector that accumulates rates the chunk at once. Rows of padding then rate padding alone, which is left out
+        in the end.
+        """
         if self.chunks is None and self.after_prompt() >= 0:
             return query, key, value
         assert self.prompt_length is not None
@@ -128,10 +132,18 @@ class RaggedLayer(CacheLayerMixin):
         ):
             what = "sparsemm: nothing is compressed: prompt_length is %d, %d tokens have arrived, the last one alone"
             logging.getLogger(__name__).warning(what, self.prompt_length, self.seen)
+        accumulates = self.policy.compresses and self.policy.accumulates
         if self.chunks is None:
-            rows = self.prompt_length if self.policy.every_row else self.policy.window
+            rows = self.prompt_length if self.policy.every_row and not accumulates else self.policy.window
             self.chunks = ChunkBuffer(key, query, self.prompt_length, rows)
         queries, keys, values = self.chunks.add(query[:, :, :new], key[:, :, :new], value[:, :, :new])
+        if accumulates:
+            batch, end = len(keys), keys.shape[2]
+            valid = keys.new_ones(batch, end, dtype=torch.bool)
+            if mask is not None:
+                valid = newest_rows(mask, 1)[:, 0, :end].expand(batch, -1)
+            chunk = Prompt(query[:, :, :new], keys, valid, self.policy.window, scaling)
+            self.chunks.accumulated = self.policy.selector.accumulate(self.chunks.accumulated, chunk)
         if extra > 0:
             queries = torch.cat([queries, query[:, :, new:]], dim=2)
             keys, values = torch.cat([keys, key[:, :, new:]], dim=2), torch.cat([values, value[:, :, new:]], dim=2)
@@ -247,6 +259,7 @@ class RaggedLayer(CacheLayerMixin):
             self.index,
             self.scratch if heads is None else {},
             image,
+            None if heads is not None or self.chunks is None else self.chunks.accumulated,
         )
 
     def image_tokens(self, batch: int, length: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from sparsemm.policies.h2o import AccumulatedAttention
-from sparsemm.policies.row_attention import row_attention
+from sparsemm.policies.row_attention import grown, row_attention
 from sparsemm.policies.selector import Prompt
 
 
@@ -58,9 +58,14 @@ class BehindImage(AccumulatedAttention):
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
     summary: ClassVar[str] = "the positions that the rows behind the image together attend to most"
 
+    @property
+    def accumulates(self) -> bool:
+        """Which rows are behind the image is known only at the end."""
+        return False
+
     def rate(self, prompt: Prompt) -> torch.Tensor:
         """(B, Hkv, S) fp32."""
-        total = torch.zeros(prompt.key.shape[:3], dtype=torch.float32, device=prompt.key.device)
+        total = grown(None, prompt)
         for weights, _, _ in attention_of_rows(prompt, rows_behind_image(prompt)):
             total[..., : weights.shape[-1]] += weights.sum(dim=-2).mean(dim=2)
         return total.masked_fill(~prompt.valid[:, None], float("-inf"))

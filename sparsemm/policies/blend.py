@@ -34,6 +34,15 @@ class BlendEcho(UnpooledAttention):
         super().__post_init__()
         self.of(rows=self.rows)  # refuses what it cannot do
 
+    @property
+    def accumulates(self) -> bool:
+        """As the other selector says."""
+        return self.of(rows=self.rows).accumulates
+
+    def accumulate(self, total: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
+        """(B, Hkv, S) fp32, of the other selector."""
+        return self.of(rows=self.rows).accumulate(total, prompt)
+
     def rate(self, prompt: Prompt) -> torch.Tensor:
         """(B, Hkv, S) fp32."""
         choice = prompt.candidates()

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 
 from sparsemm.policies.policy import ModelShape
-from sparsemm.policies.row_attention import row_attention
+from sparsemm.policies.row_attention import grown, row_attention
 from sparsemm.policies.selector import Prompt, Selector
 from sparsemm.policies.snapkv import SnapKV
 
@@ -24,11 +24,21 @@ class AccumulatedAttention(Selector):
     every_row: ClassVar[bool] = True
     summary: ClassVar[str] = "the positions that all rows of the prompt together attend to most"
 
-    def rate(self, prompt: Prompt) -> torch.Tensor:
+    @property
+    def accumulates(self) -> bool:
+        """A sum over rows needs nothing but them."""
+        return True
+
+    def accumulate(self, total: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
         """(B, Hkv, S) fp32, a chunk of rows at a time, so that no (S, S) tensor exists; O(S^2) time."""
-        total = torch.zeros(prompt.key.shape[:3], dtype=torch.float32, device=prompt.key.device)
+        total = grown(total, prompt)
         for weights, end in row_attention(prompt):
             total[..., :end] += weights.sum(dim=-2).mean(dim=2)
+        return total
+
+    def rate(self, prompt: Prompt) -> torch.Tensor:
+        """(B, Hkv, S) fp32."""
+        total = self.accumulate(None, prompt) if prompt.accumulated is None else prompt.accumulated
         return total.masked_fill(~prompt.valid[:, None], float("-inf"))
 
     def update(

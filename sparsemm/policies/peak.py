@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from sparsemm.errors import BudgetError
-from sparsemm.policies.row_attention import row_attention
+from sparsemm.policies.row_attention import grown, row_attention
 from sparsemm.policies.selector import Prompt, Selector
 
 
@@ -54,11 +54,21 @@ class Peak(Selector):
         if not isinstance(self.pool, Integral) or self.pool < 1 or self.pool % 2 == 0:
             raise BudgetError(f"pool is {self.pool!r}", hint="use an odd number; 1 means no pooling")
 
-    def rate(self, prompt: Prompt) -> torch.Tensor:
+    @property
+    def accumulates(self) -> bool:
+        """Rows at equal distances are known only at the end, and `echo` lets them look at what comes later."""
+        return self.causal and self.rows == 0
+
+    def accumulate(self, total: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
         """(B, Hkv, S) fp32: a running maximum over chunks of rows, so that no (S, S) tensor exists."""
-        most = torch.zeros(prompt.key.shape[:3], dtype=torch.float32, device=prompt.key.device)
+        most = grown(total, prompt)
         for weights, end in row_attention(prompt, spread(prompt, self.rows) if self.rows else None, self.causal):
             most[..., :end] = torch.maximum(most[..., :end], weights.amax(dim=(2, 3)))
+        return most
+
+    def rate(self, prompt: Prompt) -> torch.Tensor:
+        """(B, Hkv, S) fp32."""
+        most = self.accumulate(None, prompt) if prompt.accumulated is None else prompt.accumulated
         if self.pool > 1:
             most = F.avg_pool1d(most * prompt.candidates(), self.pool, stride=1, padding=self.pool // 2)
         return most.masked_fill(~prompt.valid[:, None], float("-inf"))

@@ -112,6 +112,11 @@ class Policy(ABC):
         return self.measures or self.selector.every_row
 
     @property
+    def accumulates(self) -> bool:
+        """Whether every row of the prompt can be rated chunk by chunk, without storing the queries of all chunks."""
+        return not self.measures and self.selector.accumulates
+
+    @property
     def reads(self) -> frozenset[str]:
         """What it needs beside queries and keys, as `Selector.reads`."""
         return self.selector.reads | ({"image"} if self.measures else set())

@@ -44,3 +44,11 @@ def row_attention(
         if causal:
             seen = seen & (at[:end] <= here[..., None])
         yield torch.softmax(logits.masked_fill(~seen[:, None, None], float("-inf")), dim=-1).nan_to_num(0.0), end
+
+
+def grown(total: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
+    """Returns a copy of `total` (B, Hkv, S') fp32 with zeros behind it for all S keys of the prompt: (B, Hkv, S)."""
+    result = torch.zeros(prompt.key.shape[:3], dtype=torch.float32, device=prompt.key.device)
+    if total is not None:
+        result[..., : total.shape[-1]] = total
+    return result

@@ -30,6 +30,8 @@ class Prompt:
         layer: its index among those that are compressed.
         scratch: what earlier layers of this prefill left here for this one, by their index; empty in a later turn,
             where heads hold different positions, and after the last layer.
+        accumulated: (B, Hkv, S) fp32, what `Selector.accumulate` made of all rows of a prompt that came in chunks; the
+            queries are then the last `window` alone.
         image: (B, S) bool, which tokens stand for an image's pixels; None where there is no image, and in a later turn.
     """
 
@@ -44,6 +46,7 @@ class Prompt:
     layer: int = 0
     scratch: dict[int, torch.Tensor] = field(default_factory=dict)
     image: torch.Tensor | None = None
+    accumulated: torch.Tensor | None = None
 
     def candidates(self) -> torch.Tensor:
         """(B, 1, S) bool: the positions among which there is a choice, which are neither padding nor in the window."""
@@ -85,6 +88,23 @@ class Selector(ABC):
 
         What is said of the window has no meaning: it is kept, and no policy sees it.
         """
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether `accumulate` can rate a prompt chunk by chunk, so that the queries of earlier chunks are not stored."""
+        return False
+
+    def accumulate(self, total: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
+        """Returns what the rows so far say of each position, for selectors of every row that need nothing else of them.
+
+        Args:
+            total: (B, Hkv, S') fp32 of the chunks before, S' <= S; None for the first one.
+            prompt: the S tokens so far, with the queries of the newest chunk alone.
+
+        Returns:
+            (B, Hkv, S) fp32.
+        """
+        raise NotImplementedError
 
     def refine(self, worth: torch.Tensor, slots: torch.Tensor, prompt: Prompt) -> torch.Tensor:
         """What every position is worth once the budget is split; the same as before, unless a selector says otherwise.

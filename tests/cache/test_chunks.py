@@ -124,3 +124,24 @@ def test_single_tokens_of_a_prompt_are_no_answer(lab, caplog, chunk):
             lab.run(cache, tokens[:, start : start + chunk])
         lab.run(cache, tokens[:, :1])
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("selector", "rows"), [("peak", 4), ("accumulated", 4), ("blend-peak", 4), ("echo", 20)])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_selector_that_accumulates_stores_no_queries_of_earlier_chunks(lab, selector, rows, implementation):
+    lab.model.set_attn_implementation(implementation)
+    tokens = lab.ids()
+    tokens[1, :12] = 0  # the first two chunks of this row are padding alone
+    mask = (tokens > 0).long()
+    whole, cache = lab.cache(f"sparsemm+{selector}", 9), lab.cache(f"sparsemm+{selector}", 9, prompt_length=30)
+    lab.run(whole, tokens, mask)
+    for start, stop in ((0, 5), (5, 12), (12, 20)):
+        lab.run(cache, tokens[:, start:stop], mask[:, :stop])
+    assert {layer.chunks.query.shape[2] for layer in cache.ragged} == {rows}
+    cache.batch_select_indices(torch.tensor([1, 0]))
+    lab.run(cache, tokens[[1, 0], 20:], mask[[1, 0]])
+    cache.batch_select_indices(torch.tensor([1, 0]))
+    assert torch.equal(torch.stack(cache.budgets()), torch.stack(whole.budgets()))
+    for (keys, values), (want_keys, want_values) in zip(contents(cache), contents(whole), strict=True):
+        torch.testing.assert_close(keys, want_keys, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(values, want_values, rtol=1e-4, atol=1e-4)

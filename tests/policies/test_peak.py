@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sparsemm.errors import BudgetError
-from sparsemm.policies import row_attention
+from sparsemm.policies import make_policy, row_attention
+from sparsemm.policies.behind_image import BehindImage
+from sparsemm.policies.blend import BlendEcho, BlendPeak
 from sparsemm.policies.echo import Echo
+from sparsemm.policies.h2o import AccumulatedAttention
 from sparsemm.policies.peak import Peak, spread
 from sparsemm.policies.selector import Prompt
+from sparsemm.policies.window_attention import WindowAttention
 from tests.policies.prompts import PADS, prompt_of, weights_of
 
 
@@ -128,3 +134,28 @@ def test_no_square_tensor_is_made(monkeypatch):
 def test_impossible_options_are_refused(options):
     with pytest.raises(BudgetError, match=f"{next(iter(options))} is"):
         Peak(**options)
+
+
+@pytest.mark.parametrize("selector", [Peak(), Peak(pool=3), BlendPeak(), AccumulatedAttention()], ids=str)
+@pytest.mark.parametrize("ends", [(19,), (1, 2, 19), (5, 6, 13, 19)])
+def test_chunk_by_chunk_it_rates_as_at_once(selector, ends):
+    """A row of padding alone, as in the first chunks of the second row, leaves nothing behind."""
+    prompt = prompt_of(seed=6)
+    total, start = None, 0
+    for end in ends:
+        chunk = {"query": prompt.query[:, :, start:end], "key": prompt.key[:, :, :end], "valid": prompt.valid[:, :end]}
+        some = replace(prompt, **chunk)
+        total, start = selector.accumulate(total, some), end
+        assert total.shape == some.key.shape[:3]
+    last = replace(prompt, query=prompt.query[:, :, -4:], accumulated=total)
+    torch.testing.assert_close(selector.rate(last), selector.rate(prompt), rtol=1e-6, atol=1e-7)
+    assert selector.accumulates
+
+
+def test_what_needs_the_whole_prompt_is_not_accumulated():
+    for selector in (Echo(), Peak(rows=4), BlendEcho(), BlendPeak(rows=4), BehindImage(), WindowAttention()):
+        assert not selector.accumulates
+    with pytest.raises(NotImplementedError):
+        WindowAttention().accumulate(None, prompt_of(seed=6))
+    assert make_policy("sparsemm+peak", 9, 1, window=4).accumulates
+    assert not make_policy("meda+peak", 9, window=4).accumulates  # its measure needs every row at the end
