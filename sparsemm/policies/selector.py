@@ -91,7 +91,7 @@ class Selector(ABC):
 
     @property
     def accumulates(self) -> bool:
-        """Whether `accumulate` can rate a prompt chunk by chunk, so that the queries of earlier chunks are not stored."""
+        """Whether `accumulate` can rate a prompt chunk by chunk; queries of earlier chunks are then not stored."""
         return False
 
     def accumulate(self, total: torch.Tensor | None, prompt: Prompt) -> torch.Tensor:
