@@ -73,3 +73,6 @@ def _few(params: Raw, key: str, pages: int, methods: list[str]) -> None:
     for study in (study for group in params["studies"].values() for study in group.values()):
         study |= {name: value for name, value in smallest.items() if name in study}
     params["profile"] |= {"budget": smallest["budget"]}
+    params["tune"] |= {"samples": 6, "scenarios": ["known"], "tasks": ["qa"], "budgets": smallest["budgets"]}
+    params["tune"] |= {"methods": ["snapkv", "sparsemm"], "selectors": ["peak"], "rhos": [0.1]}
+    params["tune"] |= {"against": smallest["methods"]}

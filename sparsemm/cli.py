@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sparsemm import __version__
-from sparsemm.commands import backup, bench, doctor, group, models, plan_memory, registry, scores, stages
+from sparsemm.commands import backup, bench, doctor, group, models, plan_memory, recipe, registry, scores, stages
 from sparsemm.errors import PipelineError, SparseMMError
 from sparsemm.params import load_params, schema
 
@@ -25,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="params file (params.yaml)")
     parser.add_argument("--root", type=Path, default=Path("."), help="folder that holds artifacts/ (here)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (stages, models, scores, bench, plan_memory, registry, backup, doctor):
+    for module in (stages, models, scores, recipe, bench, plan_memory, registry, backup, doctor):
         module.add(commands)
     flows = group(commands, "flows", "Prefect flows", "deploy --slots 4")
     flows.add_parser(

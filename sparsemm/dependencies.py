@@ -39,6 +39,8 @@ NOT_FOLLOWED = {
         "sparsemm.cache.served",
     ): "whether a cache could serve the model, which changes no answer",
     ("sparsemm.scores", "sparsemm.models"): "the fingerprint that a table is checked against",
+    ("sparsemm.scores", "sparsemm.recipes"): "the recipe beside a table, which changes no score",
+    ("sparsemm.cache.compressed", "sparsemm.recipes"): "what the method auto is: stages name their methods",
     ("sparsemm.evaluate.rows", "sparsemm.policies"): "the names of the methods",
     ("sparsemm.studies.common.stage", "sparsemm.studies.common.experiment"): "derived studies do not use it",
     ("sparsemm.studies.common.stage", "sparsemm.studies"): "where the file of a study is",

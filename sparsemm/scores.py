@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from sparsemm.errors import ScoreTableError
 from sparsemm.files import atomic_path, write_json
+from sparsemm.recipes import Recipe
 
 Scores = NDArray[np.float64]
 FORMAT = 1
@@ -38,12 +39,14 @@ class ScoreTable:
             sliding_layers and linear_layers if the model has any, which get no budget. A head of a sliding-window layer
             attends only to the newest tokens, so it can only hit words that are near enough; a linear-attention layer
             has no attention heads, so its scores are zero.
+        recipe: the method that was found for this checkpoint, if it is known (`with_recipe`); no part of the file.
     """
 
     scores: Scores
     hits: NDArray[np.int64]
     per_sample: Scores
     header: dict[str, Any]
+    recipe: Recipe | None = None
 
     def __repr__(self) -> str:
         """Returns five lines for a notebook: whose scores, of what, how concentrated and how reliable."""
@@ -158,6 +161,27 @@ class ScoreTable:
             what = "the values do not match their checksum"
             raise ScoreTableError(what, where=where, hint="run the chase stage again")
         return cls(tensors["scores"], tensors["hits"], tensors["per_sample"], value["header"]).validate(where)
+
+    def digest(self) -> str:
+        """Returns the hex SHA-256 of the table's values, without its header."""
+        return _digest(self._tensors())
+
+    def with_recipe(self, recipe: Recipe | str | Path) -> ScoreTable:
+        """Returns the same table with the recipe that was found from it, which `compressed_cache(model, "auto")` uses.
+
+        Args:
+            recipe: a recipe, or its file: artifacts/recipes/<key>.json.
+
+        Raises:
+            DataError: if the file is not a recipe.
+            ScoreTableError: if it is the recipe of another table.
+        """
+        if not isinstance(recipe, Recipe):
+            recipe = Recipe.load(Path(recipe))
+        if (recipe.fingerprint, recipe.scores) != (self.header["fingerprint"], self.digest()):
+            what = f"the recipe was found with other scores, of {recipe.model}"
+            raise ScoreTableError(what, hint="run the tune stage again, or load the table that it used")
+        return replace(self, recipe=recipe)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         named = {"scores": self.scores, "hits": self.hits, "per_sample": self.per_sample}

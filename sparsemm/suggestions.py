@@ -102,7 +102,7 @@ def overrides(params: Params, needs: Needs) -> dict[str, Any]:
         return changed
 
     declared = params.model_dump(mode="json", exclude_unset=True)
-    result = {name: with_budgets(declared.get(name, {})) for name in OVERRIDDEN}
+    result = {name: with_budgets(declared.get(name) or {}) for name in OVERRIDDEN}
     sizes = {name: {"batch_size": batch} for name in ("chase", "evaluate") if getattr(params, name).batch_size > batch}
     longer = {name: {"max_new_tokens": ANSWER} for name in ("chase", "evaluate")}
     result["allocate"] = {"window": WINDOW, "budgets": budgets}

@@ -30,6 +30,7 @@ outputs = {{
     "allocate": ["budgets/{{}}.json"],
     "evaluate": ["evaluate/{{}}.samples.parquet", "evaluate/{{}}.json", "evaluate/{{}}.csv"],
     "profile": ["profile/{{}}.json", "profile/{{}}.csv"],
+    "tune": ["recipes/{{}}.json", "recipes/{{}}.csv"],
     "study": ["studies/" + study + "/{{}}.json", "studies/" + study + "/{{}}.csv"],
     "explore": ["explorer/{{}}.json"],
     "report": ["report/index.html", *(f"report/plots/{{name}}.csv" for name in {plots!r})],

@@ -30,6 +30,7 @@ MODULES = {  # stage of dvc.yaml -> the modules that its command runs
     "evaluate": ("sparsemm.evaluate.stage",),
     "profile": ("sparsemm.profiling.stage",),
     "profile-shape": ("sparsemm.profiling.stage",),
+    "tune": ("sparsemm.tune.stage",),
     "explore": ("sparsemm.explorer.stage",),
     "report": ("sparsemm.report.stage",),
 }

@@ -33,7 +33,7 @@ def pipeline(tmp_path_factory, repository_template):
 
 def full(models, datasets=0):
     """Every stage of these models, and the report."""
-    stages = ("align", "chase", "allocate", "evaluate", "profile", "explore", "study rho", "study curve")
+    stages = ("align", "chase", "allocate", "evaluate", "profile", "tune", "explore", "study rho", "study curve")
     result = Counter(f"{stage} {model}" for stage in stages for model in models)
     result["report "] += 1
     if datasets:

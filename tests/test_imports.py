@@ -19,13 +19,13 @@ EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plo
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (
     "__init__ errors files compat statistics tables progress processes published",
-    "budgets scores weights models prompts layouts params fetch suggestions",
+    "budgets scores recipes weights models prompts layouts params fetch suggestions",
     "ops",
     "policies",
     "attention_probe",
     "cache",
     "align chase allocate assemble datasets training",
-    "evaluate profiling studies dependencies",
+    "evaluate profiling studies tune dependencies",
     "registry pipeline watch doctor vllm backup",
     "report explorer",
     "commands cli",
@@ -39,6 +39,7 @@ UPWARD = {
     ("sparsemm.params.stages", "sparsemm.policies"): "the names of the methods; no torch",
     ("sparsemm.suggestions", "sparsemm.cache.served"): "which layers hold keys and values",
     ("sparsemm.suggestions", "sparsemm.policies"): "how many answers an evaluation asks for",
+    ("sparsemm.params.tune", "sparsemm.policies"): "the names of the methods; no torch",
     ("sparsemm.training.card", "sparsemm.evaluate.tasks.functions"): "a card measures what evaluation measures",
 }
 VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}

@@ -25,6 +25,7 @@ from sparsemm.cache.summary import Summary, other_bytes, summarize
 from sparsemm.errors import BudgetError, CacheError
 from sparsemm.policies import make_policy
 from sparsemm.policies.policy import Policy
+from sparsemm.recipes import automatic
 
 if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
@@ -333,6 +334,7 @@ def compressed_cache(
     max_new_tokens: int | None = None,
     storage: str = "model",
     image_mask: torch.Tensor | None = None,
+    scenario: str = "known",
     **options: Any,
 ) -> CompressedCache:
     """Returns a fresh cache for one `model.generate(**inputs, past_key_values=cache)` and its later turns.
@@ -345,7 +347,8 @@ def compressed_cache(
         model: a generating model of transformers, multimodal or text only.
         method: a configured method such as `SparseMM(scores, budget=256, rho=0.1)`, or a name from
             `sparsemm.policies.METHODS`, which takes budget, scores and options from the arguments here. A plus adds one
-            of `sparsemm.policies.SELECTORS` to the name: "sparsemm+peak".
+            of `sparsemm.policies.SELECTORS` to the name: "sparsemm+peak". The name "auto" is the method of the recipe
+            that `scores` bring along, logged by its name; without a recipe it is "sparsemm", with a warning.
         budget: mean slots per KV head, window included; ignored by "full".
         scores: head scores for the methods that need them, such as "sparsemm": a ScoreTable, or (L, Hq) or (L, Hkv).
         recompress: whether a later turn (a forward of more than one token) is compressed to the budget again, together
@@ -360,6 +363,8 @@ def compressed_cache(
         storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
         image_mask: (B, S) bool, which tokens of the prompt stand for an image, for methods that ask for it:
             `inputs["input_ids"] == model.config.image_token_id`. Other methods and models without images ignore it.
+        scenario: for "auto", which of the recipe's methods: "known" where the question is part of the prompt, "later"
+            where it comes after the prompt was compressed.
         options: options of the method (`sparsemm.policies.method_options`). Most have `window` (32, the newest prompt
             tokens, which every head keeps and which rate the others) and `pooling_kernel` (5); methods with head scores
             have `rho` (0.1, the share of the slots beyond the window that is split evenly).
@@ -382,6 +387,8 @@ def compressed_cache(
             raise BudgetError(what, hint="pass it to the method itself")
         policy = method.for_model(shape_of(model))
     else:
+        if method == "auto":
+            method, options = automatic(scores, scenario, options)
         policy = make_policy(method, budget, scores, **options).for_model(shape_of(model))
     if hold_budget and (not policy.compresses or max_new_tokens is not None):
         hint = "leave hold_budget out: method full has no budget, and with hold_budget the cache does not grow anyway"

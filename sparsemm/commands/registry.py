@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsemm.commands import Commands, group
 from sparsemm.errors import RegistryError
 from sparsemm.params import load_params
 from sparsemm.registry.client import PORT, sqlite_file
+
+if TYPE_CHECKING:
+    from sparsemm.registry.lookup import VersionedTable
 
 
 def add(commands: Commands) -> None:
@@ -106,19 +109,28 @@ def _show(promotion: Any, alias: str) -> None:
     print(f"{promotion.name}: {alias} is version {promotion.version}, before {promotion.before or 'none'}")
 
 
-def run_lookup(args: argparse.Namespace) -> None:
-    """Finds a score table, checks it and prints its description."""
+def look_up_source(source: str, args: argparse.Namespace, offline: bool = False) -> VersionedTable:
+    """Returns the score table of a path or an address, in the registry that `publish` uses."""
     from sparsemm.registry.client import registry_uri
-    from sparsemm.registry.lookup import describe, is_address, look_up
+    from sparsemm.registry.lookup import is_address, look_up
 
     uri = None
-    if is_address(args.source):
-        # The registry that `publish` uses. Another host may have no params.yaml.
+    if is_address(source):  # another host may have no params.yaml
         uri = registry_uri(None, load_params(args.params) if args.params.exists() else None, args.root)
-    description = describe(look_up(args.source, tracking_uri=uri, offline=args.offline))
+    return look_up(source, tracking_uri=uri, offline=offline)
+
+
+def run_lookup(args: argparse.Namespace) -> None:
+    """Finds a score table, checks it and prints its description."""
+    from sparsemm.registry.lookup import describe
+
+    description = describe(look_up_source(args.source, args, args.offline))
     if args.json:
         print(json.dumps(description))
     else:
+        description["recipe"] = description["recipe"] and {
+            scenario: choice["name"] for scenario, choice in description["recipe"]["scenarios"].items()
+        }
         print("\n".join(f"{name}: {value}" for name, value in description.items() if name != "scores"))
 
 

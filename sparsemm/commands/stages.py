@@ -17,6 +17,7 @@ MODEL_STAGES = {  # name: module, help, files that it reads and files that it wr
     "allocate": ("allocate", "turn scores into slots per KV head", "scores/KEY.safetensors", "budgets/KEY.json"),
     "evaluate": ("evaluate.stage", "accuracy of every method at every budget", "budgets/KEY.json", "evaluate/KEY.*"),
     "profile": ("profiling.stage", "latency and bytes of every method", "scores/KEY.safetensors", "profile/KEY.*"),
+    "tune": ("tune.stage", "find the method for a model, and prove it", "scores/KEY.safetensors", "recipes/KEY.*"),
     "explore": ("explorer.stage", "attention of single heads on some pages", "budgets/KEY.json", "explorer/KEY.json"),
 }
 DVC = "`dvc repro` runs it when it is stale; run directly, it uses the files that exist. A stopped run is resumed."

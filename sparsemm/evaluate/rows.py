@@ -176,12 +176,17 @@ def name(other: Arm, arm: Arm) -> str:
     return f"{other.setting} ({', '.join(parts)})" if any(parts) else other.setting
 
 
-def write_table(folder: Path, key: str, columns: Sequence[str], rows: Sequence[Row], at: Sequence[str]) -> None:
-    """Writes rows to <key>.csv, and their values to <key>.json as metrics, by the columns `at`, level and budget."""
-    with atomic_path(folder / f"{key}.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Writes rows as CSV, atomically."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_table(folder: Path, key: str, columns: Sequence[str], rows: Sequence[Row], at: Sequence[str]) -> None:
+    """Writes rows to <key>.csv, and their values to <key>.json as metrics, by the columns `at`, level and budget."""
+    write_rows(folder / f"{key}.csv", columns, rows)
     metrics: Row = {}
     for row in rows:
         inner = metrics

@@ -18,6 +18,7 @@ from sparsemm.params.registry import PipelineParams, RegistryParams
 from sparsemm.params.stages import AllocateParams, ChaseParams, EvaluateParams, ProfileParams, RobustnessParams
 from sparsemm.params.strict import Strict, check_key
 from sparsemm.params.studies import studies_params
+from sparsemm.params.tune import TuneParams
 
 if TYPE_CHECKING:
     from sparsemm.params.studies import Studies as StudiesParams  # with a field for every study: `_complete`
@@ -36,6 +37,7 @@ class Params(Strict):
     allocate: AllocateParams
     evaluate: EvaluateParams
     profile: ProfileParams
+    tune: TuneParams | None = Field(None, description="the search for a method, if it is wanted")
     studies: StudiesParams = Field(default_factory=lambda: studies_params()())
     watch: dict[str, WatchParams] = Field({}, description="model key -> source that `rechase` polls")
     registry: RegistryParams = RegistryParams.model_validate({})
@@ -73,6 +75,9 @@ class Params(Strict):
         reason = self.studies.problem(self)
         if reason is not None:
             raise ValueError(f"studies.{reason}")
+        reason = self.tune.problem(self) if self.tune is not None else None
+        if reason is not None:
+            raise ValueError(f"tune: {reason}")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
             raise ValueError(f"registry.gate.reference_budget {budget} is not under allocate.budgets")

@@ -20,7 +20,7 @@ def _check_family(family: str) -> str:
 
 Family = Annotated[str, AfterValidator(_check_family), WithJsonSchema({"type": "string", "enum": list(FAMILIES)})]
 Overrides = dict[str, Any]  # `Params.of` checks them together with the values that they override
-OVERRIDDEN = ("chase", "allocate", "evaluate", "profile", "studies")
+OVERRIDDEN = ("chase", "allocate", "evaluate", "profile", "tune", "studies")
 
 
 def without_folder(checkpoint: str) -> bool:
@@ -45,6 +45,7 @@ class ModelParams(Strict):
     allocate: Overrides = Field({}, description="the same for `allocate`")
     evaluate: Overrides = Field({}, description="the same for `evaluate`")
     profile: Overrides = Field({}, description="the same for `profile`")
+    tune: Overrides = Field({}, description="the same for `tune`")
     studies: Overrides = Field({}, description="the same for `studies`")
 
 

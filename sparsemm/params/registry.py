@@ -16,6 +16,7 @@ class GateParams(Strict):
     min_top_overlap: float = Field(0.5, ge=0.0, le=1.0, description="share of the champion's best 5 % heads")
     min_accuracy_ratio: float = Field(0.8, ge=0.0, description="accuracy of sparsemm over that of full, every task")
     max_accuracy_drop: float = Field(0.05, ge=0.0, le=1.0, description="accuracy lost against the champion, every task")
+    require_recipe: bool = Field(False, description="refuse a version without a recipe, instead of a warning")
 
 
 class PipelineParams(Strict):

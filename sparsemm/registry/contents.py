@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sparsemm.errors import RegistryError
+from sparsemm.errors import RegistryError, SparseMMError
 from sparsemm.params import Params
-from sparsemm.registry.lockfile import ALSO, Stages, md5_of, other_param, report_is_current
+from sparsemm.registry.lockfile import ALSO, STALE, Stages, md5_of, other_param, report_is_current
 from sparsemm.scores import ScoreTable
 
 FILES = (
@@ -23,6 +23,7 @@ FILES = (
     "profile/{key}.csv",
     "align/{key}.json",
 )
+RECIPE = ("recipes/{key}.json", "recipes/{key}.csv")  # files of the tune stage, if it ran
 FURTHER = (  # files for each data set of `robustness`
     "scores/also/{key}/{dataset}.safetensors",
     "scores/also/{key}/{dataset}.json",
@@ -37,16 +38,22 @@ def table_name(key: str) -> str:
     return FILES[0].format(key=key)
 
 
+def recipe_name(key: str) -> str:
+    """Returns the path of the recipe inside a version that has one."""
+    return RECIPE[0].format(key=key)
+
+
 def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -> ScoreTable:
     """Copies the files of a version to `folder`, checks each against dvc.lock, and returns the copied score table.
 
-    Score tables over further data sets and the report are included if they belong to these results. A version is
-    complete without them.
+    The recipe, score tables over further data sets and the report are included if they belong to these results. A
+    version is complete without them.
 
     Raises:
-        RegistryError: if a file of the model's stages is missing, or differs from what its stage wrote.
+        RegistryError: if a file of the model's stages is missing, or differs from what its stage wrote; or if the
+            recipe was found with other scores.
     """
-    for name in FILES:
+    for name in (*FILES, *(RECIPE if f"tune@{key}" in stages.entries else ())):
         _copy(root, name.format(key=key), folder, stages.outs())
     for dataset in params.robustness:
         if (outs := _further(stages, params, key, dataset)) is None:
@@ -58,7 +65,13 @@ def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -
     if report_is_current(stages, root):
         (folder / "report").mkdir(parents=True)
         shutil.copyfile(root / "artifacts" / "report" / "index.html", folder / "report" / "index.html")
-    return ScoreTable.load(folder / table_name(key))
+    table = ScoreTable.load(folder / table_name(key))
+    if not (recipe := folder / recipe_name(key)).is_file():
+        return table
+    try:
+        return table.with_recipe(recipe)
+    except SparseMMError as error:
+        raise RegistryError(str(error), where=f"artifacts/{recipe_name(key)}", hint=STALE) from error
 
 
 def _copy(root: Path, name: str, folder: Path, outs: dict[str, str]) -> None:

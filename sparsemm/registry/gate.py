@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsemm.params.registry import GateParams
+from sparsemm.recipes import BASELINE, Recipe
 from sparsemm.scores import ScoreTable
 
 METHOD, WHOLE = "sparsemm", "full"
@@ -20,12 +21,14 @@ class Evidence:
         revision: revision of the checkpoint that was scored.
         table: score table.
         accuracy: task -> method -> budget ("all" for the full cache) -> value, as in artifacts/evaluate/<key>.json.
+        recipe: the version's recipe, if it has one.
     """
 
     version: str
     revision: str | None
     table: ScoreTable
     accuracy: dict[str, dict[str, dict[str, float]]]
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Verdict:
 def judge(candidate: Evidence, champion: Evidence | None, gate: GateParams) -> Verdict:
     """Compares a candidate with the thresholds of params.yaml. NaN and missing values fail.
 
-    Split-half reliability is always judged, and so is accuracy at the reference budget relative to the candidate's
-    own full cache. Agreement (rank correlation and overlap of the best 5 % heads) and lost accuracy are judged
-    against the champion, if there is one. They apply across checkpoint revisions too, because a service that follows
-    the champion should not switch to other heads unnoticed. A line reports a changed revision.
+    Split-half reliability is always judged, and so are accuracy at the reference budget relative to the candidate's
+    own full cache, and the recipe, which must not be worse than uniform SnapKV at equal slots. Agreement (rank
+    correlation and overlap of the best 5 % heads) and lost accuracy are judged against the champion, if there is one.
+    They apply across checkpoint revisions too, because a service that follows the champion should not switch to other
+    heads unnoticed. A line reports a changed revision.
     """
     lines: list[tuple[bool, str]] = []
 
@@ -51,6 +55,7 @@ def judge(candidate: Evidence, champion: Evidence | None, gate: GateParams) -> V
 
     at_least("split-half correlation", candidate.table.split_half(), gate.min_split_half)
     _accuracy(candidate, gate, lines)
+    _recipe(candidate, gate, lines)
     if champion is None:
         lines.append((True, "no champion yet: agreement and lost accuracy are not judged"))
     else:
@@ -79,6 +84,20 @@ def _accuracy(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str
         text = f"{task}: {METHOD} {compressed:.4f} at budget {budget or 'none'}"
         ratio = gate.min_accuracy_ratio
         lines.append((compressed >= ratio * full, f"{text}, must be at least {ratio:g} x full {full:.4f}"))
+
+
+def _recipe(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str]]) -> None:
+    """Judges that no scenario of the recipe is worse than uniform SnapKV at equal slots beyond the 95 % interval."""
+    if candidate.recipe is None:
+        what = "no recipe" if gate.require_recipe else "no recipe, so `auto` is the paper's method (a warning)"
+        lines.append((not gate.require_recipe, f"{what}; `sparsemm tune` finds one"))
+        return
+    for scenario, choice in candidate.recipe.scenarios.items():
+        worse = choice.worse()
+        text = f"recipe, question {scenario}: {choice.name}"
+        if not worse:
+            lines.append((True, f"{text} is not shown to be worse than {BASELINE}"))
+        lines += [(False, f"{text} in {row.task} {row.difference.text('+')} against {BASELINE}") for row in worse]
 
 
 def _against(candidate: Evidence, champion: Evidence, gate: GateParams, lines: list[tuple[bool, str]]) -> None:

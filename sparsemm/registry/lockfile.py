@@ -15,6 +15,7 @@ from sparsemm.errors import RegistryError
 from sparsemm.params import Params
 
 STAGES = ("align", "chase", "allocate", "evaluate", "profile")
+OPTIONAL = ("tune",)  # they belong to the results where they ran
 ALSO = ("align-also", "chase-also")
 STALE = "`dvc repro` brings it up to date"
 
@@ -24,7 +25,7 @@ class Stages:
     """The dvc.lock entries of one model.
 
     Attributes:
-        entries: stage name (`chase@<key>`, ...) -> its cmd, deps, params and outs.
+        entries: stage name (`chase@<key>`, ...) -> its cmd, deps, params and outs; of `OPTIONAL` stages if they ran.
         also: entries of the `ALSO` stages (over the data sets of `robustness`) that ran; no part of the identity.
         report: entry of the report stage, if it ran.
         sha256: hex digest of dvc.lock's bytes.
@@ -67,6 +68,7 @@ def read_stages(root: Path, key: str) -> Stages:
     missing = [name for name in names if name not in value["stages"]]
     if missing:
         raise RegistryError(f"stages never ran: {', '.join(missing)}", where=str(path), hint="run `dvc repro` first")
+    names += [name for stage in OPTIONAL if (name := f"{stage}@{key}") in value["stages"]]
     entries = {name: _entry(value["stages"][name], f"{path}: {name}") for name in names}
     report = value["stages"].get("report")
     of_key = tuple(f"{stage}@{key}-" for stage in ALSO)

@@ -17,6 +17,7 @@ from sparsemm.errors import RegistryError, RegistryUnreachable
 from sparsemm.files import sha256_file, write_json
 from sparsemm.registry import manifest
 from sparsemm.registry.client import answering, connect, is_code, registry_uri
+from sparsemm.registry.contents import recipe_name, table_name
 from sparsemm.registry.lease import cache_home
 from sparsemm.scores import ScoreTable
 
@@ -35,11 +36,13 @@ class Resolved:
     Attributes:
         name, version: registered model and its version number.
         digest: hex SHA-256 of the score table's file; equal digests mean equal tables.
+        recipe: hex SHA-256 of the recipe's file; None if the version has no recipe.
     """
 
     name: str
     version: str
     digest: str
+    recipe: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +82,10 @@ def load_scores(
     cache_dir: str | Path | None = None,
     offline: bool = False,
 ) -> ScoreTable:
-    """Loads a score table from a path or a registry address.
+    """Loads a score table from a path or a registry address, together with the recipe that was published with it.
+
+    The recipe says which method `compressed_cache(model, "auto", scores=...)` is. A path brings none; add one with
+    `ScoreTable.with_recipe`.
 
     Args:
         source: path of a table, `models:/visual-heads.<key>@champion`, or `models:/visual-heads.<key>/3`.
@@ -127,10 +133,10 @@ def look_up(
     try:
         client, version = _ask(source, uri)
         resolved = _resolved(version)
-        path = _cached(cache, resolved.digest)
-        if path is None:
-            with answering(uri):
-                path = _download(client, version, cache, resolved.digest)
+        for file, name in _files(cache, resolved):
+            if not _is_whole(file):
+                with answering(uri):
+                    _download(client, version, file, name)
     except RegistryUnreachable as error:
         if not pointer.is_file():
             raise
@@ -138,14 +144,14 @@ def look_up(
         return _from_cache(cache, pointer, source)
     except OSError as error:
         raise _no_cache(cache, error) from error
-    table = ScoreTable.load(path)
+    entry = _load(cache, resolved)
     if _read_pointer(pointer) != resolved:
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         try:
             write_json(pointer, {**asdict(resolved), "source": source, "written": now})
         except OSError as error:
             raise _no_cache(cache, error) from error
-    return VersionedTable(table, path, resolved)
+    return entry
 
 
 def _no_cache(cache: Path, error: OSError) -> RegistryError:
@@ -160,6 +166,7 @@ def describe(entry: VersionedTable) -> dict[str, Any]:
         "path": str(entry.path.resolve()),
         "digest": sha256_file(entry.path),
         **{name: entry.table.header[name] for name in ("fingerprint", "model", "revision", "num_kv_heads")},
+        "recipe": None if entry.table.recipe is None else entry.table.recipe.model_dump(mode="json"),
         "scores": entry.table.scores.tolist(),
     }
 
@@ -191,39 +198,47 @@ def _ask(source: str, uri: str) -> tuple[Any, ModelVersion]:
 
 
 def _resolved(version: ModelVersion) -> Resolved:
-    digest = version.tags.get("table_sha256", "")
-    if not DIGEST.fullmatch(digest):
+    digest, recipe = version.tags.get("table_sha256", ""), version.tags.get("recipe_sha256")
+    if not all(DIGEST.fullmatch(one) for one in (digest, recipe) if one is not None):
         where = f"{version.name} version {version.version}"
         raise RegistryError("this version was not created by `sparsemm publish`", where=where)
-    return Resolved(str(version.name), str(version.version), digest)
+    return Resolved(str(version.name), str(version.version), digest, recipe)
 
 
-def _file(cache: Path, digest: str) -> Path:
-    return cache / "tables" / f"{digest}.safetensors"
+def _files(cache: Path, resolved: Resolved) -> list[tuple[Path, str]]:
+    """Returns the cached files of a version, named by their digests, and what they are called in the version."""
+    key = resolved.name.removeprefix("visual-heads.")
+    files = [(cache / "tables" / f"{resolved.digest}.safetensors", table_name(key))]
+    if resolved.recipe is not None:
+        files.append((cache / "recipes" / f"{resolved.recipe}.json", recipe_name(key)))
+    return files
 
 
-def _cached(cache: Path, digest: str) -> Path | None:
-    """Returns the cached file of a digest, or None if it is missing or damaged."""
-    path = _file(cache, digest)
+def _is_whole(path: Path) -> bool:
+    """Tells whether a cached file is there and has the digest that it is named after."""
     if not path.is_file():
-        return None
-    if sha256_file(path) == digest:
-        return path
+        return False
+    if sha256_file(path) == path.stem:
+        return True
     log.warning("%s is damaged", path)
-    return None
+    return False
 
 
-def _download(client: Any, version: ModelVersion, cache: Path, digest: str) -> Path:
-    """Downloads a version's table into the cache and checks it against the version's manifest and tag."""
-    name = f"scores/{str(version.name).removeprefix('visual-heads.')}.safetensors"
-    path = _file(cache, digest)
+def _load(cache: Path, resolved: Resolved) -> VersionedTable:
+    """Returns the cached table of a version with its recipe."""
+    path, *recipes = (path for path, _ in _files(cache, resolved))
+    table = ScoreTable.load(path)
+    return VersionedTable(table.with_recipe(recipes[0]) if recipes else table, path, resolved)
+
+
+def _download(client: Any, version: ModelVersion, path: Path, name: str) -> None:
+    """Downloads a file of a version into the cache and checks it against the version's manifest and tags."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as temporary:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as temporary:
         listed = manifest.fetch_version(client, version, [name], Path(temporary))
-        if listed["files"][name]["sha256"] != digest:
-            raise RegistryError("manifest and tag name different tables", where=f"{version.name}/{version.version}")
+        if listed["files"][name]["sha256"] != path.stem:
+            raise RegistryError("manifest and tag name different files", where=f"{version.name}/{version.version}")
         os.replace(Path(temporary) / name, path)
-    return path
 
 
 def _pointer(cache: Path, uri: str, source: str) -> Path:
@@ -234,16 +249,16 @@ def _pointer(cache: Path, uri: str, source: str) -> Path:
 def _read_pointer(path: Path) -> Resolved | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        resolved = Resolved(value["name"], value["version"], value["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
+        resolved = Resolved(value["name"], value["version"], value["digest"], value.get("recipe"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return resolved if DIGEST.fullmatch(str(resolved.digest)) else None
+    digests = [resolved.digest] if resolved.recipe is None else [resolved.digest, resolved.recipe]
+    return resolved if all(DIGEST.fullmatch(str(one)) for one in digests) else None
 
 
 def _from_cache(cache: Path, pointer: Path, source: str) -> VersionedTable:
     resolved = _read_pointer(pointer)
-    path = None if resolved is None else _cached(cache, resolved.digest)
-    if resolved is None or path is None:
+    if resolved is None or not all(_is_whole(path) for path, _ in _files(cache, resolved)):
         hint = "look it up once while the registry can be reached"
         raise RegistryUnreachable("missing from the cache, or damaged there", where=source, hint=hint)
-    return VersionedTable(ScoreTable.load(path), path, resolved)
+    return _load(cache, resolved)

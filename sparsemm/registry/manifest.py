@@ -91,7 +91,8 @@ def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | Non
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
 
         def download(name: str) -> Path:
-            return artifacts.download(client, run_id, name, Path(temporary))
+            # Files of different folders may have the same name, under which MLflow may write both of them.
+            return artifacts.download(client, run_id, name, Path(tempfile.mkdtemp(dir=temporary)))
 
         path = download(f"{FOLDER}/{NAME}")
         if sha256_file(path) != sha256:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal
 
 from sparsemm.errors import RegistryError
 from sparsemm.params import Params
+from sparsemm.recipes import Recipe
 from sparsemm.registry import manifest
 from sparsemm.registry.client import answering, connect, is_code, model_name, registry_uri
+from sparsemm.registry.contents import recipe_name
 from sparsemm.registry.description import with_gate
 from sparsemm.registry.gate import Evidence, Verdict, judge
 from sparsemm.registry.lease import Lease, lease
@@ -150,15 +152,17 @@ def _delete_tag(client: MlflowClient, name: str, version: str, tag: str) -> None
 
 
 def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:
-    """Downloads the score table and accuracy of a version, checked against their checksums."""
+    """Downloads the score table, accuracy and recipe, if any, of a version, checked against their checksums."""
     key = version.name.removeprefix("visual-heads.")
     table, accuracy = f"scores/{key}.safetensors", f"evaluate/{key}.json"
+    recipes = [recipe_name(key)] if "recipe_sha256" in version.tags else []
     with tempfile.TemporaryDirectory(prefix="sparsemm-") as temporary:
         folder = Path(temporary)
-        manifest.fetch_version(client, version, [table, accuracy], folder)
+        manifest.fetch_version(client, version, [table, accuracy, *recipes], folder)
         values = json.loads((folder / accuracy).read_text(encoding="utf-8"))
         loaded = ScoreTable.load(folder / table)
-    return Evidence(str(version.version), loaded.header["revision"], loaded, values)
+        recipe = Recipe.load(folder / recipes[0]) if recipes else None
+    return Evidence(str(version.version), loaded.header["revision"], loaded, values, recipe)
 
 
 def _record(client: MlflowClient, version: ModelVersion, verdict: Verdict, against: str | None) -> bool:

@@ -16,7 +16,7 @@ from sparsemm.files import sha256_file, write_json
 from sparsemm.params import Params
 from sparsemm.registry import artifacts, manifest
 from sparsemm.registry.client import answering, connect, is_code, model_name, page, registry_uri, sqlite_file
-from sparsemm.registry.contents import gather, table_name
+from sparsemm.registry.contents import gather, recipe_name, table_name
 from sparsemm.registry.description import PICTURE, REPORT, describe, draw_heads, files_page, headlines
 from sparsemm.registry.gate import METHOD
 from sparsemm.registry.lease import Lease, lease
@@ -115,6 +115,9 @@ def publish(
             "manifest_sha256": sha256_file(folder / manifest.NAME),
             "report": "yes" if (folder / REPORT).is_file() else "no",
         }
+        if table.recipe is not None:
+            tags["recipe_sha256"] = listed["files"][recipe_name(key)]["sha256"]
+            tags["recipe"] = "; ".join(f"{name}: {one.name}" for name, one in table.recipe.scenarios.items())
         uri = registry_uri(tracking_uri, params, root)
         client = connect(uri, create=True)
         with answering(uri), lease(client, uri, name) as held:

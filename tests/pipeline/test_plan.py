@@ -30,7 +30,7 @@ def test_what_is_stale_before_and_after(repository):
 
 def test_targets_end_where_asked(repository):
     root = repository.root
-    mine = ["align@k-1", "chase@k-1", "allocate@k-1", "evaluate@k-1", "profile@k-1", "explore@k-1"]
+    mine = ["align@k-1", "chase@k-1", "allocate@k-1", "evaluate@k-1", "profile@k-1", "tune@k-1", "explore@k-1"]
     assert targets(root, "k-1") == [*mine, "study@rho-k-1", "study-derived@curve-k-1"]
     assert targets(root, "k-1", "chase") == mine[:2]
     assert stages(root)[-2:] == ("study@rho", "study-derived@curve")

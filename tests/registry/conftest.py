@@ -23,6 +23,7 @@ from sparsemm.params import load_params
 from sparsemm.registry.client import connect, default_store
 from sparsemm.registry.lockfile import md5_of
 from sparsemm.scores import ScoreTable
+from tests.recipes import recipe
 from tests.servers import free_port, registry_server
 
 ROOT = Path(__file__).parent.parent.parent
@@ -102,6 +103,18 @@ class Workspace:
         for stage in OUTS:
             names = [[name.format(key) for name in some[stage]] for some in (DEPS, OUTS, RAN_WITH)]
             value["stages"][f"{stage}@{key}"] = self._entry(f"sparsemm {stage} {key}", *names)
+        path.write_text(yaml.safe_dump(value), encoding="utf-8")
+
+    def tuned(self, key, verdict="better", **options):
+        """Write what the tune stage of one model writes, and its entry in dvc.lock."""
+        folder = self.root / "artifacts"
+        table = ScoreTable.load(folder / "scores" / f"{key}.safetensors")
+        recipe(table, verdict, **options).save(folder / "recipes" / f"{key}.json")
+        (folder / "recipes" / f"{key}.csv").write_text("model,setting\n", encoding="utf-8")
+        path = self.root / "dvc.lock"
+        value = yaml.safe_load(path.read_text())
+        names = [f"scores/{key}.safetensors"], [f"recipes/{key}.json", f"recipes/{key}.csv"]
+        value["stages"][f"tune@{key}"] = self._entry(f"sparsemm tune {key}", *names, [f"models.{key}", "tune"])
         path.write_text(yaml.safe_dump(value), encoding="utf-8")
 
     def also(self, key, dataset):

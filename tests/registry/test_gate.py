@@ -10,6 +10,7 @@ import pytest
 from sparsemm.params.registry import GateParams
 from sparsemm.registry.gate import Evidence, judge
 from sparsemm.scores import ScoreTable
+from tests.recipes import recipe
 
 GATE = GateParams.model_validate({})
 
@@ -58,6 +59,22 @@ def test_the_first_champion_is_judged_on_its_own_and_the_reasons_say_so():
 def test_every_threshold_can_fail(candidate, reason):
     verdict = judge(evidence(**candidate), evidence(), GATE)
     assert not verdict.passed and any(reason in line for line in failed(verdict)), verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("verdict", "require", "passed", "line"),
+    [
+        ("better", True, True, "pass: recipe, question known: sparsemm+peak is not shown to be worse than snapkv"),
+        ("no difference shown", True, True, "pass: recipe, question known"),
+        ("worse", False, False, "FAIL: recipe, question known: sparsemm+peak in read -0.100 [-0.150, -0.050] against"),
+        (None, False, True, "pass: no recipe, so `auto` is the paper's method (a warning)"),
+        (None, True, False, "FAIL: no recipe"),
+    ],
+)
+def test_a_recipe_must_not_be_worse_than_snapkv(verdict, require, passed, line):
+    gate = GATE.model_copy(update={"require_recipe": require})
+    judged = judge(evidence(recipe=verdict and recipe(table(), verdict)), None, gate)
+    assert judged.passed == passed and any(reason.startswith(line) for reason in judged.reasons), judged.reasons
 
 
 def test_a_drop_of_exactly_the_threshold_passes_and_a_gain_always():

@@ -213,5 +213,5 @@ def test_a_version_that_points_elsewhere_is_refused(made):
         (version.source, {**version.tags, "table_sha256": "0" * 64}),
     ):
         made_up = client.create_model_version("visual-heads.m", source, run_id=version.run_id, tags=tags)
-        with pytest.raises(RegistryError, match="not created by|different tables"):
+        with pytest.raises(RegistryError, match="not created by|different files"):
             sparsemm.load_scores(f"models:/visual-heads.m/{made_up.version}")

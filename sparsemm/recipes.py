@@ -1,0 +1,206 @@
+"""Recipes: the method that was found for one checkpoint, its options, and the evidence that it is worth using.
+
+`sparsemm tune KEY` writes a recipe, the registry stores it beside the score table, and the method "auto" of
+`compressed_cache` follows it. This module imports no torch, so params, commands and registry can read recipes quickly.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict
+
+from sparsemm.errors import BudgetError, DataError
+from sparsemm.files import write_json
+from sparsemm.statistics import WORSE, Estimate
+from sparsemm.tables import read_json
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+BASELINE = "snapkv"  # uniform budgets: no recipe may be worse than it at equal bytes
+PUBLISHED = "sparsemm"  # what "auto" uses for a score table without a recipe
+Scenario = Literal["known", "later"]
+SCENARIOS: dict[Scenario, str] = {
+    "known": "the question is part of the prompt that is compressed",
+    "later": "the question comes after the page was compressed",
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Comparison(_Part):
+    """One row of evidence: a method on the pages that the search never saw, minus another one on the same pages.
+
+    Attributes:
+        method, against: the two methods, with those of their options that are not as usual.
+        task: name of a task, or "all tasks" for the mean over them.
+        budget: mean slots per KV head; None for the mean accuracy over all budgets.
+        value, low, high: accuracy of `method` and its 95 % interval.
+        diff, diff_low, diff_high: paired difference and its 95 % interval; None for a single page.
+        verdict: what that interval says, one of `sparsemm.statistics.VERDICTS`.
+        kept_slots, bytes: what `method` kept: mean slots per KV head, and bytes of keys and values; None for a mean.
+        pages: number of pages.
+    """
+
+    method: str
+    against: str
+    task: str
+    budget: int | None
+    value: float
+    low: float | None
+    high: float | None
+    diff: float
+    diff_low: float | None
+    diff_high: float | None
+    verdict: str | None
+    kept_slots: float | None
+    bytes: int | None
+    pages: int
+
+    @property
+    def difference(self) -> Estimate:
+        """The paired difference with its interval."""
+        return Estimate(self.diff, self.diff_low, self.diff_high)
+
+
+class Choice(_Part):
+    """The method for one scenario.
+
+    Attributes:
+        name: the method with those of its options that are not as usual, as the evidence calls it.
+        method: name for `sparsemm.compressed_cache`, such as "sparsemm+peak".
+        options: all its options.
+        winner: name of the candidate that won the search; another one than `name` where it was not safe to use.
+        candidates, failed: how many candidates were tried, and how many of them failed.
+        why: reason for the choice, in whole sentences.
+        evidence: comparisons on the pages that the search never saw.
+    """
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    winner: str
+    candidates: int
+    failed: int
+    why: str
+    evidence: tuple[Comparison, ...]
+
+    def worse(self) -> list[Comparison]:
+        """Returns where the method is worse than `BASELINE` at equal slots beyond the 95 % interval.
+
+        Each task counts, as does the mean over tasks; all of them over all budgets, because a single budget of a single
+        task has too few pages to judge.
+        """
+        return [
+            row
+            for row in self.evidence
+            if (row.method, row.against, row.budget, row.verdict) == (self.name, BASELINE, None, WORSE)
+        ]
+
+
+class Data(_Part):
+    """The pages a recipe was found on, and proven on.
+
+    Attributes:
+        dataset: key of the data set.
+        sha256: hex digest of its file.
+        search, confirmation: number of pages of each split, which share none.
+    """
+
+    dataset: str
+    sha256: str
+    search: int
+    confirmation: int
+
+
+class Recipe(_Part):
+    """What `sparsemm tune` found for one checkpoint: artifacts/recipes/<key>.json.
+
+    Attributes:
+        model, revision, fingerprint: the checkpoint, as the header of its score table names it.
+        scores: hex digest of the values of the score table (`ScoreTable.digest`).
+        data: the pages.
+        budgets: mean slots per KV head that were measured.
+        scenarios: choice for each scenario.
+        versions: of the packages that computed the evidence.
+    """
+
+    format: Literal[1]
+    model: str
+    revision: str | None
+    fingerprint: str
+    scores: str
+    data: Data
+    budgets: tuple[int, ...]
+    scenarios: dict[Scenario, Choice]
+    versions: dict[str, str]
+
+    def choice(self, scenario: str) -> Choice:
+        """Returns the choice for a scenario.
+
+        Raises:
+            BudgetError: if the recipe has no such scenario.
+        """
+        for name, choice in self.scenarios.items():
+            if name == scenario:
+                return choice
+        raise BudgetError(f"the recipe has no scenario {scenario!r}", hint=f"use {' or '.join(self.scenarios)}")
+
+    def save(self, path: Path) -> None:
+        """Writes the recipe as JSON, atomically; equal recipes have equal bytes."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Reads a recipe.
+
+        Raises:
+            DataError: if the file is missing, or not a recipe of this format.
+        """
+        if not path.is_file():
+            raise DataError("no recipe", where=str(path), hint="`sparsemm tune KEY` makes one")
+        return read_json(path, cls)
+
+    def show(self) -> str:
+        """Returns the recipe as text: the method of each scenario, why, and the evidence."""
+        lines = [
+            f"recipe of {self.model}, revision {self.revision}",
+            f"budgets: {', '.join(map(str, self.budgets))} slots per KV head",
+            f"pages: {self.data.dataset}, {self.data.search} of the search and {self.data.confirmation} others for the "
+            "evidence",
+        ]
+        for scenario, choice in self.scenarios.items():
+            options = ", ".join(f"{name}={value!r}" for name, value in sorted(choice.options.items()))
+            lines += ["", f"{scenario}: {SCENARIOS[scenario]}", f"  {choice.method} ({options})", f"  {choice.why}"]
+            for row in choice.evidence:
+                if row.method == choice.name and row.budget is None:
+                    lines.append(f"  {row.task}: {row.difference.text('+')} against {row.against}, {row.verdict}")
+        return "\n".join(lines)
+
+
+def automatic(scores: Any, scenario: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the method of "auto" and its options: those of the recipe of `scores`, and `options` above them.
+
+    It logs which method this is. A score table without a recipe, or a bare matrix, gets the paper's method, with a
+    warning.
+
+    Raises:
+        BudgetError: if there are no scores, or the scenario is unknown.
+    """
+    if scores is None:
+        hint = 'pass scores=sparsemm.load_scores("models:/...@champion"), which brings the recipe along'
+        raise BudgetError('method "auto" needs a score table with its recipe', hint=hint)
+    if scenario not in get_args(Scenario):
+        raise BudgetError(f"scenario {scenario!r} is unknown", hint=f"use {' or '.join(SCENARIOS)}")
+    recipe = getattr(scores, "recipe", None)
+    if recipe is None:
+        what = "sparsemm: the score table has no recipe, so auto is %s as published; `sparsemm tune KEY` finds a recipe"
+        log.warning(what, PUBLISHED)
+        return PUBLISHED, options
+    choice = recipe.choice(scenario)
+    log.info("sparsemm: auto is %s (question %s), %s", choice.name, scenario, choice.options | options)
+    return choice.method, choice.options | options

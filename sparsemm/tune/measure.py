@@ -1,0 +1,128 @@
+"""Measures methods on some of the pages: the evaluator with the questions of a scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sparsemm.datasets.records import Record, read_records
+from sparsemm.errors import DataError
+from sparsemm.evaluate.answers import Batch, Variant
+from sparsemm.evaluate.evaluator import Evaluator
+from sparsemm.evaluate.rows import AREA, OVERALL, Arm, Outcome
+from sparsemm.evaluate.tasks.local import PageTask
+from sparsemm.params import Params
+from sparsemm.policies import budgets_of
+from sparsemm.statistics import area
+from sparsemm.studies.later import IMAGE, cut_batches, prompt_parts
+from sparsemm.tune.candidates import Candidate
+
+Outcomes = dict[Arm, Outcome]  # the setting of an arm is the name of a candidate
+
+
+class Tuner(Evaluator):
+    """The evaluator of one model's tuning.
+
+    Attributes:
+        options: the part `tune` of params.yaml.
+        records: pages: those of the search, then those of the confirmation.
+        usual: the options of `allocate`, which methods have unless a candidate says otherwise.
+
+    Raises:
+        DataError: if the evaluation pages are missing, or fewer than `tune.samples`.
+        ScoreTableError: if the model has no score table.
+    """
+
+    def __init__(self, params: Params, key: str, root: Path) -> None:
+        assert params.tune is not None
+        self.options, allocate = params.tune, params.allocate
+        self.pages = root / "artifacts" / "datasets" / f"{params.evaluate.dataset}.parquet"
+        self.records: list[Record] = read_records(self.pages, limit=self.options.samples)
+        if len(self.records) < self.options.samples:
+            what = f"{len(self.records)} records, {self.options.samples} wanted"
+            raise DataError(what, where=str(self.pages), hint="lower tune.samples")
+        self.usual = {"window": allocate.window, "rho": allocate.rho, "mode": allocate.mode}
+        known = [params.evaluate.model_dump(exclude={"tasks", "methods"}), self.options.tasks]
+        super().__init__(params, key, root, "tune", self.usual, [self.pages], known, __name__)
+
+    @property
+    def searched(self) -> int:
+        """Number of pages of the search, two thirds; the others are those of the confirmation."""
+        return 2 * self.options.samples // 3
+
+    def tasks(self, scenario: str) -> tuple[str, ...]:
+        """Returns what is asked in a scenario; later, questions if there are any, else to read the page."""
+        return ("qa",) if scenario == "later" and "qa" in self.options.tasks else self.options.tasks
+
+    def generations(self, scenario: str, candidates: Sequence[Candidate], pages: int) -> int:
+        """Returns how many answers it takes to measure candidates on so many pages."""
+        variants = sum(len(budgets_of(one.method, self.options.budgets)) for one in candidates)
+        return variants * pages * len(self.tasks(scenario))
+
+    def measure(self, scenario: str, candidates: Sequence[Candidate], start: int, stop: int) -> Outcomes:
+        """Returns the outcomes of candidates on the pages from `start` to `stop`, by task and budget.
+
+        The names of candidates are the settings of the arms. Answers that are in the store are not asked for again.
+
+        Raises:
+            BudgetError, CacheError: if a candidate cannot serve this model.
+            DataError: if a page cannot be asked about.
+        """
+        outcomes: Outcomes = {}
+        for task in self.tasks(scenario):
+            name = f"{scenario}, {task}, pages {start} to {stop - 1}"  # batches depend on which pages there are
+            questions = PageTask(task, self.records[start:stop], self.params.chase.prompt, self.params.evaluate.seed)
+            variants: dict[Arm, Variant] = {
+                Arm(name, "", one.name, None, budget): self.variant(one.method, budget, **one.options)
+                for one in candidates
+                for budget in budgets_of(one.method, self.options.budgets)
+            }
+            make_batches: Callable[[], Iterator[Batch]] | None = None
+            if scenario == "later":
+                make_batches = partial(self._later, questions)
+            measured = self.outcomes({name: questions}, variants, make_batches=make_batches)
+            outcomes |= {arm._replace(task=task): outcome for arm, outcome in measured.items()}
+        return outcomes
+
+    def _later(self, task: PageTask) -> Iterator[Batch]:
+        """Yields batches whose prompts are compressed before the question."""
+        pairs = zip(task.questions, task.records, strict=True)
+        prompts = [prompt_parts(self.processor, IMAGE, question, record, "") for question, record in pairs]
+        return cut_batches(self.processor, prompts, list(task.records), self.params.evaluate.batch_size)
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """Returns the outcomes of the same arms on several pages as one, page after page."""
+    outcomes: Outcomes = {}
+    for arm in parts[0]:
+        own = [part[arm] for part in parts]
+        weights = [len(one.values) for one in own]
+        kept = [one.kept for one in own if one.kept is not None]
+        size = [one.bytes for one in own if one.bytes is not None]
+        outcomes[arm] = Outcome(
+            np.concatenate([one.values for one in own]),
+            own[0].metric,
+            float(np.average(kept, weights=weights)) if kept else None,
+            float(np.average(size, weights=weights)) if size else None,
+        )
+    return outcomes
+
+
+def with_means(outcomes: Mapping[Arm, Outcome]) -> Outcomes:
+    """Returns the outcomes, and for each setting the area over its budgets in each task, and the mean of these."""
+    result: Outcomes = dict(outcomes)
+    tasks = list(dict.fromkeys(arm.task for arm in outcomes))
+    for setting in dict.fromkeys(arm.setting for arm in outcomes):
+        areas = []
+        for task in tasks:
+            curve = {arm.budget: one for arm, one in outcomes.items() if (arm.task, arm.setting) == (task, setting)}
+            budgets = sorted(budget for budget in curve if budget is not None)
+            stacked = np.stack([curve[budget].values for budget in budgets or [None]])
+            values = area(stacked, budgets) if budgets else stacked[0]
+            areas.append(values)
+            result[Arm(task, AREA, setting)] = Outcome(values, next(iter(curve.values())).metric)
+        result[Arm(OVERALL, AREA, setting)] = Outcome(np.mean(areas, axis=0), "mean over tasks")
+    return result

@@ -1,0 +1,110 @@
+"""Successive halving: the search for the best candidate of one scenario."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsemm.errors import SparseMMError
+from sparsemm.evaluate.rows import AREA, COLUMNS, OVERALL, Arm, Row, tabulate
+from sparsemm.tune.candidates import Candidate, make_candidate, make_candidates, plan_rounds
+from sparsemm.tune.measure import Outcomes, Tuner, joined, with_means
+
+# Columns of artifacts/recipes/<key>.csv.
+TRIED = (*COLUMNS[:2], "scenario", "split", "rounds", "outcome", *COLUMNS[2:])
+
+
+@dataclass
+class Search:
+    """Successive halving for one scenario, on the pages of the search alone.
+
+    Attributes:
+        tuner: measures candidates.
+        scenario: of `sparsemm.recipes.SCENARIOS`.
+        candidates: everything that is tried, in the order of params.
+        failures: name of a candidate -> why it cannot serve this model.
+        parts: name of a candidate -> its outcomes, round by round.
+    """
+
+    tuner: Tuner
+    scenario: str
+    candidates: list[Candidate] = field(init=False)
+    failures: dict[str, str] = field(init=False, default_factory=dict)
+    parts: dict[str, list[Outcomes]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.candidates = make_candidates(self.tuner.options, self.tuner.usual)
+
+    @property
+    def against(self) -> list[Candidate]:
+        """The methods that the winner is compared with, as published: with the options of `allocate`."""
+        return [make_candidate(method, self.tuner.usual, self.tuner.usual) for method in self.tuner.options.against]
+
+    def generations(self) -> int:
+        """Returns how many answers the search and the confirmation need, if no candidate fails."""
+        tuner, plan = self.tuner, plan_rounds(len(self.candidates), self.tuner.searched, self.tuner.options.first)
+        asked = sum(
+            tuner.generations(self.scenario, self.candidates[: one.candidates], one.stop - one.start) for one in plan
+        )
+        proven = [*self.against, self.candidates[-1]]
+        return asked + tuner.generations(self.scenario, proven, tuner.options.samples - tuner.searched)
+
+    def winner(self) -> Candidate:
+        """Runs the rounds and returns the candidate with the largest mean accuracy; of equal ones the first.
+
+        Raises:
+            SparseMMError: if every candidate fails.
+        """
+        left = list(self.candidates)
+        for one in plan_rounds(len(left), self.tuner.searched, self.tuner.options.first):
+            left = self._ask(left[: one.candidates], one.start, one.stop)
+            left.sort(key=lambda candidate: (-self.accuracy(candidate), self.candidates.index(candidate)))
+        return left[0]
+
+    def _ask(self, candidates: list[Candidate], start: int, stop: int) -> list[Candidate]:
+        """Asks candidates about new pages, and returns those that answered."""
+        try:
+            outcomes = self.tuner.measure(self.scenario, candidates, start, stop)
+        except SparseMMError as error:  # of at least one of them: each is asked alone
+            outcomes = {}
+            for one in candidates:
+                try:
+                    outcomes |= self.tuner.measure(self.scenario, [one], start, stop)
+                except SparseMMError as own:
+                    self.failures[one.name] = str(own)
+            if not outcomes:
+                raise error
+        answered = [one for one in candidates if one.name not in self.failures]
+        for one in answered:
+            own = {arm: outcome for arm, outcome in outcomes.items() if arm.setting == one.name}
+            self.parts.setdefault(one.name, []).append(own)
+        return answered
+
+    def accuracy(self, candidate: Candidate) -> float:
+        """Returns the mean accuracy of a candidate over the tasks, budgets and pages it was asked about."""
+        means = with_means(joined(self.parts[candidate.name]))
+        return round(float(means[Arm(OVERALL, AREA, candidate.name)].values.mean()), 9)
+
+    def rows(self) -> list[Row]:
+        """Returns the rows of everything that was tried, failures included."""
+        most = max(map(len, self.parts.values()))
+        tried: list[Row] = []
+        for one in self.candidates:
+            head = {"model": self.tuner.key, "study": "tune", "scenario": self.scenario, "split": "search"}
+            if one.name in self.failures:
+                outcome = f"failed: {self.failures[one.name]}"
+                tried.append(dict.fromkeys(TRIED, "") | head | {"setting": one.name, "outcome": outcome})
+                continue
+            parts = self.parts[one.name]
+            head |= {"outcome": "reached the last round" if len(parts) == most else f"left after round {len(parts)}"}
+            rounds = {"rounds": len(parts)}
+            tried += [row | head | rounds for row in tabulated(self.tuner, with_means(joined(parts)), lambda arm: [])]
+        return tried
+
+
+def tabulated(tuner: Tuner, outcomes: Outcomes, against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:
+    """Returns the rows of outcomes, with the bootstrap of the evaluate stage."""
+    asked = tuner.params.evaluate
+    options: Mapping[str, Any] = {"resamples": asked.bootstrap, "seed": asked.seed, "precision": 0.05}
+    return tabulate({"model": tuner.key, "study": "tune"}, outcomes, against, **options)
