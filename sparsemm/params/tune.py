@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sparsemm.errors import BudgetError
-from sparsemm.params.base import Count, Strict, without_repeats
 from sparsemm.params.stages import Method
+from sparsemm.params.strict import Count, Strict, without_repeats
 from sparsemm.params.studies import Budgets, Share, no_questions
 from sparsemm.policies import METHODS, SELECTORS, parts
 from sparsemm.recipes import BASELINE, PUBLISHED, Scenario

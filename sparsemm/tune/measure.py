@@ -13,7 +13,7 @@ from sparsemm.errors import DataError
 from sparsemm.evaluate.answers import Batch, Variant
 from sparsemm.evaluate.evaluator import Evaluator
 from sparsemm.evaluate.rows import AREA, OVERALL, Arm, Outcome
-from sparsemm.evaluate.tasks.local import PageTask
+from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.params import Params
 from sparsemm.policies import budgets_of
 from sparsemm.statistics import area
