@@ -51,7 +51,7 @@ class ScoreTable:
     def __repr__(self) -> str:
         """Returns five lines for a notebook: whose scores, of what, how concentrated and how reliable."""
         layers, heads = self.scores.shape
-        known = {name: self.header.get(name, "-") for name in ("model", "revision", "dataset", "samples", "tokens")}
+        known = {name: shown(self.header.get(name)) for name in ("model", "revision", "dataset", "samples", "tokens")}
         lines = [
             f"ScoreTable of {known['model']}, revision {known['revision']}",
             f"heads: {layers} layers x {heads} query heads, {self.header['num_kv_heads']} KV heads each",
@@ -365,11 +365,16 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def shown(value: Any) -> str:
+    """Returns a value of a header as text; what is unknown, as in imported tables, is a dash."""
+    return "-" if value is None else str(value)
+
+
 def show(table: ScoreTable) -> str:
     """Describes a table in text: its origin, how concentrated and reliable its scores are, and its best heads."""
     layers, heads = table.scores.shape
     kv = table.header["num_kv_heads"]
-    lines = [f"{key}: {table.header[key]}" for key in sorted(table.header) if key != "params"]
+    lines = [f"{key}: {shown(table.header[key])}" for key in sorted(table.header) if key != "params"]
     lines.append(f"heads: {layers} layers x {heads} query heads, {kv} KV heads each")
     if table.header.get("linear_layers"):
         lines.append("linear-attention layers have no heads that look at a token; their scores are zero")
@@ -398,9 +403,8 @@ def diff(a: ScoreTable, b: ScoreTable) -> str:
         ScoreTableError: if the tables have different shapes, or all scores of one are zero.
     """
     keys = sorted(set(a.header) | set(b.header))
-    lines = [
-        f"{key}: {a.header.get(key)} | {b.header.get(key)}" for key in keys if a.header.get(key) != b.header.get(key)
-    ]
+    differing = [key for key in keys if a.header.get(key) != b.header.get(key)]
+    lines = [f"{key}: {shown(a.header.get(key))} | {shown(b.header.get(key))}" for key in differing]
     lines.append(f"rank correlation: {a.rank_correlation(b):.4f}")
     lines += [f"overlap of the top {f:.0%}: {a.top_overlap(b, f):.1%}" for f in (0.05, 0.10)]
     lines.append(f"largest difference of a head's share: {np.abs(a.normalised() - b.normalised()).max():.2%}")

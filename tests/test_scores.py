@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,8 @@ def test_published_form_round_trips(tmp_path: Path) -> None:
     back = import_published(tmp_path / "p.json", HEADER)
     assert np.array_equal(back.per_sample, one.per_sample) and np.array_equal(back.scores, one.scores)
     assert back.header["tokens"] is None and back.header["samples"] == 6 and not back.hits.any()
+    for text in (repr(back), show(back), diff(one, back)):
+        assert "None" not in text and re.search(r"(: |, )-( |$)", text, re.MULTILINE), text
     back.save(tmp_path / "t.safetensors")
     ScoreTable.load(tmp_path / "t.safetensors")
     with pytest.raises(ScoreTableError, match="do not fill 4 layers"):

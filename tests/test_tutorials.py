@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.models import load_model, new_entry
 
 model, processor = load_model(new_entry("data/checkpoints/tiny-qwen2-vl"))
-tokenizer = processor.tokenizer
+tokenizer = processor
 pages = [draw_record("calibration", 0, i, PageStyle(filled=(2, 3))) for i in range(4)]
 score_heads(model, processor, pages, max_new_tokens=32).save("heads.safetensors")
 """
@@ -84,3 +85,18 @@ def test_sample_pdfs_are_read_as_the_pages_that_they_show(tmp_path, monkeypatch)
         drawn = draw_record("calibration", 3, i, PageStyle())
         np.testing.assert_array_equal(np.asarray(page.image), np.asarray(drawn.image))
         assert sorted(entry.text for entry in page.entries) == sorted(entry.text for entry in drawn.entries)
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    notebook = json.loads((ROOT / "examples" / "compress.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4 and all(not cell.get("outputs") for cell in notebook["cells"])
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "examples").mkdir()
+    monkeypatch.chdir(tmp_path / "examples")
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)  # noqa: S102
+    assert names["slots"].sum() == 24 * names["slots"].size
+    assert {row["method"] for row in names["compared"].rows} == set(names["methods"])
+    assert names["compared"].rows[0]["value"] > 0.9  # the full cache reads the pages
