@@ -6,13 +6,34 @@ const charts = (() => {
   const CONFIG = { displayModeBar: false, responsive: false, doubleClick: false };
   const NARROW = 640; // pixels: below this width panels stand in one column
   const BELOW = 64, BESIDE = 58; // pixels around a panel for the labels of its axes
+  const DIMMEST = 125; // luminance, of 255, that a colour has at least on a dark page
   const LETTER = 7.5, LINE = 16; // pixels of a letter and of a line of text, at most
+
+  const isDark = () => matchMedia("(prefers-color-scheme: dark)").matches;
+
+  // "#1d3557" on a dark page becomes light enough to be seen: it is mixed with white until it is.
+  function readable(colour) {
+    if (!isDark() || !/^#[0-9a-f]{6}$/i.test(colour)) return colour;
+    let parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+    const light = () => 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+    while (light() < DIMMEST) parts = parts.map((part) => part + 0.1 * (255 - part));
+    return `rgb(${parts.map(Math.round).join(", ")})`;
+  }
+
+  function colourLegends() {
+    for (const glyph of document.querySelectorAll(".legend span")) {
+      glyph.dataset.colour ??= glyph.style.color;
+      const hex = glyph.dataset.colour.replace(/^rgb\((\d+), (\d+), (\d+)\)$/, (_, ...rgb) => (
+        "#" + rgb.slice(0, 3).map((part) => Number(part).toString(16).padStart(2, "0")).join("")));
+      glyph.style.color = readable(hex);
+    }
+  }
 
   // "var(--ink)" anywhere in a figure becomes the colour that the style sheet gives it now.
   function coloured(value, styles = getComputedStyle(document.documentElement)) {
     if (typeof value === "string") {
       const name = /^var\((--[a-z0-9-]+)\)$/.exec(value);
-      return name ? styles.getPropertyValue(name[1]).trim() : value;
+      return name ? styles.getPropertyValue(name[1]).trim() : readable(value);
     }
     if (Array.isArray(value)) return value.map((one) => coloured(one, styles));
     if (value && typeof value === "object") {
@@ -150,6 +171,7 @@ const charts = (() => {
     }
   }, { rootMargin: "600px" });
   reserve();
+  colourLegends();
   figures.forEach((figure) => watcher.observe(figure));
   let known = innerWidth;
   window.addEventListener("resize", () => {
@@ -160,6 +182,7 @@ const charts = (() => {
   });
   window.addEventListener("beforeprint", () => figures.forEach(show));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    colourLegends();
     shown.forEach(show);
     document.dispatchEvent(new CustomEvent("scheme"));
   });

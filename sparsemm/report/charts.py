@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparsemm.report.results import Heads, Model, PaperPoint, StudyResults, Timing
-from sparsemm.report.style import FAINT, Style, method_style, model_style, setting_styles
+from sparsemm.report.style import FAINT, Style, method_label, method_style, model_style, setting_styles
 from sparsemm.statistics import Estimate
 from sparsemm.studies import Rows, StudyRow
 
@@ -99,13 +99,22 @@ class Chart:
     def rows(self) -> list[dict[str, Any]]:
         """Returns every point as a row of the table that `dvc plots` draws."""
         return [
-            {"panel": panel.title, "series": series.name, "at": point.at, "value": round(point.estimate.value, 6)}
+            {
+                "panel": panel.title,
+                "series": series.name,
+                "at": _plain(point.at),
+                "value": round(point.estimate.value, 6),
+            }
             | {"low": "" if point.estimate.low is None else round(point.estimate.low, 6)}
             | {"high": "" if point.estimate.high is None else round(point.estimate.high, 6)}
             for panel in self.panels
             for series in panel.series
             for point in series.points
         ]
+
+
+def _plain(at: str | float) -> str | float:
+    return at.replace("<br>", ", ") if isinstance(at, str) else at
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
@@ -184,7 +193,7 @@ def accuracy(model: Model) -> Chart:
         for method in model.methods:
             points = [Point(ticks[row.budget], row.accuracy) for row in model.rows(task, method) if row.budget]
             if points:
-                series.append(Series(method, method_style(method), points))
+                series.append(Series(method_label(method), method_style(method), points))
         rows = [row for row in model.accuracy if row.task == task]
         shares = all(0.0 <= row.value <= 1.0 for row in rows)
         up = rows[0].metric.replace("_", " ")
@@ -264,7 +273,7 @@ def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
     def panel(title: str, value: Callable[[Timing], float], *more: Series) -> Panel:
         series = [
             Series(
-                method,
+                method_label(method),
                 method_style(method),
                 [
                     Point(row.prompt_length, Estimate(round(value(row), 6)))
@@ -345,15 +354,19 @@ def study_values(result: StudyResults, rows: Rows) -> Chart:
         if len(places) < 2:  # a line needs more than one place
             marks = [(row.setting, row.estimate) for row in [*panel_rows, *([alone] if alone else [])]]
             names = list(by_setting) + ([alone.setting] if alone else [])
-            series = [Series(name, styles[name], [Point(name, estimate)], joined=False) for name, estimate in marks]
-            panels.append(Panel(title, up, "", series, names, lying=True, limits=limits))
+            series = [
+                Series(method_label(name), styles[name], [Point(method_label(name), estimate)], joined=False)
+                for name, estimate in marks
+            ]
+            ticks = [method_label(name) for name in names]
+            panels.append(Panel(title, up, "", series, ticks, lying=True, limits=limits))
             continue
         series = []
         for name, own in by_setting.items():
             placed = [Point(_place(row), row.estimate) for row in own if _place(row)]
             placed.sort(key=lambda point: _number(point.at))
             points = placed or [Point("", own[0].estimate)]
-            series.append(Series(name, styles[name], points, level=not placed))
+            series.append(Series(method_label(name), styles[name], points, level=not placed))
         if alone is not None:
             series.append(Series(alone.setting, styles[alone.setting], [Point("", alone.estimate)], level=True))
         panels.append(Panel(title, _level_name(result, panel_rows), up, series, places, limits=limits))
@@ -393,12 +406,13 @@ def _names(rows: Rows) -> Callable[[StudyRow], str]:
     """Returns a function that names a comparison by those of condition, setting and counterpart that vary."""
     parts: Mapping[str, Callable[[StudyRow], str]] = {
         "condition": lambda row: row.condition,
-        "setting": lambda row: row.setting,
-        "against": lambda row: f"against {row.against}",
+        "setting": lambda row: method_label(row.setting),
+        "against": lambda row: f"against {method_label(row.against or '')}",
     }
     varied = [part for part in parts.values() if len({part(row) for row in rows}) > 1]
     return lambda row: (
-        ", ".join(text for part in varied if (text := part(row))) or f"{row.setting} against {row.against}"
+        ", ".join(text for part in varied if (text := part(row)))
+        or f"{method_label(row.setting)} against {method_label(row.against or '')}"
     )
 
 

@@ -79,7 +79,7 @@
     options("page", model.pages.map((one, i) => [i, `${i + 1} (${one.width} × ${one.height})`]), state.page);
     options("layer", counted(model.share.length), state.layer);
     options("head", counted(model.share[0].length), state.head);
-    options("method", [["none", "none: attention alone"], ...methods.map((one) => [one, one])], method);
+    options("method", [["none", "none: attention alone"], ...methods.map((one) => [one, views.label(one)])], method);
     options("budget", budgets.map((one) => [one, `B = ${one}`]), budget || budgets[Math.floor(budgets.length / 2)]);
     const sights = [["page", "full resolution"]];
     if (page.grid < page.cells.length) sights.push(["thumbnail", "thumbnail"]);

@@ -3,6 +3,7 @@
 
 const views = (() => {
   const { ranked, rankOf, kvHead, visual } = pages;
+  const label = (method) => method.replace("+", " + ");
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
 
   function facts(state, page, seen) {
@@ -45,7 +46,7 @@ const views = (() => {
     if (seen && state.choice !== null) {
       const { method, budget } = page.kept[state.choice];
       const count = visual(page, seen.kept[state.choice]);
-      parts.push(`Squares: the ${count} of ${page.positions.length} visual tokens that ${method} keeps in this KV ` +
+      parts.push(`Squares: the ${count} of ${page.positions.length} visual tokens that ${label(method)} keeps in this KV ` +
         `head at B = ${budget}; what it evicts is faded.`);
     }
     return parts.join(" ");
@@ -60,9 +61,9 @@ const views = (() => {
   }
 
   function keptWords(state, page, seen) {
-    const said = methods(state, page, seen).map((one) => `${one.method} ${one.slots} slots, ${one.visual} visual.`);
+    const counts = methods(state, page, seen).map((one) => `${label(one.method)} ${one.slots} slots, ${one.visual} visual.`);
     return `What every method keeps of the prompt in layer ${state.layer}, KV head ${kvHead(state)}, at ` +
-      `B = ${state.budget}. ${said.join(" ")}`;
+      `B = ${state.budget}. ${counts.join(" ")}`;
   }
 
   function headsFigure(state) {
@@ -163,14 +164,14 @@ const views = (() => {
         type: "scatter", mode: "markers", x, y: x.map(() => i), name: one.method,
         marker: { symbol: "line-ns-open", size: 14, color: state.colours[one.method], line: { width: 2.5 } },
         text: x.map((position) => (cells.has(position) ? "visual token" : "text")),
-        hovertemplate: `${one.method} keeps position %{x}, %{text}<extra></extra>`,
+        hovertemplate: `${label(one.method)} keeps position %{x}, %{text}<extra></extra>`,
       };
     });
     const span = {
       type: "rect", xref: "x", yref: "paper", fillcolor: "var(--band)", line: { width: 0 }, layer: "below",
       y0: 0, y1: 1, x0: Math.min(...page.positions) - 0.5, x1: Math.max(...page.positions) + 0.5,
     };
-    const labels = rows.map((one) => `${one.method}: ${one.slots} (${one.visual})`);
+    const labels = rows.map((one) => `${label(one.method)}: ${one.slots} (${one.visual})`);
     const title = { text: "position (shaded: the image)" };
     return {
       data,
@@ -182,5 +183,5 @@ const views = (() => {
     };
   }
 
-  return { facts, legend, keptWords, headsFigure, pageFigure, keptFigure };
+  return { label, facts, legend, keptWords, headsFigure, pageFigure, keptFigure };
 })();

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from sparsemm.report.results import Accuracy, Model, Timing
+from sparsemm.report.style import method_label
 from sparsemm.statistics import VERDICTS, Estimate
 
 DISTURBED = 2.0  # if times of equal work differ by more than this factor, they measure something else
@@ -50,7 +51,7 @@ def comparison(model: Model, task: str, method: str) -> str:
         least, most = f"{min(gains):+.3f}", f"{max(gains):+.3f}"
         by = least if least == most else f"{least} to {most}"
         parts.append(f"{word} at {budget_list(row.budget for row in rows)} ({by})")
-    return f"sparsemm minus {method}: {'; '.join(parts)}." if parts else ""
+    return f"sparsemm minus {method_label(method)}: {'; '.join(parts)}." if parts else ""
 
 
 def budget_list(budgets: Iterable[int | None]) -> str:

@@ -24,6 +24,11 @@ def paragraph(text: str, css: str = "") -> str:
     return f"<p{attribute}>{escape(text)}</p>" if text else ""
 
 
+def link(text: str, address: str) -> str:
+    """Returns a paragraph that is a link."""
+    return f'<p class="quiet"><a href="{escape(address, quote=True)}">{escape(text)}</a></p>'
+
+
 def bullets(items: Iterable[str]) -> str:
     """Returns an escaped list of the items that are not empty, or nothing if all are."""
     body = "".join(f"<li>{escape(item)}</li>" for item in items if item)

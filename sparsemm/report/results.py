@@ -216,7 +216,8 @@ class Model:
         accuracy, timings: rows; empty if a stage has not run.
         machine: machine of the timings.
         explorer: contents of artifacts/explorer/<key>.json; empty if the explore stage has not run.
-        small: whether it is a small checkpoint trained in this repository, which has a card.
+        small: whether it was trained in this repository, so that it has a card.
+        base: the pretrained language model that it was tuned from, by its card; empty if there is none.
         held_out: how well it reads held-out pages of each style, from its card.
     """
 
@@ -230,6 +231,7 @@ class Model:
     machine: Machine = field(default_factory=Machine)
     explorer: dict[str, Any] = field(default_factory=dict)
     small: bool = False
+    base: str = ""
     held_out: dict[str, HeldOut] = field(default_factory=dict)
 
     @property
@@ -318,7 +320,9 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
     evaluation = result_path(root, "evaluate", key, ".csv")
     timings, machine = _timings(root / "artifacts" / "profile", key)
     explorer = result_path(root, "explorer", key, ".json")
-    card = root / entry.checkpoint / "card.json"
+    folder = params.assembled[key].updates if key in params.assembled else entry.checkpoint
+    card = root / folder / "card.json"
+    about = read_json(card, _Card) if card.is_file() else _Card()
     others = {name: heads for name in params.robustness if (heads := _heads(root, key, name)) is not None}
     heads = _heads(root, key)
     if heads is None:
@@ -335,7 +339,8 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
         machine=machine,
         explorer=read_json(explorer, _Plain).model_dump() if explorer.is_file() else {},
         small=card.is_file(),
-        held_out=_held_out(card),
+        base=about.base.model,
+        held_out=_held_out(about.held_out),
     )
 
 
@@ -343,13 +348,19 @@ class _Plain(BaseModel, extra="allow"):
     """A JSON object whose contents another program checks."""
 
 
+class _Base(BaseModel):
+    model: str = ""
+
+
 class _Card(BaseModel):
+    """The card.json beside a checkpoint."""
+
+    base: _Base = _Base()
     held_out: dict[str, Any] = {}
 
 
-def _held_out(card: Path) -> dict[str, HeldOut]:
+def _held_out(entries: dict[str, Any]) -> dict[str, HeldOut]:
     """Returns the styles of pages for which a card holds both numbers."""
-    entries = read_json(card, _Card).held_out if card.is_file() else {}
     numbers = {style: value for style, value in entries.items() if isinstance(value, dict)}
     return {
         style: HeldOut(word_accuracy=value["word_accuracy"], exact_match=value["exact_match"])

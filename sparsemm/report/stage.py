@@ -13,12 +13,12 @@ from sparsemm.files import atomic_path
 from sparsemm.params import Params
 from sparsemm.report import charts
 from sparsemm.report.charts import Chart
-from sparsemm.report.html import page, paragraph
+from sparsemm.report.html import link, page, paragraph
 from sparsemm.report.results import Results, read_results
 from sparsemm.report.sections import written
 
 TITLE = "SparseMM: visual heads and KV-cache budgets"
-PAPER = "The method is that of SparseMM, arXiv 2506.05344 (https://arxiv.org/abs/2506.05344)."
+PAPER = "https://arxiv.org/abs/2506.05344"
 PLOTTED = ("masking", "parts", "later", "looking", "sources", "confirm")  # studies among the ten charts of `dvc plots`
 COLUMNS = ("panel", "series", "at", "value", "low", "high")
 
@@ -71,11 +71,12 @@ def write_plot(path: Path, chart: Chart | None) -> None:
 
 
 def footer(results: Results, root: Path) -> str:
-    """Returns the footer: versions, the commit and its date, and the paper."""
+    """Returns the footer: date and name of the commit, versions, and a link to the paper."""
     versions = [f"sparsemm {__version__}"]
     machines = [model.machine for model in results.models if model.machine.torch]
     versions += [f"torch {machines[0].torch}, transformers {machines[0].transformers} (profiles)"] if machines else []
-    return paragraph(f"Made with {', '.join(versions)}{commit(root)}. {PAPER}", "quiet")
+    text = f"Made {commit(root)}with {', '.join(versions)}."
+    return paragraph(text, "quiet") + link("The method is that of SparseMM, arXiv 2506.05344.", PAPER)
 
 
 def commit(root: Path) -> str:
@@ -83,9 +84,9 @@ def commit(root: Path) -> str:
 
     The text is empty outside a repository.
     """
-    command = ["git", "-C", str(root), "log", "-1", "--format=%h of %cs"]
+    command = ["git", "-C", str(root), "log", "-1", "--format=on %cs on top of commit %h"]
     try:
         head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return f", on top of commit {head}" if head else ""
+    return f"{head}, " if head else ""

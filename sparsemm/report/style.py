@@ -46,6 +46,10 @@ METHODS = {
     "duo": Style("#467599", "hexagram-open", "✡", "longdashdot"),
     "fastv": Style("#AF4D98", "octagon-open", "⯃", "2px,2px"),
     "downsampled": Style("#6B705C", "asterisk-open", "✳", "10px,2px"),
+    # These selectors are in params.yaml: they have colours that differ from their policy's, and symbols of their own.
+    "sparsemm+peak": Style("#7B4FD0", "diamond", "◆"),
+    "sparsemm+blend-echo": Style("#B8860B", "hexagon", "⬢", "10px,2px"),
+    "snapkv+peak": Style("#2F7FBF", "square", "■", "dot"),
     "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
 }
 # Styles of methods without one of their own, in the order of the registry.
@@ -98,11 +102,16 @@ def method_style(method: str) -> Style:
 
     A method with another selector has that selector's colour.
     """
-    if "+" in method and is_method(method):
+    if "+" in method and method not in METHODS and is_method(method):
         policy, selector = parts(method)
         return replace(method_style(policy), colour=SELECTED[list(SELECTORS).index(str(selector)) % len(SELECTED)])
     new = [name for name in REGISTRY if name not in METHODS]
     return METHODS.get(method) or (SPARE[new.index(method) % len(SPARE)] if method in new else OTHER)
+
+
+def method_label(method: str) -> str:
+    """Returns the name of a method for legends and sentences: "sparsemm + peak" for "sparsemm+peak"."""
+    return method.replace("+", " + ") if is_method(method) else method
 
 
 def model_style(number: int) -> Style:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from sparsemm.compat import cache_argument
 from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.studies import TasksParams
 from sparsemm.studies import Rows, Study, StudyRow, spread, tally
@@ -111,6 +110,7 @@ def without_heads(model: Any, batch: Batch, variants: Mapping[str, Which], max_n
 def _plain(model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> Reply:
     from transformers import DynamicCache
 
+    from sparsemm.compat import cache_argument
     from sparsemm.evaluate.answers import Reply
 
     out = model.generate(

@@ -8,6 +8,7 @@ from sparsemm.report.html import bullets, chart, details, heading, paragraph, ta
 from sparsemm.report.results import Accuracy, Model, Results
 from sparsemm.report.sections import all_studies
 from sparsemm.report.sections.method import resampled
+from sparsemm.report.style import method_label
 
 NOT_EVALUATED = "Not evaluated yet."
 TOO_FEW = "Fewer than two pages give no interval and no verdict. The horizontal line is the full cache."
@@ -56,7 +57,7 @@ def _numbers(model: Model, task: str, rows: list[Accuracy]) -> str:
     header = ["method", "accuracy", "slots kept", "bytes", "sparsemm minus it", "sparsemm is", "it minus full", "it is"]
     cells = [
         [
-            f"{row.method}, B = {row.budget}" if row.budget else row.method,
+            f"{method_label(row.method)}, B = {row.budget}" if row.budget else row.method,
             row.accuracy.text(),
             f"{row.kept_slots:.1f}",
             f"{row.bytes:,}",
@@ -83,7 +84,7 @@ def _verdicts(models: list[Model]) -> str:
                 counts.append(" / ".join(numbers) if groups else "-")
             enough = enough_from(model, task)
             rows.append([f"{model.label}, {task}", str(enough.budget) if enough else "none", *counts])
-    header = ["model and task", "enough from B =", *(f"vs {method}" for method in methods)]
+    header = ["model and task", "enough from B =", *(f"vs {method_label(method)}" for method in methods)]
     caption = (
         "sparsemm: the budget from which on it is not shown to be worse than the full cache, and for every method the "
         "numbers of budgets at which it is better / undecided / worse"

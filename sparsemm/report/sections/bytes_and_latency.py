@@ -6,6 +6,7 @@ from sparsemm.report import charts
 from sparsemm.report.findings import speed
 from sparsemm.report.html import bullets, chart, details, paragraph, table, tabs
 from sparsemm.report.results import Machine, Model, Results, Shape, Timing, paper_points
+from sparsemm.report.style import method_label
 
 NOT_PROFILED = "Not profiled yet."
 READING = (
@@ -56,7 +57,7 @@ def _numbers(label: str, timings: list[Timing]) -> str:
     header += ["tokens per second", "least ms per token", "peak bytes"]
     rows = [
         [
-            f"{row.method}{f', B = {row.budget}' if row.budget else ''}, {row.prompt_length} tokens",
+            f"{method_label(row.method)}{f', B = {row.budget}' if row.budget else ''}, {row.prompt_length} tokens",
             f"{row.decode_ms_per_token:.2f}",
             f"{row.decode_ratio_to_full:.2f}",
             f"{row.kept_bytes:,}",

@@ -1,117 +1,143 @@
-"""Builds the first screen: the findings in three sentences, and the method in one picture."""
+"""Builds the first screen: three sentences about the first model that is evidence, and the method in pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsemm.report.findings import compared_with_full, enough_from, own_timings, percent_range
+from sparsemm.policies import is_drawn, is_method
+from sparsemm.report.findings import compared_with_full, enough_from, own_timings, percent_range, signed
 from sparsemm.report.html import bullets, pair, paragraph, pictures
-from sparsemm.report.results import Model, Results
+from sparsemm.report.results import Accuracy, Model, Results
+from sparsemm.report.style import method_label
+from sparsemm.statistics import Estimate
 from sparsemm.studies import StudyRow, tally
 from sparsemm.studies.curve import headline as is_area
+from sparsemm.studies.masking import LAYERS
 from sparsemm.studies.masking import headline as is_masking
 
 QUESTION = "Which attention heads look at the image, and how much does knowing them shrink the KV cache?"
 NOTHING = "No model that counts as evidence has been evaluated yet."
 TOO_FEW = "Models were evaluated, but there is no interval that could give a verdict."
 READING = (
-    "B is the mean number of slots per KV head. Better and worse mean that the 95 % interval of the paired difference "
-    "excludes zero. Differences are sparsemm minus the other, so a positive one is in favour of sparsemm. All numbers "
-    "are computed from the tables of this page."
+    "B is the mean number of slots per KV head. Brackets are 95 % intervals. Better and worse mean that the interval "
+    "of the paired difference excludes zero. Differences are sparsemm minus the other, so a positive one is in favour "
+    "of sparsemm. All numbers are computed from the tables of this page."
 )
 
 
 def parts(results: Results) -> list[str]:
-    """Shows the question, three sentences, the picture, and how to read them."""
+    """Shows the question, three sentences about the leading model, the picture, and all models in one sentence."""
     evidence = results.evidence
-    sentences = [heads(evidence, results.study("masking")), methods(results), size(evidence)]
+    lead = next((model for model in evidence if model.accuracy), next(iter(evidence), None))
+    sentences = [] if lead is None else [heads(lead, results.study("masking")), methods(lead), size(lead)]
     if not any(sentences[1:]):
         sentences.append(TOO_FEW if any(model.accuracy for model in evidence) else NOTHING)
-    return [paragraph(QUESTION, "lead"), pair(bullets(sentences), _picture(results)), paragraph(READING, "quiet")]
+    return [
+        paragraph(QUESTION, "lead"),
+        pair(bullets(sentences), _picture(results, lead)),
+        paragraph(all_models(results)),
+        paragraph(READING, "quiet"),
+    ]
 
 
-def heads(evidence: Sequence[Model], masking: Sequence[StudyRow]) -> str:
-    """Describes how few heads hold the score, and what is lost without them."""
-    if not evidence:
+def heads(model: Model, masking: Sequence[StudyRow]) -> str:
+    """Describes how few heads hold a model's score, and what is lost without them."""
+    share = (
+        f"The best 5 % of the heads of {model.label} hold {percent_range([model.heads.top_share(0.05)])} of its score"
+    )
+    rows = [row for row in masking if row.model == model.key and is_masking(row) and row.difference and row.verdict]
+    rows = [row for row in rows if row.against == LAYERS] or rows
+    if not rows:
+        return f"{share}."
+    row = min(rows, key=lambda row: row.level or 0.0)  # of the first task, the fewest heads
+    return (
+        f"{share}; with its best {100 * (row.level or 0.0):.0f} % of heads switched off, {_metric(row.metric)} is "
+        f"{row.estimate.text()}, which differs from as many {row.against} switched off by {signed(row.difference)}."
+    )
+
+
+def methods(model: Model) -> str:
+    """Compares sparsemm, and its variant that is best on these pages, with the strongest other method.
+
+    The task is the first, the budget the one in the middle.
+    """
+    task, full = next(iter(model.tasks), ""), None
+    budget = model.budgets[len(model.budgets) // 2] if model.budgets else None
+    rows = {method: row for method in model.methods if (row := model.row(task, method, budget)) is not None}
+    own, full = rows.get("sparsemm"), model.row(task, "full")
+    others = [row for row in rows.values() if _is_rival(row) and row.gain and row.gain.verdict]
+    if own is None or not others:
         return ""
-    shares = [model.heads.top_share(0.05) for model in evidence]
-    text = f"The best 5 % of heads hold {percent_range(shares)} of the visual score in {_models(evidence)}"
-    rows = [row for row in masking if is_masking(row) and row.difference and row.verdict]
-    if rows:
-        most = min(rows, key=lambda row: row.difference.value if row.difference else 0.0)
-        text += (
-            "; with the best heads switched off, accuracy is lower than with as many random heads switched off in "
-            f"{tally(rows)['worse']} of {len(rows)} comparisons, by at most {most.difference.text('+')}"  # type: ignore[union-attr]
-        )
-    return text + "."
+    rival = max(others, key=lambda row: row.value)
+    variants = [row for method, row in rows.items() if method.startswith("sparsemm") and method != "sparsemm"]
+    best = max([own, *variants], key=lambda row: row.value)
+    share = f" ({budget / full.kept_slots:.0%} of the prompt)" if full and budget else ""
+    also = f", {_with(best)}" if best is not own else ""
+    whole = f"{_with(full)}; " if full else ""
+    return (
+        f"{_metric(own.metric).capitalize()} at {budget} slots per KV head{share}: {whole}{_with(own)}{also}; the "
+        f"strongest other method is {_with(rival)}, and sparsemm minus {method_label(rival.method)} is "
+        f"{signed(rival.gain)}."
+    )
 
 
-def methods(results: Results) -> str:
-    """Compares sparsemm with the strongest other method at equal slots, as a mean over all budgets."""
+def size(model: Model) -> str:
+    """Describes from which budget on sparsemm is not shown to be worse than the full cache, and the bytes it holds."""
+    timings = own_timings(model)
+    held = ""
+    if timings:
+        share = percent_range([timings[-1].kept_bytes / timings[-1].full_bytes])
+        held = f"with a prompt of {timings[-1].prompt_length} tokens it holds {share} of the full cache's bytes"
+    phrases = [_enough(model, task) for task in model.tasks if compared_with_full(model, task)]
+    text = "; ".join([*phrases, held] if held else phrases)
+    return f"Against the full cache, sparsemm is, {text}." if phrases else f"sparsemm: {held}." if held else ""
+
+
+def _enough(model: Model, task: str) -> str:
+    row, largest = enough_from(model, task), compared_with_full(model, task)[-1]
+    if row is None:
+        return f"on {task}, worse up to B = {largest.budget} ({signed(largest.against_full)})"
+    return f"on {task}, not shown worse from B = {row.budget} on ({signed(row.against_full)})"
+
+
+def all_models(results: Results) -> str:
+    """Compares sparsemm with the strongest other method over all models, as a mean over all budgets."""
     areas = [row for row in results.study("curve") if is_area(row) and row.verdict and row.difference]
     others: dict[str, list[StudyRow]] = {}
     for row in areas:
-        if row.against not in ("full", "random"):
-            others.setdefault(row.against or "", []).append(row)
+        if row.against and row.against != "full" and not (is_method(row.against) and is_drawn(row.against)):
+            others.setdefault(row.against, []).append(row)
     if not others:
-        return _by_budget(results.evidence)
+        return ""
     name, rows = min(others.items(), key=lambda item: sum(row.diff or 0.0 for row in item[1]) / len(item[1]))
     differences = sorted((row.difference for row in rows if row.difference), key=lambda difference: difference.value)
     counts = ", ".join(f"{word} in {count}" for word, count in tally(rows).items() if count)
+    models = len({row.model for row in rows})
     return (
-        f"At equal slots, averaged over all budgets and compared with {name}, the strongest of {len(others)} other "
-        f"methods, sparsemm is {counts} of {len(rows)} cases (model, task), from {differences[0].text('+')} to "
-        f"{differences[-1].text('+')}."
+        f"All models: as a mean over all budgets at equal slots, and compared with {method_label(name)}, the strongest "
+        f"of {len(others)} other methods, sparsemm is {counts} of {len(rows)} cases (task and model, {models} in all), "
+        f"from {differences[0].text('+')} to {differences[-1].text('+')}."
     )
 
 
-def _by_budget(evidence: Sequence[Model]) -> str:
-    gains = [
-        row.gain
-        for model in evidence
-        for row in model.accuracy
-        if row.method != "full" and row.gain and row.gain.verdict
-    ]
-    if not gains:
-        return ""
-    better, worse = (sum(gain.verdict == word for gain in gains) for word in ("better", "worse"))
-    least, most = min(gains), max(gains)
-    return (
-        f"At equal slots, sparsemm is better than another method in {better} and worse in {worse} of {len(gains)} "
-        f"comparisons (model, task, method, budget), from {least.text('+')} to {most.text('+')}."
-    )
+def _is_rival(row: Accuracy) -> bool:
+    own = row.method == "full" or row.method.startswith("sparsemm")
+    return not own and is_method(row.method) and not is_drawn(row.method)
 
 
-def size(evidence: Sequence[Model]) -> str:
-    """Describes from which budget on sparsemm is not shown to be worse than the full cache, and what it holds."""
-    cases = [(model, task) for model in evidence for task in model.tasks if compared_with_full(model, task)]
-    shares = [rows[-1].kept_bytes / rows[-1].full_bytes for model in evidence if (rows := own_timings(model))]
-    held = (
-        f"with the longest profiled prompt, sparsemm holds {percent_range(shares)} of the full cache's bytes"
-        if shares
-        else ""
-    )
-    if not cases:
-        return f"{held[0].upper()}{held[1:]}; accuracy was not measured." if held else ""
-    enough = [row for case in cases if (row := enough_from(*case))]
-    largest = [compared_with_full(*case)[-1].against_full for case in cases]
-    losses = sorted(one for one in largest if one)
-    budgets = ", ".join(map(str, sorted({row.budget for row in enough if row.budget})))
-    from_on = f" (from B = {budgets} on)" if enough else ""
-    return (
-        f"At the largest budgets, sparsemm is not shown worse than the full cache in {len(enough)} of {len(cases)} "
-        f"cases{from_on}; at the largest budget it differs by {losses[0].text('+')} to {losses[-1].text('+')}"
-        f"{'; ' + held if held else ''}."
-    )
+def _with(row: Accuracy) -> str:
+    estimate: Estimate = row.accuracy
+    return f"{estimate.text()} with {method_label(row.method)}"
 
 
-def _models(evidence: Sequence[Model]) -> str:
-    return "one model" if len(evidence) == 1 else f"{len(evidence)} models"
+def _metric(name: str) -> str:
+    return name.replace("_", " ")
 
 
-def _picture(results: Results) -> str:
-    """Shows the method in pictures of one page, from the first model that has any."""
-    for model in [*results.evidence, *results.models]:
+def _picture(results: Results, lead: Model | None) -> str:
+    """Shows the method in pictures of one page, from the leading model or else the first model that has any."""
+    first = [lead] if lead else []
+    for model in [*first, *results.evidence, *results.models]:
         if model.explorer.get("method"):
             colours = "orange is attention, blue the word about to be read; evicted positions fade."
             return pictures(model.explorer["method"], f"{model.label} reads a page: {colours}")

@@ -15,9 +15,10 @@ READING = (
     "pages of this kind would give the same heads of large score, which dominate r; near 0, the scores are noise."
 )
 SMALL = (
-    "Small models trained in this repository: {}. How sparse their heads are says little about models a thousand times "
-    "larger."
+    "Trained from nothing in this repository, and very small: {}. How sparse their heads are says little about models "
+    "a thousand times larger."
 )
+TUNED = "{} is the pretrained language model {}, which was tuned in this repository to read pages."
 SCALE = (
     "The stronger the colour, the more attention, on the same scale in all pictures; orange is the page, green its "
     "thumbnail. One page is an illustration; the heat map is the evidence."
@@ -36,13 +37,15 @@ def parts(results: Results) -> list[str]:
     models = results.evidence or results.models
     tops = "; ".join(f"{model.label}: {model.heads.top_share(0.05):.0%} in the top 5 %" for model in models)
     caption = "The further a line bends away from the even spread, the fewer heads attend to the image."
-    small = ", ".join(model.key for model in models if model.small)
+    small = ", ".join(model.key for model in models if model.small and not model.base)
+    notes = [TUNED.format(model.label, model.base) for model in models if model.base]
+    notes += [SMALL.format(small)] if small else []
     in_order = " in order" if results.params.chase.align == "ordered" else ""
     return [
         chart(charts.score_curves(models), f"Line charts over heads, best first. {tops}.", caption),
         table(*_shares(models)),
         details("How to read these numbers", paragraph(READING.format(in_order)), paragraph(AGREEMENT)),
-        paragraph(SMALL.format(small), "note") if small else "",
+        paragraph(" ".join(notes), "note"),
         tabs("heads", [(model.label, of_model(results, model)) for model in models]),
     ]
 

@@ -12,6 +12,7 @@ from sparsemm.policies import is_drawn, is_method, summary_of
 from sparsemm.report.findings import count_range
 from sparsemm.report.html import bullets, details, paragraph, terms
 from sparsemm.report.results import Accuracy, Results
+from sparsemm.report.style import method_label
 
 ANSWERS = {"greedy": "greedy answer", "ground_truth": "its known text as the answer"}
 TERMS = (
@@ -33,8 +34,8 @@ def parts(results: Results) -> list[str]:
     scored = (
         f"While the model reads a page ({ANSWERS[params.chase.answer]} to {params.chase.prompt!r}), a head scores "
         "whenever the position it attends to most lies on the word about to be read. sparsemm gives KV heads slots "
-        f"according to this score. The methods ({', '.join(params.evaluate.methods)}) are compared at equal numbers of "
-        "slots."
+        f"according to this score. The methods ({', '.join(map(method_label, params.evaluate.methods))}) are compared "
+        "at equal numbers of slots."
     )
     verdicts = sum(1 for row in rows if row.gain and row.gain.verdict)
     notes = [
@@ -144,7 +145,7 @@ def _terms(results: Results, rows: list[Accuracy]) -> list[tuple[str, str]]:
     for method in dict.fromkeys([*evaluate.methods, *(row.method for row in rows)]):
         if is_method(method) and (summary := summary_of(method)):
             times = f", drawn {evaluate.random_seeds} times" if evaluate.random_seeds > 1 else ", drawn once"
-            glossary.append((method, summary + (times if is_drawn(method) else "") + "."))
+            glossary.append((method_label(method), summary + (times if is_drawn(method) else "") + "."))
         elif method == "downsampled":
             glossary.append((method, "the full cache of images made smaller until the prompt fits the budget."))
     if rows:

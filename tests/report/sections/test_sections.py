@@ -14,6 +14,7 @@ from sparsemm.report.results import HeldOut, HitRate, Results
 from sparsemm.report.sections import accuracy, all_studies, first_screen, heads
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
+from sparsemm.studies.masking import LAYERS
 from sparsemm.studies.masking import STUDY as MASKING
 from sparsemm.studies.rho import STUDY as RHO
 from tests.explorer import pages
@@ -90,7 +91,7 @@ def test_sections_without_anything_to_say_are_left_out(monkeypatch):
 
 def test_the_first_screen_has_the_picture_and_three_sentences_with_intervals():
     areas = [one.model_copy(update={"condition": AREA, "budget": None}) for one in crafted.study_rows()]
-    top = {"condition": "output zeroed", "setting": "top", "against": "random", "level": 0.1}
+    top = {"condition": "output zeroed", "setting": "top", "against": LAYERS, "level": 0.1, "value": 0.146}
     lost = {"diff": -0.3, "diff_ci_low": -0.4, "diff_ci_high": -0.2, "verdict": "worse"}
     masked = [one.model_copy(update=top | lost) for one in crafted.study_rows("masking")[:1]]
     made = [crafted.studied(CURVE, [one for one in areas if one.diff]), crafted.studied(MASKING, masked, "masking")]
@@ -98,36 +99,49 @@ def test_the_first_screen_has_the_picture_and_three_sentences_with_intervals():
     html = "".join(first_screen.parts(results))
     found = crafted.checked(html)
     assert len(found.all("li")) == 3 and len(found.all("img")) == 3
-    assert "50 %" in html and "-0.300 [-0.400, -0.200]" in html and "1 of 1 comparisons" in html
+    assert "50 %" in html and "best 10 % of heads switched off" in html and "0.146" in html
+    assert "-0.300 [-0.400, -0.200]" in html
     difference = next(one.difference for one in made[0].rows["m"] if one.against == "snapkv" and one.diff)
-    assert difference.text("+") in html
-    assert "-0.300 [-0.400, -0.200]" in first_screen.size(results.evidence) and "25 %" in first_screen.size(
-        results.evidence
-    )
+    assert difference.text("+") in first_screen.all_models(results)
+    assert "-0.300 [-0.400, -0.200]" in first_screen.size(results.models[0])
+    assert "25 %" in first_screen.size(results.models[0])
 
 
-def test_findings_leave_test_models_out():
-    real, test = crafted.evaluated(share=0.5), crafted.evaluated((0.1, 0.2), key="t", note="a test model", share=0.9)
-    assert "50 %" in first_screen.heads([real], []) and "one model" in first_screen.heads([real], [])
-    html = "".join(first_screen.parts(crafted.results(real, test)))
-    assert "90 %" not in html and "worse in 0 of 1" in html
-    assert first_screen.NOTHING in "".join(first_screen.parts(crafted.results(test)))
+def test_the_first_model_that_is_evidence_leads():
+    """In the order of params.yaml, and test models never."""
+    first, second = crafted.evaluated(share=0.5), crafted.evaluated((0.1, 0.2), key="n", share=0.9, number=1)
+    noted = crafted.evaluated((0.1, 0.2), key="t", note="a test model", share=0.9)
+    for others in ([first, second], [noted, first], [first]):
+        html = "".join(first_screen.parts(crafted.results(*others)))
+        assert "50 %" in html and "90 %" not in html
+    assert first_screen.NOTHING in "".join(first_screen.parts(crafted.results(noted)))
     few = crafted.model([crafted.row(m, b, 0.5, n=1) for m, b in (("full", None), ("sparsemm", 8))])
     assert first_screen.TOO_FEW in "".join(first_screen.parts(crafted.results(few)))
 
 
-def test_size_counts_the_cases_where_a_budget_is_enough():
-    def model(key, low, high):
-        rows = [crafted.row("full", None, 0.9), crafted.row("sparsemm", 8, 0.5, full=(-0.5, -0.4))]
-        return crafted.model([*rows, crafted.row("sparsemm", 16, 0.8, full=(low, high))], key=key)
+def test_methods_are_compared_at_the_budget_in_the_middle():
+    rows = [crafted.row("full", None, 0.9)]
+    for budget, low in ((8, 0.1), (16, 0.2), (24, 0.3)):
+        rows.append(crafted.row("sparsemm", budget, 0.6 + low, full=(-0.3, -0.2)))
+        rows.append(crafted.row("sparsemm+peak", budget, 0.7 + low, (0.05, 0.15)))
+        rows += [
+            crafted.row(method, budget, value, (-0.5, -0.4)) for method, value in (("snapkv", 0.3), ("adakv", 0.2))
+        ]
+    text = first_screen.methods(crafted.model(rows))
+    assert "at 16 slots" in text and "0.800 [" in text and "0.900 [0.800, 1.000] with sparsemm + peak" in text
+    assert "sparsemm minus snapkv is +0.450 [+0.400, +0.500]" in text and "adakv" not in text
+    assert first_screen.methods(crafted.model(rows[:2])) == ""
 
-    said = first_screen.size([model("a", -0.2, 0.1), model("b", -0.2, -0.1)])
-    assert "in 1 of 2 cases (from B = 16 on)" in said and "-0.150 [-0.200, -0.100] to -0.050" in said
-    assert "in 0 of 1 cases" in first_screen.size([model("a", -0.2, -0.1)])
+
+def test_size_names_the_budget_that_is_enough():
+    def model(low, high):
+        rows = [crafted.row("full", None, 0.9), crafted.row("sparsemm", 8, 0.5, full=(-0.5, -0.4))]
+        return crafted.model([*rows, crafted.row("sparsemm", 16, 0.8, full=(low, high))])
+
+    assert "from B = 16 on (-0.050 [-0.200, +0.100])" in first_screen.size(model(-0.2, 0.1))
+    assert "worse up to B = 16 (-0.150 [-0.200, -0.100])" in first_screen.size(model(-0.2, -0.1))
     rows = [crafted.timing(length=128, kept=50), crafted.timing(length=512, kept=10)]
-    assert "10 %" in first_screen.size([crafted.model(timings=rows)]) and "not measured" in first_screen.size(
-        [crafted.model(timings=rows)]
-    )
+    assert "10 %" in first_screen.size(crafted.model(timings=rows))
 
 
 def test_the_explorer_has_labelled_controls_and_its_data():
