@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sparsemm.errors import ModelError
 from sparsemm.files import sha256_file
@@ -162,6 +162,13 @@ class Base:
         embedding = weights["embed_tokens.weight"]
         weights["embed_tokens.weight"] = torch.cat([embedding, embedding.mean(0, keepdim=True)])
         return weights
+
+    def model(self) -> LlamaForCausalLM:
+        """Returns the language model as it was before any tuning, fp32, in eval mode."""
+        model: LlamaForCausalLM = AutoModelForCausalLM.from_config(self.config(), dtype=torch.float32)
+        model.model.load_state_dict(self.weights(), assign=True)
+        model.tie_weights()
+        return model.eval()
 
     def _field(self, key: str) -> Any:
         try:

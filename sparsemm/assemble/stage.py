@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
 from sparsemm.assemble.base import Base
 from sparsemm.assemble.updates import BASE, FROM_BASE, SCALE, UPDATES, load_tensors, read_pin
@@ -36,6 +37,17 @@ def run(params: Params, key: str, root: Path = Path(".")) -> Path:
     output = root / "artifacts" / "checkpoints" / key
     assemble(root / params.assembled[key].updates, output)
     return output
+
+
+def language_model_before(params: Params, key: str, root: Path = Path(".")) -> LlamaForCausalLM | None:
+    """Returns the language model of an assembled checkpoint before it was tuned; None for any other checkpoint.
+
+    Raises:
+        ModelError: if the base is not installed or cannot be read.
+    """
+    if key not in params.assembled:
+        return None
+    return Base(read_pin(root / params.assembled[key].updates).locate()).model()
 
 
 def assemble(updates: Path, output: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparsemm.studies.common.experiment import Experiment
 
 PROSE, COPY = "prose", "copy"
+BEFORE = "none, before tuning"
 METRIC = "1 / perplexity"
 SOURCE = "sklearn.datasets.descr"  # descriptions of data sets in English; no checkpoint here was trained on them
 
@@ -47,25 +48,35 @@ def conclusion(rows: Rows) -> str:
         parts.append(
             f"{task}, best heads off against random heads of the same layers off: {verdicts}" if verdicts else ""
         )
+        tuning = compared(row for row in rows if row.task == task and row.setting == NONE and row.against == BEFORE)
+        parts += [f"{task}, all heads on, against the language model before tuning: {tuning}"] if tuning else []
     return sentence("", parts)
 
 
 def run(experiment: Experiment, options: LanguageParams) -> list[Row]:
     """Returns rows of the tasks "prose" and "copy": the probability per token (geometric mean) of every text.
 
+    An assembled checkpoint is also compared with its language model before tuning.
+
     Raises:
         DataError: if there is less prose than needed.
+        ModelError: if the language model before tuning cannot be read.
     """
+    from sparsemm.assemble.stage import language_model_before
+
     tokenizer = experiment.processor.tokenizer
     tasks = {
         PROSE: prose(tokenizer, options.windows, options.tokens),
         COPY: repeated(tokenizer, options.copies, options.words),
     }
     layers = experiment.scores.layers_with_heads()
+    before = language_model_before(experiment.params, experiment.key, experiment.root)
     outcomes: dict[Arm, Outcome] = {}
     for task, texts in tasks.items():
         measure = partial(_measure, experiment.model, texts)
         outcomes[Arm(task, "", NONE, 0.0)] = measure([None] * len(texts))
+        if before is not None:
+            outcomes[Arm(task, "", BEFORE, 0.0)] = _measure(before, texts, [None] * len(texts))
         for fraction in options.fractions:
             top, arm = best_heads(experiment.scores, fraction), Arm(task, "output zeroed", TOP, fraction)
             outcomes[arm] = measure([top] * len(texts))
@@ -136,6 +147,8 @@ def _measure(model: Any, texts: Sequence[Text], heads: Sequence[Heads | None]) -
 def _against(arm: Arm) -> list[Arm]:
     nothing = Arm(arm.task, "", NONE, 0.0)
     controls = [arm._replace(setting=RANDOM), arm._replace(setting=LAYERS)]
+    if arm == nothing:
+        return [arm._replace(setting=BEFORE)]
     return [*controls, nothing] if arm.setting == TOP else [nothing]
 
 

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from sparsemm.assemble.base import Base, Pin
 from sparsemm.errors import ModelError
@@ -32,18 +31,12 @@ def pin(tmp_path, monkeypatch) -> Pin:
     return tiny_base.install(tmp_path / "site")
 
 
-def read(base: Base) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(base.config()).eval()
-    model.model.load_state_dict(base.weights())
-    return model
-
-
 def test_the_model_read_computes_what_the_one_written_does(pin):
     base = Base(pin.locate())
     ids = torch.arange(40, dtype=torch.int64).view(2, 20)
     with torch.inference_mode():
         want = tiny_base.language_model()(ids).logits
-        logits = read(base)(ids).logits
+        logits = base.model()(ids).logits
     assert torch.allclose(logits[..., :-1], want, atol=1e-5)  # the last one is the image token's
     assert base.config().rms_norm_eps == 1e-5  # not its float32
 
@@ -88,7 +81,7 @@ def test_files_that_hold_no_such_model_are_refused(pin, tmp_path):
 @pytest.mark.skipif(not installed(REAL), reason="the package of the base is not installed")
 def test_the_real_base_knows_its_capitals():
     base = Base(REAL.locate())
-    model, tokenizer = read(base), base.tokenizer()
+    model, tokenizer = base.model(), base.tokenizer()
     prompt = (
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital of France is"
     )

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from sparsemm.assemble import stage
 from sparsemm.errors import DataError
 from sparsemm.studies import read_study
 from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP
 from sparsemm.studies.common.stage import run
-from sparsemm.studies.language import COPY, PROSE, conclusion, probability, prose, repeated
+from sparsemm.studies.language import BEFORE, COPY, PROSE, conclusion, probability, prose, repeated
 from tests.studies.crafted import KEY
 
 
@@ -22,6 +23,17 @@ def test_the_study_compares_the_best_heads_with_both_controls(made):
     assert pairs == {(task, TOP, other) for task in (PROSE, COPY) for other in (RANDOM, LAYERS, f"{NONE} (0)")}
     assert all(0 < row.value < 1 for row in rows) and {row.n for row in rows} == {2, 3}
     assert "same layers" in conclusion(rows) and conclusion([]) == ""
+
+
+def test_an_assembled_checkpoint_is_compared_with_what_it_was_before(made, monkeypatch, tiny):
+    params, root = made
+    before = tiny("tiny-qwen2-vl")[0]
+    monkeypatch.setattr(stage, "language_model_before", lambda *_: before)
+    run(params, "language", KEY, root)
+    rows = read_study(root / f"artifacts/studies/language/{KEY}.csv", "language", KEY)
+    compared = [row for row in rows if row.against == BEFORE]
+    assert [(row.setting, row.task, row.diff) for row in compared] == [(NONE, PROSE, 0.0), (NONE, COPY, 0.0)]
+    assert "before tuning" in conclusion(rows)
 
 
 def test_probability_is_that_of_a_step_by_step_computation(tiny):
