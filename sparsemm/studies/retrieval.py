@@ -11,6 +11,7 @@ from sparsemm.errors import ScoreTableError
 from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.strict import Count
 from sparsemm.params.studies import BudgetsParams
+from sparsemm.scores import ScoreTable
 from sparsemm.studies import Rows, Study, compared, sentence, spread
 from sparsemm.studies.common.agreement import agreement_rows
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sparsemm.studies.common.experiment import Experiment
 
 VISUAL, RETRIEVAL, RANDOM, EVEN = "visual scores", "retrieval scores", "random scores", "even slots"
+BEFORE = "retrieval scores before tuning"
 SEEDS = 3
 FEWEST = 0.5  # share of the tokens that a model has to copy itself, so that its table counts
 
@@ -30,55 +32,64 @@ class RetrievalParams(BudgetsParams):
 
 
 def conclusion(rows: Rows) -> str:
-    """Returns how alike the two scores rank the heads, and what budgets from text are worth."""
-    ranks = [row.value for row in rows if row.condition == "rank correlation"]
-    shared = [row.value for row in rows if row.condition == "top 5 % overlap"]
-    against = {
-        other: compared(row for row in rows if (row.setting, row.against) == (RETRIEVAL, other))
-        for other in (VISUAL, RANDOM, EVEN)
-    }
-    return sentence(
-        "",
-        [
-            f"Visual and retrieval scores of all heads correlate by {spread(ranks)} (ranks)" if ranks else "",
-            f"of the best 5 % of the heads {spread(shared)} are the same" if shared else "",
-            *(f"budgets from text against {other}: {words}" for other, words in against.items() if words),
-        ],
-    )
+    """Returns how alike the scores rank the heads, and what budgets from text are worth."""
+    parts = []
+    for setting in (RETRIEVAL, BEFORE):
+        own = [row for row in rows if row.setting == setting]
+        ranks = [row.value for row in own if row.condition == "rank correlation"]
+        shared = [row.value for row in own if row.condition == "top 5 % overlap"]
+        parts += [f"Visual scores and {setting} of all heads correlate by {spread(ranks)} (ranks)"] if ranks else []
+        parts += [f"of the best 5 % of the heads {spread(shared)} are the same"] if shared else []
+        for other in (VISUAL, RANDOM, EVEN):
+            verdicts = compared(row for row in own if row.against == other)
+            parts += [f"budgets from {setting} against {other}: {verdicts}"] if verdicts else []
+    return sentence("", parts)
 
 
 def run(experiment: Experiment, options: RetrievalParams) -> list[Row]:
-    """Returns rows of agreement (task "scores"), then of accuracy with budgets from either table.
+    """Returns rows of agreement (task "scores"), then of accuracy with budgets from each table.
 
-    A model that copies less than half of the tokens itself has no retrieval scores, and no rows of them.
+    A model that copies less than half of the tokens itself has no retrieval scores, and no rows of them. For an
+    assembled checkpoint there are those of its language model before tuning as well, from the same prompts.
+
+    Raises:
+        ModelError: if the language model before tuning cannot be read.
     """
-    from sparsemm.chase.text import chase_text
+    from sparsemm.assemble.stage import language_model_before
 
-    model, processor = experiment.model, experiment.processor
-    header = {name: experiment.scores.header[name] for name in ("model", "revision")}
-    try:
-        text = chase_text(model, processor, prompts=options.prompts, words=options.words, header=header)
-    except ScoreTableError:
-        text = None  # the model copies nothing
-    if text is not None and text.header["tokens"] < FEWEST * text.header["tokens_copied"]:
-        text = None
-    rows = (
-        agreement_rows(experiment, RETRIEVAL, experiment.scores, text, experiment.params.evaluate.seed) if text else []
-    )
+    before = language_model_before(experiment.params, experiment.key, experiment.root)
+    models = {RETRIEVAL: experiment.model} | ({BEFORE: before} if before is not None else {})
+    scored = {setting: _text_scores(experiment, options, model) for setting, model in models.items()}
+    tables = {setting: table for setting, table in scored.items() if table is not None}
+    rows = []
+    for setting, table in tables.items():
+        rows += agreement_rows(experiment, setting, experiment.scores, table, experiment.params.evaluate.seed)
     arms: dict[Arm, Any] = {}
     for task, budget in product(options.tasks, options.budgets):
         arm = Arm(task, "", VISUAL, None, budget)
         arms[arm] = experiment.variant("sparsemm", budget)
-        if text is not None:
-            arms[arm._replace(setting=RETRIEVAL)] = experiment.variant("sparsemm", budget, text)
+        for setting, table in tables.items():
+            arms[arm._replace(setting=setting)] = experiment.variant("sparsemm", budget, table)
         arms[arm._replace(setting=RANDOM)] = [experiment.variant("random", budget, seed=i) for i in range(SEEDS)]
         arms[arm._replace(setting=EVEN)] = experiment.variant("snapkv", budget)
 
     def others(arm: Arm) -> list[Arm]:
-        names = {RETRIEVAL: (VISUAL, RANDOM, EVEN), VISUAL: (RANDOM, EVEN)}.get(arm.setting, ())
-        return [arm._replace(setting=name) for name in names]
+        names = {VISUAL: (RANDOM, EVEN)} | dict.fromkeys(tables, (VISUAL, RANDOM, EVEN))
+        return [arm._replace(setting=name) for name in names.get(arm.setting, ())]
 
     return rows + experiment.rows(experiment.measure(arms), others)
+
+
+def _text_scores(experiment: Experiment, options: RetrievalParams, model: Any) -> ScoreTable | None:
+    """Returns the scores of a model's heads while it copies text, or None if it copies too little."""
+    from sparsemm.chase.text import chase_text
+
+    header = {name: experiment.scores.header[name] for name in ("model", "revision")}
+    try:
+        table = chase_text(model, experiment.processor, prompts=options.prompts, words=options.words, header=header)
+    except ScoreTableError:
+        return None  # it copies nothing
+    return None if table.header["tokens"] < FEWEST * table.header["tokens_copied"] else table
 
 
 STUDY = Study(
@@ -88,5 +99,5 @@ STUDY = Study(
     question="Do scores for copying words from a prompt of text name the same heads, and are budgets from them as good "
     "as those from pages? At equal slots; random scores and even slots show what a wrong table costs.",
     conclusion=conclusion,
-    headline=lambda row: row.setting == RETRIEVAL,
+    headline=lambda row: row.setting in (RETRIEVAL, BEFORE),
 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sparsemm.assemble import stage
 from sparsemm.chase import text
 from sparsemm.errors import ScoreTableError
 from sparsemm.scores import ScoreTable
 from sparsemm.studies import read_study
 from sparsemm.studies.common.stage import run
-from sparsemm.studies.retrieval import EVEN, RANDOM, RETRIEVAL, VISUAL, conclusion
+from sparsemm.studies.retrieval import BEFORE, EVEN, RANDOM, RETRIEVAL, VISUAL, conclusion
 from tests.studies.crafted import KEY
 
 
@@ -36,6 +37,15 @@ def test_budgets_from_text_are_compared_with_all_others(made, monkeypatch):
     assert len({row.kept_slots for row in rows if row.task != "scores"}) == 1
     words = conclusion(rows)
     assert "visual scores" in words and "random scores" in words and conclusion([]) == ""
+
+
+def test_scores_from_before_the_tuning_are_compared_in_the_same_way(made, monkeypatch, tiny):
+    before = tiny(KEY)[0]
+    monkeypatch.setattr(stage, "language_model_before", lambda *_: before)
+    rows = study(made, monkeypatch, lambda model, *_, **__: table(made, 11) if model is before else table(made, 30))
+    pairs = {(row.setting, row.against) for row in rows if row.against}
+    assert pairs == {(BEFORE, VISUAL), (BEFORE, RANDOM), (BEFORE, EVEN), (VISUAL, RANDOM), (VISUAL, EVEN)}
+    assert {row.setting for row in rows if row.task == "scores"} == {BEFORE} and BEFORE in conclusion(rows)
 
 
 @pytest.mark.parametrize("copied", [30, None], ids=["copies little", "copies nothing"])
