@@ -32,6 +32,7 @@ ENTRIES = {
     "holding": FEW | {"methods": ["full", "sparsemm", "h2o"], "budgets": [12]},
     "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
     "retrieval": FEW | {"budgets": [12], "prompts": 2, "words": 5},
+    "registered": FEW | {"candidate": "sparsemm+peak", "first": 1, "methods": ["full", "random"], "budgets": [12]},
     "language": {"fractions": [0.1], "seeds": 2, "windows": 3, "tokens": 16, "copies": 2, "words": 4},
     "search": FEW | {"held_out": 1, "budgets": [8, 12]},
     "confirm": FEW | {"candidate": "rho 0.4", "held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
