@@ -29,9 +29,16 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The geometry of one family: its name, the `model_type`s it supports, and its function `image_tokens`.
+    """The geometry of one family.
 
-    If `vision_types` is not empty, the vision tower must have one of these `model_type`s.
+    Attributes:
+        family: its name.
+        model_types: the `model_type`s of config.json that it supports.
+        image_tokens: function (config, inputs, row, image_sizes) -> the visual tokens of every image of one row, in
+            order. `config` is the model's, `inputs` the processor's output for a batch padded on either side, `row` the
+            batch row, and `image_sizes` the (width, height) in pixels of that row's images. It raises a LayoutError if
+            they do not match the number of visual tokens.
+        vision_types: if not empty, the vision tower must have one of these `model_type`s.
     """
 
     family: str

@@ -57,19 +57,9 @@ def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]],
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row.
+    """Returns the whole image, or with pan and scan its crops with the whole image as `thumbnail`; see `Layout`.
 
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S), padded on either side, with or without pan and scan.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order; they are not checked.
-
-    Returns:
-        one ImageTokens per image: the whole image, or its crops with the whole image as `thumbnail`.
-
-    Raises:
-        LayoutError: if the number of views or of visual tokens does not match the images.
+    The sizes of the images are not checked.
     """
     where, tile = f"row {row}", tile_of(config)
     views = runs(image_positions(inputs, row, config.image_token_id))

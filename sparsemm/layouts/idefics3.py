@@ -58,22 +58,9 @@ def fits(size: tuple[int, int], rows: int, columns: int, pixels: int) -> bool:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row.
+    """Returns the cells of an image's tiles with the whole view as `thumbnail`, or the whole view; see `Layout`.
 
     The processor stretches an image to whole tiles; the tokens between them show how many there are.
-
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S), padded on either side.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order.
-
-    Returns:
-        one ImageTokens per image: the cells of its tiles, with the whole view as `thumbnail`; or the whole view alone
-        of an image that was not split.
-
-    Raises:
-        LayoutError: if the visual tokens do not match the number or the shapes of the images.
     """
     where, vision = f"row {row}", config.vision_config
     side = vision.image_size // vision.patch_size // config.scale_factor

@@ -40,22 +40,10 @@ def one_image(tile: Tile, size: tuple[int, int], positions: Positions, where: st
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row.
+    """Returns the cells of an image's tiles, with a `thumbnail` if there are several; see `Layout`.
 
     The processor stretches an image to whole tiles and does not report how many; the number of tokens between the
-    image's start and end token shows it.
-
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S), padded on either side.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order; they are not checked.
-
-    Returns:
-        one ImageTokens per image: the cells of its tiles, with a `thumbnail` if there are several.
-
-    Raises:
-        LayoutError: if the number of images or of visual tokens does not match.
+    image's start and end token shows it. The sizes of the images are not checked.
     """
     where, tile = f"row {row}", tile_of(config)
     images = runs(image_positions(inputs, row, config.image_token_id))

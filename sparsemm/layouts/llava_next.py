@@ -11,20 +11,9 @@ MODEL_TYPES = ("llava_next",)
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row.
+    """Returns the high-resolution grid of an image without newline tokens, and its `thumbnail`; see `Layout`.
 
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S), padded on either side, and image_sizes (images of the whole
-            batch, 2), (height, width) in pixels; without it, `image_sizes` is not checked.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order.
-
-    Returns:
-        one ImageTokens per image: the high-resolution grid, newline tokens left out, and its `thumbnail`.
-
-    Raises:
-        LayoutError: if the number of visual tokens or the processor's image_sizes do not match the images.
+    The sizes are checked if `inputs` has image_sizes (images of the whole batch, 2), (height, width) in pixels.
     """
     side = config.vision_config.image_size // config.vision_config.patch_size
     token = config.image_token_id

@@ -59,21 +59,11 @@ def alone_flags(inputs: Any) -> list[bool]:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row.
+    """Returns the visual tokens of a row's images without newline tokens; see `Layout`.
 
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S), image_sizes (images of the whole batch, 2), (height, width) in
-            pixels, and batch_num_images.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order.
-
-    Returns:
-        one ImageTokens per image, newline tokens left out: the high-resolution grid with its `thumbnail` for the only
-        image of a prompt, else the cells of the square that lie on the image.
-
-    Raises:
-        LayoutError: if the number of visual tokens or the processor's image_sizes do not match the images.
+    The only image of a prompt has the high-resolution grid with its `thumbnail`; each of several images has the cells
+    of a square that lie on it. `inputs` has image_sizes (images of the whole batch, 2), (height, width) in pixels, and
+    batch_num_images.
     """
     side = config.vision_config.image_size // config.vision_config.patch_size
     listed = listed_sizes(inputs) if inputs.get("image_sizes") is not None else []

@@ -26,20 +26,10 @@ def fits(width: int, height: int, rows: int, columns: int, pixels: int) -> bool:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row, break and end tokens left out.
+    """Returns the grid of each image without break and end tokens; see `Layout`.
 
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S), padded on either side, and image_sizes (images of the whole
-            batch, 2), (height, width) in pixels after the processor stretched them to whole cells.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order.
-
-    Returns:
-        one ImageTokens per image.
-
-    Raises:
-        LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
+    `inputs` has image_sizes (images of the whole batch, 2), (height, width) in pixels after the processor stretched
+    them to whole cells.
     """
     pixels = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
     stretched = inputs.get("image_sizes")

@@ -18,22 +18,10 @@ def fits(width: int, height: int, rows: int, columns: int) -> bool:
 
 
 def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int, int]]) -> list[ImageTokens]:
-    """Returns the visual tokens of every image of one row.
+    """Returns the grid of merged patches of each image; see `Layout`.
 
     The processor rounds both sides to whole merged patches (smart resize) and stretches the image to them, so the
-    cells are equal parts of the image.
-
-    Args:
-        config: the model's config.
-        inputs: processor output with input_ids (B, S) and image_grid_thw (images of the whole batch, 3) in patches.
-        row: batch row.
-        image_sizes: (width, height) in pixels of that row's images, in order.
-
-    Returns:
-        one ImageTokens per image.
-
-    Raises:
-        LayoutError: if the number of visual tokens or the shape of a grid does not match the images.
+    cells are equal parts of the image. `inputs` has image_grid_thw (images of the whole batch, 3) in patches.
     """
     merge, thw = config.vision_config.spatial_merge_size, inputs.get("image_grid_thw")
     grids = [] if thw is None else [(int(h) // merge, int(w) // merge) for _, h, w in thw]
