@@ -8,7 +8,6 @@ from difflib import SequenceMatcher
 from typing import Any
 
 from sparsemm.datasets.records import Entry
-from sparsemm.errors import AlignError
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,7 @@ def align_paper(
 def align_answer(
     sample_id: str, ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], mode: str, family: str
 ) -> Alignment:
-    """Aligns one answer; `mode` is "ordered" or "paper".
-
-    Raises:
-        AlignError: if the mode is unknown.
-    """
-    if mode not in ("ordered", "paper"):
-        raise AlignError(f"mode {mode!r} is unknown", hint="use ordered or paper")
+    """Aligns one answer; `mode` is "ordered" or "paper", as `chase.align`."""
     pairs, words, found = align_ordered(ids, tokenizer, entries)
     if mode == "paper":
         pairs = align_paper(ids, tokenizer, entries, raw_pieces=family == "llava_next")

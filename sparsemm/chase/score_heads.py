@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sparsemm.align.stage import align_records
-from sparsemm.chase.scoring import model_header, score_records
+from sparsemm.chase.scoring import model_header, score_records, score_table
 from sparsemm.datasets.records import Record
-from sparsemm.errors import AlignError, ScoreTableError
+from sparsemm.errors import AlignError
 from sparsemm.layouts import family_of, get_layout
 from sparsemm.params.stages import ChaseParams
 from sparsemm.scores import ScoreTable
@@ -68,8 +68,6 @@ def score_heads(
         hint = "can the model read these pages with this prompt?"
         raise AlignError("no answer token belongs to any word of its page", where=refused, hint=hint)
     shard = score_records(model, processor, get_layout(family), records, alignments, settings)
-    if not len(shard.tokens):
-        raise ScoreTableError("no answer token could be scored", hint="does the model read these pages?")
     header = {
         "model": model.config.name_or_path or type(model).__name__,
         "revision": getattr(model.config, "_commit_hash", None),
@@ -77,10 +75,6 @@ def score_heads(
         "dtype": str(model.dtype).removeprefix("torch."),
         "prompt": prompt,
         "mode": answer,
-        "samples": len(records),
-        "tokens": len(shard.tokens),
         **model_header(model),
     }
-    table = ScoreTable.from_samples(shard.weighted, shard.hits.sum(axis=0), header)
-    table.normalised()  # refuses a table without a single hit
-    return table
+    return score_table(shard, header)

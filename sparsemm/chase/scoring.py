@@ -14,11 +14,13 @@ from sparsemm.chase.aligned_answers import AlignedAnswer
 from sparsemm.chase.shards import Shard, find_hits, join_shards, shard_of_sample
 from sparsemm.chase.strongest_keys import strongest_keys
 from sparsemm.datasets.records import Record
+from sparsemm.errors import ScoreTableError
 from sparsemm.layouts import Layout, box_positions
 from sparsemm.models import content_revision, fingerprint, mixed_layers
 from sparsemm.params import ModelParams
 from sparsemm.params.stages import ChaseParams
 from sparsemm.prompts import append_answers, build_inputs, by_length, visual_lengths
+from sparsemm.scores import ScoreTable
 
 if TYPE_CHECKING:
     from sparsemm.align.words import Alignment
@@ -111,6 +113,21 @@ def score_records(
         for i, shard in zip(members, chase_batch(model, batch, chosen, settings.answer == "ground_truth"), strict=True):
             shards[i] = shard
     return join_shards(shards)
+
+
+def score_table(shard: Shard, header: dict[str, Any], where: str | None = None) -> ScoreTable:
+    """Returns the table of a shard; the numbers of samples and tokens are added to its header.
+
+    Raises:
+        ScoreTableError: if no answer token could be scored, or no head ever hit.
+    """
+    if not len(shard.tokens):
+        hint = "does the model read these pages with this prompt?"
+        raise ScoreTableError("no answer token could be scored", where=where, hint=hint)
+    counts = {"samples": len(shard.counts), "tokens": len(shard.tokens)}
+    table = ScoreTable.from_samples(shard.weighted, shard.hits.sum(axis=0), {**header, **counts})
+    table.normalised()  # refuses a table without a single hit
+    return table
 
 
 def model_header(model: Any) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from sparsemm.chase.covariates import write_covariates
 from sparsemm.chase.early_stop import shards_needed
+from sparsemm.chase.scoring import score_table
 from sparsemm.chase.sharded import ShardedChase
 from sparsemm.chase.shards import Shard, join_shards
-from sparsemm.errors import ScoreTableError
 from sparsemm.files import atomic_path, result_path, write_json
 from sparsemm.params import Params
 from sparsemm.progress import progress
@@ -92,23 +92,15 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
         deque(compute(), maxlen=0)
     else:
         shards_needed(compute(), chase.settings.stop)
-    scored = sum(len(shard.tokens) for shard in shards)
-    if scored == 0:
-        raise ScoreTableError(
-            "no answer token could be scored",
-            where=f"model {key}",
-            hint="see artifacts/align: does the model read these pages with this prompt?",
-        )
     whole = join_shards(shards)
-    samples = {"samples": len(whole.counts), "samples_available": len(chase.records), "tokens": scored}
-    table = ScoreTable.from_samples(whole.weighted, whole.hits.sum(axis=0), {**chase.header, **samples})
-    table.normalised()  # refuses a table without a single hit before anything is written
+    available = {"samples_available": len(chase.records)}
+    table = score_table(whole, chase.header | available, where=f"model {key}")
 
     def path(suffix: str) -> Path:
         return result_path(root, "scores", key, suffix, dataset)
 
     table.save(path(".safetensors"))
-    write_json(path(".json"), metrics(table, whole.counts) | {"samples_available": len(chase.records)})
+    write_json(path(".json"), metrics(table, whole.counts) | available)
     write_curve(path(".csv"), table)
     write_covariates(path(".covariates.csv"), whole, chase.records, table.scores)
     shutil.rmtree(chase.work, ignore_errors=True)

@@ -5,22 +5,21 @@ The prompt for it is "Describe objects in the picture.".
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 from sparsemm.datasets.images import clip, decode
 from sparsemm.datasets.parquet_rows import ParquetRow, image_bytes, parquet_rows
-from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.records import Entry, Record, Rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[ParquetRow | DataError, None, None]:
-    """Yields the rows of a split (default val) from `start` on; raises what `parquet_rows` does."""
-    yield from parquet_rows(place, split or "val", ("image", "objects"), start)
+def rows(place: Place, split: str | None, start: int) -> Rows:
+    """Returns the rows of a split (default val) from `start` on; see `parquet_rows`."""
+    return parquet_rows(place, split or "val", ("image", "objects"), start, _record)
 
 
-def record(row: ParquetRow, source: str, licence: str) -> Record:
+def _record(row: ParquetRow, source: str, licence: str) -> Record:
     """Reads one photograph with its objects in published order; boxes are (x0, y0, x1, y1) in pixels.
 
     Raises:

@@ -7,27 +7,17 @@ Each JSON line is an image: file_name, and annotations = [[{"text", "polygon": f
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
-from dataclasses import dataclass
+from functools import partial
 
 from sparsemm.datasets.archives import Members, lines
 from sparsemm.datasets.data_errors import data_errors
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
-from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.records import Entry, Record, Row, Rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 
-@dataclass(frozen=True)
-class Photo:
-    """One line of the annotations, not parsed yet."""
-
-    members: Members
-    where: str
-    text: bytes
-
-
-def rows(place: Place, split: str | None, start: int) -> Generator[Photo | DataError, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Rows:
     """Yields the lines of <split>.jsonl (default train) from `start` on; only train and val are published with text.
 
     Raises:
@@ -47,13 +37,16 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Photo | DataE
         with data_errors(where), members.open(name) as handle:
             for number, text in lines(handle, where):
                 yield from members.damage()
-                if count >= start:
-                    yield text if isinstance(text, DataError) else Photo(members, f"{where}, line {number}", text)
+                if count >= start and isinstance(text, DataError):
+                    yield text
+                elif count >= start:
+                    row = f"{where}, line {number}"
+                    yield Row(row, partial(_record, members, row, text))
                 count += 1
         yield from members.damage()
 
 
-def record(row: Photo, source: str, licence: str) -> Record:
+def _record(members: Members, where: str, text: bytes, source: str, licence: str) -> Record:
     """Reads one photograph; an entry is a line of characters, in the upright box around their quads.
 
     Raises:
@@ -61,18 +54,18 @@ def record(row: Photo, source: str, licence: str) -> Record:
         FetchError: if a file cannot be downloaded.
     """
     try:
-        value = json.loads(row.text)
+        value = json.loads(text)
         name, identity, annotations = value["file_name"], value["image_id"], value["annotations"]
         texts = ["".join(character["text"] for character in line) for line in annotations]
         points = [[point for character in line for point in character["polygon"]] for line in annotations]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"not an image with annotations: {error!r}", where=row.where) from error
-    member = row.members.find(str(name).rpartition("/")[2])
+        raise DataError(f"not an image with annotations: {error!r}", where=where) from error
+    member = members.find(str(name).rpartition("/")[2])
     if member is None:
-        raise DataError(f"no image {name}", where=row.where)
-    image = decode(row.members.read(member), f"{row.where}: {member}")
+        raise DataError(f"no image {name}", where=where)
+    image = decode(members.read(member), f"{where}: {member}")
     entries = []
-    for number, (text, points_of_line) in enumerate(zip(texts, points, strict=True)):
-        where = f"{row.where}, line of text {number}"
-        entries.append(Entry(text, clip(bounds(points_of_line, where), image.size, where), "line"))
+    for number, (line, points_of_line) in enumerate(zip(texts, points, strict=True)):
+        at = f"{where}, line of text {number}"
+        entries.append(Entry(line, clip(bounds(points_of_line, at), image.size, at), "line"))
     return Record(f"ctw-{identity}", image, reading_order(entries), source, licence)

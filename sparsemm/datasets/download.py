@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sparsemm import fetch
 from sparsemm.datasets import coco, ctw, mlt2019, pdf, records_jsonl, synthdog
 from sparsemm.datasets.data_errors import data_errors
 from sparsemm.datasets.images import is_of_one_colour
-from sparsemm.datasets.records import Record, write_records
+from sparsemm.datasets.records import Record, Row, Rows, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CorruptFetch, DataError, EmptyRecord, FetchError, ParamsError
 from sparsemm.fetch import Place
@@ -30,13 +29,12 @@ STYLES = (PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)))  # alternately two 
 
 ExternalParams = HubParams | S3Params | FolderParams | PdfParams
 
-# The functions of a format: (place, split, first row) -> rows; (row, source, licence) -> record.
-FORMATS: dict[str, tuple[Callable[..., Generator[Any, None, None]], Callable[..., Record]]] = {
-    "records_jsonl": (records_jsonl.rows, records_jsonl.record),
-    "synthdog": (synthdog.rows, synthdog.record),
-    "coco": (coco.rows, coco.record),
-    "mlt2019": (mlt2019.rows, mlt2019.record),
-    "ctw": (ctw.rows, ctw.record),
+FORMATS: dict[str, Callable[[Place, str | None, int], Rows]] = {  # functions (place, split, first row) -> rows
+    "records_jsonl": records_jsonl.rows,
+    "synthdog": synthdog.rows,
+    "coco": coco.rows,
+    "mlt2019": mlt2019.rows,
+    "ctw": ctw.rows,
 }
 
 
@@ -102,14 +100,10 @@ def external_records(params: ExternalParams, place: Place, tally: Tally) -> Iter
         hint = "write `licence` in params.yaml"
         raise ParamsError("the source does not name a licence", where=place.address, hint=hint)
     first, stop = params.rows or (0, None)
-    rows: Generator[Any, None, None]
-    record: Callable[..., Record]
-    count = None
     if isinstance(params, PdfParams):  # whose `rows` are documents
-        rows, record = pdf.rows(place, first, stop), partial(pdf.record, dpi=params.dpi)
+        rows, count = pdf.rows(place, first, stop, params.dpi), None
     else:
-        format_rows, record = FORMATS[params.format]
-        rows = format_rows(place, params.split and plain_name(params.split), first)
+        rows = FORMATS[params.format](place, params.split and plain_name(params.split), first)
         count = None if stop is None else stop - first
     ids: set[str] = set()
     with closing(rows), data_errors(place.address):
@@ -117,7 +111,7 @@ def external_records(params: ExternalParams, place: Place, tally: Tally) -> Iter
             try:
                 if isinstance(row, DataError):  # a file, or the rest of one
                     raise row
-                result = _read_row(record, row, f"{place.address}@{place.revision}", licence)
+                result = _read_row(row, f"{place.address}@{place.revision}", licence)
                 if result.id in ids:
                     raise DataError("two records share this id", where=f"record {result.id!r}")
             except EmptyRecord as error:
@@ -145,15 +139,15 @@ def external_records(params: ExternalParams, place: Place, tally: Tally) -> Iter
         raise DataError(f"no row became a record{reason}", where=place.address)
 
 
-def _read_row(record: Callable[..., Record], row: Any, source: str, licence: str) -> Record:
+def _read_row(row: Row, source: str, licence: str) -> Record:
     """Reads one row as a valid record with text in Unicode NFC, as models write it.
 
     Raises:
         DataError: if that fails, whatever the format or a library raised.
         FetchError: if the source cannot be reached, or the disk is full.
     """
-    with data_errors(getattr(row, "where", source)):
-        result = record(row, source, licence)
+    with data_errors(row.where):
+        result = row.read(source, licence)
         entries = tuple(replace(entry, text=normalize("NFC", entry.text)) for entry in result.entries)
         result = replace(result, entries=entries).validate()
     if not result.entries:

@@ -7,13 +7,12 @@ The archives (ImagesPart1.zip, train_gt_t13.zip, ...) may be packed or unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from sparsemm.datasets.archives import Members
 from sparsemm.datasets.images import bounds, clip, decode, reading_order
-from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.records import Entry, Record, Row, Rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
@@ -22,16 +21,7 @@ UNREADABLE = "###"
 IMAGES = (".jpg", ".png", ".gif", ".jpeg", ".JPG", ".PNG")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """One label file, not parsed yet."""
-
-    members: Members
-    name: str
-    where: str
-
-
-def rows(place: Place, split: str | None, start: int) -> Generator[Labels | DataError, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Rows:
     """Yields the label files by name from `start` on; a split is the beginning of their names (tr for training).
 
     Raises:
@@ -47,36 +37,37 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Labels | Data
             hint = "expected tr_img_00001.txt, ..., or an archive of them"
             raise DataError("no label file", where=place.address, hint=hint)
         for name in chosen[start:]:
-            yield Labels(members, name, f"{place.address}: {name}")
+            where = f"{place.address}: {name}"
+            yield Row(where, partial(_record, members, name, where))
 
 
-def record(row: Labels, source: str, licence: str) -> Record:
+def _record(members: Members, name: str, where: str, source: str, licence: str) -> Record:
     """Reads one photograph; a box is the upright one around its quad, and unreadable words (###) are left out.
 
     Raises:
         DataError: if a line is not as published, or there is no such image.
         FetchError: if a file cannot be downloaded.
     """
-    stem = PurePosixPath(row.name).stem.removeprefix("gt_")
+    stem = PurePosixPath(name).stem.removeprefix("gt_")
     try:
-        text = row.members.read(row.name).decode("utf-8-sig")
+        text = members.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error}", where=row.where) from error
-    member = row.members.find(*(stem + ending for ending in IMAGES))
+        raise DataError(f"not UTF-8: {error}", where=where) from error
+    member = members.find(*(stem + ending for ending in IMAGES))
     if member is None:
-        raise DataError(f"no image {stem}", where=row.where)
-    image = decode(row.members.read(member), f"{row.where}: {member}")
+        raise DataError(f"no image {stem}", where=where)
+    image = decode(members.read(member), f"{where}: {member}")
     entries = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        where = f"{row.where}, line {number}"
+        at = f"{where}, line {number}"
         *fields, words = line.rstrip("\r").split(",", 9)  # the transcription may hold commas
         if len(fields) != 9 or fields[8] not in SCRIPTS:
-            raise DataError("not x1,y1,...,y4,script,transcription", where=where)
+            raise DataError("not x1,y1,...,y4,script,transcription", where=at)
         if words.strip() != UNREADABLE:
             quad = [(fields[i], fields[i + 1]) for i in range(0, 8, 2)]
-            box = clip(bounds(quad, where), image.size, where)  # type: ignore[arg-type]
+            box = clip(bounds(quad, at), image.size, at)  # type: ignore[arg-type]
             # Chinese and Japanese are labelled by line, the others by word.
             kind = "line" if fields[8] in ("Chinese", "Japanese") else "word"
             entries.append(Entry(words.strip(), box, kind))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sparsemm.datasets.data_errors import data_errors
+from sparsemm.datasets.records import Record, Row, Rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
@@ -24,8 +26,8 @@ class ParquetRow:
 
 
 def parquet_rows(
-    place: Place, split: str, columns: tuple[str, ...], start: int
-) -> Generator[ParquetRow | DataError, None, None]:
+    place: Place, split: str, columns: tuple[str, ...], start: int, record: Callable[[ParquetRow, str, str], Record]
+) -> Rows:
     """Yields the rows of a split from `start` on; only these columns, of the necessary row groups, are downloaded.
 
     A DataError takes the place of a file without these columns, and of a file, or its rest, that cannot be read.
@@ -35,6 +37,7 @@ def parquet_rows(
         split: the first part of their names, or their folder.
         columns: columns that a file must have.
         start: number of rows of the split to skip.
+        record: function (row, source, licence) -> its record.
 
     Raises:
         DataError: if there is no file of the split.
@@ -71,7 +74,8 @@ def parquet_rows(
                 for batch in file.iter_batches(batch_size=1, row_groups=groups, columns=list(columns)):
                     for values in batch.to_pylist():
                         if number >= start:
-                            yield ParquetRow(number, values, features, f"{where}, row {number}")
+                            row = ParquetRow(number, values, features, f"{where}, row {number}")
+                            yield Row(row.where, partial(record, row))
                         number += 1
         except DataError as error:
             yield error

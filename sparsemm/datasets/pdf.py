@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import unicodedata
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sparsemm.datasets.data_errors import data_errors
 from sparsemm.datasets.glyphs import recognized
 from sparsemm.datasets.images import Box
 from sparsemm.datasets.ink import Ink, address, pixels
-from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.records import Entry, Record, Row, Rows
 from sparsemm.errors import DataError, EmptyRecord
 from sparsemm.fetch import Place, open_local
 
@@ -67,7 +68,7 @@ class Character:
     font: int = 0
 
 
-def rows(place: Place, first: int, stop: int | None) -> Generator[Page | DataError, None, None]:
+def rows(place: Place, first: int, stop: int | None, dpi: int) -> Rows:
     """Yields the pages of the PDF files [first, stop), files by name; a page can be read until the next is requested.
 
     A DataError takes the place of a file that cannot be opened.
@@ -96,12 +97,13 @@ def rows(place: Place, first: int, stop: int | None) -> Generator[Page | DataErr
             continue
         try:
             for index in range(count):
-                yield Page(f"{where}, page {index + 1}", name, index, document)
+                page = Page(f"{where}, page {index + 1}", name, index, document)
+                yield Row(page.where, partial(_record, page, dpi))
         finally:
             document.close()
 
 
-def record(row: Page, source: str, licence: str, dpi: int) -> Record:
+def _record(row: Page, dpi: int, source: str, licence: str) -> Record:
     """Renders a page at `dpi`, and reads its visible words in the order of the text layer.
 
     Annotations (notes, filled fields) are part of the page. Words whose characters are unknown (fonts without a
@@ -138,14 +140,14 @@ def read_pdfs(path: str | Path, dpi: int = 144, limit: int | None = None) -> lis
     """
     place = open_local(str(path), Path("."))
     records: list[Record] = []
-    with closing(rows(place, 0, None)) as pages:
+    with closing(rows(place, 0, None, dpi)) as pages:
         for page in pages:
             if limit is not None and len(records) >= limit:
                 break
             try:
                 if isinstance(page, DataError):
                     raise page
-                records.append(record(page, place.address, "not stated", dpi).validate())
+                records.append(page.read(place.address, "not stated").validate())
             except EmptyRecord:
                 continue
             except DataError as error:

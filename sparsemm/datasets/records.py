@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,22 @@ class Record:
             if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
                 raise DataError(f"box {entry.box} is empty or outside the {width}x{height} image", where=where)
         return self
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a data source that is not decoded yet.
+
+    Attributes:
+        where: its place, for messages.
+        read: function (source, licence) -> its record. It raises a DataError if the row does not fit the format.
+    """
+
+    where: str
+    read: Callable[[str, str], Record]
+
+
+Rows = Generator[Row | DataError, None, None]  # a DataError takes the place of a row or file that cannot be read
 
 
 def _storable(text: str) -> bool:

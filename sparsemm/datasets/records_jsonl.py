@@ -7,34 +7,18 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Generator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 from sparsemm.datasets.archives import LARGEST, lines
 from sparsemm.datasets.images import clip, decode
-from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.records import Entry, Record, Row, Rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 from sparsemm.files import plain_name
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a JSONL file, not parsed yet."""
-
-    place: Place
-    name: str
-    number: int
-    text: bytes
-
-    @property
-    def where(self) -> str:
-        """The line's place, for messages."""
-        return f"{self.place.address}/{self.name}, line {self.number}"
-
-
-def rows(place: Place, split: str | None, start: int) -> Generator[Line | DataError, None, None]:
+def rows(place: Place, split: str | None, start: int) -> Rows:
     """Yields the lines of <split>.jsonl, or of every .jsonl file by name, from `start` on; blank lines do not count.
 
     Raises:
@@ -50,12 +34,14 @@ def rows(place: Place, split: str | None, start: int) -> Generator[Line | DataEr
     for name in chosen:
         with place.files[name].open() as handle:
             for number, text in lines(handle, f"{place.address}/{name}"):
-                if count >= start:
-                    yield text if isinstance(text, DataError) else Line(place, name, number, text)
+                if count >= start and isinstance(text, DataError):
+                    yield text
+                elif count >= start:
+                    yield Row(f"{place.address}/{name}, line {number}", partial(_record, place, name, number, text))
                 count += 1
 
 
-def record(row: Line, source: str, licence: str) -> Record:
+def _record(place: Place, file: str, number: int, text: bytes, source: str, licence: str) -> Record:
     """Reads one line: `image`, a path from the JSONL file's folder; `entries` of `text`, `box` (x0, y0, x1, y1 in
     pixels) and optionally `kind` (default "word"); and optionally `id` (default: file and line number).
 
@@ -63,25 +49,25 @@ def record(row: Line, source: str, licence: str) -> Record:
         DataError: if the line is no such object, or image or boxes do not fit.
         FetchError: if the image cannot be downloaded.
     """
-    where = row.where
+    where = f"{place.address}/{file}, line {number}"
     try:
-        value = json.loads(row.text)
+        value = json.loads(text)
         path, raw_entries = value["image"], value["entries"]
         fits = isinstance(path, str) and isinstance(raw_entries, list) and set(value) <= {"id", "image", "entries"}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"not an object with image and entries: {error!r}", where=where) from error
     if not fits:
         raise DataError("not an object with image and entries, and optionally id", where=where)
-    name = plain_name(posixpath.normpath(posixpath.join(posixpath.dirname(row.name), path)))
-    if name not in row.place.files:  # so no name leads out of the place
+    name = plain_name(posixpath.normpath(posixpath.join(posixpath.dirname(file), path)))
+    if name not in place.files:  # so no name leads out of the place
         raise DataError(f"no file {path!r}", where=where, hint="paths count from the folder of the JSONL file")
-    if row.place.files[name].size > LARGEST:
+    if place.files[name].size > LARGEST:
         raise DataError(f"{path} is larger than {LARGEST} bytes", where=where)
-    with row.place.files[name].open() as handle:
-        image = decode(handle.read(), f"{row.place.address}/{name}")
+    with place.files[name].open() as handle:
+        image = decode(handle.read(), f"{place.address}/{name}")
     entries = []
-    for number, entry in enumerate(raw_entries):
-        at = f"{where}, entry {number}"
+    for index, entry in enumerate(raw_entries):
+        at = f"{where}, entry {index}"
         if (
             not isinstance(entry, dict)
             or not isinstance(entry.get("text"), str)
@@ -89,7 +75,7 @@ def record(row: Line, source: str, licence: str) -> Record:
         ):
             raise DataError("not an object with text and box, and optionally kind", where=at)
         entries.append(Entry(entry["text"], clip(entry.get("box", ()), image.size, at), entry.get("kind", "word")))
-    identity = value.get("id", f"{PurePosixPath(row.name).stem}-{row.number}")
+    identity = value.get("id", f"{PurePosixPath(file).stem}-{number}")
     if not isinstance(identity, str):
         raise DataError("id is not text", where=where)
     return Record(identity, image, tuple(entries), source, licence)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 from sparsemm.datasets.images import bounds, clip, decode
 from sparsemm.datasets.parquet_rows import ParquetRow, image_bytes, parquet_rows
-from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.records import Entry, Record, Rows
 from sparsemm.errors import DataError
 from sparsemm.fetch import Place
 
 FIELD = "2_coord"  # [{"chunk": text, "coord": [[xmin, ymin], [xmax, ymax]] in pixels}]
 
 
-def rows(place: Place, split: str | None, start: int) -> Generator[ParquetRow | DataError, None, None]:
-    """Yields the rows of a split (default train) from `start` on; raises what `parquet_rows` does."""
-    yield from parquet_rows(place, split or "train", ("image", FIELD), start)
+def rows(place: Place, split: str | None, start: int) -> Rows:
+    """Returns the rows of a split (default train) from `start` on; see `parquet_rows`."""
+    return parquet_rows(place, split or "train", ("image", FIELD), start, _record)
 
 
-def record(row: ParquetRow, source: str, licence: str) -> Record:
+def _record(row: ParquetRow, source: str, licence: str) -> Record:
     """Reads one page with its chunks in published order.
 
     Raises:

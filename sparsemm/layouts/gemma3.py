@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts.tile_grid import Tile, runs
-from sparsemm.layouts.tokens import ImageTokens, image_positions
+from sparsemm.layouts.tile_grid import Tile, tile_views
+from sparsemm.layouts.tokens import ImageTokens
 
 MODEL_TYPES = ("gemma3",)
 
@@ -62,9 +62,7 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
     The sizes of the images are not checked.
     """
     where, tile = f"row {row}", tile_of(config)
-    views = runs(image_positions(inputs, row, config.image_token_id))
-    if any(len(view) != tile.tokens for view in views):
-        raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=where)
+    views = tile_views(inputs, row, config.image_token_id, tile)
     ids = np.asarray(inputs["input_ids"][row].cpu())
     gaps = [tuple(ids[a[-1] + 1 : b[0]].tolist()) for a, b in pairwise(views)]
     if len(views) < len(image_sizes):

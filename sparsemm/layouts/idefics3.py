@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from sparsemm.errors import LayoutError
-from sparsemm.layouts.tile_grid import Tile, runs
-from sparsemm.layouts.tokens import ImageTokens, Positions, image_positions
+from sparsemm.layouts.tile_grid import Tile, tile_views
+from sparsemm.layouts.tokens import ImageTokens, Positions
 
 MODEL_TYPES = ("idefics3", "smolvlm")
 
@@ -65,9 +65,7 @@ def image_tokens(config: Any, inputs: Any, row: int, image_sizes: list[tuple[int
     where, vision = f"row {row}", config.vision_config
     side = vision.image_size // vision.patch_size // config.scale_factor
     tile = Tile(vision.image_size, vision.patch_size * config.scale_factor, side)
-    views = runs(image_positions(inputs, row, config.image_token_id))
-    if any(len(view) != tile.tokens for view in views):
-        raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=where)
+    views = tile_views(inputs, row, config.image_token_id, tile)
     shapes = tile_shapes(np.asarray(inputs["input_ids"][row].cpu()), views, where)
     if len(shapes) != len(image_sizes):
         raise LayoutError(f"{len(image_sizes)} image sizes for {len(shapes)} images", where=where)

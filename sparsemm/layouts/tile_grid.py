@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from sparsemm.layouts.tokens import ImageTokens, Positions, tile
+from sparsemm.errors import LayoutError
+from sparsemm.layouts.tokens import ImageTokens, Positions, image_positions, tile
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,18 @@ class Tile:
     def whole(self, size: tuple[int, int], positions: Positions) -> ImageTokens:
         """Returns the tokens of an image stretched over one tile."""
         return self.join(size, self.edges(size[1]), self.edges(size[0]), positions)
+
+
+def tile_views(inputs: Any, row: int, token_id: int, tile: Tile) -> list[Positions]:
+    """Returns the positions of every view of a row's images, where each view is a run of the tokens of one tile.
+
+    Raises:
+        LayoutError: if a run has another length.
+    """
+    views = runs(image_positions(inputs, row, token_id))
+    if any(len(view) != tile.tokens for view in views):
+        raise LayoutError(f"a view of an image does not have {tile.tokens} visual tokens", where=f"row {row}")
+    return views
 
 
 def runs(positions: Positions) -> list[Positions]:

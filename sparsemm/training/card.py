@@ -113,52 +113,43 @@ def prose_before(folder: Path, prose: Prose) -> float:
     return held_out_loss(model, base.tokenizer(), prose, FEW_WINDOWS)
 
 
-def write_card(folder: Path, run: dict[str, Any], note: str = "", prose: Prose | None = None) -> dict[str, Any]:
-    """Write card.json beside a checkpoint: architecture, data, how it was trained, held-out accuracy.
+def write_card(folder: Path, run: dict[str, Any], prose: Prose | None = None) -> dict[str, Any]:
+    """Writes and returns a checkpoint's card.json: architecture, data, training, held-out accuracy.
 
     The accuracy is measured on the checkpoint as saved, in fp32; so is the loss on held-out prose, if it was trained
     on prose. A checkpoint that is assembled names its base, whose loss on that prose is measured too.
     """
     with loaded(folder) as (model, processor):
-        card = _card(folder, model, processor, run, note, prose)
-    write_json(folder / "card.json", card)
-    return card
-
-
-def _card(
-    folder: Path, model: Any, processor: Any, run: dict[str, Any], note: str, prose: Prose | None
-) -> dict[str, Any]:
-    text, vision = model.config.get_text_config(), model.config.vision_config
-    card: dict[str, Any] = {
-        "name": folder.name,
-        "note": note,
-        "declared_test_model": bool(note),
-        "architecture": {
-            "class": type(model).__name__,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "text": {
-                "model_type": text.model_type,
-                "layers": text.num_hidden_layers,
-                "query_heads": text.num_attention_heads,
-                "kv_heads": text.num_key_value_heads,
-                "hidden_size": text.hidden_size,
+        text, vision = model.config.get_text_config(), model.config.vision_config
+        card: dict[str, Any] = {
+            "name": folder.name,
+            "architecture": {
+                "class": type(model).__name__,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "text": {
+                    "model_type": text.model_type,
+                    "layers": text.num_hidden_layers,
+                    "query_heads": text.num_attention_heads,
+                    "kv_heads": text.num_key_value_heads,
+                    "hidden_size": text.hidden_size,
+                },
+                "vision": {"model_type": vision.model_type, "patch_size": vision.patch_size},
             },
-            "vision": {"model_type": vision.model_type, "patch_size": vision.patch_size},
-        },
-        "data": "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once a run",
-        "licence": "Apache-2.0",
-        "training": run,
-        "held_out": held_out(model, processor),
-    }
-    tuned = (folder / BASE).is_file()
-    if tuned:
-        card["base"] = asdict(read_pin(folder)) | ATTRIBUTION
-    if prose is not None:
-        windows = FEW_WINDOWS if tuned else WINDOWS
-        loss = held_out_loss(model, processor.tokenizer, prose, windows)
-        card["prose"] = prose.source | {"held_out_nats_per_character": round(loss, 4), "held_out_windows": windows}
+            "data": "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once a run",
+            "licence": "Apache-2.0",
+            "training": run,
+            "held_out": held_out(model, processor),
+        }
+        tuned = (folder / BASE).is_file()
         if tuned:
-            card["prose"]["held_out_nats_per_character_before"] = round(prose_before(folder, prose), 4)
+            card["base"] = asdict(read_pin(folder)) | ATTRIBUTION
+        if prose is not None:
+            windows = FEW_WINDOWS if tuned else WINDOWS
+            loss = held_out_loss(model, processor.tokenizer, prose, windows)
+            card["prose"] = prose.source | {"held_out_nats_per_character": round(loss, 4), "held_out_windows": windows}
+            if tuned:
+                card["prose"]["held_out_nats_per_character_before"] = round(prose_before(folder, prose), 4)
+    write_json(folder / "card.json", card)
     return card
 
 

@@ -50,7 +50,6 @@ def train(
     every: int = 25,
     initial: Path | None = None,
     rate: float = 1.0,
-    stage: int | None = None,
     prose: Prose | None = None,
     prose_share: float = 0.0,
     workers: int = 0,
@@ -69,7 +68,6 @@ def train(
         every: steps between lines of progress.
         initial: a trained checkpoint to start from, in the curriculum's last stage.
         rate: multiplier of the learning rates.
-        stage: stage of the curriculum to stay in; None begins with the first (with `initial`, the last) and advances.
         prose: text for steps on prose; None trains on pages alone.
         prose_share: share of the steps on prose.
         workers: processes that draw pages ahead; 0 draws them in this process.
@@ -91,9 +89,7 @@ def train(
     parameters = recipe.parameters()
     base = [[group["lr"] for group in o.param_groups] for o in recipe.optimizers]
     state_path = output.with_name(f".{output.name}.state.safetensors")
-    stays = stage is not None
-    if stage is None:
-        stage = len(recipe.stages) - 1 if initial else 0
+    stage = len(recipe.stages) - 1 if initial else 0
     start, spent = 0, 0.0
     if state_path.exists():
         meta = load_state(state_path, parameters, recipe.optimizers)
@@ -129,7 +125,7 @@ def train(
         for key, value in zip(parts, values, strict=True):
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
             running[label] = 0.8 * running.get(label, value) + 0.2 * value
-        if not stays and learnt(recipe.stages[stage], running):
+        if learnt(recipe.stages[stage], running):
             stage += 1
             running = {}
             print(f"{name} step {step + 1}: stage {stage}", flush=True)
@@ -164,8 +160,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--start", type=Path, metavar="FROM", help="trained checkpoint, or updates, to start from")
     parser.add_argument("--rate", type=float, default=1.0, help="multiplier of the learning rates")
-    parser.add_argument("--stage", type=int, choices=range(4), help="stay in this stage of the curriculum")
-    parser.add_argument("--note", default="", help="declares a test model: shown beside it in every table")
     parser.add_argument("--prose", type=Path, action="append", metavar="FOLDER", help="plain text; may be repeated")
     parser.add_argument(
         "--prose-share", type=float, help="share of the steps; default: 0.4 for small-, 0 for tiny-, else 0.1"
@@ -202,7 +196,6 @@ def main(arguments: list[str] | None = None) -> None:
         device=args.device,
         initial=args.start,
         rate=args.rate,
-        stage=args.stage,
         prose=prose,
         prose_share=share,
         workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if args.workers is None else args.workers,
@@ -210,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
         save_every=args.save_every,
         **(dict(tower=args.tower, rank=args.rank, alignment_steps=args.alignment_steps) if pin else {}),
     )
-    print(json.dumps(write_card(args.output, run, args.note, prose)["held_out"]))
+    print(json.dumps(write_card(args.output, run, prose)["held_out"]))
 
 
 if __name__ == "__main__":

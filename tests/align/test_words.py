@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from sparsemm.align.words import align_answer, align_ordered, align_paper, token_spans
+from sparsemm.align.words import align_ordered, align_paper, token_spans
 from sparsemm.datasets.records import Entry
-from sparsemm.errors import AlignError
 from sparsemm.training.architectures import build_tokenizer
 
 TOKENIZER = build_tokenizer("tiny-qwen2-vl")
@@ -98,8 +95,3 @@ def test_a_long_answer_of_repeated_words():
     pairs, words, found = align_ordered(said(text), TOKENIZER, entries(*["ab", "cd"] * 200))
     assert words == found == 400 and [e for _, e in pairs] == sorted(e for _, e in pairs)
     assert len({e for _, e in pairs}) == 400
-
-
-def test_unknown_mode_is_refused():
-    with pytest.raises(AlignError, match="ordered or paper"):
-        align_answer("x", [], TOKENIZER, [], "loose", "qwen2_vl")
