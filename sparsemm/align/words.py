@@ -118,7 +118,7 @@ def align_answer(
     sample_id: str, ids: Sequence[int], tokenizer: Any, entries: Sequence[Entry], mode: str, family: str
 ) -> Alignment:
     """Aligns one answer; `mode` is "ordered" or "paper", as `chase.align`."""
-    pairs, words, found = align_ordered(ids, tokenizer, entries)
+    pairs, words, matched = align_ordered(ids, tokenizer, entries)
     if mode == "paper":
         pairs = align_paper(ids, tokenizer, entries, raw_pieces=family == "llava_next")
-    return Alignment(sample_id, [int(i) for i in ids], [t for t, _ in pairs], [e for _, e in pairs], words, found)
+    return Alignment(sample_id, [int(i) for i in ids], [t for t, _ in pairs], [e for _, e in pairs], words, matched)

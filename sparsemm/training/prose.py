@@ -117,8 +117,8 @@ def read_prose(
     room = {True: most_held_out, False: most}
     skipped = 0
     for digest, path in sorted(entry for folder in folders for entry in _files(folder)):
-        held = int(digest[:8], 16) < HELD_OUT * 2**32  # the lowest hashes, so these files come first
-        if room[held] <= 0:
+        is_held_out = int(digest[:8], 16) < HELD_OUT * 2**32  # the lowest hashes, so these files come first
+        if room[is_held_out] <= 0:
             continue
         text = _read(path)
         paragraphs = [p for p in dict.fromkeys(clean(text or "", characters)) if p not in seen]
@@ -127,8 +127,8 @@ def read_prose(
             continue
         seen.update(paragraphs)
         joined = "\n\n".join(paragraphs) + "\n\n"
-        parts[held].append(joined)
-        room[held] -= len(joined)
+        parts[is_held_out].append(joined)
+        room[is_held_out] -= len(joined)
     held_out, train = _tokens(parts[True], tokenizer), _tokens(parts[False], tokenizer)
     for tokens, name in ((train, "to train on"), (held_out, "to hold out")):
         if len(tokens) < LENGTH:
