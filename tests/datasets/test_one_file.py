@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -43,22 +44,19 @@ def run(tmp_path):
 def test_whatever_a_row_raises_costs_the_row(run, name, kind, monkeypatch):
     files = {"a.pdf": pdf(*[(text([(20, 100, b"word")]), b"")] * 3)} if name == "pdf" else FORMATS[name](good(3))
     given = {"source": "pdf"} if name == "pdf" else {"format": name}
-    calls = []
+    rows = download.pdf.rows if name == "pdf" else download.FORMATS[name]
 
-    def fails_once(record):
-        def call(*arguments, **options):
-            calls.append(1)
-            if len(calls) == 2:
-                raise kind("at 0x7f001234")
-            return record(*arguments, **options)
+    def fail(*_):
+        raise kind("at 0x7f001234")
 
-        return call
+    def second_fails(*arguments):
+        for number, row in enumerate(rows(*arguments)):
+            yield replace(row, read=fail) if number == 1 else row
 
     if name == "pdf":
-        monkeypatch.setattr(download.pdf, "record", fails_once(download.pdf.record))
+        monkeypatch.setattr(download.pdf, "rows", second_fails)
     else:
-        rows, record = download.FORMATS[name]
-        monkeypatch.setitem(download.FORMATS, name, (rows, fails_once(record)))
+        monkeypatch.setitem(download.FORMATS, name, second_fails)
     records, (bad,) = run(files, **given)
     assert len(records) == 2
     assert "0x7f001234" not in bad and "at 0x..." in bad
