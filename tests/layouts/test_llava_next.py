@@ -18,7 +18,7 @@ from sparsemm.layouts import ImageTokens, box_positions, get_layout
 from sparsemm.layouts.anyres import grid
 from sparsemm.prompts import build_inputs
 from tests.families import made
-from tests.layouts.geometry import check_order
+from tests.layouts.geometry import check_exact_boxes, check_order, check_tiling, embedded
 
 NAME = "tiny-llava-next-mistral"
 LAYOUT = get_layout("llava_next")
@@ -38,30 +38,20 @@ def sizes(count, most, seed=0):
     return extremes + [(rng.randint(1, most), rng.randint(1, most)) for _ in range(count - len(extremes))]
 
 
-def tiles(rectangles, size):
-    """Whether rectangles cover the image without gap or overlap: sorted into rows, edges meet exactly."""
-    width, height = size
-    rows = {}
-    for x0, y0, x1, y1 in rectangles:
-        rows.setdefault((y0, y1), []).append((x0, x1))
-    edges = sorted(rows)
-    whole = edges[0][0] == 0 and edges[-1][1] == height
-    whole &= all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
-    for spans in rows.values():
-        spans.sort()
-        whole &= spans[0][0] == 0 and spans[-1][1] == width
-        whole &= all(a[1] == b[0] and a[0] < a[1] for a, b in zip(spans, spans[1:], strict=False))
-    return whole
+def check_grid(config, size):
+    """The rectangles of an image's grid cover it; an extreme shape has none. Returns (rows, columns)."""
+    shape, rectangles = grid(config, *size)
+    if shape[0] * shape[1]:
+        check_tiling(ImageTokens(np.arange(len(rectangles)), rectangles, shape, size))
+    return shape
 
 
 def test_counts_and_tiling_on_hundreds_of_sizes(tiny):
     model, processor = tiny(NAME)
     for size in sizes(300, 500):
-        rows, columns = grid(model.config, *size)[0]
+        rows, columns = check_grid(model.config, size)
         want = processor._get_num_multimodal_tokens([size[::-1]])["num_image_tokens"][0]
         assert 36 + rows * (columns + 1) == want, size
-        if rows * columns:
-            assert tiles(grid(model.config, *size)[1], size), size
 
 
 def exact_edges(length, resized, offset, kept):
@@ -90,14 +80,7 @@ def test_boxes_against_exact_fractions_of_the_processors_own_geometry():
         (rows, columns), rectangles = grid(config, width, height)
         assert (rows, columns) == tuple(left_over.shape) == (len(y) - 1, len(x) - 1)
         tokens = ImageTokens(np.arange(rows * columns), rectangles, (rows, columns), (width, height))
-        whole = [[int(e) for e in axis if e.denominator == 1] for axis in (x, y)]  # boxes that end on an edge
-        for _ in range(8):
-            x0, x1 = sorted(rng.sample(rng.choice((range(width + 1), whole[0])), 2))
-            y0, y1 = sorted(rng.sample(rng.choice((range(height + 1), whole[1])), 2))
-            across = [c for c in range(columns) if max(x[c], x0) < min(x[c + 1], x1)]
-            down = [r for r in range(rows) if max(y[r], y0) < min(y[r + 1], y1)]
-            want = [r * columns + c for r in down for c in across]
-            assert box_positions(tokens, (x0, y0, x1, y1)).tolist() == want, ((width, height), (x0, y0, x1, y1))
+        check_exact_boxes(tokens, x, y, rng)
 
 
 def test_tiles_that_are_not_whole_patches_do_not_drift():
@@ -107,8 +90,7 @@ def test_tiles_that_are_not_whole_patches_do_not_drift():
     assert (rows, columns) == (27, 81)
     assert rectangles[27, 0] == 384 and rectangles[54, 0] == 768  # the first cells of the second and third tile
     for size in sizes(100, 2000, seed=7):
-        (rows, columns), rectangles = grid(config, *size)
-        assert not rows * columns or tiles(rectangles, size), size
+        check_grid(config, size)
 
 
 def test_counts_at_the_real_geometry(tiny):
@@ -123,13 +105,11 @@ def test_counts_at_the_real_geometry(tiny):
     )
     known = {(336, 336): 1176, (640, 480): 2340, (480, 640): 2352, (672, 672): 2928, (1920, 1080): 1948}
     for size, count in known.items():
-        (rows, columns), rectangles = grid(config, *size)
+        rows, columns = check_grid(config, size)
         assert 576 + rows * (columns + 1) == count
-        assert tiles(rectangles, size)
     for size in sizes(200, 3000, seed=1):
-        (rows, columns), rectangles = grid(config, *size)
+        rows, columns = check_grid(config, size)
         assert processor._get_num_multimodal_tokens([size[::-1]])["num_image_tokens"] == [576 + rows * (columns + 1)]
-        assert not rows * columns or tiles(rectangles, size)
 
 
 def test_prompts_with_several_images_in_a_padded_batch(tiny):
@@ -166,24 +146,18 @@ def test_the_model_puts_its_features_where_the_layout_says(tiny, size):
     image = Image.effect_noise(size, 80).convert("RGB")
     inputs = build_inputs(processor, [[image]], ["Read"])
     (tokens,) = LAYOUT.image_tokens(model.config, inputs, 0, [image.size])
-    seen = {}
-    hook = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
-    )
+    inserted = embedded(model, inputs)[0]
     with torch.no_grad():
-        model(**inputs)
-        hook.remove()
         pixels = inputs["pixel_values"][0]
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
         features = model.model.multi_modal_projector(states)
-    embedded = seen["inputs_embeds"][0]
-    torch.testing.assert_close(embedded[tokens.thumbnail.positions], features[0])
+    torch.testing.assert_close(inserted[tokens.thumbnail.positions], features[0])
     high, wide = 2, 2  # both pages go to the 168 x 168 pinpoint
     whole = features[1:].view(high, wide, 6, 6, -1).permute(0, 2, 1, 3, 4).reshape(12, 12, -1)
     rows, columns = tokens.grid
     assert max(rows, columns) == 12 > min(rows, columns)
     top, left = (12 - rows) // 2, (12 - columns) // 2
-    torch.testing.assert_close(embedded[tokens.positions], whole[top : 12 - top, left : 12 - left].flatten(0, 1))
+    torch.testing.assert_close(inserted[tokens.positions], whole[top : 12 - top, left : 12 - left].flatten(0, 1))
 
 
 def test_pixels_that_change_lie_under_the_tokens_of_their_box(tiny):

@@ -1,35 +1,16 @@
-"""Qwen2.5-VL's geometry against its processor and its model, at many sizes."""
+"""The windows of Qwen2.5-VL's tower; its geometry is tested in test_qwen2_vl.py."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from PIL import Image
 
 import sparsemm
 from sparsemm.attention_probe import observe_attention
-from sparsemm.layouts import get_layout
 from sparsemm.prompts import build_inputs
 from tests.families import made
-from tests.layouts.geometry import check_batches, check_order, check_published_grids, draw_batches
 
 NAME = "qwen2.5-vl"
-LAYOUT = get_layout("qwen2_5_vl")
-
-
-def test_counts_tiling_and_boxes_in_batches_of_several_images():
-    check_batches(*made(NAME), LAYOUT, draw_batches(240, 12, 260))
-
-
-def test_grids_of_the_published_geometry_are_accepted():
-    limits = {"shortest_edge": 3136, "longest_edge": 1003520}
-    check_published_grids(made(NAME)[1].image_processor, patch_size=14, limits=limits)
-
-
-@pytest.mark.parametrize("per_row", [1, 2])
-def test_pixels_that_change_lie_under_the_tokens_of_their_box(per_row):
-    """Read off the model's features: its tower sorts patches into windows and back."""
-    check_order(*made(NAME), LAYOUT, most=120, cell=16, per_row=per_row)
 
 
 def test_the_language_model_alone_is_switched():

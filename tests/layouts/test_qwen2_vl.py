@@ -1,11 +1,10 @@
-"""Qwen2-VL's geometry against its processor, at many sizes."""
+"""Qwen2-VL's geometry, which later Qwen models share, against their processors and models, at many sizes."""
 
 from __future__ import annotations
 
 import random
 from fractions import Fraction
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,54 +14,39 @@ from sparsemm.errors import LayoutError
 from sparsemm.layouts import box_positions, get_layout
 from sparsemm.layouts.qwen2_vl import fits
 from sparsemm.prompts import build_inputs
+from tests.families import made
+from tests.layouts.geometry import check_batches, check_order, check_published_grids, draw_batches, embedded
 
 NAME = "tiny-qwen2-vl"
 LAYOUT = get_layout("qwen2_vl")
 
 
-def test_counts_and_tiling_on_hundreds_of_sizes_in_batches(tiny):
-    model, processor = tiny(NAME)
-    rng = random.Random(0)
-    seen = 0
-    while seen < 240:
-        batch = [[(rng.randint(8, 260), rng.randint(8, 260)) for _ in range(rng.randint(0, 3))] for _ in range(4)]
-        images = [[Image.new("RGB", size) for size in row] for row in batch]
-        if not any(images):
-            continue
-        inputs = build_inputs(processor, images, ["Read the page."] * 4)
-        for row, image_sizes in enumerate(batch):
-            found = LAYOUT.image_tokens(model.config, inputs, row, image_sizes)
-            marks = np.flatnonzero((inputs["input_ids"][row] == model.config.image_token_id).numpy())
-            positions = [t.positions for t in found]
-            assert (np.concatenate(positions) if positions else np.zeros(0)).tolist() == marks.tolist()
-            for tokens, size in zip(found, image_sizes, strict=True):
-                r = tokens.rectangles
-                assert len(r) == tokens.grid[0] * tokens.grid[1] == len(tokens.positions)
-                area = (r[:, 2] - r[:, 0]) * (r[:, 3] - r[:, 1])
-                assert area.min() > 0 and area.sum() == pytest.approx(size[0] * size[1])
-                assert (r[:, :2] >= 0).all() and r[:, 2].max() == size[0] and r[:, 3].max() == size[1]
-                seen += 1
+FAMILIES = {  # name of the tiny model -> family, patch and limits of the published processor
+    "qwen2-vl": ("qwen2_vl", 14, (3136, 1003520)),
+    "qwen2.5-vl": ("qwen2_5_vl", 14, (3136, 1003520)),
+    "qwen3-vl": ("qwen3_vl", 16, (4096, 1310720)),
+    "qwen3.5": ("qwen3_5", 16, (65536, 16777216)),
+    "qwen3.5-moe": ("qwen3_5", 16, (65536, 16777216)),
+}
 
 
-def test_pixels_that_change_lie_under_the_tokens_of_their_box(tiny):
-    """A bright square changes the merged patches whose rectangle it touches, but for the blur of resizing."""
-    model, processor = tiny(NAME)
-    rng = random.Random(5)
-    for _ in range(10):
-        size = (rng.randint(60, 250), rng.randint(60, 250))
-        x, y = rng.randint(0, size[0] - 30), rng.randint(0, size[1] - 30)
-        box = (x, y, x + rng.randint(10, 30), y + rng.randint(10, 30))
-        blank, marked = Image.new("RGB", size), Image.new("RGB", size)
-        marked.paste((255, 255, 255), box)
-        both = [build_inputs(processor, [[image]], ["Read"]) for image in (blank, marked)]
-        change = (both[0]["pixel_values"] - both[1]["pixel_values"]).abs().amax(1)
-        merged = change.view(-1, 4).amax(1).numpy()  # four patches of 7 px become one token, in the processor's order
-        (tokens,) = LAYOUT.image_tokens(model.config, both[0], 0, [size])
-        strong = set(tokens.positions[merged > 1.0].tolist())
-        wide = (max(0, x - 9), max(0, y - 9), min(size[0], box[2] + 9), min(size[1], box[3] + 9))
-        under = set(box_positions(tokens, box).tolist())
-        assert strong and strong <= under
-        assert set(tokens.positions[merged > 0.1].tolist()) <= set(box_positions(tokens, wide).tolist())
+@pytest.mark.parametrize("name", FAMILIES)
+def test_counts_tiling_and_boxes_in_batches_of_several_images(name):
+    check_batches(*made(name), get_layout(FAMILIES[name][0]), draw_batches(240, 12, 260))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "qwen3.5-moe"])
+def test_grids_of_the_published_geometry_are_accepted(name):
+    _, patch, (least, most) = FAMILIES[name]
+    limits = {"shortest_edge": least, "longest_edge": most}
+    check_published_grids(made(name)[1].image_processor, patch_size=patch, limits=limits)
+
+
+@pytest.mark.parametrize("per_row", [1, 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pixels_that_change_lie_under_the_tokens_of_their_box(name, per_row):
+    """Read off the features that take the tokens' places; Qwen2.5-VL's tower sorts patches into windows and back."""
+    check_order(*made(name), get_layout(FAMILIES[name][0]), most=120, cell=16, per_row=per_row)
 
 
 def test_boxes_against_exact_fractions(tiny):
@@ -93,19 +77,14 @@ def test_the_model_puts_its_features_where_the_layout_says(tiny):
     sizes = [[(160, 60)], [(70, 150), (40, 40)]]
     images = [[Image.effect_noise(size, 80).convert("RGB") for size in row] for row in sizes]
     inputs = build_inputs(processor, images, ["Read"] * 2)
-    seen = {}
-    hook = model.model.language_model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
-    )
+    inserted = embedded(model, inputs)
     with torch.no_grad():
-        model(**inputs)
-        hook.remove()
         for row in range(2):
             found = LAYOUT.image_tokens(model.config, inputs, row, sizes[row])
             for tokens, image in zip(found, images[row], strict=True):
                 alone = processor.image_processor(images=[image], return_tensors="pt")
                 features = model.model.visual(alone["pixel_values"], grid_thw=alone["image_grid_thw"]).pooler_output
-                torch.testing.assert_close(seen["inputs_embeds"][row][tokens.positions], features, rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(inserted[row][tokens.positions], features, rtol=1e-3, atol=1e-4)
 
 
 def test_every_smart_resize_fits_and_other_shapes_do_not():
