@@ -67,7 +67,7 @@ def _few(params: Raw, key: str, pages: int, methods: list[str]) -> None:
     params["datasets"]["calibration"]["samples"] = params["datasets"]["evaluation"]["samples"] = pages
     params["allocate"]["budgets"] = params["allocate"]["budgets"][-1:]
     params["evaluate"] |= {"samples": pages, "methods": methods}
-    smallest = {"samples": 4, "held_out": 2, "tasks": ["qa"], "seeds": 1, "fractions": [0.1], "values": [0.5]}
+    smallest = {"samples": 4, "tasks": ["qa"], "seeds": 1, "fractions": [0.1], "values": [0.5]}
     smallest |= {"budget": params["allocate"]["budgets"][0], "budgets": params["allocate"]["budgets"]}
     smallest |= {"methods": ["full", "sparsemm", "snapkv"], "windows": 2, "copies": 2, "first": 0}
     for study in (study for group in params["studies"].values() for study in group.values()):

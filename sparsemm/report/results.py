@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 from sparsemm.errors import DataError
 from sparsemm.files import result_path
 from sparsemm.params import Params
+from sparsemm.recipes import Recipe
 from sparsemm.scores import rank_correlation, top_count, top_set
 from sparsemm.statistics import Estimate
 from sparsemm.studies import Study, StudyRow, load, read_study
@@ -219,6 +220,7 @@ class Model:
         small: whether it was trained in this repository, so that it has a card.
         base: the pretrained language model that it was tuned from, by its card; empty if there is none.
         held_out: how well it reads held-out pages of each style, from its card.
+        recipe: what the tune stage found, or None if it has not run.
     """
 
     key: str
@@ -233,6 +235,7 @@ class Model:
     small: bool = False
     base: str = ""
     held_out: dict[str, HeldOut] = field(default_factory=dict)
+    recipe: Recipe | None = None
 
     @property
     def label(self) -> str:
@@ -323,6 +326,7 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
     folder = params.assembled[key].updates if key in params.assembled else entry.checkpoint
     card = root / folder / "card.json"
     about = read_json(card, _Card) if card.is_file() else _Card()
+    recipe = result_path(root, "recipes", key, ".json")
     others = {name: heads for name in params.robustness if (heads := _heads(root, key, name)) is not None}
     heads = _heads(root, key)
     if heads is None:
@@ -341,6 +345,7 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
         small=card.is_file(),
         base=about.base.model,
         held_out=_held_out(about.held_out),
+        recipe=Recipe.load(recipe) if recipe.is_file() else None,
     )
 
 

@@ -10,8 +10,6 @@ from sparsemm.params import parse_params
 from sparsemm.studies import GROUPS, STUDIES, in_group
 from tests.repository import ROOT
 
-CONFIRM = {"candidate": "margin", "samples": 4, "budgets": [24]}
-
 
 def given(**studies):
     value = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
@@ -36,12 +34,6 @@ def given(**studies):
         ({"masking": {"samples": 1, "fractions": [0.1]}}, "samples"),
         ({"curve": {"precision": 0.0}}, "precision"),
         ({"length": {"groups": 1}}, "groups"),
-        ({"search": {"samples": 4, "held_out": 4, "budgets": [24]}}, "nothing is left"),
-        ({"confirm": CONFIRM | {"held_out": 2}}, "not those of search"),
-        (
-            {"search": {"samples": 4, "held_out": 1, "budgets": [24]}, "confirm": CONFIRM | {"held_out": 2}},
-            "not those of search",
-        ),
         ({"later": {"samples": 4, "methods": ["magic"], "budgets": [24]}}, "methods"),
     ],
 )

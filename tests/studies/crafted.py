@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 KEY = "tiny-qwen2-vl"
 FEW = {"samples": 3, "tasks": ["qa"]}
 # What the entries of params.yaml become; any other study gets `SMALL` where it has such an option.
-SMALL = FEW | {"budgets": [12], "budget": 12, "held_out": 1}
+SMALL = FEW | {"budgets": [12], "budget": 12}
 ENTRIES = {
     "length": {"groups": 2},
     "masking": FEW | {"fractions": [0.1], "zero": ["query"], "seeds": 2},
@@ -34,8 +34,6 @@ ENTRIES = {
     "retrieval": FEW | {"budgets": [12], "prompts": 2, "words": 5},
     "registered": FEW | {"candidate": "sparsemm+peak", "first": 1, "methods": ["full", "random"], "budgets": [12]},
     "language": {"fractions": [0.1], "seeds": 2, "windows": 3, "tokens": 16, "copies": 2, "words": 4},
-    "search": FEW | {"held_out": 1, "budgets": [8, 12]},
-    "confirm": FEW | {"candidate": "rho 0.4", "held_out": 1, "budgets": [8, 12], "methods": ["snapkv", "full"]},
 }
 
 

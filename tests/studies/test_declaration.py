@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemm.errors import DataError
-from sparsemm.evaluate.rows import AREA, OVERALL, PAPER
-from sparsemm.studies import STUDIES, Study, StudyRow, compared, confirm, load, masking, search, spread
-from sparsemm.studies.common.allocations import CANDIDATES
+from sparsemm.evaluate.rows import AREA
+from sparsemm.studies import STUDIES, Study, StudyRow, compared, load, masking, spread
 
 
 def row(**cells):
@@ -93,61 +91,3 @@ def test_one_page_has_no_interval_and_no_verdict():
     one = row(verdict="better", n=1, ci_low=0.4, ci_high=0.6)
     assert one.verdict is None and one.estimate.low is None and one.difference.low is None
     assert row(verdict="better", n=5, pages=1).verdict is None and row(verdict="better", n=5, pages=2).verdict
-
-
-def held_out(verdict, candidate="rho 0.4", model="a", against=PAPER, task=OVERALL):
-    """A row of `confirm` of one model: a comparison of the candidate."""
-    return row(model=model, task=task, condition=AREA, setting=candidate, verdict=verdict, **{"against": against})
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "said"),
-    [
-        (("better", "better"), "holds on 2 of 2 models: rho 0.4 may become the default"),
-        (("better", "no difference shown"), "holds on 1 of 2 models: the paper's allocation stays"),
-        (("worse", "worse"), "holds on 0 of 2 models: the paper's allocation stays"),
-    ],
-)
-def test_a_gain_holds_where_every_interval_says_so(verdicts, said):
-    rows = [held_out(verdict, model=key) for key, verdict in zip("ab", verdicts, strict=True)]
-    assert said in confirm.conclusion(rows)
-
-
-def test_a_mean_over_tasks_hides_no_task_that_is_worse():
-    rows = [held_out("better"), held_out("worse", task="read"), held_out("better", task="qa")]
-    assert "For single tasks it is worse: a, read." in confirm.conclusion(rows)
-    assert "single tasks" not in confirm.conclusion([rows[0], rows[2]])
-
-
-def test_a_gain_over_another_method_is_no_gain_over_the_paper():
-    assert "0 of 1" in confirm.conclusion([held_out("better", against="snapkv")])
-    assert "nothing to gain" in confirm.conclusion([held_out("better", PAPER, against="snapkv")])
-
-
-def test_rows_of_different_candidates_are_refused():
-    with pytest.raises(DataError, match="different candidates: margin, rho 0.4"):
-        confirm.conclusion([held_out("better"), held_out("better", "margin", "b")])
-
-
-def searched(model="a", **areas):
-    """A search's overall areas, 0.5 but for those given."""
-    made = [row(model=model, task=OVERALL, condition=AREA, setting=name, value=0.5) for name in CANDIDATES]
-    return [one.model_copy(update={"value": areas.get(one.setting.replace(" ", "_"), 0.5)}) for one in made]
-
-
-def test_the_best_by_the_searches_is_a_mean_over_models():
-    name = "rho 0.4"
-    assert name in CANDIDATES and CANDIDATES[name].mode == "exact"
-    rows = searched(**{"rho_0.4": 0.7}) + searched("b", **{"rho_0.4": 0.9})
-    assert search.mean_areas(rows)[name] == pytest.approx(0.8) and search.mean_areas(rows)[PAPER] == 0.5
-    assert f"{name} (area 0.800, {PAPER} 0.500)" in search.conclusion(rows)
-    lossy = [one for one in CANDIDATES if CANDIDATES[one].mode != "exact"]
-    assert lossy and not set(lossy) & set(search.mean_areas(rows))
-    with pytest.raises(DataError, match="over other candidates"):
-        search.conclusion(rows[:-1])
-
-
-def test_the_best_of_a_search_are_drawn_first():
-    rows = [row(task=OVERALL, condition=AREA, setting=str(i), value=i / 10) for i in range(9)]
-    rows.append(row(task="qa", setting=PAPER, value=0))
-    assert [one.setting for one in search.leading(rows)] == ["8", "7", "6", "5", "4", "3", PAPER]

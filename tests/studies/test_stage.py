@@ -37,8 +37,7 @@ def test_a_study_writes_its_rows_and_leaves_nothing_behind(made, rows, name):
     found = rows(root, name)
     assert len(arms(found)) == ARMS.get(name, len(arms(found)))
     assert len(read_study(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY)) == len(found)
-    held_out = {"search": "2", "confirm": "1"}
-    assert {row["n"] for row in found if row["task"] != "scores"} == {held_out.get(name, "3")}
+    assert {row["n"] for row in found if row["task"] != "scores"} == {"3"}
     assert all(float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in found if row["n"] == "3")
     assert not (root / "artifacts" / "work" / "studies" / name / KEY).exists()
     assert json.loads((root / "artifacts" / "studies" / name / f"{KEY}.json").read_text())

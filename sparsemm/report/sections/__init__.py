@@ -16,6 +16,7 @@ from sparsemm.report.sections import (
     first_screen,
     heads,
     method,
+    recipes,
 )
 
 
@@ -31,6 +32,7 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("found", "Findings", "Findings", first_screen.parts),
     Section("accuracy", "Accuracy", "Accuracy against budget", accuracy.parts),
+    Section("recipes", "Recipes", "The method for each model", recipes.parts),
     Section("heads", "Heads", "How few heads attend to the image", heads.parts),
     Section("explorer", "Explorer", "See what a head attends to", explorer.parts),
     Section("cost", "Bytes and latency", "Bytes and latency", bytes_and_latency.parts),

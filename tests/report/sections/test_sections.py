@@ -18,6 +18,7 @@ from sparsemm.studies.masking import LAYERS
 from sparsemm.studies.masking import STUDY as MASKING
 from sparsemm.studies.rho import STUDY as RHO
 from tests.explorer import pages
+from tests.recipes import recipe
 from tests.report import crafted
 
 
@@ -285,3 +286,10 @@ def test_published_numbers_stand_beside_the_same_task():
     results = Results(parse_params(crafted.PARAMS % entry), [crafted.evaluated()], studies=made)
     assert "0.934" in "".join(all_studies.parts(results))
     assert "published" not in "".join(all_studies.parts(crafted.results(crafted.evaluated(), studies=made)))
+
+
+def test_a_recipe_is_shown_with_its_reason_and_evidence():
+    found = build(crafted.results(crafted.evaluated(recipe=recipe(pages.table()))))
+    assert "The method for each model" in found.text and "sparsemm+peak won the search." in found.text
+    assert "+0.100 [+0.050, +0.150]" in found.text
+    assert "The method for each model" not in build(crafted.results(crafted.evaluated())).text
