@@ -185,7 +185,12 @@ def test_a_wrong_source_of_data_is_told(given, reason):
 )
 def test_the_chase_and_the_evaluation_share_no_row(one, other, reason):
     values = {"chase__dataset": "a", "evaluate__dataset": "b", "evaluate__samples": 8, "evaluate__tasks": ["read"]}
-    values |= {"studies": {}, "tune": None, "models__smollm2-llava-next__evaluate": {}}
+    values |= {
+        "studies": {},
+        "tune": None,
+        "models__smollm2-llava-next__evaluate": {},
+        "models__smollm2-llava-next__tune": {},
+    }
     for pair in ((one, other), (other, one)):
         text = changed(datasets__a=pair[0], datasets__b=pair[1], **values)
         if reason is None:
