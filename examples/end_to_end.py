@@ -36,7 +36,7 @@ KEY = "tiny-qwen2-vl"
 CHAMPION = f"models:/visual-heads.{KEY}@champion"
 FOLDER = Path("build") / "end-to-end"
 WATCHED = Path("data") / "incoming" / "watched"
-PATIENCE = 900.0  # seconds for a re-chase, on a busy machine
+PATIENCE = 3600.0  # seconds for a re-chase, on a busy machine
 
 
 def free_port() -> int:

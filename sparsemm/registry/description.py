@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,27 +34,26 @@ def draw_heads(scores: npt.NDArray[np.float64], path: Path) -> None:
     Image.fromarray(grid).save(path, format="PNG", optimize=True)
 
 
-def headlines(metrics: dict[str, float], method: str, budget: str) -> list[str]:
+def headlines(metrics: dict[tuple[str, int], float], method: str, budget: int, profiled: int) -> list[str]:
     """Returns two sentences, as far as they were measured: a method's accuracy at a budget, and the size of its cache.
 
     The accuracy is that of the task `read`, or of the first one if there is no such task.
 
     Args:
-        metrics: metrics of the run, named as in `sparsemm.registry.logged`.
+        metrics: metrics of the run by name and step (`sparsemm.registry.logged.measured`).
+        profiled: budget at which the cache was measured.
     """
     lines = []
-    tasks = sorted(
-        {key.split("/")[1] for key in metrics if key.startswith("accuracy/")}, key=lambda name: name != "read"
-    )
-    task = next(iter(tasks), "")
-    accuracy, full = (metrics.get(f"accuracy/{task}/{name}") for name in (f"{method}/{budget}", "full/all"))
-    if accuracy is not None and full:
+    tasks = sorted({name.split("/")[1] for name, _ in metrics if name.startswith("accuracy/")})
+    task = "read" if "read" in tasks else next(iter(tasks), "")
+    accuracy, full = metrics.get((f"accuracy/{task}/{method}", budget)), metrics.get((f"accuracy/{task}/full", 0))
+    if accuracy is not None and full is not None:
         lines.append(f"**{task}: {accuracy:.3f} at {budget} slots per KV head**, {full:.3f} with the full cache")
-    lengths = [int(match[1]) for key in metrics if (match := re.fullmatch(rf"cost/{method}/(\d+)/kept_bytes", key))]
-    for length in sorted(lengths)[-1:]:
-        kept, whole = (metrics.get(f"cost/{name}/{length}/kept_bytes") for name in (method, "full"))
-        if kept is not None and whole:
-            lines.append(f"**cache: {kept / whole:.0%} of the full cache's bytes** after a prompt of {length} tokens")
+    length = max((step for name, step in metrics if name == f"cost/{method}/kept_bytes"), default=0)
+    kept, whole = (metrics.get((f"cost/{name}/kept_bytes", length)) for name in (method, "full"))
+    if kept is not None and whole:
+        text = f"**cache: {kept / whole:.1%} of the full cache's bytes at {profiled} slots per KV head**"
+        lines.append(f"{text}, after a prompt of {length} tokens")
     return lines
 
 

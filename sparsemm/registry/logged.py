@@ -32,11 +32,12 @@ def flat_params(params: Params, key: str) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat}
 
 
-def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+def measured(key: str, folder: Path) -> tuple[dict[tuple[str, int], float], dict[str, Any]]:
     """Returns the run's metrics, and the profile stage's description of its machine.
 
-    MLflow's pages group metrics by the first part of their names: `accuracy/task/method/budget`,
-    `cost/method/length/column`, `scores/...` and `align/...`.
+    Metrics have a name and a step, over which MLflow draws curves: `accuracy/task/method` over the budget (0 without
+    one), `cost/method/column` over the prompt length, and `scores/...` and `align/...` at step 0. MLflow groups them by
+    what comes before the last slash.
 
     Raises:
         RegistryError: if a file does not have the format of its stage.
@@ -45,17 +46,18 @@ def measured(key: str, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
     def read(name: str) -> Any:
         return json.loads((folder / name / f"{key}.json").read_text(encoding="utf-8"))
 
-    values: dict[str, Any] = {}
+    values: dict[tuple[str, int], Any] = {}
     try:
         machine = dict(read("profile").items())
         for name in ("scores", "align"):
-            values.update(_flat(read(name), name))
+            values.update({(flat, 0): value for flat, value in _flat(read(name), name)})
         for task, methods in read("evaluate").items():
-            values.update(_flat(methods, f"accuracy/{task}"))
+            for method, budgets in methods.items():
+                for budget, value in budgets.items():
+                    values[f"accuracy/{task}/{method}", int(budget) if budget.isdecimal() else 0] = value
         for row in read_rows(folder / "profile" / f"{key}.csv", Timing):
-            values.update(
-                _flat(row.model_dump(exclude={"method", "prompt_length"}), f"cost/{row.method}/{row.prompt_length}")
-            )
+            for column, value in row.model_dump(exclude={"method", "prompt_length"}).items():
+                values[f"cost/{row.method}/{column}", row.prompt_length] = value
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise RegistryError(f"a table is malformed: {error!r}", where=key, hint=STALE) from error
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}, machine

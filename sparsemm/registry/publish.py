@@ -127,7 +127,7 @@ def publish(
                 experiment = _experiment(client, uri, params.registry.experiment)
                 _remove_unfinished(client, experiment, key)
                 run_id = _run(held, experiment, f"{key}: {source}", tags, folder, flat_params(params, key), metrics)
-                lines = headlines(metrics, METHOD, _budget(params, key))
+                lines = headlines(metrics, METHOD, _budget(params, key), params.of(key).profile.budget)
                 text = describe(lines, tags, experiment, run_id)
                 version = _version(held, name, run_id, tags, text)
                 if created := version.run_id == run_id:
@@ -141,9 +141,9 @@ def publish(
     return Published(name, str(version.version), str(version.run_id), stages.hash, created, uri, report)
 
 
-def _budget(params: Params, key: str) -> str:
+def _budget(params: Params, key: str) -> int:
     """Returns the budget that the gate judges."""
-    return str(params.registry.gate.reference_budget or max(params.of(key).allocate.budgets))
+    return params.registry.gate.reference_budget or max(params.of(key).allocate.budgets)
 
 
 def _only_version(client: MlflowClient, name: str, stage_hash: str) -> ModelVersion | None:
@@ -197,7 +197,7 @@ def _run(
     tags: dict[str, str],
     folder: Path,
     params: dict[str, str],
-    metrics: dict[str, float],
+    metrics: dict[tuple[str, int], float],
 ) -> str:
     """Creates a finished run, whose files have been read back and checked, and returns its id."""
     from mlflow.entities import Metric, Param
@@ -209,7 +209,7 @@ def _run(
         now = int(time.time() * 1000)
         for part in _parts([Param(k, v) for k, v in params.items()]):
             client.log_batch(run_id, params=part)
-        for part in _parts([Metric(k, v, now, 0) for k, v in metrics.items()]):
+        for part in _parts([Metric(name, value, now, step) for (name, step), value in metrics.items()]):
             client.log_batch(run_id, metrics=part)
         held.check()  # the upload and the download may each take as long as the lease lasts
         artifacts.upload(client, run_id, folder, manifest.FOLDER)

@@ -35,17 +35,19 @@ def test_no_score_at_all_is_drawn_too(tmp_path):
 
 def test_the_headlines_are_what_was_measured_and_no_more():
     metrics = {
-        "accuracy/qa/sparsemm/48": 0.7,
-        "accuracy/read/sparsemm/48": 0.9,
-        "accuracy/read/full/all": 0.95,
-        "cost/sparsemm/128/kept_bytes": 90.0,
-        "cost/sparsemm/2048/kept_bytes": 25.0,
-        "cost/full/2048/kept_bytes": 100.0,
+        ("accuracy/qa/sparsemm", 48): 0.7,
+        ("accuracy/read/sparsemm", 24): 0.6,
+        ("accuracy/read/sparsemm", 48): 0.9,
+        ("accuracy/read/full", 0): 0.95,
+        ("cost/sparsemm/kept_bytes", 128): 90.0,
+        ("cost/sparsemm/kept_bytes", 2048): 25.0,
+        ("cost/full/kept_bytes", 2048): 100.0,
     }
-    first, second = headlines(metrics, "sparsemm", "48")
-    assert "read: 0.900" in first and "0.950" in first and "25%" in second and "2048" in second
-    assert headlines({}, "sparsemm", "48") == []
-    assert headlines({"accuracy/read/sparsemm/48": 0.9}, "sparsemm", "48") == []
+    first, second = headlines(metrics, "sparsemm", 48, 24)
+    assert "read: 0.900 at 48" in first and "0.950" in first
+    assert "25.0% of" in second and "at 24 slots" in second and "2048" in second
+    assert headlines({}, "sparsemm", 48, 24) == []
+    assert headlines({("accuracy/read/sparsemm", 48): 0.9}, "sparsemm", 48, 24) == []
 
 
 def test_the_page_of_a_version_has_its_numbers_and_the_gates_last_word(local):
