@@ -1,4 +1,4 @@
-"""The explorer's data: what single heads look at on a page, and what every method keeps of it."""
+"""Makes the data of the report's explorer: what single heads attend to on a page, and what methods keep of it."""
 
 from sparsemm.compat import define_missing_torchvision_operators
 

@@ -1,4 +1,4 @@
-"""Which positions of one prompt every method keeps in every KV head, asked of the real cache."""
+"""Finds which positions of a prompt every method keeps in every KV head, with the real cache."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def caches(
     pooling_kernel: int,
     seed: int,
 ) -> dict[Choice, CompressedCache]:
-    """An empty cache for every method that evicts, at every budget.
+    """Returns an empty cache for every method that evicts, at every budget.
 
-    Methods that rate positions by their values are left out: `kept_positions` puts numbers in the values' place. So are
+    Methods that rate positions by their values are left out, because `kept_positions` replaces the values. So are
     those that need the image tokens, or all layers at once.
 
     Raises:
-        BudgetError, CacheError, ScoreTableError: as `sparsemm.cache.compressed_cache`.
+        BudgetError, CacheError, ScoreTableError: as in `sparsemm.cache.compressed_cache`.
     """
     return {
         (method, budget): compressed_cache(
@@ -45,15 +45,15 @@ def caches(
 
 
 def kept_positions(layer: Any, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
-    """The positions of a prompt that one layer of an empty cache keeps; the layer is empty again afterwards.
+    """Returns the positions of a prompt that one layer of an empty cache keeps. The layer is empty again afterwards.
 
-    The layer compresses as it would during a prefill, with values that carry the number of their position.
+    The layer compresses as during a prefill, but each value is the number of its position.
 
     Args:
-        layer: of a `CompressedCache`; one that is not compressed keeps everything.
-        query: (1, Hq, S, D) post-RoPE, of the whole prompt.
+        layer: a layer of a `CompressedCache`; one that is not compressed keeps everything.
+        query: (1, Hq, S, D) post-RoPE, for the whole prompt.
         key: (1, Hkv, S, D) post-RoPE.
-        scaling: factor of the logits.
+        scaling: factor of the attention logits.
 
     Returns:
         (Hkv, S) bool, on the CPU.
@@ -61,7 +61,7 @@ def kept_positions(layer: Any, query: torch.Tensor, key: torch.Tensor, scaling: 
     heads, length = key.shape[1:3]
     if not isinstance(layer, RaggedLayer):
         return torch.ones(heads, length, dtype=torch.bool, device="cpu")
-    # fp32 counts to 2^24 without a gap; half precision would not.
+    # fp32 represents every integer up to 2^24; half precision does not.
     number = torch.arange(length, dtype=torch.float32, device=key.device)[:, None].expand(1, heads, -1, key.shape[-1])
     layer.seen = length
     layer.compress(query.float(), key.float(), number, None, scaling)

@@ -1,4 +1,4 @@
-"""Packs one page of the explorer small enough for the report."""
+"""Packs a page of the explorer into JSON values that are small enough for the report."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sparsemm.explorer.pictures import data_uri
 from sparsemm.explorer.reading import Reading
 from sparsemm.scores import ScoreTable
 
-ROOM = 350_000  # characters of one page: ten pages and the chart library stay below 10 MB
-BEST_RATIO = 12  # attention packs less well than this: saves compressing heads that cannot fit
+ROOM = 350_000  # characters for one page, so that ten pages and the chart library stay below 10 MB
+BEST_RATIO = 12  # attention never compresses better, so heads that cannot fit are not compressed at all
 
 
 def shown_heads(table: ScoreTable, count: int) -> NDArray[np.int64]:
-    """(at most `count`, 2) int64 layer and head, best first: three quarters the best, the others evenly from the rest.
+    """Returns (at most `count`, 2) int64 layers and heads: three quarters are the best, the rest an even sample.
 
     Raises:
         ScoreTableError: if no head has any score.
@@ -33,7 +33,7 @@ def shown_heads(table: ScoreTable, count: int) -> NDArray[np.int64]:
 
 
 def pack(page: Reading, table: ScoreTable, room: int = ROOM) -> dict[str, Any]:
-    """One page; where `room` characters do not hold all its heads, the best ones and a sample of the others."""
+    """Packs one page with all its heads or, if they do not fit, with the best heads and a sample of the others."""
     fixed = _fixed(page)
     room = max(room - len(json.dumps(fixed)), 0)
     tokens, cells = page.levels.shape[2:]
@@ -49,7 +49,7 @@ def pack(page: Reading, table: ScoreTable, room: int = ROOM) -> dict[str, Any]:
 
 
 def _fixed(page: Reading) -> dict[str, Any]:
-    """All that does not depend on how many heads are shown."""
+    """Returns everything that does not depend on the number of heads."""
     width, height = page.record.image.size
     return {
         "id": page.record.id,
@@ -79,7 +79,7 @@ def _token(page: Reading, number: int) -> dict[str, Any]:
 
 
 def _arrays(page: Reading, heads: NDArray[np.int64]) -> dict[str, str]:
-    """Levels (M, T, N), sums (M, T, 2) of 255, peaks (M, T) int16, kept (M, choices, S / 8) bits, high bit first."""
+    """Packs levels (M, T, N), sums (M, T, 2) in 255ths, peaks (M, T) int16 and kept (M, choices, S / 8) bits."""
     layer, head = heads[:, 0], heads[:, 1]
     kept = list(page.kept.values())
     bits = np.zeros((len(heads), 0, -(-page.prompt // 8)), dtype=np.uint8)
@@ -95,5 +95,5 @@ def _arrays(page: Reading, heads: NDArray[np.int64]) -> dict[str, str]:
 
 
 def _text(array: NDArray[Any]) -> str:
-    # Without a time in it: the same numbers give the same page.
+    # mtime=0 makes the bytes the same for the same numbers.
     return base64.b64encode(gzip.compress(np.ascontiguousarray(array).tobytes(), 6, mtime=0)).decode("ascii")

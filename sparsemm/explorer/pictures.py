@@ -1,4 +1,4 @@
-"""Pictures of a page: where heads look, and what methods keep of it."""
+"""Draws pictures of a page: where heads attend to, and what methods keep of it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from PIL import Image, ImageColor, ImageDraw
 from sparsemm.explorer.reading import Reading
 from sparsemm.scores import ScoreTable
 
-EACH = 3  # heads of a kind
-SIDE = 320  # pixels that the longer side of a picture has at least, and not many more
-LARGEST = 1000  # pixels of the longer side of a page in the explorer
+EACH = 3  # number of heads of a kind
+SIDE = 320  # pixels of the longer side of a picture, or somewhat more
+LARGEST = 1000  # most pixels of the longer side of a page in the explorer
 STRONGEST = 0.75  # opacity of the strongest attention
-VEIL = 0.8  # opacity of the white over tokens that are evicted
+VEIL = 0.8  # opacity of the white over evicted tokens
 GRID, THUMBNAIL, WORD = "#D55E00", "#009E73", "#0072B2"
 Head = tuple[int, int, float]  # layer, query head, share of the score
 
 
 def data_uri(image: Image.Image, sharp: int = LARGEST // 2) -> str:
-    """A picture as text: PNG where its longer side has at most `sharp` pixels, else JPEG of at most `LARGEST`."""
+    """Returns a data URI: PNG if the longer side has at most `sharp` pixels, else JPEG of at most `LARGEST`."""
     buffer = io.BytesIO()
     if max(image.size) <= sharp:
         image.save(buffer, "PNG")
@@ -38,7 +38,7 @@ def data_uri(image: Image.Image, sharp: int = LARGEST // 2) -> str:
 
 
 def middle_token(page: Reading) -> int | None:
-    """The first token of the word in the middle of what the model reads of a page; None if it reads no word."""
+    """Returns the first token of the middle one of the words that the model reads; None if it reads no word."""
     words = [token.entry for token in page.tokens if token.entry is not None]
     if not words:
         return None
@@ -46,7 +46,7 @@ def middle_token(page: Reading) -> int | None:
 
 
 def unscored(ranked: Sequence[Head], count: int) -> list[Head]:
-    """Heads without any score, evenly from all of them; the last ones where there are not `count`."""
+    """Returns an even sample of the heads without any score, or the last heads if there are not `count` of them."""
     zero = [head for head in ranked if head[2] == 0]
     if len(zero) < count:
         return list(ranked[len(ranked) - count :])
@@ -54,12 +54,12 @@ def unscored(ranked: Sequence[Head], count: int) -> list[Head]:
 
 
 def attention(page: Reading, token: int, head: Head) -> NDArray[np.float64]:
-    """(N,) attention of a head on every visual token of the page, just before the model says the token."""
+    """Returns (N,) attention of a head on every visual token, just before the model produces the token."""
     return (page.levels[head[0], head[1], token] / 255) ** 2
 
 
 def views(page: Reading, table: ScoreTable) -> dict[str, Any] | None:
-    """The word about to be said, and pictures of the best heads and of as many others; None if no word is read.
+    """Returns the word about to be said, and pictures of the best heads and of as many others; None without a word.
 
     Each picture is {"image": data URI, "text": which head it is and what it looks at}.
     """
@@ -74,7 +74,7 @@ def views(page: Reading, table: ScoreTable) -> dict[str, Any] | None:
         kind: [
             {
                 "image": data_uri(picture(page, token, attention(page, token, head) / strongest), 0),
-                "text": _said(page, token, head, ranked),
+                "text": _caption(page, token, head, ranked),
             }
             for head in heads
         ]
@@ -83,16 +83,16 @@ def views(page: Reading, table: ScoreTable) -> dict[str, Any] | None:
 
 
 def method_pictures(page: Reading, table: ScoreTable) -> list[dict[str, str]]:
-    """The method in pictures of one page: where the best head looks, then what each method keeps in its KV head.
+    """Draws the method on one page: where the best head attends to, then what sparsemm and snapkv keep in its KV head.
 
-    sparsemm comes first and snapkv second, at the budget in the middle. Empty where no word is read.
+    The budget is the middle one. The list is empty if no word is read.
     """
     token = middle_token(page)
     if token is None:
         return []
     (best,) = table.top_heads(1)
-    seen = attention(page, token, best)
-    shares = seen / max(1e-12, float(seen.max()))
+    weights = attention(page, token, best)
+    shares = weights / max(1e-12, float(weights.max()))
     word = _word(page, token).text
     text = f"The best visual head (layer {best[0]}, head {best[1]}) just before the model says “{word}”"
     pictures = [{"image": data_uri(picture(page, token, shares), 0), "text": text}]
@@ -111,13 +111,16 @@ def method_pictures(page: Reading, table: ScoreTable) -> list[dict[str, str]]:
 def picture(
     page: Reading, token: int, opacity: NDArray[np.float64], kept: NDArray[np.bool_] | None = None
 ) -> Image.Image:
-    """RGB: the page in grey under attention, orange on its grid and green on its thumbnail; the word is outlined.
+    """Draws a page in grey under attention, orange on its grid and green on its thumbnail, with the word outlined.
 
     Args:
-        page: with N visual tokens.
-        token: about to be said.
-        opacity: (N,) attention, 1 where the colour is strongest.
-        kept: (N,) bool; the tokens that are not kept fade.
+        page: page with N visual tokens.
+        token: number of the token about to be said.
+        opacity: (N,) attention, 1 for the strongest colour.
+        kept: (N,) bool; tokens that are not kept fade.
+
+    Returns:
+        an RGB image.
     """
     image = page.record.image
     scale = SIDE / max(image.size)
@@ -142,7 +145,7 @@ def _word(page: Reading, token: int) -> Any:
     return page.record.entries[entry]
 
 
-def _said(page: Reading, token: int, head: Head, ranked: Sequence[Head]) -> str:
+def _caption(page: Reading, token: int, head: Head, ranked: Sequence[Head]) -> str:
     layer, number, share = head
     on_page, on_thumbnail = page.sums[layer, number, token]
     rank = f" (rank {ranked.index(head) + 1})" if share > 0 else ""

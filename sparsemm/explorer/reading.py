@@ -1,4 +1,4 @@
-"""What every head looks at while a model reads a page, token by token, and what every method keeps of the page."""
+"""Records what every head attends to while a model reads a page, and what every method keeps of the page."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sparsemm.params import ModelParams, Params
 from sparsemm.prompts import append_answers, build_inputs, move_inputs
 from sparsemm.scores import ScoreTable
 
-MOST_BYTES = 512 * 2**20  # of weights that are loaded without a GPU
-MOST_TOKENS = 64  # of an answer
-PAGES = 2
-SEARCHED = 32  # evaluation pages among which a second shape is looked for
+MOST_BYTES = 512 * 2**20  # most bytes of weights that are loaded without a GPU
+MOST_TOKENS = 64  # most tokens of an answer
+PAGES = 2  # number of pages
+SEARCHED = 32  # first evaluation pages, among which pages of different shapes are chosen
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Token:
     """A token of the answer.
 
     Attributes:
-        text: what it adds to the answer.
-        entry: index of the word of the page that it belongs to, or None.
-        cells: the visual tokens that cover this word.
+        text: text that it adds to the answer.
+        entry: index of its word on the page, or None.
+        cells: numbers of the visual tokens that cover this word.
     """
 
     text: str
@@ -47,21 +47,23 @@ class Token:
 
 @dataclass(frozen=True)
 class Reading:
-    """One page with N visual tokens on it, T answer tokens, the model's L layers of Hq heads; the prompt has S tokens.
+    """What a model with L layers of Hq heads attends to on a page of N visual tokens, for T answer tokens.
+
+    The prompt has S tokens.
 
     Attributes:
         record: the page.
-        tokens: of the answer, at most the first `MOST_TOKENS`.
-        left_out: tokens of the answer after these.
-        said: the whole answer.
+        tokens: first tokens of the answer, at most `MOST_TOKENS`.
+        left_out: number of tokens after these.
+        said: text of the whole answer.
         rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page.
-        coarse: (N,) bool, tokens of the thumbnail, where the family has one.
-        positions: (N,) int64, where the visual tokens stand in the prompt.
+        coarse: (N,) bool, true for tokens of the thumbnail, if the family has one.
+        positions: (N,) int64 positions of the visual tokens in the prompt.
         levels: (L, Hq, T, N) uint8, attention of the row that predicts the token, as `to_levels` rounds it.
-        sums: (L, Hq, T, 2) fp32, the whole attention on the page and on its thumbnail.
-        peak: (L, Hq, T) int64, the visual token that gets more than any other position, or -1.
+        sums: (L, Hq, T, 2) fp32, total attention on the page and on its thumbnail.
+        peak: (L, Hq, T) int64, the visual token with more attention than any other position, or -1 if there is none.
         prompt: S.
-        kept: of method and budget, (L, Hkv, S) bool.
+        kept: (L, Hkv, S) bool by method and budget.
     """
 
     record: Record
@@ -79,7 +81,7 @@ class Reading:
 
 
 def too_much_to_load(entry: ModelParams) -> str | None:
-    """Why a checkpoint is not loaded for the explorer, or None if there is a GPU or it is a small local one."""
+    """Returns why a checkpoint is not loaded for the explorer; None if there is a GPU or it is small and local."""
     if torch.cuda.is_available():
         return None
     folder = Path(entry.checkpoint)
@@ -92,15 +94,15 @@ def too_much_to_load(entry: ModelParams) -> str | None:
 
 
 def pages(records: Sequence[Record], count: int = PAGES) -> list[Record]:
-    """The first pages of different shapes, or simply the first ones."""
-    found = {record.image.size: record for record in reversed(records)}
-    first = sorted(found.values(), key=records.index)
+    """Returns the first pages of different shapes, followed by the first other pages if there are too few."""
+    by_size = {record.image.size: record for record in reversed(records)}
+    first = sorted(by_size.values(), key=records.index)
     return (first + [record for record in records if record not in first])[:count]
 
 
 @torch.inference_mode()
 def read_pages(params: Params, key: str, table: ScoreTable, root: Path = Path(".")) -> list[Reading]:
-    """Some evaluation pages as the heads of a model see them; none where the evaluation set is empty.
+    """Lets a model read some evaluation pages; none if the evaluation set is empty.
 
     Raises:
         BudgetError, DataError: if the budgets or the evaluation pages are missing.
@@ -119,16 +121,16 @@ def read_pages(params: Params, key: str, table: ScoreTable, root: Path = Path(".
     return [read_page(params, entry, model, processor, table, record, empty) for record in records]
 
 
-class Watch:
-    """Sees every layer of one forward over prompt and answer, and notes what its heads look at and what is kept.
+class Recorder:
+    """An observer of one forward over prompt and answer that records what heads attend to and what is kept.
 
     Args:
         shape: (L, Hq, Hkv) of the model.
-        rows: (T,) int64, the rows that predict the tokens.
+        rows: (T,) int64 rows that predict the tokens.
         parts: visual tokens of the page, and of its thumbnail.
-        prompt: S.
-        total: tokens of prompt and answer.
-        empty: a cache for every method and budget.
+        prompt: number of tokens in the prompt, S.
+        total: number of tokens in prompt and answer.
+        empty: empty cache by method and budget.
     """
 
     def __init__(
@@ -152,10 +154,10 @@ class Watch:
         self.cell[self.positions] = np.arange(len(self.positions))
 
     def __call__(self, call: AttentionCall) -> None:
-        """Note one layer."""
-        layer, found = call.layer, call.weights(self.rows).cpu().numpy()
-        self.peak[layer] = self.cell[found.argmax(-1)]
-        on_page = found[..., self.positions]
+        """Records one layer."""
+        layer, weights = call.layer, call.weights(self.rows).cpu().numpy()
+        self.peak[layer] = self.cell[weights.argmax(-1)]
+        on_page = weights[..., self.positions]
         self.levels[layer] = to_levels(on_page)
         self.sums[layer] = np.stack([on_page[..., ~self.coarse].sum(-1), on_page[..., self.coarse].sum(-1)], axis=-1)
         before = call.query[:, :, : self.prompt], call.key[:, :, : self.prompt]
@@ -172,7 +174,7 @@ def read_page(
     record: Record,
     empty: dict[Choice, Any],
 ) -> Reading:
-    """One page: the model's own answer, then one forward over prompt and answer."""
+    """Reads one page: generates the model's answer, then runs one forward over prompt and answer."""
     prompt = params.chase.prompt
     (answer,) = greedy_answers(model, processor, [record], prompt, params.chase.max_new_tokens)
     inputs = build_inputs(processor, [[record.image]], [prompt]).to(model.device)
@@ -183,8 +185,8 @@ def read_page(
     tokens = answer_tokens(record, answer, processor.tokenizer, entry.family, image)[:MOST_TOKENS]
     rows = torch.arange(len(tokens), dtype=torch.int64, device=model.device) + forced.first_rows[0]
     shape = (*table.scores.shape, table.header["num_kv_heads"])
-    watch = Watch(shape, rows, parts, length, length + len(answer), empty)
-    with observe_attention(model, watch):
+    recorder = Recorder(shape, rows, parts, length, length + len(answer), empty)
+    with observe_attention(model, recorder):
         getattr(model, model.base_model_prefix)(**move_inputs(forced.inputs, model), use_cache=False)
     return Reading(
         record=record,
@@ -192,25 +194,25 @@ def read_page(
         left_out=len(answer) - len(tokens),
         said=processor.tokenizer.decode(answer),
         rectangles=np.concatenate([part.rectangles for part in parts]),
-        coarse=watch.coarse,
-        positions=watch.positions,
-        levels=watch.levels,
-        sums=watch.sums,
-        peak=watch.peak,
+        coarse=recorder.coarse,
+        positions=recorder.positions,
+        levels=recorder.levels,
+        sums=recorder.sums,
+        peak=recorder.peak,
         prompt=length,
-        kept=watch.kept,
+        kept=recorder.kept,
     )
 
 
 def to_levels(attention: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Attention from 0 to 1 in 256 levels of its square root, which keep weak attention apart from none."""
+    """Rounds attention from 0 to 1 to 256 levels of its square root, so that weak attention is not rounded to none."""
     return np.rint(255 * np.sqrt(attention)).astype(np.uint8)
 
 
 def answer_tokens(
     record: Record, answer: Sequence[int], tokenizer: Any, family: str, image: ImageTokens
 ) -> list[Token]:
-    """The tokens of an answer, each with its word on the page and where that is."""
+    """Returns the tokens of an answer, each with its word on the page and the visual tokens of the word."""
     aligned = align_answer(record.id, answer, tokenizer, record.entries, "ordered", family)
     entry_of = dict(zip(aligned.token_index, aligned.entry_index, strict=True))
     text, spans = token_spans(answer, tokenizer)

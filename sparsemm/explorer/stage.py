@@ -1,4 +1,4 @@
-"""The explore stage: one file per model that the report's explorer reads, so that the report itself runs no model."""
+"""The explore stage: writes one file per model for the report's explorer, so that the report runs no model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparsemm.scores import ScoreTable
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Write artifacts/explorer/<key>.json: some pages as a model's heads see them, or the reason why there are none.
+    """Writes artifacts/explorer/<key>.json: what a model's heads attend to on some pages, or why there are no pages.
 
     Raises:
         BudgetError, DataError: if the budgets or the evaluation pages are missing.
@@ -29,12 +29,12 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
 
 
 def contents(pages: list[Reading], table: ScoreTable, reason: str | None = None) -> dict[str, Any]:
-    """Plain JSON values of the explorer's file; `sparsemm/report/explorer.js` reads them.
+    """Returns the JSON values of the explorer's file, which `sparsemm/report/explorer.js` reads.
 
     Args:
-        pages: as the model read them; none where there is a reason or the evaluation set has no page.
-        table: the model's scores.
-        reason: why no page was read.
+        pages: pages that the model has read.
+        table: score table of the model.
+        reason: why no page was read, if none was.
     """
     return {
         "reason": None if pages else reason or "the evaluation set has no page",

@@ -1,4 +1,4 @@
-"""The paper's numbers (arXiv 2506.05344 v1, tables and figures as read there), and ours beside them."""
+"""The numbers of the paper (arXiv 2506.05344 v1, from its tables and figures), and ours beside them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from sparsemm.tables import Row, read_rows
 
 SOURCE = "arXiv 2506.05344 v1"
-# Names in the paper, by the last part of a hub id and by the first part of a task's name.
+# The paper's names of models, by the last part of a hub id, and of tasks, by the first part of the name.
 MODELS = {
     "llava-v1.6-vicuna-7b-hf": "llava-next-vicuna-7b",
     "llava-v1.6-mistral-7b-hf": "llava-next-mistral-7b",
@@ -39,13 +39,13 @@ class Published(Row):
 
 
 def accuracy(checkpoint: str, task: str) -> dict[tuple[str, int], tuple[float, str]]:
-    """(method, budget) -> (value, metric) that the paper gives for a model and a task; empty where it has none.
+    """Returns (value, metric) by (method, budget) from the paper for a model and a task; empty if it has none.
 
-    Percentages become shares, as our metrics are.
+    Percentages are converted to shares.
 
     Args:
-        checkpoint: hub id. A local folder is nobody's published model.
-        task: name of a task, of which the part before the first "_" counts.
+        checkpoint: hub id; for a local folder there are no published numbers.
+        task: name of a task; the part before the first "_" counts.
     """
     model = None if Path(checkpoint).is_dir() else MODELS.get(checkpoint.rpartition("/")[2])
     benchmark = BENCHMARKS.get(task.partition("_")[0].lower())
@@ -57,11 +57,11 @@ def accuracy(checkpoint: str, task: str) -> dict[tuple[str, int], tuple[float, s
 
 
 def beside(checkpoint: str, rows: Iterable[Any]) -> list[tuple[Any, float, str]]:
-    """Rows of the study `curve` that the paper has too, each once, with the published value and its metric.
+    """Returns the rows of the study `curve` that the paper has too, with the published value and its metric.
 
     Args:
         checkpoint: hub id.
-        rows: `sparsemm.studies.StudyRow`; what is compared is task, setting and budget.
+        rows: rows of type `sparsemm.studies.StudyRow`, which are matched by task, setting and budget.
     """
     same = {}
     for row in rows:

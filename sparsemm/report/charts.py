@@ -131,7 +131,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
     elif panel.zero:
         values["rangemode"] = "tozero"
     marked = [series for series in panel.series if not series.level]
-    step = min(0.09, 0.7 / max(len(marked), 1))
+    step = min(0.09, 0.5 / max(len(marked), 1))
     traces = []
     for series in panel.series:
         shift = (marked.index(series) - (len(marked) - 1) / 2) * step if ticks and not series.level else 0.0

@@ -12,12 +12,13 @@ from sparsemm.report.style import method_label
 from sparsemm.statistics import Estimate
 from sparsemm.studies import StudyRow, tally
 from sparsemm.studies.curve import headline as is_area
-from sparsemm.studies.masking import LAYERS
+from sparsemm.studies.masking import LAYERS, RANDOM
 from sparsemm.studies.masking import headline as is_masking
 
 QUESTION = "Which attention heads look at the image, and how much does knowing them shrink the KV cache?"
 NOTHING = "No model that counts as evidence has been evaluated yet."
 TOO_FEW = "Models were evaluated, but there is no interval that could give a verdict."
+CONTROLS = {RANDOM: "as many random heads off", LAYERS: "as many random heads of the same layers off"}
 READING = (
     "B is the mean number of slots per KV head. Brackets are 95 % intervals. Better and worse mean that the interval "
     "of the paired difference excludes zero. Differences are sparsemm minus the other, so a positive one is in favour "
@@ -41,18 +42,18 @@ def parts(results: Results) -> list[str]:
 
 
 def heads(model: Model, masking: Sequence[StudyRow]) -> str:
-    """Describes how few heads hold a model's score, and what is lost without them."""
-    share = (
-        f"The best 5 % of the heads of {model.label} hold {percent_range([model.heads.top_share(0.05)])} of its score"
-    )
+    """Describes how few heads hold a model's score, and what is lost without them, against random heads."""
+    share = percent_range([model.heads.top_share(0.05)])
+    text = f"The best 5 % of the heads of {model.label} hold {share} of its visual score"
     rows = [row for row in masking if row.model == model.key and is_masking(row) and row.difference and row.verdict]
-    rows = [row for row in rows if row.against == LAYERS] or rows
     if not rows:
-        return f"{share}."
-    row = min(rows, key=lambda row: row.level or 0.0)  # of the first task, the fewest heads
+        return f"{text}."
+    least = min(row.level or 0.0 for row in rows)  # the fewest heads, and the first task
+    rows = [row for row in rows if (row.level or 0.0) == least and row.task == rows[0].task]
+    controls = "; ".join(f"minus {CONTROLS[row.against or '']}: {signed(row.difference)}" for row in rows)
     return (
-        f"{share}; with its best {100 * (row.level or 0.0):.0f} % of heads switched off, {_metric(row.metric)} is "
-        f"{row.estimate.text()}, which differs from as many {row.against} switched off by {signed(row.difference)}."
+        f"{text}. With its best {100 * least:.0f} % of heads switched off, its {_metric(rows[0].metric)} is "
+        f"{rows[0].estimate.text()} ({controls})."
     )
 
 
@@ -72,11 +73,10 @@ def methods(model: Model) -> str:
     variants = [row for method, row in rows.items() if method.startswith("sparsemm") and method != "sparsemm"]
     best = max([own, *variants], key=lambda row: row.value)
     share = f" ({budget / full.kept_slots:.0%} of the prompt)" if full and budget else ""
-    also = f", {_with(best)}" if best is not own else ""
-    whole = f"{_with(full)}; " if full else ""
+    shown = ", ".join(_with(row) for row in (full, own, best if best is not own else None) if row)
     return (
-        f"{_metric(own.metric).capitalize()} at {budget} slots per KV head{share}: {whole}{_with(own)}{also}; the "
-        f"strongest other method is {_with(rival)}, and sparsemm minus {method_label(rival.method)} is "
+        f"{_metric(own.metric).capitalize()} on {task} at {budget} slots per KV head{share}: {shown}, and "
+        f"{_with(rival)}, the strongest other method. sparsemm minus {method_label(rival.method)} is "
         f"{signed(rival.gain)}."
     )
 
@@ -90,14 +90,15 @@ def size(model: Model) -> str:
         held = f"with a prompt of {timings[-1].prompt_length} tokens it holds {share} of the full cache's bytes"
     phrases = [_enough(model, task) for task in model.tasks if compared_with_full(model, task)]
     text = "; ".join([*phrases, held] if held else phrases)
-    return f"Against the full cache, sparsemm is, {text}." if phrases else f"sparsemm: {held}." if held else ""
+    return f"sparsemm minus the full cache: {text}." if phrases else f"sparsemm: {held}." if held else ""
 
 
 def _enough(model: Model, task: str) -> str:
-    row, largest = enough_from(model, task), compared_with_full(model, task)[-1]
-    if row is None:
-        return f"on {task}, worse up to B = {largest.budget} ({signed(largest.against_full)})"
-    return f"on {task}, not shown worse from B = {row.budget} on ({signed(row.against_full)})"
+    row, full, largest = enough_from(model, task), model.row(task, "full"), compared_with_full(model, task)[-1]
+    if row is None or full is None:
+        return f"{signed(largest.against_full)} on {task} at B = {largest.budget}, worse at the largest budget"
+    share = f"{row.kept_slots / full.kept_slots:.0%} of the prompt"
+    return f"{signed(row.against_full)} on {task} at B = {row.budget} ({share}), not shown worse from there on"
 
 
 def all_models(results: Results) -> str:
@@ -127,7 +128,7 @@ def _is_rival(row: Accuracy) -> bool:
 
 def _with(row: Accuracy) -> str:
     estimate: Estimate = row.accuracy
-    return f"{estimate.text()} with {method_label(row.method)}"
+    return f"{estimate.text()} with {'the full cache' if row.method == 'full' else method_label(row.method)}"
 
 
 def _metric(name: str) -> str:

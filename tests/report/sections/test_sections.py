@@ -139,8 +139,8 @@ def test_size_names_the_budget_that_is_enough():
         rows = [crafted.row("full", None, 0.9), crafted.row("sparsemm", 8, 0.5, full=(-0.5, -0.4))]
         return crafted.model([*rows, crafted.row("sparsemm", 16, 0.8, full=(low, high))])
 
-    assert "from B = 16 on (-0.050 [-0.200, +0.100])" in first_screen.size(model(-0.2, 0.1))
-    assert "worse up to B = 16 (-0.150 [-0.200, -0.100])" in first_screen.size(model(-0.2, -0.1))
+    assert "-0.050 [-0.200, +0.100] on read at B = 16" in first_screen.size(model(-0.2, 0.1))
+    assert "-0.150 [-0.200, -0.100] on read at B = 16, worse" in first_screen.size(model(-0.2, -0.1))
     rows = [crafted.timing(length=128, kept=50), crafted.timing(length=512, kept=10)]
     assert "10 %" in first_screen.size(crafted.model(timings=rows))
 
