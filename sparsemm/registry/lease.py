@@ -1,4 +1,4 @@
-"""One at a time: a lock that several processes and hosts see, and that its holder's death does not leave behind."""
+"""A lock of the registry, held by one process of all hosts at a time and released when its holder dies."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from sparsemm.registry.client import is_code, sqlite_file
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SECONDS = 120.0  # a holder on another host that has been silent for so long is taken for dead
-EVERY = 0.5
+SECONDS = 120.0  # a holder on another host that has been silent for this long counts as dead
+EVERY = 0.5  # seconds between two attempts
 
 
 def cache_home() -> Path:
-    """$XDG_CACHE_HOME/sparsemm, by default ~/.cache/sparsemm."""
+    """Returns $XDG_CACHE_HOME/sparsemm, by default ~/.cache/sparsemm."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsemm"
 
 
 class Lease:
-    """What a holder has in hand; `check` before every step that cannot be taken back."""
+    """A lock that is held. Call `check` before every step that cannot be undone."""
 
     def __init__(self, client: MlflowClient, name: str, owner: str) -> None:
         self.client, self.name, self.owner, self.token = client, name, owner, uuid.uuid4().hex
 
     def tags(self) -> dict[str, str]:
-        """The tags of a lock held from now on."""
+        """Returns the tags of a lock that is held from now on."""
         return {"owner": self.owner, "token": self.token, "expires": repr(time.time() + SECONDS)}
 
     def check(self) -> None:
-        """Make sure the lock is still held, and hold it for another `SECONDS`.
+        """Checks that the lock is still held, and holds it for another `SECONDS`.
 
         Raises:
-            RegistryError: if someone has taken it over.
+            RegistryError: if another process has taken it over.
         """
         if _held(self.client, self.name).get("token") != self.token:
             raise RegistryError("the lock was lost to another process", where=self.name, hint="run it again")
@@ -50,7 +50,7 @@ class Lease:
 
 
 def _held(client: MlflowClient, name: str) -> dict[str, str]:
-    """Tags of the lock, empty if nobody holds it."""
+    """Returns the tags of the lock; they are empty if nobody holds it."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -73,20 +73,20 @@ def _remove(client: MlflowClient, name: str) -> None:
 
 @contextmanager
 def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -> Iterator[Lease]:
-    """Be the only publisher or promoter of a registered model.
+    """Holds the lock of a registered model, so that publishers and promoters of all hosts take turns.
 
-    Two locks. The first is a lock file (beside a SQLite store, else in the cache folder), which the kernel releases
-    when a process dies: on one host it is exact. The second is a registered model `<model>.lock`: names are a primary
-    key of the registry's database, so of all hosts one succeeds in creating it. It carries its owner and an expiry;
-    whoever holds the lock file of the same host takes over at once what a dead process of that host left, other
-    hosts after `SECONDS`, for which their clocks must agree to within seconds.
+    There are two locks. The first is a lock file (beside a SQLite store, else in the cache folder), which the kernel
+    releases when a process dies, so it is exact on one host. The second is a registered model `<model>.lock`: names
+    are a primary key of the registry's database, so only one host succeeds in creating it. Its tags name its owner and
+    when it expires. If its holder has died, the next process of the same host takes it over at once, and other hosts
+    after `SECONDS`, for which their clocks must agree to within seconds.
 
-    Not guaranteed: a holder that sleeps for longer than `SECONDS` between `check` and its next write, while another
-    host takes over, writes at the same time as that one. MLflow has no conditional write that could prevent it.
+    One case is not covered: a holder that sleeps for longer than `SECONDS` between `check` and its next write may
+    write while another host holds the lock. MLflow has no conditional write that could prevent this.
     `publish` therefore looks for duplicates after the fact, and `promote` reads the alias again.
 
     Raises:
-        RegistryError: if someone else holds it for longer than `patience` seconds.
+        RegistryError: if another process holds it for longer than `patience` seconds.
     """
     from filelock import FileLock, Timeout
     from mlflow.exceptions import MlflowException
@@ -100,7 +100,9 @@ def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -
         lock = FileLock(folder / f"{stem}.lock")
         lock.acquire(timeout=patience)
     except Timeout as error:
-        raise RegistryError("another process of this host is at it", where=model, hint="try again later") from error
+        raise RegistryError(
+            "another process of this host publishes or promotes", where=model, hint="try again later"
+        ) from error
     except OSError as error:
         raise RegistryError(f"no lock file: {error}", where=str(folder), hint="set XDG_CACHE_HOME") from error
     try:
@@ -117,7 +119,7 @@ def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -
 
 
 def _take(held: Lease, until: float) -> None:
-    """Create the registered model that is the lock, waiting for a living holder and removing what a dead one left."""
+    """Creates the registered model that is the lock. It waits for a live holder, and removes the lock of a dead one."""
     from mlflow.exceptions import MlflowException
 
     while True:
@@ -127,14 +129,14 @@ def _take(held: Lease, until: float) -> None:
         except MlflowException as error:
             if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
                 raise
-        found = _held(held.client, held.name)
-        if found.get("token") == held.token:
+        tags = _held(held.client, held.name)
+        if tags.get("token") == held.token:
             return  # our own request, which the transport sent twice
-        if found.get("owner") == held.owner or _expired(found):
+        if tags.get("owner") == held.owner or _expired(tags):
             _remove(held.client, held.name)
-        elif found and time.monotonic() > until:
-            raise RegistryError(f"held by {found.get('owner')}", where=held.name, hint="try again later")
-        elif found:
+        elif tags and time.monotonic() > until:
+            raise RegistryError(f"held by {tags.get('owner')}", where=held.name, hint="try again later")
+        elif tags:
             time.sleep(EVERY)
 
 
@@ -146,7 +148,7 @@ def _expired(tags: dict[str, str]) -> bool:
 
 
 def _owner(path: Path) -> str:
-    """Who shares this lock file: the host and an id kept beside the file (containers may share a host name)."""
+    """Returns the name of those who share this lock file: host and an id beside the file, as hosts may share a name."""
     if not path.is_file():
         with atomic_path(path) as temporary:
             temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
