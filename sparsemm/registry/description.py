@@ -77,7 +77,7 @@ def describe(lines: list[str], tags: dict[str, str], experiment: str, run_id: st
         f"![scores of the heads]({picture})",
         "Visual scores: a row per layer from the top, a column per query head, dark for high.",
         " · ".join(links),
-        f"Checkpoint revision `{tags['checkpoint_revision']}`.",
+        f"Checkpoint revision `{tags['checkpoint_revision']}`. Recipe: {tags.get('recipe', 'none')}.",
         f"{GATE}: not asked yet",
     ]
     return "\n\n".join(parts)[:LONGEST]
