@@ -71,7 +71,7 @@ def _checked(name: str, known: Iterable[str], what: str) -> str:
 
 
 def parts(method: str) -> tuple[str, str | None]:
-    """The names of a method's policy and of its selector; None where it has the policy's own.
+    """Returns the names of a method's policy and of its selector, None for the policy's own selector.
 
     Raises:
         BudgetError: if one of them is unknown, or the policy keeps everything and leaves nothing to select.
@@ -86,7 +86,7 @@ def parts(method: str) -> tuple[str, str | None]:
 
 
 def is_method(name: str) -> bool:
-    """Whether this is the name of a method, with or without a selector."""
+    """Returns whether this is the name of a method, with or without a selector."""
     try:
         return bool(parts(name))
     except BudgetError:
@@ -101,7 +101,7 @@ def _loaded(where: str | type) -> Any:
 
 
 def policy_class(method: str) -> type[Policy]:
-    """The class of a method's policy, which says what is particular about it: ask it instead of comparing names.
+    """Returns the class of a method's policy. Ask its attributes what is particular about it; do not compare names.
 
     Raises:
         BudgetError: if the name is unknown.
@@ -110,7 +110,7 @@ def policy_class(method: str) -> type[Policy]:
 
 
 def selector_of(method: str) -> Selector:
-    """A method's selector with its usual options, which says what it has to see.
+    """Returns a method's selector with default options; its attributes say what it needs.
 
     Raises:
         BudgetError: if the name is unknown.
@@ -122,7 +122,7 @@ def selector_of(method: str) -> Selector:
 
 
 def summary_of(method: str) -> str:
-    """What the report explains a method with, one line without a full stop at its end; empty for the full cache.
+    """Returns the line that explains a method in the report, without a full stop; empty for the full cache.
 
     Raises:
         BudgetError: if the name is unknown.
@@ -134,7 +134,7 @@ def summary_of(method: str) -> str:
 
 
 def is_drawn(method: str) -> bool:
-    """Whether something of a method is drawn at random, its head scores or its positions.
+    """Returns whether a method draws head scores or positions at random.
 
     Raises:
         BudgetError: if the name is unknown.
@@ -143,7 +143,7 @@ def is_drawn(method: str) -> bool:
 
 
 def budgets_of(method: str, budgets: Iterable[int]) -> list[int | None]:
-    """The budgets to run a method with: all of them, or None alone for one that evicts nothing."""
+    """Returns the budgets to run a method with: all of them, or None alone for a method that evicts nothing."""
     return list(budgets) if policy_class(method).compresses else [None]
 
 
@@ -152,9 +152,9 @@ def _names(one: Any) -> set[str]:
 
 
 def method_options(method: str) -> set[str]:
-    """Names of a method's options, its selector's included; budget and scores are no options.
+    """Returns the names of a method's options, those of its selector included; budget and scores are arguments.
 
-    A method whose name says which selector it has, takes no other one.
+    A method that names its selector, such as `sparsemm+peak`, has no option `selector`.
 
     Raises:
         BudgetError: if the method is unknown.
@@ -164,12 +164,12 @@ def method_options(method: str) -> set[str]:
 
 
 def every_option() -> set[str]:
-    """Names of the options of all methods with all selectors."""
+    """Returns the names of the options of all methods with all selectors."""
     return set[str]().union(*map(method_options, METHODS), *(_names(_loaded(one)) for one in SELECTORS.values()))
 
 
 def make_policy(method: str, budget: int | None = None, scores: Any = None, **options: Any) -> Policy:
-    """The method of a name, configured; the short form of its class.
+    """Returns a configured method by its name: the short form of its class.
 
     Args:
         method: a name of `METHODS`, alone or with one of `SELECTORS` behind a plus.
@@ -195,6 +195,6 @@ def make_policy(method: str, budget: int | None = None, scores: Any = None, **op
 
 
 def make_policy_from(method: str, budget: int | None, scores: Any, settings: Mapping[str, Any]) -> Policy:
-    """`make_policy` with those of the settings that the method has: one set of settings serves several methods."""
+    """Returns `make_policy` with those of the settings that the method has, so that several methods share settings."""
     known = method_options(method)
     return make_policy(method, budget, scores, **{name: value for name, value in settings.items() if name in known})

@@ -13,7 +13,7 @@ from sparsemm.policies.policy import Policy
 
 
 def joint_counts(worth: torch.Tensor, total: int) -> Scores:
-    """How many of the `total` best entries of (H, S) each head holds: (H,) float64, ties to the lowest index."""
+    """Returns how many of the `total` best entries of (H, S) each head holds, (H,) float64; ties go to the first."""
     best = torch.sort(worth.flatten(), descending=True, stable=True).indices[:total]
     return torch.bincount(best // worth.shape[-1], minlength=len(worth)).cpu().numpy().astype(np.float64)
 

@@ -12,12 +12,12 @@ from sparsemm.ops.observe import observe
 from sparsemm.policies.selector import Prompt
 from sparsemm.policies.window_attention import WindowAttention
 
-EARLIER = 4  # layers that are looked back on
+EARLIER = 4  # layers before this one that take part
 TINY = 1e-8
 
 
 def spread_of_best(values: torch.Tensor, among: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation, (B, Hkv, 1) each, of the `number` largest values among some positions."""
+    """Returns mean and standard deviation, (B, Hkv, 1) each, of the `number` largest values among some positions."""
     best = torch.sort(values.masked_fill(~among, float("-inf")), dim=-1, descending=True).values[..., :number]
     real = best.isfinite()
     count = real.sum(-1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""What the rows behind the image look at: the text that asks about it."""
+"""Attention of the rows behind the image, which are the text that asks about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blend: what the prompt's last rows look at, and what any of its rows ever needed, in equal parts."""
+"""Blend: what the prompt's last rows attend to, and what any of its rows attended to, in equal parts."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sparsemm.policies.window_attention import UnpooledAttention
 class BlendEcho(UnpooledAttention):
     """O + m(echo): O of each position by itself, and the selector `echo` brought to O's mean, as in MixKV.
 
-    O alone is blind where the prompt's end does not name what comes; the maximum over all rows alone can prefer what
-    only image rows look at.
+    O alone misses what the end of the prompt does not ask for; the maximum over all rows alone may prefer positions
+    that only image rows attend to.
 
     Attributes:
-        rows: how many rows look, at equal distances; 0 means all.
+        rows: number of rows, at equal distances; 0 means all.
     """
 
     rows: int = 0
@@ -32,7 +32,7 @@ class BlendEcho(UnpooledAttention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.of(rows=self.rows)  # refuses what it cannot do
+        self.of(rows=self.rows)  # raises for impossible rows
 
     @property
     def accumulates(self) -> bool:

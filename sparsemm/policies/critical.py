@@ -11,11 +11,11 @@ from sparsemm.policies import row_attention
 from sparsemm.policies.selector import Prompt
 from sparsemm.policies.window_attention import UnpooledAttention
 
-LEAST = 1e-4  # added to the attention, so that a large value counts even where nobody looked yet
+LEAST = 1e-4  # added to the attention, so that large values count even where attention is zero
 
 
 def carried(prompt: Prompt) -> torch.Tensor:
-    """(B, Hkv, S) fp32: the 1-norm of W_O v, mean over the query group; a chunk of positions at a time."""
+    """Returns the 1-norm of W_O v, mean over the query group: (B, Hkv, S) fp32, a chunk of positions at a time."""
     assert prompt.value is not None and prompt.projection is not None
     projection = prompt.projection.float()
     group, hidden = projection.shape[2], projection.shape[-1]

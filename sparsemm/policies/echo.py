@@ -1,4 +1,4 @@
-"""Echo: as peak, with rows that also look at what comes after them."""
+"""Echo: as peak, with rows that also attend to later positions."""
 
 from __future__ import annotations
 

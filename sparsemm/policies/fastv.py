@@ -1,4 +1,4 @@
-"""FastV: one set of visual tokens for all layers behind the second, chosen by what the last row looks at there."""
+"""FastV: one set of visual tokens for all layers after the second, chosen by the last row's attention in that layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep everything."""
+"""The full cache: every head keeps every token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Full(Policy):
     compresses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        """There is nothing to refuse."""
+        """Sets the smallest window: there is nothing to rate."""
         object.__setattr__(self, "window", 1)
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:

@@ -15,7 +15,7 @@ TINY = 1e-12
 
 
 def mean_direction(prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
-    """How alike the keys of a head are.
+    """Returns how similar the keys of each head are to each other.
 
     Returns:
         -cos of every key and the mean of all directions, (B, Hkv, S) fp32; and the mean cosine of two different keys
@@ -29,9 +29,9 @@ def mean_direction(prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def rescaled(values: torch.Tensor, like: torch.Tensor, among: torch.Tensor) -> torch.Tensor:
-    """Values brought to [0, 1] by their minimum and maximum, then to the mean of `like`, all `among` some positions.
+    """Scales values to [0, 1] by minimum and maximum, then to the mean of `like`; all of these over `among` alone.
 
-    Zero outside of them, and everywhere where all values are the same: they tell nothing apart.
+    The result is zero elsewhere, and zero everywhere if all values are equal.
     """
     low = values.masked_fill(~among, float("inf")).amin(-1, keepdim=True)
     high = values.masked_fill(~among, float("-inf")).amax(-1, keepdim=True)

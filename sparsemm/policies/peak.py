@@ -15,9 +15,9 @@ from sparsemm.policies.selector import Prompt, Selector
 
 
 def spread(prompt: Prompt, number: int) -> torch.Tensor | None:
-    """(B, number) int64 positions of rows at equal distances, the newest among them; None means every row.
+    """Returns positions of rows at equal distances, (B, number) int64, the newest among them; None means every row.
 
-    Rows that are padding are left out, so that a row of a batch is asked what it would be asked alone.
+    Rows of padding are left out, so that a prompt has the same rows in a batch as alone.
     """
     rows = prompt.query.shape[2]
     if number >= rows:
@@ -32,12 +32,12 @@ def spread(prompt: Prompt, number: int) -> torch.Tensor | None:
 class Peak(Selector):
     """The maximum of A[i, j] over all rows i >= j of the prompt and over the query group.
 
-    A = softmax(q k^T * scaling), causal, in fp32. What one row once needed stays, whether or not the prompt's last rows
-    look at it; a mean over the same rows (`h2o`) drowns it. In a later turn the rows are that turn's; every token of an
-    answer adds to the maximum.
+    A = softmax(q k^T * scaling), causal, in fp32. A position that one row attended to strongly stays, whether or not
+    the last rows attend to it; in a mean over the same rows (`h2o`) it would be lost. In a later turn the rows are those
+    of that turn, and every token of an answer adds to the maximum.
 
     Attributes:
-        rows: how many rows look, at equal distances; 0 means all, which costs O(S^2) time as the attention does.
+        rows: number of rows, at equal distances; 0 means all, which costs O(S^2) time as the attention does.
         pool: odd width of an average pool over neighbouring positions before the window; 1 means none.
     """
 

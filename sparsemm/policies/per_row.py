@@ -1,4 +1,4 @@
-"""A policy for every batch row: what evaluation needs to ask every page with random heads of its own."""
+"""A batch whose rows have policies of their own: evaluation draws random heads for each page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparsemm.policies.policy import Policy
 
 @dataclass(frozen=True)
 class PerRow(Policy):
-    """Each row's slots as its own policy gives them; budget, window and selector as all of them have.
+    """Gives each row the slots of its own policy; budget, window and selector are the same for all.
 
     Attributes:
         rows: B policies of one kind, shape, budget and window, whose slots do not depend on the prompt's content.

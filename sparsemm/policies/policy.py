@@ -1,4 +1,4 @@
-"""What every method shares: its budget, its selector, the shape of the model, and one decision to make."""
+"""The base class of all methods: budget, window, selector, and how many slots each KV head gets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from sparsemm.policies.window_attention import WindowAttention
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a method has to know of a model.
+    """The sizes of a model that methods depend on.
 
     Attributes:
         layers: numbers of the layers with full attention, which are the ones that are compressed.
         num_heads, num_kv_heads: query and KV heads of a layer.
         num_hidden_layers: all layers.
-        config: of the whole model, which a score table is held against; None where it is not known.
+        config: of the whole model, to which a score table is compared; None if it is not known.
     """
 
     layers: tuple[int, ...]
@@ -36,7 +36,7 @@ class ModelShape:
 
     @classmethod
     def plain(cls, num_layers: int, num_heads: int, num_kv_heads: int) -> ModelShape:
-        """A model whose layers all have full attention."""
+        """Returns the shape of a model whose layers all have full attention."""
         return cls(tuple(range(num_layers)), num_heads, num_kv_heads, num_layers)
 
 
@@ -46,19 +46,19 @@ class Policy(ABC):
 
     Attributes:
         budget: B, mean slots per KV head, window included.
-        window: w, newest tokens every head keeps, also the rows that observe.
-        selector: what positions are worth.
+        window: w, the newest tokens, which every head keeps and whose queries rate the others.
+        selector: rates the positions, of which each head keeps the best.
         shape: of the model, set by `for_model`.
         compresses: whether anything is ever evicted.
         needs_scores: whether it has `scores`.
-        summary: what the report explains the method with, one line; empty for the full cache.
+        summary: one line that explains the method in the report; empty for the full cache.
         drawn: whether its head scores are drawn at random, which evaluation does anew for every page (`for_pages`).
         measures: whether all layers are measured before the budget is split (`sparsemm.policies.layer_shares`), so that
             the keys and values of all of them are in memory at once.
         whole_heads: whether some heads keep the whole prompt, so that a prompt may be too long for the budget.
     """
 
-    budget: int = 0  # not given
+    budget: int = 0  # refused: there is no default
     window: int = 32
     selector: Selector = WindowAttention()
     shape: ModelShape | None = field(default=None, repr=False)
@@ -85,7 +85,7 @@ class Policy(ABC):
             raise BudgetError(what, hint="1 <= window <= budget is needed")
 
     def for_model(self, shape: ModelShape) -> Self:
-        """The same for a model of this shape; a policy that has a shape already is checked.
+        """Returns the policy for a model of this shape; one that has a shape already is checked against it.
 
         Raises:
             BudgetError: if it is for another shape, or has scores that do not fit.
@@ -94,12 +94,12 @@ class Policy(ABC):
         if self.shape is None:
             return replace(self, shape=shape)
         if (self.num_layers, self.num_kv_heads) != (len(shape.layers), shape.num_kv_heads):
-            mine, other = (self.num_layers, self.num_kv_heads), (len(shape.layers), shape.num_kv_heads)
-            raise BudgetError(f"the policy is for {mine} layers and KV heads, the model has {other}")
+            own, other = (self.num_layers, self.num_kv_heads), (len(shape.layers), shape.num_kv_heads)
+            raise BudgetError(f"the policy is for {own} layers and KV heads, the model has {other}")
         return self
 
     def for_pages(self, shape: ModelShape, pages: Sequence[int]) -> Policy:
-        """`for_model`, for a batch whose rows are the pages of these numbers; only what is random differs by page."""
+        """Returns `for_model` for a batch of these pages, by number; only random methods differ by page."""
         return replace(self, selector=self.selector.for_pages(pages)).for_model(shape)
 
     def for_rows(self, rows: Sequence[int]) -> Self:
@@ -135,7 +135,7 @@ class Policy(ABC):
 
     @abstractmethod
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
-        """Slots of one layer.
+        """Returns the slots of each head of one layer.
 
         Args:
             layer: its index among those that are compressed.
@@ -152,6 +152,6 @@ class Policy(ABC):
 
 
 def check_share(name: str, share: Any) -> None:
-    """Raise BudgetError for an option that is no number between 0 and 1."""
+    """Raises BudgetError for an option that is no number between 0 and 1."""
     if not isinstance(share, Real) or not 0.0 <= float(share) <= 1.0:
         raise BudgetError(f"{name} is {share!r}", hint=f"choose {name} between 0 and 1")

@@ -17,10 +17,9 @@ from sparsemm.policies.sparsemm import SparseMM
 
 
 def draw(seed: int, number: int) -> int:
-    """The seed of a page's random heads: another one for every page, the same in every batch and on every machine.
+    """Returns the seed of a page's random heads: another one for each page, the same in any batch and on any machine.
 
-    Resampling pages then resamples draws too, so that an interval speaks of random heads and not of some that were
-    drawn once.
+    Resampling pages then resamples draws too, so that an interval is about random heads, not about one draw of them.
     """
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
@@ -54,7 +53,7 @@ class RandomHeads(SparseMM):
         return np.random.default_rng(self.seed).random((len(shape.layers), shape.num_kv_heads))
 
     def for_pages(self, shape: ModelShape, pages: Sequence[int]) -> Policy:
-        """Random heads drawn anew for every page: a policy for a batch of these pages.
+        """Returns a policy for a batch of these pages, with random heads drawn anew for each page.
 
         Raises:
             BudgetError: if there is no page.

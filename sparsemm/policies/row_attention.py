@@ -14,12 +14,12 @@ CHUNK = 1 << 24  # logits held at once
 def row_attention(
     prompt: Prompt, rows: torch.Tensor | None = None, causal: bool = True
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """A = softmax(q k^T * scaling) in fp32, of real rows over real keys; zero for rows of padding.
+    """Yields A = softmax(q k^T * scaling) in fp32, of real rows over real keys; zero for rows of padding.
 
     Args:
-        prompt: whose queries are those of every row that is asked for.
-        rows: (B, N) int64 positions of the rows that look; None means all that the prompt has queries of.
-        causal: whether a row sees only keys up to itself.
+        prompt: has the queries of all these rows.
+        rows: (B, N) int64 positions of the rows; None means all rows that the prompt has queries of.
+        causal: whether a row attends only to keys up to itself.
 
     Yields:
         (B, Hkv, G, rows of this chunk, end) fp32 and `end`: keys behind it are seen by no row of the chunk.

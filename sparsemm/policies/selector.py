@@ -1,4 +1,4 @@
-"""Which positions a head keeps, given its number of slots: what a selector says, and the choice itself."""
+"""Selectors rate the positions of a prompt, and `select` picks those that fill the slots of each head."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What a selector may look at: one layer of a prompt, or of what a later turn finds in the cache.
+    """The input of a selector: one layer of a prompt, or of the cache in a later turn.
 
-    The first five are enough for most selectors. The others are each there for one of them, which names it in `reads`.
+    Most selectors need the first five attributes. Whichever needs another one names it in `reads`.
 
     Attributes:
         query: (B, Hq, R, D) post-RoPE, the newest R rows: all of them for a selector of every row, at least
@@ -23,13 +23,13 @@ class Prompt:
         valid: (B, S) bool, false on left padding.
         window: w, at least 1: newest rows, which are kept whatever they are worth.
         scaling: factor of the logits, 1 / sqrt(D).
-        value: (B, Hkv, S, D): what a position says counts, not only who looks at it.
+        value: (B, Hkv, S, D).
         projection: (1 or B, Hkv, G, D, M), the part of the layer's output projection that each query head has, M
-            being the model's hidden size: a value counts by what it adds to the residual stream.
-        budget: B, mean slots per KV head, window included: how many of the best positions are looked at closely.
+            being the model's hidden size; it maps a value to what it adds to the residual stream.
+        budget: B, mean slots per KV head, window included.
         layer: its index among those that are compressed.
-        scratch: what earlier layers of this prefill left here for this one, by their index; empty in a later turn,
-            where heads hold different positions, and after the last layer.
+        scratch: tensors that earlier layers of this prefill left for later ones, by layer index; empty in a later
+            turn, where heads hold different positions, and after the last layer.
         accumulated: (B, Hkv, S) fp32, what `Selector.accumulate` made of all rows of a prompt that came in chunks; the
             queries are then the last `window` alone.
         image: (B, S) bool, which tokens stand for an image's pixels; None where there is no image, and in a later turn.
@@ -49,7 +49,7 @@ class Prompt:
     accumulated: torch.Tensor | None = None
 
     def candidates(self) -> torch.Tensor:
-        """(B, 1, S) bool: the positions among which there is a choice, which are neither padding nor in the window."""
+        """Returns the positions that may be evicted, (B, 1, S) bool: neither padding nor in the window."""
         length = self.valid.shape[-1]
         at = torch.arange(length, dtype=torch.int64, device=self.valid.device)
         return (self.valid & (at < length - self.window))[:, None]
@@ -57,7 +57,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Selector(ABC):
-    """What a position of the prompt is worth to its head; any selector goes with any policy.
+    """Rates each position of the prompt for each head; any selector goes with any policy.
 
     Attributes:
         every_row: whether `rate` wants every row of the prompt, not the last `window`.
@@ -65,9 +65,9 @@ class Selector(ABC):
             "slots" if it has a `refine`.
         drawn: whether it draws positions at random, which evaluation does anew for every page (`for_pages`).
         rates_turns: whether it can rate a later turn, where heads hold different positions, for `recompress`.
-        rates_answers: whether `update` can say what an answer's own tokens are worth beside those of the prompt.
-        by_group: what one token's attention counts for its KV head, over the query group: the "mean" or the "max".
-        summary: how it fills slots, what the report explains a method with.
+        rates_answers: whether `update` can rate the tokens of an answer beside those of the prompt.
+        by_group: how attention of the query group becomes one number per KV head: "mean" or "max".
+        summary: which positions fill the slots, for the report: "the positions that ...".
     """
 
     every_row: ClassVar[bool] = False
@@ -84,9 +84,9 @@ class Selector(ABC):
 
     @abstractmethod
     def rate(self, prompt: Prompt) -> torch.Tensor:
-        """What every position is worth: (B, Hkv, S) fp32, -inf on padding.
+        """Returns the rating of each position: (B, Hkv, S) fp32, -inf for padding.
 
-        What is said of the window has no meaning: it is kept, and no policy sees it.
+        Ratings of the window are ignored, because it is always kept.
         """
 
     @property
@@ -107,25 +107,25 @@ class Selector(ABC):
         raise NotImplementedError
 
     def refine(self, worth: torch.Tensor, slots: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        """What every position is worth once the budget is split; the same as before, unless a selector says otherwise.
+        """Returns the ratings once the slots of each head are known: unchanged, unless a selector overrides this.
 
         Args:
             worth: (B, Hkv, S) fp32 as from `rate`.
             slots: (B, Hkv) int64, window included.
-            prompt: that was rated.
+            prompt: the rated prompt.
         """
         return worth
 
     def update(
         self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int
     ) -> torch.Tensor:
-        """What every kept row is worth after one more token, for `hold_budget`.
+        """Returns the ratings of all kept rows after one more token, for `hold_budget`.
 
-        Unless a selector says otherwise: a row's mean attention while it was in the window, frozen when it leaves;
-        rows of the prompt that were outside the window keep their observation score, which is such a mean too.
+        By default a row has the mean attention that it received while it was in the window. Rows of the prompt that
+        were outside the window keep their observation score, which is such a mean too.
 
         Args:
-            worth: (rows,) fp32 of the rows of all heads so far; zero for the newest token.
+            worth: (rows,) fp32, ratings of the rows of all heads so far; zero for the newest token.
             weights: (rows,) fp32, the new token's attention, over the query group as `by_group` says.
             age: (rows,) int32 tokens after this one.
             since: (rows,) int32 tokens since the prompt was compressed, this one included.
@@ -136,7 +136,7 @@ class Selector(ABC):
 
 
 def select(worth: torch.Tensor, valid: torch.Tensor, slots: torch.Tensor, window: int) -> torch.Tensor:
-    """Positions every head keeps: the newest `window`, then the most worth, ties to the lowest position.
+    """Returns the positions that each head keeps: the newest `window`, then the best rated, ties to the lowest.
 
     Args:
         worth: (B, Hkv, S) as from `Selector.rate`.

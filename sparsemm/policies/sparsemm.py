@@ -12,17 +12,17 @@ from sparsemm.budgets import Scores, Slots, allocate, allocate_paper
 from sparsemm.errors import BudgetError
 from sparsemm.policies.policy import ModelShape, Policy, check_share
 
-REMEMBERED = 256  # prompt lengths: every layer asks again, and a policy may serve any number of prompts
+REMEMBERED = 256  # prompt lengths whose slots are kept, since each layer asks for them
 
 
 def kv_scores(scores: Any, shape: ModelShape) -> Scores:
-    """(L, Hkv) float64 of the layers that are compressed; query groups are summed.
+    """Returns the scores of the compressed layers, (L, Hkv) float64; query groups are summed.
 
     Args:
         scores: a ScoreTable, or a matrix of query or KV heads, of all layers or of those.
 
     Raises:
-        BudgetError: if the number of heads or layers fits neither, or these are no numbers.
+        BudgetError: if the numbers of heads or layers do not fit the model, or the scores are no numbers.
         ScoreTableError: if the table belongs to another model; the bare matrix of a table is not checked.
     """
     if hasattr(scores, "to_kv"):

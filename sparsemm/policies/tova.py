@@ -1,4 +1,4 @@
-"""TOVA: what the newest token looks at, one set of positions for all heads of a layer."""
+"""TOVA: the positions that the newest token attends to, one set for all heads of a layer."""
 
 from __future__ import annotations
 

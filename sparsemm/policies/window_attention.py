@@ -1,4 +1,4 @@
-"""SnapKV's selector: what the prompt's last rows look at, pooled over neighbours."""
+"""SnapKV's selector: the positions that the prompt's last rows attend to, pooled over neighbours."""
 
 from __future__ import annotations
 
