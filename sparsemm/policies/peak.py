@@ -33,8 +33,8 @@ class Peak(Selector):
     """The maximum of A[i, j] over all rows i >= j of the prompt and over the query group.
 
     A = softmax(q k^T * scaling), causal, in fp32. A position that one row attended to strongly stays, whether or not
-    the last rows attend to it; in a mean over the same rows (`h2o`) it would be lost. In a later turn the rows are those
-    of that turn, and every token of an answer adds to the maximum.
+    the last rows attend to it; in a mean over the same rows (`h2o`) it would be lost. In a later turn the rows are
+    those of that turn, and every token of an answer adds to the maximum.
 
     Attributes:
         rows: number of rows, at equal distances; 0 means all, which costs O(S^2) time as the attention does.
