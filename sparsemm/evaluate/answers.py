@@ -15,7 +15,7 @@ from sparsemm.cache.served import shape_of
 from sparsemm.evaluate.questions import Question
 from sparsemm.policies.policy import Policy
 from sparsemm.processes import processes, share
-from sparsemm.prompts import build_inputs
+from sparsemm.prompts import build_inputs, move_inputs
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,6 @@ def make_batch(processor: Any, questions: Sequence[Question], index: Sequence[in
     return Batch(list(index), build_inputs(processor, [q.images() for q in chosen], [q.prompt for q in chosen]))
 
 
-def placed(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
-    """A processor's outputs on the model's device, floating-point numbers in its dtype."""
-    values = inputs.to(model.device)
-    return {k: v.to(model.dtype) if v.is_floating_point() else v for k, v in values.items()}
-
-
 @torch.inference_mode()
 def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_tokens: int) -> dict[str, Reply]:
     """Returns greedy answers to one batch for every variant.
@@ -87,7 +81,7 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     Raises:
         BudgetError, ScoreTableError, CacheError: as in `sparsemm.compressed_cache`.
     """
-    shape, inputs = shape_of(model), placed(model, batch.inputs)
+    shape, inputs = shape_of(model), move_inputs(batch.inputs, model)
     policies = {name: one.policy.for_pages(shape, batch.index) for name, one in variants.items()}
     shared = None
     if batch.cut is None and len(variants) > 1:

@@ -91,7 +91,7 @@ class DownsampledTask:
 
     @property
     def metric(self) -> str:
-        """What a document's value is called in tables."""
+        """Returns the name of a document's value in tables."""
         return self.task.metric
 
     def score(self, texts: list[str]) -> list[Scored]:

@@ -56,7 +56,7 @@ def _fixed(page: Reading) -> dict[str, Any]:
         "image": data_uri(page.record.image),
         "width": width,
         "height": height,
-        "said": page.said,
+        "answer": page.answer,
         "leftOut": page.left_out,
         "prompt": page.prompt,
         "tokens": [_token(page, number) for number in range(len(page.tokens))],

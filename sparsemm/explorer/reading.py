@@ -55,7 +55,7 @@ class Reading:
         record: the page.
         tokens: first tokens of the answer, at most `MOST_TOKENS`.
         left_out: number of tokens after these.
-        said: text of the whole answer.
+        answer: text of the whole answer.
         rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page.
         coarse: (N,) bool, true for tokens of the thumbnail, if the family has one.
         positions: (N,) int64 positions of the visual tokens in the prompt.
@@ -69,7 +69,7 @@ class Reading:
     record: Record
     tokens: list[Token]
     left_out: int
-    said: str
+    answer: str
     rectangles: NDArray[np.float64]
     coarse: NDArray[np.bool_]
     positions: NDArray[np.int64]
@@ -192,7 +192,7 @@ def read_page(
         record=record,
         tokens=tokens,
         left_out=len(answer) - len(tokens),
-        said=processor.tokenizer.decode(answer),
+        answer=processor.tokenizer.decode(answer),
         rectangles=np.concatenate([part.rectangles for part in parts]),
         coarse=recorder.coarse,
         positions=recorder.positions,

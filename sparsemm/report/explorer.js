@@ -47,8 +47,8 @@
     at("facts").textContent = views.facts(state, page, seen);
     at("legend").textContent = views.legend(state, page, seen);
     at("sight").setAttribute("aria-label", `The page. ${at("facts").textContent} ${at("legend").textContent}`);
-    const more = `${page.leftOut} more tokens are not shown. The whole answer: ${page.said}`;
-    at("said").textContent = page.leftOut ? more : "";
+    const more = `${page.leftOut} more tokens are not shown. The whole answer: ${page.answer}`;
+    at("rest").textContent = page.leftOut ? more : "";
     const sight = views.pageFigure(state, page, seen, at("sight").clientWidth);
     const figures = [["heads", views.headsFigure(state)], ["sight", sight]];
     at("kept").parentElement.hidden = !seen || !page.kept.length;

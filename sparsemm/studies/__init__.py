@@ -154,7 +154,7 @@ def in_group(group: Group) -> tuple[str, ...]:
 
 
 def tally(rows: Iterable[StudyRow]) -> dict[str, int]:
-    """How often each of `VERDICTS` was options."""
+    """Counts each of `VERDICTS`."""
     verdicts = [row.verdict for row in rows]
     return {word: verdicts.count(word) for word in VERDICTS}
 

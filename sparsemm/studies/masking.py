@@ -98,9 +98,10 @@ def _at_random(like: Heads, zero: Zero, same_layers: bool, layers: list[int], se
 
 def without_heads(model: Any, batch: Batch, variants: Mapping[str, Which], max_new_tokens: int) -> dict[str, Reply]:
     """Answers greedily with transformers' own cache, while the heads of every variant are switched off."""
-    from sparsemm.evaluate.answers import placed, replies
+    from sparsemm.evaluate.answers import replies
+    from sparsemm.prompts import move_inputs
 
-    inputs = placed(model, batch.inputs)
+    inputs = move_inputs(batch.inputs, model)
     off = {name: which(batch.index) for name, which in variants.items()}
     return replies(
         model, {name: partial(heads_off, _plain, one, model, inputs, max_new_tokens) for name, one in off.items()}

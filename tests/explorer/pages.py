@@ -46,7 +46,7 @@ def reading(name="page-1", size=(60, 40), seed=0, coarse=True):
         record=Record(name, image, entries, "s", "l"),
         tokens=tokens,
         left_out=3,
-        said="zip far<",
+        answer="zip far<",
         rectangles=np.array(cells),
         coarse=thumbnail,
         positions=2 + np.arange(len(cells)),

@@ -117,7 +117,7 @@ def test_a_model_looks_at_pages(place):
         # It is trained to read: some head looks at the word about to be said.
         assert any(np.isin(page.peak[:, :, i], token.cells).any() for i, token in enumerate(page.tokens) if token.cells)
     again = reading.read_pages(params, "m", table, root)[0]
-    assert np.array_equal(again.levels, first.levels) and again.said == first.said
+    assert np.array_equal(again.levels, first.levels) and again.answer == first.answer
 
 
 def test_what_is_missing_or_foreign_is_refused(place, tmp_path):

@@ -150,7 +150,7 @@ def test_it_begins_with_the_best_head(opened):
     facts = opened.text("facts")
     assert "rank 1 of 20, 50 % of the visual score" in facts and "90 % of 10 tokens" in facts
     assert [option.text for option in Select(opened.at("model")).options] == ["one", "two"]
-    assert opened.text("said") == "3 more tokens are not shown. The whole answer: zip far<"
+    assert opened.text("rest") == "3 more tokens are not shown. The whole answer: zip far<"
     assert "big is not in the explorer: too large." in opened.driver.find_element(By.ID, "explorer").text
 
 

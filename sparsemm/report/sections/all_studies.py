@@ -16,16 +16,16 @@ ALL_MODELS = "Differences with 95 % intervals. If an interval includes zero, no 
 
 
 def parts(results: Results) -> list[str]:
-    """All studies but the one that the accuracy section shows, then the published numbers beside ours."""
+    """Shows all studies but `curve`, which the accuracy section shows, then the published numbers beside ours."""
     models = results.evidence or results.models
-    made = [one for one in results.studies if one.name != "curve"]
-    opened = [shown(one, models, one.name) for one in made if one.study.open]
-    others = "".join(f"<div>{shown(one, models, one.name)}</div>" for one in made if not one.study.open)
-    return [*opened, f'<div class="cards">{others}</div>' if others else "", _published(results)]
+    others = [one for one in results.studies if one.name != "curve"]
+    opened = [shown(one, models, one.name) for one in others if one.study.open]
+    folded = "".join(f"<div>{shown(one, models, one.name)}</div>" for one in others if not one.study.open)
+    return [*opened, f'<div class="cards">{folded}</div>' if folded else "", _published(results)]
 
 
 def shown(one: StudyResults, models: Sequence[Model], anchor: str) -> str:
-    """One study: title, question, conclusion, its chart over all models, and every model folded."""
+    """Shows one study: title, conclusion, question, its chart over all models, and every model folded."""
     study = one.study
     rows = [row for model in models for row in one.rows.get(model.key, ())]
     conclusion = study.conclusion(rows)
@@ -44,7 +44,7 @@ def shown(one: StudyResults, models: Sequence[Model], anchor: str) -> str:
 
 
 def of_model(one: StudyResults, model: Model) -> str:
-    """A study's charts and numbers of one model."""
+    """Shows a study's charts and numbers of one model."""
     rows = one.rows[model.key]
     alt = f"{one.study.title}: what was measured of {model.key}."
     return chart(charts.study_values(one, one.study.drawn(rows)), alt, f"{model.label}: {_behind(rows)}") + details(

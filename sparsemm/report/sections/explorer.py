@@ -33,7 +33,7 @@ FRAME = """
 <p class="label" id="explorer-answer">The answer, token by token <span class="quiet">(dotted: of a word on the page;
  orange: this head looks at that word)</span></p>
 <div id="explorer-tokens" role="radiogroup" aria-labelledby="explorer-answer"></div>
-<p id="explorer-said" class="quiet"></p>
+<p id="explorer-rest" class="quiet"></p>
 <figure><div id="explorer-kept" class="plot" role="img" aria-label="Kept positions"></div>
 <figcaption>What every method keeps of the prompt in <span id="explorer-where"></span>: slots in all, and in brackets
  those that hold visual tokens.</figcaption></figure>

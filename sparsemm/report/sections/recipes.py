@@ -6,6 +6,7 @@ from sparsemm.recipes import SCENARIOS, Choice
 from sparsemm.report.findings import signed
 from sparsemm.report.html import heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results
+from sparsemm.report.style import method_label
 
 HEADER = ["task", "slots per head", "compared with", "accuracy", "difference", "verdict"]
 INTRODUCTION = (
@@ -27,7 +28,7 @@ def of_model(model: Model) -> str:
     assert model.recipe is not None
     html = ""
     for scenario, choice in model.recipe.scenarios.items():
-        html += heading(f"{choice.name}: {SCENARIOS[scenario]}") + paragraph(choice.why, "conclusion")
+        html += heading(f"{method_label(choice.name)}: {SCENARIOS[scenario]}") + paragraph(choice.why, "conclusion")
         html += _evidence(model, choice)
     return html
 
@@ -37,7 +38,7 @@ def _evidence(model: Model, choice: Choice) -> str:
         [
             row.task,
             "all" if row.budget is None else str(row.budget),
-            row.against,
+            method_label(row.against),
             f"{row.value:.3f}",
             signed(row.difference),
             row.verdict or "",
@@ -45,5 +46,6 @@ def _evidence(model: Model, choice: Choice) -> str:
         for row in choice.evidence
         if row.method == choice.winner
     ]
-    caption = f"{model.label}: {choice.winner} won the search; paired differences on pages that the search never saw"
+    winner = method_label(choice.winner)
+    caption = f"{model.label}: {winner} won the search; paired differences on pages that the search never saw"
     return table(HEADER, rows, caption) if rows else ""
