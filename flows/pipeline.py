@@ -46,7 +46,7 @@ def model_elsewhere(root: str, key: str, deployment: str) -> None:
         raise PipelineError(f"ended as {run.state}", where=f"flow run {run.name}")
 
 
-@task(name="integrate", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
+@task(name="integrate", task_run_name="integrate: {message}", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=5)
 def integrate_stages(root: str, stages: list[str], message: str) -> str | None:
     """Runs `dvc repro` from the run cache and commits dvc.lock."""
     return integrate(Path(root), stages, message, pull=has_remote(Path(root)), on_line=get_run_logger().info)

@@ -11,12 +11,14 @@ import urllib.request
 from pathlib import Path
 from urllib.request import url2pathname
 
+import httpx
 import pytest
 
 from sparsemm.errors import RegistryError
 from sparsemm.registry.client import connect, sqlite_file
 from sparsemm.registry.publish import publish
 from sparsemm.registry.server import SETTINGS, command
+from tests.servers import registry_server
 
 
 def test_settings_are_safe_whatever_the_environment_says(tmp_path, monkeypatch):
@@ -121,3 +123,36 @@ def test_artifacts_cannot_be_asked_for_outside_their_folder(server):
             urllib.request.urlopen(request)
         caught.value.close()
         assert 400 <= caught.value.code < 500
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.5", "registry.example.org", "::"])
+def test_other_hosts_are_let_in_with_a_password_only(tmp_path, host, monkeypatch):
+    with pytest.raises(RegistryError, match="without a password"):
+        command(tmp_path, 5000, host=host)
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "canary-password")
+    words, environment = command(tmp_path, 5000, auth=True, host=host, names=["registry.example.org"])
+    assert words[words.index("--host") + 1] == host
+    assert "registry.example.org:*" in environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    for loopback in ("127.0.0.1", "localhost", "::1"):
+        command(tmp_path, 5000, host=loopback)
+
+
+def test_it_answers_to_its_own_names_and_its_own_pages_only(tmp_path):
+    options = ["--auth", "--host", "0.0.0.0", "--allow-host", "registry.test"]
+    with registry_server(tmp_path, *options, MLFLOW_AUTH_ADMIN_PASSWORD="canary-names") as (address, _):
+        port = address.rpartition(":")[2]
+
+        def status(host, origin):
+            headers = {"Host": host, "Origin": origin} if origin else {"Host": host}
+            url = f"{address}/ajax-api/2.0/mlflow/experiments/search"
+            return httpx.post(url, json={"max_results": 1}, headers=headers, auth=("admin", "canary-names")).status_code
+
+        ours = f"registry.test:{port}"
+        assert (
+            status(ours, None)
+            == status(ours, f"http://{ours}")
+            == status("registry.test", "https://registry.test")
+            == 200
+        )
+        assert status(f"127.0.0.1:{port}", None) == 200
+        assert status(f"elsewhere.test:{port}", None) == status(ours, "http://elsewhere.test") == 403

@@ -1,0 +1,31 @@
+"""The example that starts everything: how it waits. A run of it takes minutes, and is left to people."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from examples import end_to_end
+from sparsemm.errors import RegistryError
+
+
+def test_waiting_for_a_champion_starts_no_process(monkeypatch):
+    def refused(*arguments, **options):
+        raise AssertionError("a process was started")
+
+    asked = []
+
+    def resolve(source, tracking_uri):
+        asked.append((source, tracking_uri))
+        raise RegistryError("no such version in the registry")
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    monkeypatch.setattr(end_to_end, "resolve", resolve)
+    assert end_to_end.champion("http://127.0.0.1:9") is None
+    assert asked == [("models:/visual-heads.tiny-qwen2-vl@champion", "http://127.0.0.1:9")]
+
+
+def test_what_does_not_come_in_time_ends_the_example(monkeypatch):
+    with pytest.raises(SystemExit, match="a champion: not within 0 s"):
+        end_to_end.wait_for("a champion", lambda: None, seconds=0)
