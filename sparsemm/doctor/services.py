@@ -52,7 +52,7 @@ def hub(params: Params | None) -> Finding:
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     finding = knock("hub", address, "/api/models?limit=1", "check the network, HF_ENDPOINT and proxies")
     if finding.status == "broken" and (params is None or not _from_hub(params)):
-        hint = "nothing in params.yaml needs it" if params else "params.yaml is invalid, so it may not be needed"
+        hint = "nothing in params.yaml needs it" if params else "only checkpoints and data sets of the hub need it"
         return Finding("hub", "absent", finding.detail, hint)
     return finding
 
