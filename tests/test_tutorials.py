@@ -42,6 +42,7 @@ RUN = {
 }
 NOT_RUN = {  # of these documents the snippets of these numbers are not run
     "docs/evaluate.md": {0: "a line of a dictionary in the source code"},
+    "docs/recipes.md": {0: "needs a recipe of the stage; tests/test_recipes.py does the same"},
     "docs/vllm.md": {0: "needs vLLM; tests/vllm runs the same"},
 }
 
