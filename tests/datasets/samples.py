@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from sparsemm.datasets import download
+from sparsemm.datasets.records import Record, read_records
 from sparsemm.params import Params, parse_params
 
+MINE = Path("artifacts/datasets/mine.parquet")
 OWN = Path(__file__).parent.parent.parent / "params.yaml"
 
 
@@ -23,6 +26,16 @@ def params(**given: Any) -> Params:
     values = yaml.safe_load(OWN.read_text())
     values["datasets"]["mine"] = {"samples": 1000, **given}
     return parse_params(json.dumps(values))
+
+
+def download_files(root: Path, files: dict[str, bytes], **given: Any) -> list[Record]:
+    """Writes files below `path` of a data set, and returns the records that the download stage makes of it."""
+    for name, data in files.items():
+        path = root / given["path"] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    download.run(params(**given), "mine", root)
+    return read_records(root / MINE)
 
 
 def png(width: int = 60, height: int = 40, seed: int = 0) -> bytes:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from sparsemm.datasets import download
-from sparsemm.datasets.records import Entry, read_about, read_records
+from sparsemm.datasets.records import Entry, read_about
 from sparsemm.errors import DataError
-from tests.datasets.samples import COCO_FEATURES, coco_rows, params, parquet
+from tests.datasets.samples import COCO_FEATURES, coco_rows, download_files, parquet
 
 
 @pytest.fixture
 def run(tmp_path):
     """`run(parquet bytes, **params)`: the records of a folder that holds them."""
-
-    def run(data, **given):
-        folder = tmp_path / "coco" / "data"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "val-00000-of-00001-ab12.parquet").write_bytes(data)
-        options = {"source": "folder", "path": "coco", "format": "coco", "licence": "CC-BY-4.0", "max_bad": 0.9}
-        download.run(params(**options | given), "mine", tmp_path)
-        return read_records(tmp_path / "artifacts" / "datasets" / "mine.parquet")
-
-    return run
+    options = {"source": "folder", "path": "coco", "format": "coco", "licence": "CC-BY-4.0", "max_bad": 0.9}
+    return lambda data, **given: download_files(
+        tmp_path, {"data/val-00000-of-00001-ab12.parquet": data}, **options | given
+    )
 
 
 def test_objects_are_named(run):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from functools import partial
 
 import pytest
 
-from sparsemm.datasets import download
-from sparsemm.datasets.records import Entry, read_about, read_records
+from sparsemm.datasets.records import Entry, read_about
 from sparsemm.errors import DataError
-from tests.datasets.samples import params, png
+from tests.datasets.samples import download_files, png
 
 
 def character(text, x, y, size=8, lean=1):
@@ -46,17 +46,8 @@ def tar(files, mode="w"):
 @pytest.fixture
 def run(tmp_path):
     """`run(files, **params)`: the records of a folder with these files."""
-
-    def run(files, **given):
-        for name, data in files.items():
-            path = tmp_path / "ctw" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        options = {"source": "folder", "path": "ctw", "format": "ctw", "licence": "CC-BY-NC-SA-4.0", "max_bad": 0.9}
-        download.run(params(**options | given), "mine", tmp_path)
-        return read_records(tmp_path / "artifacts" / "datasets" / "mine.parquet")
-
-    return run
+    options = {"path": "ctw", "format": "ctw", "licence": "CC-BY-NC-SA-4.0", "max_bad": 0.9}
+    return partial(download_files, tmp_path, source="folder", **options)
 
 
 def test_a_line_of_characters_is_an_entry(run):

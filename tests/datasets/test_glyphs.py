@@ -8,11 +8,10 @@ import pytest
 from PIL import ImageFont
 
 import sparsemm.datasets
-from sparsemm.datasets import download
-from sparsemm.datasets.records import read_about, read_records
+from sparsemm.datasets.records import read_about
 from sparsemm.errors import DataError
 from tests.datasets.pdfs import pdf, stream, text
-from tests.datasets.samples import params
+from tests.datasets.samples import MINE, download_files
 
 LINES = ("Printed before Unicode", "by 1985 machines (old).")
 PLACED = [(20.0, 150.0 - 40 * number, line.encode()) for number, line in enumerate(LINES)]
@@ -54,9 +53,8 @@ def run(tmp_path):
 
     def run(data):
         (tmp_path / "a.pdf").write_bytes(data)
-        download.run(params(source="pdf", path="a.pdf", licence="own"), "mine", tmp_path)
-        path = tmp_path / "artifacts" / "datasets" / "mine.parquet"
-        return [entry.text for record in read_records(path) for entry in record.entries], read_about(path)
+        records = download_files(tmp_path, {}, source="pdf", path="a.pdf", licence="own")
+        return [entry.text for record in records for entry in record.entries], read_about(tmp_path / MINE)
 
     return run
 

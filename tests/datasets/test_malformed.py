@@ -7,10 +7,9 @@ import re
 
 import pytest
 
-from sparsemm.datasets import download
-from sparsemm.datasets.records import read_about, read_records
+from sparsemm.datasets.records import read_about
 from sparsemm.errors import DataError
-from tests.datasets.samples import BOMB, COCO_FEATURES, NAMES, blank, params, parquet, png
+from tests.datasets.samples import BOMB, COCO_FEATURES, MINE, NAMES, blank, download_files, parquet, png
 
 GOOD = 20  # rows beside the bad one
 BOX = (2.0, 3.0, 30.0, 12.0)
@@ -84,15 +83,10 @@ def run(tmp_path):
     """`run(format, rows)`: the records, and what was left out."""
 
     def run(name, rows):
-        for path, data in FORMATS[name](rows).items():
-            file = tmp_path / "mine" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-        given = {"source": "folder", "path": "mine", "format": name, "licence": "CC0", "max_bad": 0.05}
-        download.run(params(**given), "mine", tmp_path)
-        path = tmp_path / "artifacts" / "datasets" / "mine.parquet"
-        about = read_about(path)
-        return read_records(path), about["bad"] + about["empty"]
+        options = {"source": "folder", "path": "mine", "format": name, "licence": "CC0", "max_bad": 0.05}
+        records = download_files(tmp_path, FORMATS[name](rows), **options)
+        about = read_about(tmp_path / MINE)
+        return records, about["bad"] + about["empty"]
 
     return run
 

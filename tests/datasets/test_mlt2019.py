@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,7 @@ from sparsemm.datasets import download
 from sparsemm.datasets.records import Entry, read_about, read_records
 from sparsemm.errors import DataError
 from sparsemm.fetch import blocks
-from tests.datasets.samples import params, png
+from tests.datasets.samples import download_files, params, png
 
 LABELS = (
     "\ufeff30,20,50,22,49,32,29,30,Latin,right, of the comma\r\n"
@@ -39,16 +40,7 @@ def zipped(files):
 @pytest.fixture
 def run(tmp_path):
     """`run(files, **params)`: the records of a folder with these files."""
-
-    def run(files, **given):
-        for name, data in files.items():
-            path = tmp_path / "mlt" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        download.run(params(**{"source": "folder", "path": "mlt"} | GIVEN | given), "mine", tmp_path)
-        return read_records(tmp_path / "artifacts" / "datasets" / "mine.parquet")
-
-    return run
+    return partial(download_files, tmp_path, source="folder", path="mlt", **GIVEN)
 
 
 def test_quads_of_several_scripts(run):

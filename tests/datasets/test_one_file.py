@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from sparsemm.datasets import download
-from sparsemm.datasets.records import read_about, read_records
+from sparsemm.datasets.records import read_about
 from sparsemm.errors import DataError
 from tests.datasets.pdfs import pdf, text
-from tests.datasets.samples import COCO_FEATURES, coco_rows, params, parquet, png, synthdog_rows
+from tests.datasets.samples import COCO_FEATURES, MINE, coco_rows, download_files, parquet, png, synthdog_rows
 from tests.datasets.test_malformed import FORMATS, good
 
 KINDS = (ValueError, NotImplementedError, OverflowError, RuntimeError, MemoryError, RecursionError, KeyError, OSError)
@@ -27,14 +27,8 @@ def run(tmp_path):
     """`run(files, **params)`: the records of a folder, and what was left out as bad."""
 
     def run(files, **given):
-        for name, data in files.items():
-            path = tmp_path / "mine" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
         options = {"source": "folder", "path": "mine", "licence": "own", "max_bad": 0.9}
-        download.run(params(**options | given), "mine", tmp_path)
-        path = tmp_path / "artifacts" / "datasets" / "mine.parquet"
-        return read_records(path), read_about(path)["bad"]
+        return download_files(tmp_path, files, **options | given), read_about(tmp_path / MINE)["bad"]
 
     return run
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import gzip
 import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sparsemm.datasets import download
 from sparsemm.datasets.pdf import read_pdfs
-from sparsemm.datasets.records import read_about, read_records
+from sparsemm.datasets.records import read_about
 from sparsemm.errors import DataError, ParamsError, SparseMMError
 from tests.datasets.pdfs import pdf, text
-from tests.datasets.samples import params
+from tests.datasets.samples import download_files, params
 
 REAL = sorted(path for end in ("pdf", "pdf.gz") for path in Path("/usr/share/doc").glob(f"*/*.{end}"))
 
@@ -23,17 +23,7 @@ REAL = sorted(path for end in ("pdf", "pdf.gz") for path in Path("/usr/share/doc
 @pytest.fixture
 def run(tmp_path):
     """`run({name: bytes}, **params)`: the records of a folder of PDF files."""
-
-    def run(files, **given):
-        for name, data in files.items():
-            path = tmp_path / "documents" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        options = {"source": "pdf", "path": "documents", "licence": "own", "max_bad": 0.9}
-        download.run(params(**options | given), "mine", tmp_path)
-        return read_records(tmp_path / "artifacts" / "datasets" / "mine.parquet")
-
-    return run
+    return partial(download_files, tmp_path, source="pdf", path="documents", licence="own", max_bad=0.9)
 
 
 def words(record):

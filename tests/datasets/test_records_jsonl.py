@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsemm.datasets import download
-from sparsemm.datasets.records import Entry, read_about, read_records
+from sparsemm.datasets.records import Entry, read_about
 from sparsemm.errors import DataError
-from tests.datasets.samples import BOMB, params, png
+from tests.datasets.samples import BOMB, download_files, png
 
 GOOD = {"image": "a.png", "entries": [{"text": "hut", "box": [1, 2, 30, 12]}]}
 
@@ -25,10 +24,8 @@ def mine(tmp_path):
 
     def run(*lines, **given):
         text = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
-        (tmp_path / "mine" / "records.jsonl").write_bytes(b"\n".join(text))
         options = {"source": "folder", "path": "mine", "format": "records_jsonl", "licence": "CC0", "max_bad": 1.0}
-        download.run(params(**options | given), "mine", tmp_path)
-        return read_records(tmp_path / "artifacts" / "datasets" / "mine.parquet")
+        return download_files(tmp_path, {"records.jsonl": b"\n".join(text)}, **options | given)
 
     return run
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sparsemm.datasets import download
-from sparsemm.datasets.records import read_about, read_records
+from sparsemm.datasets.records import read_about
 from tests.datasets.pdfs import pdf, stream, text
-from tests.datasets.samples import params
+from tests.datasets.samples import MINE, download_files
 
 SEEN = text([(20, 170, b"Alpha beta")])
 HIDDEN_LAYER = {
@@ -26,15 +25,13 @@ EMPTY_FONT = (
 
 @pytest.fixture
 def run(tmp_path):
-    """`run(data)`: the words of each page, and what the summary says of the file."""
+    """`run(data)`: the words of each page, what the summary says of the file, and the records."""
 
     def run(data, **given):
         (tmp_path / "a.pdf").write_bytes(data)
         options = {"source": "pdf", "path": "a.pdf", "licence": "own"}
-        download.run(params(**options | given), "mine", tmp_path)
-        path = tmp_path / "artifacts" / "datasets" / "mine.parquet"
-        records = read_records(path)
-        return [[entry.text for entry in record.entries] for record in records], read_about(path), records
+        records = download_files(tmp_path, {}, **options | given)
+        return [[entry.text for entry in record.entries] for record in records], read_about(tmp_path / MINE), records
 
     return run
 
