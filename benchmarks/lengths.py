@@ -12,7 +12,7 @@ from typing import Any
 from sparsemm.errors import SparseMMError
 from sparsemm.params import Params, load_params
 from sparsemm.profiling.clock import device_of, heading
-from sparsemm.profiling.measure import BASELINE
+from sparsemm.profiling.measurements import BASELINE
 from sparsemm.profiling.stage import profile_model
 from sparsemm.profiling.table import rows
 

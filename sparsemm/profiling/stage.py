@@ -13,7 +13,7 @@ from sparsemm.datasets.records import read_records
 from sparsemm.models import load_model
 from sparsemm.params import Params
 from sparsemm.profiling.latency import prompt_of_length
-from sparsemm.profiling.measure import Profile, measure
+from sparsemm.profiling.measurements import Profile, measure
 from sparsemm.profiling.shapes import SHAPES, check_room, random_model, random_scores
 from sparsemm.profiling.table import write
 from sparsemm.prompts import move_inputs

@@ -24,7 +24,7 @@ import transformers
 
 from sparsemm.files import atomic_path, write_json
 from sparsemm.policies import policy_class
-from sparsemm.profiling.measure import BASELINE, Case, Profile
+from sparsemm.profiling.measurements import BASELINE, Case, Profile
 
 COLUMNS = (
     "model method budget prompt_length batch_size prefill_ms compression_ms compression_share decode_ms_per_token "
