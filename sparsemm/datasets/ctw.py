@@ -37,12 +37,14 @@ def rows(place: Place, split: str | None, start: int) -> Rows:
         with data_errors(where), members.open(name) as handle:
             for number, text in lines(handle, where):
                 yield from members.damage()
-                if count >= start and isinstance(text, DataError):
+                count += 1
+                if count <= start:
+                    continue
+                if isinstance(text, DataError):
                     yield text
-                elif count >= start:
+                else:
                     row = f"{where}, line {number}"
                     yield Row(row, partial(_record, members, row, text))
-                count += 1
         yield from members.damage()
 
 

@@ -34,11 +34,13 @@ def rows(place: Place, split: str | None, start: int) -> Rows:
     for name in chosen:
         with place.files[name].open() as handle:
             for number, text in lines(handle, f"{place.address}/{name}"):
-                if count >= start and isinstance(text, DataError):
-                    yield text
-                elif count >= start:
-                    yield Row(f"{place.address}/{name}, line {number}", partial(_record, place, name, number, text))
                 count += 1
+                if count <= start:
+                    continue
+                if isinstance(text, DataError):
+                    yield text
+                else:
+                    yield Row(f"{place.address}/{name}, line {number}", partial(_record, place, name, number, text))
 
 
 def _record(place: Place, file: str, number: int, text: bytes, source: str, licence: str) -> Record:
