@@ -7,6 +7,7 @@ the observation window rates the other rows, and every head keeps its share. Lat
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,6 +152,7 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         self.at = {name: i for i, name in enumerate(layer_names)}
         self.batch: Any = None
         self.windows = Windows()
+        self.ended: dict[str, int] = {}  # running requests whose prompts are compressed, and their lengths
         self.laid_out: OrderedDict[Any, Any] = OrderedDict()
         group = vllm_config.model_config.get_num_attention_heads(vllm_config.parallel_config) // self.heads
         self.kernel = self._kernel(group, vllm_config)
@@ -168,7 +170,8 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         """The metadata of the step that vLLM describes.
 
         Raises:
-            EngineError: if the worker did not say which requests these are.
+            EngineError: if the worker did not say which requests these are, or a request goes on behind a prompt that
+                was never compressed.
         """
         if not self.headwise:
             return super().build(common_prefix_len, common_attn_metadata, fast_build)
@@ -185,6 +188,8 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         table = common.block_table_tensor
         before = np.flatnonzero(first > 0)
         after = np.flatnonzero(new > first)
+        ends = done + first == prompts
+        self._check(ids, prompts, before[ends[before]], before[~ends[before]], after)
         return HeadwiseMetadata(
             self.at,
             self._before(starts, first, done, table, before) if len(before) else None,
@@ -197,12 +202,31 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
                     int(starts[i]),
                     int(starts[i] + first[i]),
                     int(done[i]),
-                    self._ending(int(prompts[i]), table[i]) if done[i] + first[i] == prompts[i] else None,
+                    self._ending(int(prompts[i]), table[i]) if ends[i] else None,
                 )
                 for i in before.tolist()
             ],
             self.windows,
         )
+
+    def _check(
+        self, ids: list[str], prompts: np.ndarray, ending: np.ndarray, unfinished: np.ndarray, after: np.ndarray
+    ) -> None:
+        """Keeps account of the requests whose prompts are compressed, which alone may have tokens behind them."""
+        for i in unfinished.tolist():
+            self.ended.pop(ids[i], None)
+        for i in ending.tolist():
+            self.ended[ids[i]] = int(prompts[i])
+        for i in after.tolist():
+            if self.ended.get(ids[i]) != prompts[i]:
+                what = f"tokens come behind a prompt of {prompts[i]} tokens that was not compressed"
+                hint = "please report it, with the options of the engine and the request"
+                raise EngineError(what, where=f"request {ids[i]}", hint=hint)
+
+    def forget(self, requests: Iterable[str]) -> None:
+        """Forgets requests that are finished or preempted."""
+        for request in requests:
+            self.ended.pop(request, None)
 
     def _before(
         self, starts: np.ndarray, counts: np.ndarray, done: np.ndarray, table: torch.Tensor, which: np.ndarray
@@ -380,6 +404,9 @@ class HeadwiseImpl(CPUAttentionBackendImpl):
             EngineError: if a prompt could not be compressed.
         """
         if not isinstance(attn_metadata, HeadwiseMetadata):
+            if self.headwise and attn_metadata is not None:  # None while vLLM measures the model
+                what = f"a layer that should be compressed has metadata of {type(attn_metadata).__name__}"
+                raise EngineError(what, where=layer.layer_name)
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **options)
         step, at, lanes = attn_metadata, attn_metadata.at[layer.layer_name], Lanes.of(kv_cache)
         key, value = (x.reshape(-1, x.shape[-1]) for x in (key, value))

@@ -10,6 +10,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import Request
 
+from sparsemm.errors import EngineError
 from sparsemm.vllm.plan import Columns
 from sparsemm.vllm.spec import HeadwiseSpec
 
@@ -18,16 +19,17 @@ class RequestBlocks:
     """The scheduler's record of a request's blocks in this group.
 
     Attributes:
-        columns: columns of its block table, which follow from the length of its prompt.
+        prompt: length of its prompt in tokens.
+        columns: columns of its block table, which follow from that.
         limit: most tokens that its present columns can hold.
         compressed: whether the blocks of its whole prompt were freed.
         request: the request, once its blocks were offered to the prefix cache.
     """
 
-    __slots__ = ("columns", "compressed", "limit", "request")
+    __slots__ = ("columns", "compressed", "limit", "prompt", "request")
 
     def __init__(self, columns: Columns) -> None:
-        self.columns, self.limit, self.compressed = columns, 0, False
+        self.prompt, self.columns, self.limit, self.compressed = columns.prompt, columns, 0, False
         self.request: Request | None = None
 
 
@@ -54,13 +56,19 @@ class HeadwiseManager(FullAttentionManager):
         """Records the length of the prompt, and frees the blocks that compression empties once it is processed.
 
         vLLM calls this before it asks for blocks of a request.
+
+        Raises:
+            EngineError: if the prompt has become longer, as in a session that streams its input.
         """
-        if num_prompt_tokens is None:
-            return
         held = self.held.get(request_id)
         if held is None:
+            if num_prompt_tokens is None:
+                return
             held = self.held[request_id] = RequestBlocks(self.columns_of(num_prompt_tokens))
-        if not held.compressed and processed_computed_tokens >= num_prompt_tokens:
+        elif num_prompt_tokens not in (held.prompt, None):
+            what = f"a prompt of {held.prompt} tokens has become one of {num_prompt_tokens}"
+            raise EngineError(what, where=f"request {request_id}", hint="send every turn as a request of its own")
+        if not held.compressed and processed_computed_tokens >= held.prompt:
             self._remove_blocks_in_range(request_id, *held.columns.freed())
             held.compressed = True
 
@@ -69,9 +77,11 @@ class HeadwiseManager(FullAttentionManager):
         request_id: str,
         num_tokens: int,
         new_computed_blocks: Sequence[KVCacheBlock],
-        *args: Any,
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
+        num_tokens_main_model: int,
+        apply_admission_cap: bool = False,
         prefill_end: int = 0,
-        **options: Any,
     ) -> int:
         """Returns the number of blocks that the request needs for `num_tokens` tokens, besides those it has."""
         held = self.held.get(request_id)

@@ -49,6 +49,7 @@ class HeadwiseWorker(CPUWorker):
             hint = "unset VLLM_USE_V2_MODEL_RUNNER"
             raise EngineError("model runner V2 is not served with a compressed cache", hint=hint)
         self.windows = Windows()
+        self.builders: list[HeadwiseBuilder] = []
 
         def batch(count: int) -> tuple[list[str], Any]:
             """Ids and prompt lengths (N,) int of the first `count` running requests."""
@@ -59,11 +60,15 @@ class HeadwiseWorker(CPUWorker):
             for builder in group.metadata_builders:
                 if isinstance(builder, HeadwiseBuilder) and builder.headwise:
                     builder.batch, builder.windows = batch, self.windows
+                    self.builders.append(builder)
                     for name in builder.layer_names:
                         layers[name].impl.kernel = builder.kernel
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """Runs a step, and forgets queries of requests that ended in the middle of their prompts."""
-        for request in scheduler_output.finished_req_ids:
+        """Runs a step, and first forgets requests that are finished or preempted."""
+        gone = {*scheduler_output.finished_req_ids, *(scheduler_output.preempted_req_ids or ())}
+        for request in gone:
             self.windows.queries.pop(request, None)
+        for builder in self.builders:
+            builder.forget(gone)
         return super().execute_model(scheduler_output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,6 +168,33 @@ def table(name: str, folder: Path, seed: int = 5) -> Path:
     path = folder / f"{name}.safetensors"
     ScoreTable.from_samples(scores, np.zeros(shape, dtype=np.int64), header).save(path)
     return path
+
+
+def make_champion(store: Path, key: str, path: Path) -> str:
+    """Registers a score table as `sparsemm publish` does, makes it champion, and returns the registry's address."""
+    from mlflow import MlflowClient
+
+    from sparsemm.files import sha256_file, write_json
+    from sparsemm.registry import manifest
+
+    uri, name, file = f"sqlite:///{store / 'mlflow.db'}", f"visual-heads.{key}", f"scores/{key}.safetensors"
+    client = MlflowClient(uri, registry_uri=uri)
+    if client.get_experiment_by_name("sparsemm") is None:
+        client.create_experiment("sparsemm", artifact_location=(store / "files").as_uri())
+        client.create_registered_model(name)
+    experiment = client.get_experiment_by_name("sparsemm")
+    assert experiment is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "scores").mkdir()
+        (folder / file).write_bytes(path.read_bytes())
+        write_json(folder / manifest.NAME, manifest.build(folder, table=file))
+        tags = {"table_sha256": sha256_file(path), "manifest_sha256": sha256_file(folder / manifest.NAME)}
+        run = client.create_run(experiment.experiment_id).info.run_id
+        client.log_artifacts(run, str(folder), manifest.FOLDER)
+    version = client.create_model_version(name, f"runs:/{run}/{manifest.FOLDER}", run_id=run, tags=tags)
+    client.set_registered_model_alias(name, "champion", version.version)
+    return uri
 
 
 def prompt(name: str, ask: Ask) -> str:

@@ -19,6 +19,7 @@ from tests.vllm.engines import (
     asks,
     assert_answers,
     engine,
+    make_champion,
     numbers,
     run,
     table,
@@ -125,6 +126,38 @@ def test_requests_that_are_aborted_leave_nothing(caching):
         worker = llm.llm_engine.model_executor.driver_worker.worker
         assert not worker.windows.queries
     check(QWEN, requests, answers, **CACHE)
+
+
+def test_a_prompt_that_was_not_compressed_stops_the_engine():
+    """Rows that nobody evicted would otherwise be served, or others in their place."""
+    with engine("llama", CACHE) as llm:
+        from vllm import SamplingParams
+
+        (name,) = llm.enqueue([vllm_prompt("llama", numbers((100,))[0])], SamplingParams(max_tokens=30), use_tqdm=False)
+        for _ in range(3):
+            llm.llm_engine.step()
+        (manager,) = scheduler(llm).kv_cache_manager.coordinator.single_type_managers
+        (request,) = manager.held
+        with pytest.raises(EngineError, match="a prompt of 100 tokens has become one of 120.*as a request of its own"):
+            manager.remove_skipped_blocks(request, 100, num_prompt_tokens=120)
+        for builder in llm.llm_engine.model_executor.driver_worker.worker.builders:
+            assert builder.ended == {request: 100}
+            builder.forget([request])
+        with pytest.raises(EngineError, match="behind a prompt of 100 tokens that was not compressed"):
+            llm.llm_engine.step()
+        llm.llm_engine.abort_request([name], internal=True)
+
+
+def test_the_champion_is_that_of_the_engines_start(tmp_path, monkeypatch):
+    tables = [table("llama", tmp_path, seed).rename(tmp_path / f"{seed}.safetensors") for seed in (1, 2)]
+    requests = numbers((100, 3, 200))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    champion = {"scores": "models:/visual-heads.llama@champion"}
+    for path in tables:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", make_champion(tmp_path, "llama", path))
+        cache = dict(method="sparsemm", budget=48, window=8, scores=str(path))
+        with engine("llama", cache | champion) as llm:
+            check("llama", requests, run(llm, "llama", requests), **cache)
 
 
 def test_several_answers_of_one_prompt():

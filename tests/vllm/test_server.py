@@ -19,15 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm.engines import answer, asks, checkpoint, loaded, table
+from sparsemm.files import sha256_file
+from tests.vllm.engines import answer, asks, checkpoint, loaded, make_champion, table
 
 QWEN = "tiny-qwen2-vl"
 REQUESTS, LEAVING = 24, 4
 
 
 @contextmanager
-def server(name, compress, *options, log):
-    """The address of a server of a checkpoint; it is stopped afterwards."""
+def server(name, compress, *options, log, **variables):
+    """The address of a server of a checkpoint, with these environment variables; it is stopped afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -38,7 +39,7 @@ def server(name, compress, *options, log):
         "--kv-cache-memory-bytes", str(1 << 28), "--num-gpu-blocks-override", "400", "--served-model-name", "model",
         "--additional-config", json.dumps({"sparsemm": compress}), *options,
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_LOGGING_LEVEL": "INFO"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "VLLM_LOGGING_LEVEL": "INFO"} | variables
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING", None)
     with open(log, "w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
@@ -84,8 +85,11 @@ def metrics(address):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
-def test_a_server(folder, tmp_path):
-    cache = dict(method="sparsemm", budget=48, window=8, scores=str(table(QWEN, folder)))
+def test_a_server_with_the_champion_of_a_registry(folder, tmp_path):
+    path = table(QWEN, folder)
+    cache = dict(method="sparsemm", budget=48, window=8, scores=str(path))
+    champion = cache | {"scores": f"models:/visual-heads.{QWEN}@champion"}
+    variables = {"MLFLOW_TRACKING_URI": make_champion(tmp_path, QWEN, path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
     # Those that leave have pages of their own: vLLM's cache of images refuses a request (500, to be sent again) whose
     # image was first seen in one that was aborted at once.
     requests = asks(REQUESTS + LEAVING)
@@ -102,7 +106,7 @@ def test_a_server(folder, tmp_path):
         except urllib.error.URLError as error:
             pytest.fail(str(error))
 
-    with server(QWEN, cache, log=tmp_path / "log") as address:
+    with server(QWEN, champion, log=tmp_path / "log", **variables) as address:
         work = [threading.Thread(target=ask, args=(i,)) for i in range(REQUESTS)]
         work += [threading.Thread(target=leave, args=(REQUESTS + i,)) for i in range(LEAVING)]
         for thread in work:
@@ -116,10 +120,12 @@ def test_a_server(folder, tmp_path):
     for number, request in enumerate(requests[:REQUESTS]):
         right = tokenizer.decode(answer(QWEN, request, **cache)[0], skip_special_tokens=True)
         assert said[number].strip() == right.strip()
-    assert now["sparsemm:kv_bytes_held"] == 0
+    assert now["sparsemm:kv_bytes_held"] == now["sparsemm:kv_rows_held"] == 0
     assert REQUESTS <= now["sparsemm:requests_compressed_total"] <= REQUESTS + LEAVING
-    assert 3 < now["sparsemm:prompt_rows_total"] / now["sparsemm:kept_rows_total"] < 8
+    ratio = now["sparsemm:prompt_rows_total"] / now["sparsemm:kept_rows_total"]
+    assert 3 < ratio < 8 and now["sparsemm:compression_ratio"] == pytest.approx(ratio)
     assert now["sparsemm:blocks_freed_total"] > 0
     (about,) = (name for name in now if name.startswith("sparsemm:info"))
-    assert re.search(r'digest="[0-9a-f]{64}"', about)
-    assert "KV caches are compressed: method sparsemm" in (tmp_path / "log").read_text()
+    assert f'digest="{sha256_file(path)}"' in about and f'scores="{champion["scores"]}"' in about
+    (line,) = re.findall(".*KV caches are compressed: .*", (tmp_path / "log").read_text())
+    assert "method sparsemm" in line and sha256_file(path) in line
