@@ -15,16 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "small": dict(hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, vocab_size=512),
-    "1b": dict(
-        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, vocab_size=32000
+    "small": dict(
+        hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=512,
     ),
-}
-KV_HEADS = {"small": 4, "1b": 8}
+    "135m": dict(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152,
+    ),
+    "1b": dict(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=32000,
+    ),
+}  # fmt: skip
+KINDS = ("stock", "sparsemm")
+STORED = Path("artifacts/benchmarks/vllm-cpu.json")
+RUNNING = 20  # requests, for the scheduler's cost
 
 
 def build(shape: str, folder: Path) -> None:
@@ -33,20 +44,16 @@ def build(shape: str, folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **SHAPES[shape], num_key_value_heads=KV_HEADS[shape], max_position_embeddings=8192, tie_word_embeddings=True
-    )
+    config = LlamaConfig(**SHAPES[shape], max_position_embeddings=8192, tie_word_embeddings=True)
     model: Any = LlamaForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]:
-    """One run of an engine over all requests."""
+def start(folder: str, kind: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Starts an engine in this process, and returns it with its scheduler."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    import numpy as np
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
-    prompt, new, count = options["prompt"], options["new"], options["requests"]
     compress = dict(method="random", budget=options["budget"], window=32, groups=options["groups"])
     llm = LLM(
         folder,
@@ -54,61 +61,128 @@ def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]
         enforce_eager=True,
         skip_tokenizer_init=True,
         block_size=options["block_size"],
-        max_model_len=prompt + new,
-        max_num_batched_tokens=max(prompt, 2048),
+        max_model_len=options["prompt"] + options["new"],
+        max_num_batched_tokens=max(options["prompt"], 2048),
         kv_cache_memory_bytes=options["memory"],
         enable_prefix_caching=options["prefix_caching"],
         disable_log_stats=True,
         seed=0,
         additional_config={} if kind == "stock" else {"sparsemm": compress},
     )
-    engine = llm.llm_engine
-    scheduler = engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
-    spent: list[float] = []
-    schedule, update = scheduler.schedule, scheduler.update_from_output
+    return llm.llm_engine, llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
 
-    def timed(function: Any) -> Any:
-        def call(*args: Any, **more: Any) -> Any:
-            start = time.thread_time()  # not what other processes take
-            result = function(*args, **more)
-            spent[-1] += time.thread_time() - start
-            return result
 
-        return call
+def send(engine: Any, count: int, prompt: int, new: int) -> None:
+    """Sends requests of random tokens, whose outputs come token by token."""
+    import numpy as np
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    scheduler.schedule, scheduler.update_from_output = timed(schedule), timed(update)
     rng = np.random.default_rng(0)
     vocabulary = engine.model_config.get_vocab_size()
-    prompts = [{"prompt_token_ids": rng.integers(3, vocabulary, prompt).tolist()} for _ in range(count)]
-    llm_prompts: Any = prompts
-    parameters = SamplingParams(max_tokens=new, temperature=0, ignore_eos=True, detokenize=False)
-    llm.enqueue(llm_prompts, parameters, use_tqdm=False)
+    parameters = SamplingParams(
+        max_tokens=new, temperature=0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
+    )
+    for number in range(count):
+        tokens = rng.integers(3, vocabulary, prompt).tolist()
+        engine.add_request(str(number), {"prompt_token_ids": tokens}, parameters)
+
+
+def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]:
+    """Serves all requests with one engine."""
+    engine, scheduler = start(folder, kind, options)
+    count, new = options["requests"], options["new"]
+    send(engine, count, options["prompt"], new)
     pool = scheduler.kv_cache_manager.block_pool
     running: list[int] = []
-    used: list[tuple[int, int]] = []
+    used: list[float] = []
+    decode: list[tuple[int, float]] = []  # requests and seconds of steps without a prompt
     first: dict[str, float] = {}
-    start = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     while engine.has_unfinished_requests():
-        spent.append(0.0)
+        before, waiting = time.perf_counter(), len(scheduler.waiting)
         outputs = engine.step()
+        seconds = time.perf_counter() - before
         running.append(len(scheduler.running))
-        used.append((pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(), len(scheduler.running)))
+        if len(scheduler.waiting) == waiting and all(output.request_id in first for output in outputs):
+            decode.append((len(outputs), seconds))
+        if scheduler.running:
+            used.append((pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()) / len(scheduler.running))
         for output in outputs:
-            first.setdefault(output.request_id, time.perf_counter() - start)
-    seconds = time.perf_counter() - start
+            first.setdefault(output.request_id, time.perf_counter() - began)
+    seconds, cpu = time.perf_counter() - began, time.process_time() - began_cpu
     most = max(running)
-    full = [cost for cost, at_once in zip(spent, running, strict=True) if at_once >= 0.9 * most]
     groups = scheduler.kv_cache_config.kv_cache_groups
     block = groups[0].kv_cache_spec.page_size_bytes * len(groups[0].layer_names)
     return {
         "requests at once": most,
         "steps": len(running),
         "seconds": seconds,
+        "CPU seconds": cpu,
         "tokens a second": count * new / seconds,
+        "tokens a CPU second": count * new / cpu,
         "seconds to first token": statistics.mean(first.values()),
-        "KV bytes a request": statistics.median(blocks * block / at_once for blocks, at_once in used if at_once),
-        "scheduler CPU ms a step": 1000 * statistics.median(full),
+        "ms a decode step": 1000 * statistics.median(time for at_once, time in decode if at_once >= 0.8 * most),
+        "KV bytes a request": statistics.median(used) * block,
     }
+
+
+def measure_scheduler(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]:
+    """The scheduler's CPU time a step with `RUNNING` requests that decode; the model is not run."""
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    rounds = 400
+    long = options | {"new": 2 * rounds, "memory": 1 << 29}
+    engine, scheduler = start(folder, kind, long)
+    send(engine, RUNNING, options["prompt"], 2 * rounds)
+
+    def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+        begin = time.thread_time()  # not what other processes take
+        result = function(*args)
+        return result, 1000 * (time.thread_time() - begin)
+
+    spent = []
+    for _ in range(rounds):
+        planned, schedule = timed(scheduler.schedule)
+        ids = list(planned.num_scheduled_tokens)
+        decoding = [scheduler.requests[i].num_computed_tokens >= options["prompt"] for i in ids]
+        sampled = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={name: i for i, name in enumerate(ids)},
+            sampled_token_ids=[[7] if each else [] for each in decoding],
+        )
+        _, update = timed(scheduler.update_from_output, planned, sampled)
+        if len(ids) == RUNNING and all(decoding):
+            spent.append((schedule, update))
+    schedule, update = (statistics.median(part) for part in zip(*spent[10:], strict=True))
+    return {
+        "scheduling, ms a step": schedule,
+        "update, ms a step": update,
+        "groups of layers": len(scheduler.kv_cache_config.kv_cache_groups),
+    }
+
+
+def compare(what: Callable[..., Any], folder: str, options: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """All measurements of both kinds, which take turns, each in a process of its own."""
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(rounds):
+        for kind in KINDS:
+            one = json.dumps({"folder": folder, "kind": kind, "options": options})
+            command = [sys.executable, "-m", "benchmarks.vllm", "--one", what.__name__, one]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            results[kind].append(json.loads(done.stdout.splitlines()[-1]))
+            print(kind, results[kind][-1], file=sys.stderr)
+    return {"options": options, "results": results}
+
+
+def table(comparison: dict[str, Any]) -> list[str]:
+    """The medians of both kinds and their ratio, as lines of Markdown."""
+    results = comparison["results"]
+    lines = ["| | stock | sparsemm | ratio |", "|---|---|---|---|"]
+    for name in results["stock"][0]:
+        stock, ours = (statistics.median(run[name] for run in results[kind]) for kind in KINDS)
+        lines.append(f"| {name} | {stock:.4g} | {ours:.4g} | {ours / stock:.2f} |")
+    return lines
 
 
 def main() -> None:
@@ -124,35 +198,43 @@ def main() -> None:
     parser.add_argument("--block-size", type=int, default=32)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--prefix-caching", action="store_true")
+    parser.add_argument("--scheduler", action="store_true", help="only what the scheduler costs")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file for all measurements")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(**json.loads(arguments.one))))
+    parser.add_argument("--json", type=Path, help=f"file for all measurements, such as {STORED}")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = vars(parser.parse_args())
+    if one := arguments["one"]:
+        print(json.dumps({"measure": measure, "measure_scheduler": measure_scheduler}[one[0]](**json.loads(one[1]))))
         return
-    options = {key: value for key, value in vars(arguments).items() if key not in ("output", "rounds", "one", "shape")}
+    names = (
+        "shape",
+        "requests",
+        "prompt",
+        "new",
+        "budget",
+        "groups",
+        "memory",
+        "block_size",
+        "dtype",
+        "prefix_caching",
+    )
+    options = {name: arguments[name] for name in names}
     options["budget"] = options["budget"] or options["prompt"] // 6
-    sizes = SHAPES[arguments.shape]
-    row = 2 * 64 * (4 if arguments.dtype == "float32" else 2) * KV_HEADS[arguments.shape] * sizes["num_hidden_layers"]
+    shape = SHAPES[options["shape"]]
+    row = (
+        2 * 64 * (4 if options["dtype"] == "float32" else 2) * shape["num_key_value_heads"] * shape["num_hidden_layers"]
+    )
     blocks = -(-(options["prompt"] + options["new"]) // options["block_size"])
     options["memory"] = options["memory"] or int(5.2 * blocks * options["block_size"] * row)
-    results: dict[str, list[dict[str, float]]] = {"stock": [], "sparsemm": []}
+    what = measure_scheduler if arguments["scheduler"] else measure
     with tempfile.TemporaryDirectory() as folder:
-        build(arguments.shape, Path(folder))
-        for _ in range(arguments.rounds):
-            for kind in results:
-                one = json.dumps({"folder": folder, "kind": kind, "options": options})
-                command = [sys.executable, "-m", "benchmarks.vllm", "--one", one]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                results[kind].append(json.loads(done.stdout.splitlines()[-1]))
-                print(kind, results[kind][-1], file=sys.stderr)
-    if arguments.output:
-        arguments.output.write_text(json.dumps({"options": options, "results": results}, indent=1) + "\n")
-    print(f"{'':24}{'stock':>12}{'sparsemm':>12}{'ratio':>8}")
-    for name in results["stock"][0]:
-        a, b = (statistics.median(run[name] for run in results[kind]) for kind in results)
-        print(f"{name:24}{a:12.4g}{b:12.4g}{b / a if a else float('nan'):8.2f}")
+        build(options["shape"], Path(folder))
+        comparison = compare(what, folder, options, arguments["rounds"])
+    if file := arguments["json"]:
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        stored[what.__name__] = comparison
+        file.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(table(comparison)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""A champion score table on its way from the registry to a vLLM server."""
