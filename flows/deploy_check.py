@@ -72,12 +72,12 @@ def try_version(params: Params, key: str, root: Path, scores: Path, python: Path
         EngineError: if vLLM does not serve the model with this table.
     """
     from sparsemm.datasets.records import read_records
-    from sparsemm.evaluate.answers import make_batch, placed
+    from sparsemm.evaluate.answers import make_batch
     from sparsemm.evaluate.questions import batches
     from sparsemm.evaluate.tasks import LOCAL
     from sparsemm.evaluate.tasks.local import PageTask
     from sparsemm.models import load_model
-    from sparsemm.prompts import chat_prompt
+    from sparsemm.prompts import chat_prompt, move_inputs
     from sparsemm.scores import ScoreTable
     from sparsemm.vllm.trial import Request, Trial, run
 
@@ -97,7 +97,7 @@ def try_version(params: Params, key: str, root: Path, scores: Path, python: Path
         lengths = [len(processor.tokenizer(question.answer)["input_ids"]) for question in each.questions]
         new[name], texts = max(lengths) + 8, [""] * len(records)
         for index in batches(each.questions, 8):
-            inputs = placed(model, make_batch(processor, each.questions, index).inputs)
+            inputs = move_inputs(make_batch(processor, each.questions, index).inputs, model)
             prompt = inputs["input_ids"].shape[1]
             longest = max(longest, prompt + new[name])
             tokens = model.generate(**inputs, max_new_tokens=new[name], do_sample=False)[:, prompt:]
