@@ -90,7 +90,8 @@ def deployments(pools: list[str], path: Path) -> list[str]:
         what = f"environment variables are not set: {', '.join(sorted(missing))}"
         raise PipelineError(what, where=str(path), hint="docs/operations.md explains their values")
     refuse_loopback({name: os.environ[name] for name in used})
-    return [f"{entry['entrypoint'].rpartition(':')[2]}/{entry['name']}" for entry in entries]
+    flows = [entry["entrypoint"].rpartition(":")[2].replace("_", "-") for entry in entries]  # as Prefect names them
+    return [f"{flow}/{entry['name']}" for flow, entry in zip(flows, entries, strict=True)]
 
 
 def deploy(root: Path, pools: list[str], slots: int, silence_seconds: int) -> None:

@@ -165,7 +165,7 @@ def try_model(root: str, key: str, version: str | None, samples: int | None) -> 
     return entry.resolved.version, check
 
 
-@flow(flow_run_name="deploy-check {key}", name="deploy-check", log_prints=True)
+@flow(flow_run_name="deploy-check {key}", log_prints=True)
 def deploy_check(
     key: str, root: str = ".", version: str | None = None, samples: int | None = None, promote: bool = False
 ) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from sparsemm.vllm.kernels import CpuKernel, Lanes, Sequences, TorchKernel
 from sparsemm.vllm.plan import Columns, HeadPages, policy_of
 from sparsemm.vllm.settings import plan_of
 from sparsemm.vllm.spec import HeadwiseSpec
+from sparsemm.vllm.step import Ending, HeadwiseMetadata, Prompt, Windows
 
 REMEMBERED = 64  # batches whose columns are kept
 
@@ -60,79 +60,6 @@ class HeadwiseBackend(CPUAttentionBackend):
         return HeadwiseBuilder
 
 
-@dataclass
-class Prompt:
-    """A request whose prompt has tokens in this step.
-
-    Attributes:
-        request: its id.
-        start, stop: its tokens in the batch.
-        done: tokens before this step.
-        ends: what compresses it, if the prompt ends in this step.
-    """
-
-    request: str
-    start: int
-    stop: int
-    done: int
-    ends: Ending | None
-
-
-@dataclass
-class Ending:
-    """What compression of a prompt needs.
-
-    Attributes:
-        length: P in tokens.
-        source: (Hkv, P) int64 slots of the prompt's rows.
-        rows: (layers, Hkv) int64 rows that each head keeps.
-        target: for each layer the slots (rows of all heads,) int64 they move to, head by head.
-    """
-
-    length: int
-    source: torch.Tensor
-    rows: torch.Tensor
-    target: list[torch.Tensor]
-
-
-@dataclass
-class HeadwiseMetadata:
-    """A step of a group of layers.
-
-    Attributes:
-        at: place of each layer in the group, by name.
-        before, after: sequences before and after the end of their prompts.
-        prompts: requests with tokens before it.
-        windows: newest queries of prompts that come in chunks.
-    """
-
-    at: dict[str, int]
-    before: Sequences | None
-    after: Sequences | None
-    prompts: list[Prompt]
-    windows: Windows
-
-
-@dataclass
-class Windows:
-    """The newest queries of prompts that come in chunks: request -> layer -> (tokens so far, queries (R, Hq, D))."""
-
-    queries: dict[str, dict[str, tuple[int, torch.Tensor]]] = field(default_factory=dict)
-
-    def extend(self, prompt: Prompt, layer: str, query: torch.Tensor, window: int) -> torch.Tensor:
-        """The newest queries with those of this step (T, Hq, D), at most `window`; kept if the prompt goes on."""
-        newest = query[-window:]
-        layers = self.queries.setdefault(prompt.request, {})
-        seen, earlier = layers.pop(layer, (0, None))
-        if len(newest) < window and earlier is not None and seen == prompt.done:
-            newest = torch.cat([earlier, newest])[-window:]
-        if prompt.ends is None:
-            layers[layer] = (prompt.done + len(query), newest.clone())
-        elif not layers:
-            del self.queries[prompt.request]
-        return newest
-
-
 class HeadwiseBuilder(CPUAttentionMetadataBuilder):
     """Makes the metadata of a step for a group of layers, which is vLLM's own if they are not compressed.
 
@@ -150,6 +77,7 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         self.rank = get_tensor_model_parallel_rank()
         self.layers = [self.plan.layers.index(extract_layer_index(name)) for name in layer_names]
         self.at = {name: i for i, name in enumerate(layer_names)}
+        self.every_row = methods.rates_every_row(self.plan.method)
         self.batch: Any = None
         self.windows = Windows()
         self.ended: dict[str, int] = {}  # running requests whose prompts are compressed, and their lengths
@@ -197,12 +125,8 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
             if len(after)
             else None,
             [
-                Prompt(
-                    ids[i],
-                    int(starts[i]),
-                    int(starts[i] + first[i]),
-                    int(done[i]),
-                    self._ending(int(prompts[i]), table[i]) if ends[i] else None,
+                self._prompt(
+                    ids[i], int(starts[i]), int(first[i]), int(done[i]), int(prompts[i]), table[i], bool(ends[i])
                 )
                 for i in before.tolist()
             ],
@@ -291,12 +215,23 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         rows = self.plan.rank_rows(prompt, self.rank)[self.layers]
         return HeadPages.of(rows, self.size), Columns.of(self.plan, self.spec.bucket, self.size, prompt)
 
+    def _prompt(
+        self, request: str, start: int, count: int, done: int, prompt: int, table: torch.Tensor, ends: bool
+    ) -> Prompt:
+        """A prompt with `count` tokens in this step, from its block table (C,) int32."""
+        rated = self.every_row and prompt >= self.plan.budget
+        source = None
+        if rated or ends:
+            position = torch.arange(done + count, dtype=torch.int64, device=table.device)
+            heads = torch.arange(self.heads, dtype=torch.int64, device=table.device)
+            lane = table[position // self.size].long() * self.heads + heads[:, None]
+            source = lane * self.size + position % self.size
+        ending = self._ending(prompt, table) if ends else None
+        return Prompt(request, start, start + count, done, source, rated, ending)
+
     def _ending(self, prompt: int, table: torch.Tensor) -> Ending:
-        """Where the rows of a prompt (its block table (C,) int32) are, and where those that are kept go."""
+        """Where those rows of a prompt (its block table (C,) int32) go that are kept."""
         pages, columns = self._pages(prompt)
-        position = torch.arange(prompt, dtype=torch.int64, device=table.device)
-        heads = torch.arange(self.heads, dtype=torch.int64, device=table.device)
-        lane = table[position // self.size].long() * self.heads + heads[:, None]
         runs = int(pages.first.max())
         number = pages.numbers(runs)
         column = torch.from_numpy(columns.column(number // self.heads)).clamp(max=len(table) - 1)
@@ -309,7 +244,7 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
             < torch.from_numpy(pages.rows)[..., None]
         )
         target = [one[kept] for one, kept in zip(slots, inside, strict=True)]
-        return Ending(prompt, lane * self.size + position % self.size, torch.from_numpy(pages.rows), target)
+        return Ending(prompt, torch.from_numpy(pages.rows), target)
 
     def _sequences(
         self,
@@ -444,17 +379,23 @@ class HeadwiseImpl(CPUAttentionBackendImpl):
         """Stores the newest queries of an unfinished prompt, or compresses a prompt that ends in this step."""
         window, kernel = self.plan.window, self.kernel
         assert kernel is not None
-        newest = step.windows.extend(prompt, layer, query[prompt.start : prompt.stop], window)
-        ending = prompt.ends
+        queries = query[prompt.start : prompt.stop]
+        newest = step.windows.extend(prompt, layer, queries, window)
+        if prompt.source is None:
+            return
+        key, value = (x.unflatten(0, prompt.source.shape) for x in kernel.read(lanes, prompt.source.flatten()))
+        key, worth, ending = key.contiguous(), None, prompt.ends
+        if prompt.rated:
+            worth = methods.rate(self.policy, queries.transpose(0, 1), key, self.scale)
+            worth = step.windows.raise_worth(prompt, layer, worth)
         if ending is None:
             return
         if len(newest) != min(window, ending.length):
             what = f"{len(newest)} queries of a prompt of {ending.length} tokens were there to rate it, not {window}"
             raise EngineError(what, where=f"request {prompt.request}, {layer}")
         at = step.at[layer]
-        key, value = (x.unflatten(0, ending.source.shape) for x in kernel.read(lanes, ending.source.flatten()))
         newest, rows = newest.transpose(0, 1).contiguous(), ending.rows[at]
-        keep = methods.kept_positions(self.policy, newest, key.contiguous(), rows, self.scale)
+        keep = methods.kept_positions(self.policy, newest, key, rows, self.scale, worth)
         kept = keep.sum(-1)
         if not torch.equal(kept, rows):
             what = f"heads kept {kept.tolist()} rows, planned are {rows.tolist()}"

@@ -25,15 +25,19 @@ __all__ = [
     "kept_positions",
     "kept_rows",
     "needs_scores",
-    "window_of",
+    "rate",
+    "rates_every_row",
     "read_scores",
+    "window_of",
     "why_not",
 ]
 
 # Policies whose split of the budget follows from the scores and the length of the prompt alone.
 STATIC = ("full", "sparsemm", "snapkv", "pyramidkv", "random", "streaming")
-# Selectors that need only what the worker has when a prompt ends: its last rows and all keys of its own heads.
-RATES = ("snapkv", "unpooled", "recency")
+# Selectors that need only what the worker has when a prompt ends, its last rows and all keys of its own heads; and
+# `peak`, whose maximum over all rows is updated with every chunk of the prompt.
+RATES = ("snapkv", "unpooled", "recency", "peak")
+RUNNING = "peak"
 CONTENT = "its split follows the prompt's content, which vLLM's scheduler does not see"
 ROWS = "it rates by every row of the prompt, and the queries of earlier chunks are gone"
 OTHER = "its selector has not been compared with transformers there"
@@ -45,8 +49,19 @@ def why_not(method: str) -> str | None:
         return None
     policy, selector = parts(method)
     if policy not in STATIC or selector not in (None, *RATES):
-        return ROWS if selector_of(method).every_row else CONTENT if policy not in STATIC else OTHER
+        return (
+            ROWS
+            if selector_of(method).every_row and selector != RUNNING
+            else CONTENT
+            if policy not in STATIC
+            else OTHER
+        )
     return None
+
+
+def rates_every_row(method: str) -> bool:
+    """Returns whether all rows of a prompt rate the others, so that none may come from the prefix cache."""
+    return is_method(method) and parts(method)[1] == RUNNING
 
 
 def bound_policy(
@@ -89,7 +104,12 @@ def kept_rows(policy: Policy, length: int) -> Slots:
 
 
 def kept_positions(
-    policy: Policy, query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float
+    policy: Policy,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    slots: torch.Tensor,
+    scaling: float,
+    worth: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Selects the positions of a prompt that each head keeps.
 
@@ -99,6 +119,7 @@ def kept_positions(
         key: (Hkv, S, D) post-RoPE.
         slots: (Hkv,) int64 rows that each head keeps.
         scaling: factor of the logits.
+        worth: (Hkv, S) what positions are worth, if it was rated chunk by chunk.
 
     Returns:
         (Hkv, S) bool.
@@ -106,8 +127,14 @@ def kept_positions(
     valid = torch.ones(1, key.shape[1], dtype=torch.bool, device=key.device)
     if not policy.compresses or key.shape[1] < policy.budget:
         return valid.expand(key.shape[0], -1)
-    worth = policy.selector.rate(Prompt(query[None], key[None], valid, policy.window, scaling))
-    return select(worth, valid, slots[None], policy.window)[0]
+    rated = rate(policy, query, key, scaling) if worth is None else worth
+    return select(rated[None], valid, slots[None], policy.window)[0]
+
+
+def rate(policy: Policy, query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """(Hkv, S) fp32: what the newest rows (Hq, R, D) say that positions with keys (Hkv, S, D) are worth."""
+    valid = torch.ones(1, key.shape[1], dtype=torch.bool, device=key.device)
+    return policy.selector.rate(Prompt(query[None], key[None], valid, policy.window, scaling))[0]
 
 
 def full_layers(text_config: Any, where: str) -> tuple[int, ...]:

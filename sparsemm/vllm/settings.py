@@ -141,6 +141,14 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
         hint = f"{served}, or transformers with sparsemm.compressed_cache"
         raise EngineError(f"method {method} is not served by vLLM: {why}", hint=hint)
     text = vllm_config.model_config.hf_text_config
+    if methods.rates_every_row(method):
+        odd = sorted(name for name in ("rows", "pool") if name in of_method)
+        if odd:
+            hint = "leave it out, or use transformers with sparsemm.compressed_cache"
+            raise EngineError(f"{', '.join(odd)} of {method} is not served by vLLM", hint=hint)
+        if vllm_config.cache_config.enable_prefix_caching:
+            log.info("sparsemm: prefix caching is off, since %s needs the queries of the whole prompt", method)
+            vllm_config.cache_config.enable_prefix_caching = False
     layers = methods.full_layers(text, vllm_config.model_config.architecture)
     scores, digest = None, None
     if methods.needs_scores(method):

@@ -9,9 +9,10 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, replace_as
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from sparsemm.errors import EngineError
-from sparsemm.vllm.backend import HeadwiseBuilder, Windows
+from sparsemm.vllm.backend import HeadwiseBuilder
 from sparsemm.vllm.settings import plan_of
 from sparsemm.vllm.spec import HeadwiseSpec
+from sparsemm.vllm.step import Windows
 
 
 class HeadwiseWorker(CPUWorker):
@@ -68,7 +69,7 @@ class HeadwiseWorker(CPUWorker):
         """Runs a step, and first forgets requests that are finished or preempted."""
         gone = {*scheduler_output.finished_req_ids, *(scheduler_output.preempted_req_ids or ())}
         for request in gone:
-            self.windows.queries.pop(request, None)
+            self.windows.forget(request)
         for builder in self.builders:
             builder.forget(gone)
         return super().execute_model(scheduler_output)

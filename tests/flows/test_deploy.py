@@ -94,7 +94,7 @@ def test_every_entry_of_prefect_yaml_names_a_flow(deployed):
     for entry in entries:
         path, _, name = entry["entrypoint"].partition(":")
         flow = getattr(import_module(path.removesuffix(".py").replace("/", ".")), name)
-        assert flow.name == name
+        assert flow.name == name.replace("_", "-")
 
 
 def test_deploying_outside_of_a_repository_is_refused(tmp_path):

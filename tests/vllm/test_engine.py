@@ -107,6 +107,21 @@ def test_a_conversation_that_goes_on_while_its_first_turn_is_preempted():
     check("llama", [first, second], answers, **CACHE)
 
 
+@pytest.mark.parametrize("method", ["sparsemm+peak", "snapkv+peak"])
+def test_a_maximum_over_all_rows_is_updated_by_chunks(method, sparse, monkeypatch):
+    """Also when the prompt is computed again after a preemption; prefix caching is turned off."""
+    requests = asks(8, new=40) + texts((5, 47, 48, 90), new=40)
+    cache = sparse | {"method": method} if method.startswith("sparsemm") else CACHE | {"method": method}
+    options = dict(num_gpu_blocks_override=40, max_num_batched_tokens=50, max_num_seqs=8, max_model_len=384)
+    with engine(QWEN, cache | {"groups": 1}, enable_prefix_caching=True, **options) as llm:
+        preempted = watch_preemptions(llm, monkeypatch)
+        answers = run(llm, QWEN, requests)
+        assert preempted, "the pool is too large for this test"
+        worker = llm.llm_engine.model_executor.driver_worker.worker
+        assert not worker.windows.queries and not worker.windows.worth
+    check(QWEN, requests, answers, **cache)
+
+
 @pytest.mark.parametrize("caching", [False, True])
 def test_requests_that_are_aborted_leave_nothing(caching):
     requests = asks(5)
@@ -124,7 +139,7 @@ def test_requests_that_are_aborted_leave_nothing(caching):
                 llm.llm_engine.step()
         answers = run(llm, QWEN, requests)
         worker = llm.llm_engine.model_executor.driver_worker.worker
-        assert not worker.windows.queries
+        assert not worker.windows.queries and not worker.windows.worth
     check(QWEN, requests, answers, **CACHE)
 
 

@@ -141,7 +141,7 @@ def test_other_versions_and_platforms_are_refused(checkpoint):
         ("adakv", "its split follows the prompt's content"),
         ("h2o", "it rates by every row"),
         ("sparsemm-adaptive", "its split follows the prompt's content"),
-        ("sparsemm+peak", "it rates by every row"),
+        ("sparsemm+accumulated", "it rates by every row"),
         ("sparsemm+critical", "its selector has not been compared"),
         ("adakv+unpooled", "its split follows the prompt's content"),
     ],
@@ -169,6 +169,16 @@ def test_methods_that_the_scheduler_or_the_worker_cannot_serve_are_refused(check
 def test_impossible_options_are_refused(checkpoint, options, error, what):
     with pytest.raises(error, match=what):
         configure(vllm_config(checkpoint, options), TESTED[0], "cpu")
+
+
+def test_a_maximum_over_all_rows_turns_prefix_caching_off(checkpoint, scores):
+    config = vllm_config(checkpoint, {"method": "sparsemm+peak", "budget": 48, "scores": scores})
+    configure(config, TESTED[0], "cpu")
+    assert not config.cache_config.enable_prefix_caching and not plan_of(config).copy
+    for name, value in (("rows", 64), ("pool", 3)):
+        options = {"method": "snapkv+peak", "budget": 48, name: value}
+        with pytest.raises(EngineError, match=f"{name} of snapkv.peak is not served"):
+            configure(vllm_config(checkpoint, options), TESTED[0], "cpu")
 
 
 def test_another_models_scores_are_refused(checkpoint, scores):
