@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from transformers import LlamaConfig
 
@@ -10,6 +12,7 @@ from sparsemm.errors import BudgetError
 from sparsemm.vllm.memory import fits, parse_bytes
 from sparsemm.vllm.plan import Columns, Plan, like_layers
 
+ROOT = Path(__file__).parents[2]
 CONFIG = LlamaConfig(hidden_size=64, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2)
 MEMORY, PROMPT, NEW, SIZE, ROW = 3_000_000, 300, 40, 16, 2 * 16 * 2
 
@@ -52,3 +55,14 @@ def test_the_command(tmp_path, capsys):
     assert "sparsemm needs head scores (pass --scores" in capsys.readouterr().err
     assert main([*common[:2], str(tmp_path / "none"), *common[3:]]) == 1
     assert "config cannot be read" in capsys.readouterr().err
+
+
+def test_the_table_of_the_docs_is_what_the_command_prints(tmp_path, capsys):
+    """For the sizes of Qwen2-VL-7B, whose config is not in this repository."""
+    sizes = dict(num_hidden_layers=28, hidden_size=3584, num_attention_heads=28, num_key_value_heads=4)
+    LlamaConfig(**sizes).save_pretrained(tmp_path)
+    options = "--method snapkv --budget 256 --context 2048 --memory 40G"
+    assert main(["plan-memory", "--model", str(tmp_path), *options.split()]) == 0
+    document = (ROOT / "docs" / "vllm.md").read_text(encoding="utf-8")
+    assert f"--model Qwen/Qwen2-VL-7B-Instruct {options}\n" in document
+    assert f"<!-- plan-memory -->\n```\n{capsys.readouterr().out}```\n<!-- end -->" in document

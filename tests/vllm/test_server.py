@@ -79,9 +79,7 @@ def post(address, value):
 def metrics(address):
     """Values of the plug-in's metrics by name; those with labels by name and labels."""
     with urllib.request.urlopen(address + "/metrics") as response:
-        lines = [
-            line for line in response.read().decode().splitlines() if line.startswith(("sparsemm:", "vllm:num_req"))
-        ]
+        lines = [line for line in response.read().decode().splitlines() if line.startswith(("sparsemm:", "vllm:num_"))]
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
