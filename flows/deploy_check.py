@@ -75,7 +75,7 @@ def try_version(params: Params, key: str, root: Path, scores: Path, python: Path
     from sparsemm.evaluate.answers import make_batch
     from sparsemm.evaluate.questions import batches
     from sparsemm.evaluate.tasks import LOCAL
-    from sparsemm.evaluate.tasks.local import PageTask
+    from sparsemm.evaluate.tasks.pages import PageTask
     from sparsemm.models import load_model
     from sparsemm.prompts import chat_prompt, move_inputs
     from sparsemm.scores import ScoreTable

@@ -89,7 +89,7 @@ def test_what_the_engine_is_asked_and_how_it_is_scored(place, monkeypatch):
 def references(root, params):
     """The reference answers of all requests, in order."""
     from sparsemm.datasets.records import read_records
-    from sparsemm.evaluate.tasks.local import documents
+    from sparsemm.evaluate.tasks.pages import documents
 
     records = read_records(root / "artifacts" / "datasets" / "evaluation.parquet")
     tasks = [name for name in params.evaluate.tasks if name in ("read", "qa")]
