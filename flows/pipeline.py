@@ -24,7 +24,7 @@ RUNNER: Any = ThreadPoolTaskRunner(max_workers=16)  # every model that waits for
 Row: TypeAlias = dict[str, Any]  # a row of the table of results
 
 
-@task(name="plan", cache_policy=NO_CACHE)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE)
 def plan_stages(root: str) -> Plan:
     """Returns the stale stages, and shows them as a table. It logs the branch that results are committed to."""
     check_clean(Path(root))
