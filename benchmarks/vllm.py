@@ -1,21 +1,22 @@
 """The same requests to vLLM with and without SparseMM, in equal KV memory: `python -m benchmarks.vllm`.
 
-Runs in the environment of `make vllm`. Every measurement is a process of its own; the two kinds take turns. The model
-has random weights and heads of 64, so vLLM's own kernel serves both kinds. With random weights tokens mean nothing, so
-only counts, times and bytes are reported.
+Runs in the environment of `make vllm`. The two kinds take turns, each time with a new engine. The model has random
+weights and heads of 64, so vLLM's own kernel serves both kinds. With random weights tokens mean nothing, so only
+counts, times and bytes are reported.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,12 @@ def build(shape: str, folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def start(folder: str, kind: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Starts an engine in this process, and returns it with its scheduler."""
+@contextmanager
+def started(folder: str, kind: str, options: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """An engine in this process, with its scheduler."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     compress = dict(method="random", budget=options["budget"], window=32, groups=options["groups"])
     llm = LLM(
@@ -69,7 +72,14 @@ def start(folder: str, kind: str, options: dict[str, Any]) -> tuple[Any, Any]:
         seed=0,
         additional_config={} if kind == "stock" else {"sparsemm": compress},
     )
-    return llm.llm_engine, llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
+    engine: Any = llm.llm_engine
+    try:
+        yield engine, engine.engine_core.engine_core.scheduler
+    finally:
+        engine.engine_core.shutdown()
+        del llm, engine
+        cleanup_dist_env_and_memory()
+        gc.collect()
 
 
 def send(engine: Any, count: int, prompt: int, new: int) -> None:
@@ -88,9 +98,8 @@ def send(engine: Any, count: int, prompt: int, new: int) -> None:
         engine.add_request(str(number), {"prompt_token_ids": tokens}, parameters)
 
 
-def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]:
+def measure(engine: Any, scheduler: Any, options: dict[str, Any]) -> dict[str, float]:
     """Serves all requests with one engine."""
-    engine, scheduler = start(folder, kind, options)
     count, new = options["requests"], options["new"]
     send(engine, count, options["prompt"], new)
     pool = scheduler.kv_cache_manager.block_pool
@@ -127,14 +136,11 @@ def measure(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]
     }
 
 
-def measure_scheduler(folder: str, kind: str, options: dict[str, Any]) -> dict[str, float]:
+def measure_scheduler(engine: Any, scheduler: Any, options: dict[str, Any]) -> dict[str, float]:
     """The scheduler's CPU time a step with `RUNNING` requests that decode; the model is not run."""
     from vllm.v1.outputs import ModelRunnerOutput
 
-    rounds = 400
-    long = options | {"new": 2 * rounds, "memory": 1 << 29}
-    engine, scheduler = start(folder, kind, long)
-    send(engine, RUNNING, options["prompt"], 2 * rounds)
+    send(engine, RUNNING, options["prompt"], options["new"])
 
     def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         begin = time.thread_time()  # not what other processes take
@@ -142,7 +148,7 @@ def measure_scheduler(folder: str, kind: str, options: dict[str, Any]) -> dict[s
         return result, 1000 * (time.thread_time() - begin)
 
     spent = []
-    for _ in range(rounds):
+    for _ in range(options["new"] // 2):
         planned, schedule = timed(scheduler.schedule)
         ids = list(planned.num_scheduled_tokens)
         decoding = [scheduler.requests[i].num_computed_tokens >= options["prompt"] for i in ids]
@@ -163,15 +169,13 @@ def measure_scheduler(folder: str, kind: str, options: dict[str, Any]) -> dict[s
 
 
 def compare(what: Callable[..., Any], folder: str, options: dict[str, Any], rounds: int) -> dict[str, Any]:
-    """All measurements of both kinds, which take turns, each in a process of its own."""
+    """All measurements of both kinds."""
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind in KINDS:
-            one = json.dumps({"folder": folder, "kind": kind, "options": options})
-            command = [sys.executable, "-m", "benchmarks.vllm", "--one", what.__name__, one]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            results[kind].append(json.loads(done.stdout.splitlines()[-1]))
-            print(kind, results[kind][-1], file=sys.stderr)
+            with started(folder, kind, options) as (engine, scheduler):
+                results[kind].append(what(engine, scheduler, options))
+            print(kind, results[kind][-1], file=sys.stderr, flush=True)
     return {"options": options, "results": results}
 
 
@@ -201,11 +205,7 @@ def main() -> None:
     parser.add_argument("--scheduler", action="store_true", help="only what the scheduler costs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help=f"file for all measurements, such as {STORED}")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = vars(parser.parse_args())
-    if one := arguments["one"]:
-        print(json.dumps({"measure": measure, "measure_scheduler": measure_scheduler}[one[0]](**json.loads(one[1]))))
-        return
     names = (
         "shape",
         "requests",
@@ -227,6 +227,8 @@ def main() -> None:
     blocks = -(-(options["prompt"] + options["new"]) // options["block_size"])
     options["memory"] = options["memory"] or int(5.2 * blocks * options["block_size"] * row)
     what = measure_scheduler if arguments["scheduler"] else measure
+    if arguments["scheduler"]:
+        options |= {"new": 800, "memory": 1 << 29}
     with tempfile.TemporaryDirectory() as folder:
         build(options["shape"], Path(folder))
         comparison = compare(what, folder, options, arguments["rounds"])
