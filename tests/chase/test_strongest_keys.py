@@ -95,6 +95,7 @@ def oracle(model: Any, processor: Any, image: Any, text: str, answer: list[int])
     "name", [*NAMES, *(name for name in MODELS if f"tiny-{name}" not in NAMES and name != "gemma3")]
 )
 def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) -> None:
+    """A padded batch in one pass, against each sample alone, token by token."""
     model, processor = tiny(name) if name in NAMES else made(name)
     inputs, images, texts = batch(processor)
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
@@ -120,37 +121,6 @@ def test_hits_are_those_of_the_decode_loop_cell_by_cell(tiny: Any, name: str) ->
                     slow_weighted[attending(model)[layer], head] += 1 / len(targets[t])
             assert np.array_equal(shard.hits[0], slow_hits)
             np.testing.assert_allclose(shard.weighted[0], slow_weighted, rtol=1e-12)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_padded_batch_looks_where_its_samples_look_alone(tiny: Any, name: str) -> None:
-    model, processor = tiny(name)
-    inputs, images, texts = batch(processor)
-    pad = processor.tokenizer.pad_token_id
-
-    def indices(inputs: Any, answers: list[list[int]]) -> list[torch.Tensor]:
-        forced = append_answers(inputs, answers, pad)
-        rows = [[first + i for i in range(len(a))] for first, a in zip(forced.first_rows, answers, strict=True)]
-        starts = forced.inputs["attention_mask"].argmax(dim=1).tolist()
-        return [x.positions - n for x, n in zip(strongest_keys(model, forced.inputs, rows), starts, strict=True)]
-
-    with sharpened(model):
-        together = indices(inputs, ANSWERS)
-        for b, answer in enumerate(ANSWERS):
-            alone = indices(build_inputs(processor, [[images[b]]], [texts[b]]), [answer])
-            assert torch.equal(together[b], alone[0])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_greedy_answers_are_what_the_rows_predict(tiny: Any, name: str) -> None:
-    model, processor = tiny(name)
-    inputs, _, _ = batch(processor)
-    with sharpened(model):
-        out = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=None)
-        answers = out[:, inputs["input_ids"].shape[1] :].tolist()
-        forced = append_answers(inputs, answers, processor.tokenizer.pad_token_id)
-        rows = [[first + i for i in range(6)] for first in forced.first_rows]
-        assert [one.predicted.tolist() for one in strongest_keys(model, forced.inputs, rows)] == answers
 
 
 def test_looking_leaves_the_model_as_it_was(tiny: Any) -> None:

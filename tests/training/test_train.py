@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from sparsemm.training.architectures import QwenSizes, build_tokenizer
 from sparsemm.training.prose import read_prose
 from sparsemm.training.scratch import Scratch
 from sparsemm.training.train import main, pages_before
+from tests.training.runs import check_resumed_run, same, write_prose
 
 NAME = "small-qwen2-vl"
 
@@ -32,12 +32,7 @@ def very_small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prose")
-    for number in range(60):
-        rng = random.Random(number)
-        text = " ".join(rng.choice(("the", "page", "of", "some", "prose", "is", "read")) for _ in range(200))
-        (folder / f"{number}.txt").write_text(text + ".\n")
-    return folder
+    return write_prose(tmp_path_factory.mktemp("base") / "prose")
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +44,6 @@ def run(output: Path, **options: Any) -> dict[str, torch.Tensor]:
     """Train; the weights that were written."""
     train.train(NAME, output, batch_size=2, **options)
     return load_file(output / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def kinds(lines: str) -> set[str]:
@@ -79,25 +70,9 @@ def test_twenty_steps_on_the_cpu_end_in_a_checkpoint_that_can_be_added(
     assert not list(tmp_path.glob(".*"))  # no state is left
 
 
-def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(very_small, prose, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(very_small, prose, tmp_path, capsys):
     options = {"steps": 5, "prose": prose, "prose_share": 0.4, "save_every": 3}
-    whole = run(tmp_path / "whole", **options)
-    rate_at = Scratch.rate_at
-
-    def stop(recipe, progress, step):
-        if step == 4:
-            raise KeyboardInterrupt
-        return rate_at(recipe, progress, step)
-
-    monkeypatch.setattr(Scratch, "rate_at", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", **options)
-    assert not (tmp_path / "stopped").exists()
-    monkeypatch.setattr(Scratch, "rate_at", rate_at)
-    capsys.readouterr()
-    stopped = run(tmp_path / "stopped", **options)
-    assert "resumed at step 3" in capsys.readouterr().out
-    assert same(whole, stopped)
+    check_resumed_run(Scratch, run, tmp_path, capsys, last=4, **options)
 
 
 def test_prose_changes_what_is_learnt_and_no_share_is_pages_alone(very_small, prose, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from sparsemm.training.prose import read_prose
 from sparsemm.training.train import learnt, main
 from sparsemm.training.tuning import STAGES, Tuning
 from tests import tiny_base
+from tests.training.runs import check_resumed_run, same, write_prose
 
 NAME = "smollm2-llava-next"
 TOWER = Path(__file__).parents[2] / tuning.TOWER
@@ -39,22 +39,13 @@ def base(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prose")
-    for number in range(60):
-        rng = random.Random(number)
-        text = " ".join(rng.choice(("the", "page", "of", "some", "prose", "is", "read")) for _ in range(200))
-        (folder / f"{number}.txt").write_text(text + ".\n")
-    return folder
+    return write_prose(tmp_path_factory.mktemp("base") / "prose")
 
 
 def run(output: Path, **options: Any) -> dict[str, torch.Tensor]:
     """Train; the updates that were written."""
     train.train(NAME, output, batch_size=2, **FEW | options)
     return load_file(output / UPDATES)
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], part: str = "") -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one if part in key)
 
 
 def test_alignment_leaves_the_language_model_alone_and_then_low_rank_updates_move_it(tmp_path):
@@ -105,26 +96,10 @@ def test_answers_are_whole_and_end_their_turn():
     )
 
 
-def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(folder, tmp_path, capsys):
     prose = read_prose([folder], Tuning(NAME, 0, "cpu", **FEW).processor.tokenizer)
     options = {"steps": 6, "prose": prose, "prose_share": 0.4, "save_every": 3, "precision": "bf16"}
-    whole = run(tmp_path / "whole", **options)
-    rate_at = Tuning.rate_at
-
-    def stop(self, progress, step):
-        if step == 5:
-            raise KeyboardInterrupt
-        return rate_at(self, progress, step)
-
-    monkeypatch.setattr(Tuning, "rate_at", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped", **options)
-    assert not (tmp_path / "stopped").exists()
-    monkeypatch.setattr(Tuning, "rate_at", rate_at)
-    capsys.readouterr()
-    stopped = run(tmp_path / "stopped", **options)
-    assert "resumed at step 3" in capsys.readouterr().out
-    assert same(whole, stopped)
+    whole = check_resumed_run(Tuning, run, tmp_path, capsys, last=5, **options)
     assert not same(whole, run(tmp_path / "pages", **options | {"prose": None}))
 
 
