@@ -11,6 +11,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.types import SecretDict
+from pydantic import SecretStr
 
 from flows.stages import REFUSED, REFUSED_PREFIX
 
@@ -96,7 +98,8 @@ def save_webhook() -> UUID | None:
     address = os.environ.get(WEBHOOK)
     if not address:
         return None
-    block = Webhook(method="POST", url=address, headers={"Content-Type": "application/json"})
+    headers = SecretDict({"Content-Type": "application/json"})
+    block = Webhook(method="POST", url=SecretStr(address), headers=headers)
     saved = block.save(BLOCK, overwrite=True)
     assert isinstance(saved, UUID)
     return saved

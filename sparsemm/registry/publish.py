@@ -133,12 +133,10 @@ def publish(
                 if created := version.run_id == run_id:
                     client.update_run(run_id, name=f"{key} v{version.version}: {source}")
             client.set_registered_model_alias(name, CANDIDATE, version.version)
-            report = None
+            run_id, report = str(version.run_id), None
             if version.tags.get("report") == "yes":
-                report = page(
-                    uri, files_page(client.get_run(version.run_id).info.experiment_id, version.run_id, REPORT)
-                )
-    return Published(name, str(version.version), str(version.run_id), stages.hash, created, uri, report)
+                report = page(uri, files_page(client.get_run(run_id).info.experiment_id, run_id, REPORT))
+    return Published(name, str(version.version), run_id, stages.hash, created, uri, report)
 
 
 def _budget(params: Params, key: str) -> int:

@@ -54,6 +54,16 @@ def test_a_job_has_a_gpu_the_shared_volume_and_the_secret_and_fits_the_schema(jo
     assert "{{" not in yaml.safe_dump(job)
 
 
+def test_a_job_can_clone_the_clone_on_the_shared_volume(repository, tmp_path, monkeypatch):
+    """`file:///shared/repository` of deploy/kubernetes: the step of prefect.yaml takes such an address."""
+    from prefect.deployments.steps import git_clone
+
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    step = git_clone(repository=f"file://{repository.root}", branch="main")
+    assert (tmp_path / "job" / step["directory"] / "dvc.yaml").is_file()
+
+
 def test_the_schema_notices_what_is_wrong(job):
     job["spec"]["template"]["spec"]["containers"][0]["volumeMount"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
