@@ -18,6 +18,8 @@ from pathlib import Path
 from PIL import Image
 
 from sparsemm.cli import _parser as command_parser
+from sparsemm.evaluate.rows import OVERALL
+from sparsemm.recipes import Recipe
 
 ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-llava-next"
@@ -62,6 +64,21 @@ def _percent(row: Mapping[str, str]) -> str:
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
 
+def recipes() -> str:
+    """Returns a row per model and scenario: the method of its recipe, and its mean accuracy minus that of others."""
+    lines = [
+        "| model | question | method | minus `snapkv` | minus `sparsemm` | minus `full` |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "artifacts" / "recipes").glob("*.json")):
+        for scenario, choice in Recipe.load(path).scenarios.items():
+            means = [row for row in choice.evidence if row.task == OVERALL and row.budget is None]
+            differences = {row.against: row.difference.text("+") for row in means if row.method == choice.name}
+            others = (differences.get(name, "-") for name in ("snapkv", "sparsemm", "full"))
+            lines.append(f"| `{path.stem}` | {scenario} | `{choice.name}` | {' | '.join(others)} |")
+    return "\n".join(lines if len(lines) > 2 else ["No recipe has been made yet."]) + "\n"
+
+
 def commands() -> str:
     """Returns a row per command: what it does, and an example, from its own help."""
     lines = ["| command | what it does | example |", "|---|---|---|"]
@@ -85,7 +102,7 @@ def commands() -> str:
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
     "README.md": {"results": table(RESULTS, "read", ROWS)},
     "docs/reference/commands.md": {"commands": commands()},
-    "docs/results.md": {task: table(RESULTS, task) for task in TASKS},
+    "docs/results.md": {task: table(RESULTS, task) for task in TASKS} | {"recipes": recipes()},
 }
 
 
