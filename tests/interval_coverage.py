@@ -23,9 +23,9 @@ def covered(pages: int, better: float, worse: float, trials: int = TRIALS) -> tu
     for trial in range(trials):
         drawn = np.random.default_rng(trial).random(pages)
         mine, other = (drawn < better) * 1.0, ((drawn >= better) & (drawn < better + worse)) * 1.0
-        found = difference(mine, other, RESAMPLES, trial)
+        result = difference(mine, other, RESAMPLES, trial)
         plain = interval(bootstrap_means(mine - other, RESAMPLES, trial))
-        for i, (low, high) in enumerate([(found.low, found.high), plain]):
+        for i, (low, high) in enumerate([(result.low, result.high), plain]):
             hits[i] += low - 1e-9 <= better - worse <= high + 1e-9
     ours, plain_share = hits / trials
     return float(ours), float(plain_share)

@@ -50,10 +50,10 @@ def test_only_what_differs_is_named():
 
 def test_draws_are_averaged_page_by_page():
     draws = [Outcome(RNG.random(5), "x", 3.0, 9.0) for _ in range(3)]
-    found = over_seeds(iter(draws))
+    result = over_seeds(iter(draws))
     means = [one.values.mean() for one in draws]
-    assert np.allclose(found.values, sum(one.values for one in draws) / 3)
-    assert found.seeds == 3 and found.spread == pytest.approx(max(means) - min(means)) and found.kept == 3.0
+    assert np.allclose(result.values, sum(one.values for one in draws) / 3)
+    assert result.seeds == 3 and result.spread == pytest.approx(max(means) - min(means)) and result.kept == 3.0
     with pytest.raises(DataError, match="no draw"):
         over_seeds([])
 

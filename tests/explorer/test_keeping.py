@@ -37,10 +37,10 @@ def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
         config.num_hidden_layers, config.num_key_value_heads, generator=torch.Generator().manual_seed(3)
     )
     (empty,) = caches(model, scores, ("full", method), [12], SETTINGS, 5, 0).values()
-    found = {}
+    result = {}
 
     def observer(call):
-        found[call.layer] = kept_positions(empty.layers[call.layer], call.query, call.key, call.scaling)
+        result[call.layer] = kept_positions(empty.layers[call.layer], call.query, call.key, call.scaling)
 
     with torch.inference_mode(), observe_attention(model, observer):
         getattr(model, model.base_model_prefix)(**inputs, use_cache=False)
@@ -49,11 +49,11 @@ def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
     with torch.inference_mode():
         model(**inputs, past_key_values=real, use_cache=True)
     for layer, (budget, ragged) in enumerate(zip(real.budgets(), real.ragged, strict=True)):
-        assert found[layer].sum(-1).tolist() == budget[0].tolist()
+        assert result[layer].sum(-1).tolist() == budget[0].tolist()
         starts, lengths = ragged.slab.starts.tolist(), ragged.slab.lengths.tolist()
         for head, (start, count) in enumerate(zip(starts, lengths, strict=True)):
             torch.testing.assert_close(
-                keys[layer][head][found[layer][head]], ragged.slab.keys[start : start + count], rtol=1e-4, atol=1e-4
+                keys[layer][head][result[layer][head]], ragged.slab.keys[start : start + count], rtol=1e-4, atol=1e-4
             )
 
 

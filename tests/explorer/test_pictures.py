@@ -32,13 +32,13 @@ def test_views_are_of_the_best_heads_and_of_others_at_a_word_in_the_middle():
     page, table = crafted.reading(), crafted.table()
     token = middle_token(page)
     assert token == TOKEN and page.tokens[token].entry == 1 and page.tokens[token - 1].entry != 1
-    found = views(page, table)
-    assert found["word"] == "far" and len(found["visual"]) == len(found["others"]) == EACH
+    result = views(page, table)
+    assert result["word"] == "far" and len(result["visual"]) == len(result["others"]) == EACH
     on_page, on_thumbnail = page.sums[0, 0, token]
-    assert found["visual"][0]["text"] == (
+    assert result["visual"][0]["text"] == (
         f"layer 0, head 0 (rank 1): 50.0% of the score, attention: {on_page:.0%} page, {on_thumbnail:.0%} thumbnail"
     )
-    assert found["others"][-1]["text"].startswith("layer 4, head 3 (rank 20)")
+    assert result["others"][-1]["text"].startswith("layer 4, head 3 (rank 20)")
     assert np.allclose(attention(page, token, (0, 0, 0.5)), (page.levels[0, 0, token] / 255) ** 2)
 
 

@@ -21,9 +21,9 @@ def test_a_model_that_is_not_loaded_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     crafted.table().save(tmp_path / "artifacts/scores/m.safetensors")
     stage.run(parse_params(PARAMS % MODELS), "m", tmp_path)
-    found = read(tmp_path)
-    assert found["reason"].startswith("without a GPU") and found["pages"] == [] == found["method"]
-    assert found["hits"][0][0] == 9 and found["tokens"] == 10 and found["kvHeads"] == 4
+    result = read(tmp_path)
+    assert result["reason"].startswith("without a GPU") and result["pages"] == [] == result["method"]
+    assert result["hits"][0][0] == 9 and result["tokens"] == 10 and result["kvHeads"] == 4
 
 
 def test_pages_are_packed_with_their_pictures_and_the_same_every_time(tmp_path, monkeypatch):
@@ -31,11 +31,11 @@ def test_pages_are_packed_with_their_pictures_and_the_same_every_time(tmp_path, 
     monkeypatch.setattr(stage, "too_much_to_load", lambda entry: None)
     monkeypatch.setattr(stage, "read_pages", lambda *_: [crafted.reading(), crafted.reading("page-2", seed=1)])
     stage.run(parse_params(PARAMS % MODELS), "m", tmp_path)
-    found = read(tmp_path)
-    assert found["reason"] is None and [page["id"] for page in found["pages"]] == ["page-1", "page-2"]
-    assert len(found["method"]) == 3 and set(found["views"]) == {"word", "visual", "others"}
+    result = read(tmp_path)
+    assert result["reason"] is None and [page["id"] for page in result["pages"]] == ["page-1", "page-2"]
+    assert len(result["method"]) == 3 and set(result["views"]) == {"word", "visual", "others"}
     stage.run(parse_params(PARAMS % MODELS), "m", tmp_path)
-    assert read(tmp_path) == found
+    assert read(tmp_path) == result
 
 
 def test_an_empty_evaluation_set_is_said():

@@ -219,8 +219,8 @@ def test_a_model_has_one_colour_in_every_chart(opened):
         one.data.filter((trace) => ['one', 'two'].includes(trace.name))
         .map((trace) => [trace.name, trace.line.color]))"""
     )
-    found = {name: {colour for key, colour in colours if key == name} for name in ("one", "two")}
-    assert all(len(one) == 1 for one in found.values()) and found["one"] != found["two"]
+    result = {name: {colour for key, colour in colours if key == name} for name in ("one", "two")}
+    assert all(len(one) == 1 for one in result.values()) and result["one"] != result["two"]
     assert len([name for name, _ in colours if name == "two"]) >= 3
 
 

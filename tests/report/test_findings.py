@@ -12,8 +12,8 @@ from tests.report import crafted
 def test_comparison_lists_budgets_by_verdict_and_by_how_much():
     intervals = ((8, (-0.2, -0.1)), (16, (-0.1, 0.1)), (24, (0.1, 0.2)), (32, (-0.5, -0.3)))
     model = crafted.model([crafted.row("snapkv", b, 0.5, i) for b, i in intervals])
-    found = findings.verdicts(model, "read", "snapkv")
-    assert {word: [row.budget for row in rows] for word, rows in found.items()} == {
+    result = findings.verdicts(model, "read", "snapkv")
+    assert {word: [row.budget for row in rows] for word, rows in result.items()} == {
         "better": [8, 32],
         "worse": [24],
         "no difference shown": [16],

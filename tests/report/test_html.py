@@ -36,11 +36,11 @@ def test_hostile_text_stays_text():
     drawn = Chart([Panel(bad, bad, bad, series, [bad])])
     parts = (paragraph(bad, bad), bullets([bad]), chart(drawn, bad, bad, bad), table([bad], [[bad, bad]], bad))
     parts += (tabs("t", [(bad, "1"), ("b", "2")]), pictures([{"image": bad, "text": bad}], bad))
-    found = crafted.checked(page(bad, [(bad, bad)], "", *parts, section(bad, bad), details(bad, "x"), heading(bad)))
-    assert len(found.all("script")) == 2 + len(SCRIPTS)  # the chart, the library, and the page's own
-    assert found.text.count(bad) == 17
-    assert found.all("figure")[0]["data-model"] == bad and found.all("section")[0]["id"] == bad
-    assert found.all("img") == [{"src": bad, "alt": bad}]
+    result = crafted.checked(page(bad, [(bad, bad)], "", *parts, section(bad, bad), details(bad, "x"), heading(bad)))
+    assert len(result.all("script")) == 2 + len(SCRIPTS)  # the chart, the library, and the page's own
+    assert result.text.count(bad) == 17
+    assert result.all("figure")[0]["data-model"] == bad and result.all("section")[0]["id"] == bad
+    assert result.all("img") == [{"src": bad, "alt": bad}]
 
 
 def test_data_cannot_end_its_script():
@@ -54,14 +54,14 @@ def test_data_cannot_end_its_script():
 
 def test_everything_is_inside_the_file():
     text = page("t", [("a", "b")], "", section("a", "b", chart(SPEC, "what", "caption"), pair("<p>1</p>", "<p>2</p>")))
-    found = crafted.checked(text)
-    for tag, attributes in found.seen:
+    result = crafted.checked(text)
+    for tag, attributes in result.seen:
         assert tag not in {"link", "iframe", "object", "embed", "base"} and "src" not in attributes
         assert attributes.get("href", "#").startswith("#")
     # The browser refuses what the page does not hold.
-    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in found.all("meta")
+    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in result.all("meta")
     assert "connect-src" not in POLICY and POLICY.startswith("default-src 'none'") and "http" not in POLICY
-    assert "plotly.js" in found.scripts[-1 - len(SCRIPTS)] and "Plotly" in found.scripts[-len(SCRIPTS)]
+    assert "plotly.js" in result.scripts[-1 - len(SCRIPTS)] and "Plotly" in result.scripts[-len(SCRIPTS)]
 
 
 def test_nothing_leaves_no_empty_piece():
@@ -70,19 +70,19 @@ def test_nothing_leaves_no_empty_piece():
 
 
 def test_tabs_are_labelled_and_belong_to_their_panels():
-    found = crafted.checked(tabs("t", [("one", "1"), ("two", "2")]))
-    buttons = found.all("button")
-    panels = [one for one in found.all("div") if one.get("role") == "tabpanel"]
+    result = crafted.checked(tabs("t", [("one", "1"), ("two", "2")]))
+    buttons = result.all("button")
+    panels = [one for one in result.all("div") if one.get("role") == "tabpanel"]
     assert [one["aria-controls"] for one in buttons] == [one["id"] for one in panels]
     assert [one["id"] for one in buttons] == [one["aria-labelledby"] for one in panels]
 
 
 def test_phones_and_keyboards():
     text = page("t", [], "", table(["a", "b"], [["1", "2"]], "what this is"))
-    found = crafted.checked(text)
-    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in found.all("meta")
+    result = crafted.checked(text)
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in result.all("meta")
     # A region that scrolls can be reached and is named.
-    (region,) = found.all("div")
-    assert len(found.all("noscript")) == 1
+    (region,) = result.all("div")
+    assert len(result.all("noscript")) == 1
     assert (region["tabindex"], region["role"], region["aria-label"]) == ("0", "region", "what this is")
-    assert found.all("html") == [{"lang": "en"}] and [th["scope"] for th in found.all("th")] == ["col", "col", "row"]
+    assert result.all("html") == [{"lang": "en"}] and [th["scope"] for th in result.all("th")] == ["col", "col", "row"]

@@ -164,9 +164,9 @@ def shape(name="vicuna-7b", device="a GPU", budget=256):
 
 
 def test_the_papers_points_need_its_shape_length_budget_and_a_gpu():
-    found = {(one.quantity, one.method, one.prompt_length) for one in paper_points(shape())}
+    result = {(one.quantity, one.method, one.prompt_length) for one in paper_points(shape())}
     both = {("peak_gb", "transformers", 32768), ("peak_gb", "sparsemm", 32768)}
-    assert found == both | {("decode_speedup", "sparsemm", 32768)}
+    assert result == both | {("decode_speedup", "sparsemm", 32768)}
     assert paper_points(shape(device=platform.machine())) == [] == paper_points(shape("mistral-7b"))
     assert {one.method for one in paper_points(shape(budget=16))} == {"transformers"}
 

@@ -31,24 +31,27 @@ def tables(folder):
     return {path.stem: path.read_text(encoding="utf-8") for path in (folder / "artifacts/report/plots").glob("*.csv")}
 
 
-def test_scores_alone_make_a_page_and_ten_tables(tmp_path):
+def test_scores_alone_make_a_page_and_all_tables(tmp_path):
     write_scores(tmp_path / "artifacts/scores/m.csv")
     stage.run(parse_params(PARAMS), tmp_path)
     assert {"found", "heads", "limits"} <= {one["id"] for one in page(tmp_path).all("section")}
     assert (tmp_path / "artifacts/report/index.html").stat().st_size < 10_000_000
     made = tables(tmp_path)
-    assert len(made) == 10 and made["accuracy"] == "panel,series,at,value,low,high\n"
+    assert (
+        set(made) == set(stage.plots(crafted.results(crafted.model())))
+        and made["accuracy"] == "panel,series,at,value,low,high\n"
+    )
     assert len(made["heads"].splitlines()) == 1 + 2 * 20 + 2  # two panels of 20 heads, and the even spread
 
 
 def test_the_tables_are_those_that_dvc_draws():
     drawn = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
     paths = [path for one in drawn for path in one]
-    assert len(paths) == 10
+    assert 9 <= len(paths) <= 10  # a view, not an archive
     assert {Path(path).stem for path in paths} == set(stage.plots(crafted.results(crafted.model())))
     for one in drawn:
-        (given,) = one.values()
-        assert (ROOT / given["template"]).is_file() and {given["x"], given["y"]} <= set(stage.COLUMNS)
+        (plot,) = one.values()
+        assert (ROOT / plot["template"]).is_file() and {plot["x"], plot["y"]} <= set(stage.COLUMNS)
 
 
 def test_everything_that_was_made_is_in_the_page_and_the_same_every_time(tmp_path):
@@ -66,10 +69,10 @@ def test_everything_that_was_made_is_in_the_page_and_the_same_every_time(tmp_pat
     asked = PARAMS.replace("[128]}", "[128], shapes: [vicuna-7b]}")
     params = parse_params(asked + "robustness: {e: {}}\nstudies: {derived: {curve: {}}}")
     stage.run(params, tmp_path)
-    found = page(tmp_path)
-    assert {"accuracy", "explorer", "cost"} <= {one["id"] for one in found.all("section")}
-    assert "study-curve" in {one.get("id") for one in found.all("h3")} and "vicuna-7b" in found.text
-    assert sum(one["src"].startswith("data:image/") for one in found.all("img")) == 3 + 6
+    result = page(tmp_path)
+    assert {"accuracy", "explorer", "cost"} <= {one["id"] for one in result.all("section")}
+    assert "study-curve" in {one.get("id") for one in result.all("h3")} and "vicuna-7b" in result.text
+    assert sum(one["src"].startswith("data:image/") for one in result.all("img")) == 3 + 6
     rows = list(csv.DictReader(tables(tmp_path)["accuracy"].splitlines()))
     assert [(row["series"], row["value"]) for row in rows] == [("full", "0.9"), ("sparsemm", "0.5")]
     before = (folder / "report/index.html").read_bytes(), tables(tmp_path)

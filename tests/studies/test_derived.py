@@ -79,9 +79,9 @@ def test_answers_are_grouped_by_length(params, tmp_path):
 
 def test_groups_are_about_as_large_and_equal_lengths_stay_together():
     answers = ["x" * n for n in (1, 2, 2, 2, 5, 9, 9, 3)]
-    found = by_length(answers, 3)
-    assert sorted(np.concatenate(list(found.values()))) == list(range(8))
-    for inside in found.values():
+    result = by_length(answers, 3)
+    assert sorted(np.concatenate(list(result.values()))) == list(range(8))
+    for inside in result.values():
         lengths = {len(answers[i]) for i in inside}
         assert all(len(a) not in lengths for i, a in enumerate(answers) if i not in inside)
     assert list(by_length(["ab"] * 5, 3)) == ["2 characters"]

@@ -43,10 +43,10 @@ def test_groups_are_as_large_and_apart():
     scores = np.random.default_rng(0).random((4, 10))
     header = {"model": "m", "revision": None, "fingerprint": "f", "num_kv_heads": 2}
     table = ScoreTable.from_samples(scores[None], np.zeros((4, 10), np.int64), header)
-    found = groups(table, 0.1)
-    assert [len(found[g]) for g in (BEST, MIDDLE, LAST)] == [4, 4, 4] and len(
-        set(np.concatenate([*found.values()]))
+    result = groups(table, 0.1)
+    assert [len(result[g]) for g in (BEST, MIDDLE, LAST)] == [4, 4, 4] and len(
+        set(np.concatenate([*result.values()]))
     ) == 12
     flat = scores.ravel()
-    assert flat[found[BEST]].min() > flat[found[MIDDLE]].max() > flat[found[LAST]].max()
-    assert [sum(flat > flat[i]) for i in found[MIDDLE]] == [18, 19, 20, 21]
+    assert flat[result[BEST]].min() > flat[result[MIDDLE]].max() > flat[result[LAST]].max()
+    assert [sum(flat > flat[i]) for i in result[MIDDLE]] == [18, 19, 20, 21]

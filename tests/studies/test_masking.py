@@ -61,9 +61,9 @@ def test_off_is_what_zeros_in_the_projections_do(tiny, name, zero):
 
     with hooked(model, heads, zero):
         wanted = run(model)
-    found = heads_off(run, Off(heads, zero), model)
-    assert torch.allclose(found, wanted, atol=1e-5)
-    assert not torch.allclose(found, run(model), atol=1e-3)
+    result = heads_off(run, Off(heads, zero), model)
+    assert torch.allclose(result, wanted, atol=1e-5)
+    assert not torch.allclose(result, run(model), atol=1e-3)
     assert torch.equal(heads_off(run, None, model), heads_off(run, Off(np.zeros_like(heads), zero), model))
     assert config._attn_implementation == before
 
@@ -82,11 +82,11 @@ def test_every_row_can_have_heads_of_its_own(tiny, zero):
         with torch.inference_mode():
             return model(**inputs).logits[:, -1]
 
-    found = heads_off(run, Off(heads, zero), model)
+    result = heads_off(run, Off(heads, zero), model)
     for row in range(3):
         alone = heads_off(run, Off(heads[row], zero), model)[row]
-        assert torch.allclose(found[row], alone, atol=1e-5)
-    assert not torch.allclose(found[0], found[1], atol=1e-3) and torch.allclose(found[0], found[2], atol=1e-5)
+        assert torch.allclose(result[row], alone, atol=1e-5)
+    assert not torch.allclose(result[0], result[1], atol=1e-3) and torch.allclose(result[0], result[2], atol=1e-5)
     with pytest.raises(ModelError, match="heads"):
         heads_off(run, Off(heads[:2], zero), model)
 

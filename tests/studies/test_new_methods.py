@@ -85,9 +85,9 @@ def comparisons(source: str) -> list[int]:
 
 def test_no_code_asks_for_the_name_of_a_method_where_its_class_knows():
     assert comparisons("way.method == 'h2o'") == [1]
-    found = []
+    result = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
         if not any(name == role or name.startswith(f"{role}/") for role in ROLES):
-            found += [f"{name}:{line}" for line in comparisons(path.read_text())]
-    assert found == []
+            result += [f"{name}:{line}" for line in comparisons(path.read_text())]
+    assert result == []

@@ -34,11 +34,13 @@ def arms(rows):
 def test_a_study_writes_its_rows_and_leaves_nothing_behind(made, rows, name):
     params, root = made
     run(params, name, KEY, root)
-    found = rows(root, name)
-    assert len(arms(found)) == ARMS.get(name, len(arms(found)))
-    assert len(read_study(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY)) == len(found)
-    assert {row["n"] for row in found if row["task"] != "scores"} == {"3"}
-    assert all(float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in found if row["n"] == "3")
+    result = rows(root, name)
+    assert len(arms(result)) == ARMS.get(name, len(arms(result)))
+    assert len(read_study(root / f"artifacts/studies/{name}/{KEY}.csv", name, KEY)) == len(result)
+    assert {row["n"] for row in result if row["task"] != "scores"} == {"3"}
+    assert all(
+        float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"]) for row in result if row["n"] == "3"
+    )
     assert not (root / "artifacts" / "work" / "studies" / name / KEY).exists()
     assert json.loads((root / "artifacts" / "studies" / name / f"{KEY}.json").read_text())
 

@@ -106,12 +106,12 @@ def test_values_of_captions_average_to_ciders_score(load, tmp_path, monkeypatch)
 
     docs = documents("textcaps_val", 4)
     texts = [docs[0]["caption_str"][0], "a page", f"the words {docs[2]['question']}", ""]
-    found = scores(load("textcaps_val"), texts)
-    assert found[0] > found[1] and found[3] == 0.0
+    result = scores(load("textcaps_val"), texts)
+    assert result[0] > result[1] and result[3] == 0.0
     monkeypatch.chdir(tmp_path)  # it leaves a file for the benchmark's server
     rows = zip(docs, texts, strict=True)
     results = [{"image_id": doc["image_id"], "answer": doc["caption_str"], "pred": text} for doc, text in rows]
-    assert np.mean(found) == pytest.approx(textcaps_cider(results))
+    assert np.mean(result) == pytest.approx(textcaps_cider(results))
 
 
 def test_captions_without_java_say_what_is_missing(load, monkeypatch):
@@ -131,7 +131,7 @@ def test_a_source_without_the_task_says_what_it_wants(tmp_path):
 def test_a_mirror_on_s3_is_fetched_once(twins, store, tmp_path):
     want = twins / "gqa" / "rows.parquet"
     store.upload_file(str(want), "bucket", "mirror/gqa/rows.parquet")
-    (found,) = task_files("gqa", "s3://bucket/mirror", tmp_path)
-    assert sha256_file(found) == sha256_file(want)
-    before = found.stat().st_mtime_ns
-    assert task_files("gqa", "s3://bucket/mirror", tmp_path) == [found] and found.stat().st_mtime_ns == before
+    (result,) = task_files("gqa", "s3://bucket/mirror", tmp_path)
+    assert sha256_file(result) == sha256_file(want)
+    before = result.stat().st_mtime_ns
+    assert task_files("gqa", "s3://bucket/mirror", tmp_path) == [result] and result.stat().st_mtime_ns == before

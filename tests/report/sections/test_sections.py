@@ -32,9 +32,9 @@ def explored(**more):
     return crafted.evaluated(explorer=contents([pages.reading()], pages.table()), **more)
 
 
-def charts(found):
+def charts(result):
     """Every chart of the page."""
-    made = [json.loads(text) for text in found.scripts if text.startswith('{"panels"')]
+    made = [json.loads(text) for text in result.scripts if text.startswith('{"panels"')]
     return made
 
 
@@ -54,10 +54,10 @@ def tabled(html):
     ],
 )
 def test_the_page_says_what_the_table_says(against, word, counts):
-    found = build(crafted.results(crafted.evaluated(against)))
-    assert f"{word} at B = 8" in found.text and counts in found.text
+    result = build(crafted.results(crafted.evaluated(against)))
+    assert f"{word} at B = 8" in result.text and counts in result.text
     for other in {"better", "worse", "no difference shown"} - {word}:
-        assert f"{other} at B = 8" not in found.text
+        assert f"{other} at B = 8" not in result.text
 
 
 def test_tables_have_accuracy_first_and_one_sign():
@@ -67,19 +67,19 @@ def test_tables_have_accuracy_first_and_one_sign():
 
 
 def test_every_chart_is_in_the_page_and_has_words():
-    found = build(crafted.results(crafted.evaluated()))
-    plots = [one for one in found.all("div") if one.get("class") == "plot"]
-    assert len(charts(found)) == len(plots) == 4  # accuracy, curves, heat map, cost
+    result = build(crafted.results(crafted.evaluated()))
+    plots = [one for one in result.all("div") if one.get("class") == "plot"]
+    assert len(charts(result)) == len(plots) == 4  # accuracy, curves, heat map, cost
     assert all(one["role"] == "img" and len(one["aria-label"]) > 30 for one in plots)
-    assert [one["data-model"] for one in found.all("figure") if "data-model" in one] == ["m"]
+    assert [one["data-model"] for one in result.all("figure") if "data-model" in one] == ["m"]
 
 
 def test_the_page_reads_like_results():
     """What was found, then the evidence, its cost and its limits; the contents follow."""
-    found = build(crafted.results(explored(), explored(key="t", note="a test model", number=1)))
+    result = build(crafted.results(explored(), explored(key="t", note="a test model", number=1)))
     order = ["found", "accuracy", "heads", "explorer", "cost", "limits", "appendix"]
-    assert [one["id"] for one in found.all("section")] == order
-    assert [one["href"] for one in found.all("a")] == ["#" + anchor for anchor in order]
+    assert [one["id"] for one in result.all("section")] == order
+    assert [one["href"] for one in result.all("a")] == ["#" + anchor for anchor in order]
 
 
 def test_sections_without_anything_to_say_are_left_out(monkeypatch):
@@ -98,8 +98,8 @@ def test_the_first_screen_has_the_picture_and_three_sentences_with_intervals():
     made = [crafted.studied(CURVE, [one for one in areas if one.diff]), crafted.studied(MASKING, masked, "masking")]
     results = crafted.results(explored(), studies=made)
     html = "".join(first_screen.parts(results))
-    found = crafted.checked(html)
-    assert len(found.all("li")) == 3 and len(found.all("img")) == 3
+    result = crafted.checked(html)
+    assert len(result.all("li")) == 3 and len(result.all("img")) == 3
     assert "50 %" in html and "best 10 % of heads switched off" in html and "0.146" in html
     assert "-0.300 [-0.400, -0.200]" in html
     difference = next(one.difference for one in made[0].rows["m"] if one.against == "snapkv" and one.diff)
@@ -146,62 +146,62 @@ def test_size_names_the_budget_that_is_enough():
 
 
 def test_the_explorer_has_labelled_controls_and_its_data():
-    found = build(crafted.results(explored(), crafted.model(key="n", explorer={"reason": "too large"}, number=1)))
-    labels = {one["for"] for one in found.all("label")}
-    assert labels == {one["id"] for one in found.all("select")} and len(labels) == 7
-    ids = [one["id"] for _, one in found.seen if "id" in one]
+    result = build(crafted.results(explored(), crafted.model(key="n", explorer={"reason": "too large"}, number=1)))
+    labels = {one["for"] for one in result.all("label")}
+    assert labels == {one["id"] for one in result.all("select")} and len(labels) == 7
+    ids = [one["id"] for _, one in result.seen if "id" in one]
     assert len(ids) == len(set(ids))
-    (data,) = [json.loads(text) for text in found.scripts if text.startswith('{"models"')]
+    (data,) = [json.loads(text) for text in result.scripts if text.startswith('{"models"')]
     (model,) = data["models"]
     assert model["pages"][0]["id"] == "page-1" and model["hits"][0][0] == 9 and model["share"][0][0] == 0.5
     assert (
         data["colours"] == {"sparsemm": "#D55E00", "snapkv": "#0072B2"}
-        and "n is not in the explorer: too large." in found.text
+        and "n is not in the explorer: too large." in result.text
     )
 
 
 def test_what_is_missing_is_said():
-    found = build(crafted.results(crafted.model()))
-    assert accuracy.NOT_EVALUATED in found.text and len(charts(found)) == 2 and not found.all("select")
-    assert "explorer" not in {one["id"] for one in found.all("section")}
+    result = build(crafted.results(crafted.model()))
+    assert accuracy.NOT_EVALUATED in result.text and len(charts(result)) == 2 and not result.all("select")
+    assert "explorer" not in {one["id"] for one in result.all("section")}
 
 
 @pytest.mark.parametrize(("pages", "known"), [(1, False), (2, True)])
 def test_one_page_has_no_verdict_anywhere(pages, known):
     model = crafted.evaluated((-0.2, -0.1))
     few = [row.model_copy(update={"pages": pages}) for row in model.accuracy]
-    found = build(crafted.results(crafted.model(few)))
-    assert ("better at B = 8" in found.text) == known == ("1 / 0 / 0" in found.text)
-    assert ("[0." in found.text) == known and (accuracy.TOO_FEW in found.text) != known
+    result = build(crafted.results(crafted.model(few)))
+    assert ("better at B = 8" in result.text) == known == ("1 / 0 / 0" in result.text)
+    assert ("[0." in result.text) == known and (accuracy.TOO_FEW in result.text) != known
 
 
 def test_test_models_are_kept_apart_unless_there_are_no_others():
     test = crafted.evaluated(key="t", note="a declared test model", number=1)
-    found = build(crafted.results(crafted.evaluated(), test))
-    assert "a declared test model" in found.text and found.text.count("t *") >= 4
-    names = {one["data-name"] for one in found.all("button") if one.get("role") == "tab"}
+    result = build(crafted.results(crafted.evaluated(), test))
+    assert "a declared test model" in result.text and result.text.count("t *") >= 4
+    names = {one["data-name"] for one in result.all("button") if one.get("role") == "tab"}
     assert names == set()  # one model is evidence: no tabs
     alone = build(crafted.results(test))
     assert "appendix" not in {one["id"] for one in alone.all("section")} and len(charts(alone)) == 4
 
 
 def test_models_have_tabs_of_the_same_names_everywhere():
-    found = build(crafted.results(*(crafted.evaluated(key=key, number=n) for n, key in enumerate("ab"))))
-    groups = [one["aria-controls"].rpartition("-panel")[0] for one in found.all("button")]
+    result = build(crafted.results(*(crafted.evaluated(key=key, number=n) for n, key in enumerate("ab"))))
+    groups = [one["aria-controls"].rpartition("-panel")[0] for one in result.all("button")]
     assert {group: groups.count(group) for group in groups} == {"accuracy": 2, "heads": 2, "cost": 2}
-    assert {one["data-name"] for one in found.all("button")} == {"a", "b"}
+    assert {one["data-name"] for one in result.all("button")} == {"a", "b"}
 
 
 def test_hostile_names_and_notes_stay_text():
     bad = '"><img src=x onerror=alert(1)></script><!--'
-    found = build(
+    result = build(
         crafted.results(crafted.evaluated(key=bad, explorer={"reason": bad}), crafted.evaluated(key="t", note=bad))
     )
-    assert bad in found.text and not found.all("img")
-    found = build(crafted.results(crafted.evaluated(key=bad, explorer=contents([pages.reading(bad)], pages.table()))))
-    assert all(one["src"].startswith("data:image/") for one in found.all("img"))
-    assert all("onerror" not in attributes for _, attributes in found.seen)
-    (data,) = [json.loads(text) for text in found.scripts if text.startswith('{"models"')]
+    assert bad in result.text and not result.all("img")
+    result = build(crafted.results(crafted.evaluated(key=bad, explorer=contents([pages.reading(bad)], pages.table()))))
+    assert all(one["src"].startswith("data:image/") for one in result.all("img"))
+    assert all("onerror" not in attributes for _, attributes in result.seen)
+    (data,) = [json.loads(text) for text in result.scripts if text.startswith('{"models"')]
     assert data["models"][0]["key"] == data["models"][0]["pages"][0]["id"] == bad
 
 
@@ -242,10 +242,10 @@ def test_nothing_is_said_of_documents_that_were_not_evaluated():
 def test_a_study_has_its_conclusion_charts_and_all_numbers():
     made = crafted.studied(RHO, crafted.study_rows("rho"), "rho")
     html = "".join(all_studies.parts(crafted.results(crafted.evaluated(), studies=[made])))
-    found = crafted.checked(html)
-    assert [one["id"] for one in found.all("h3")] == ["study-rho"]
-    assert RHO.title in found.text and RHO.question in found.text and RHO.conclusion(made.rows["m"]) in found.text
-    assert len(charts(found)) == 2
+    result = crafted.checked(html)
+    assert [one["id"] for one in result.all("h3")] == ["study-rho"]
+    assert RHO.title in result.text and RHO.question in result.text and RHO.conclusion(made.rows["m"]) in result.text
+    assert len(charts(result)) == 2
     assert ">sparsemm, read, B = 12, against snapkv</th>" in html and "+0.200 [" in html
 
 
@@ -289,7 +289,7 @@ def test_published_numbers_stand_beside_the_same_task():
 
 
 def test_a_recipe_is_shown_with_its_reason_and_evidence():
-    found = build(crafted.results(crafted.evaluated(recipe=recipe(pages.table()))))
-    assert "The method for each model" in found.text and "sparsemm+peak won the search." in found.text
-    assert "+0.100 [+0.050, +0.150]" in found.text
+    result = build(crafted.results(crafted.evaluated(recipe=recipe(pages.table()))))
+    assert "The method for each model" in result.text and "sparsemm+peak won the search." in result.text
+    assert "+0.100 [+0.050, +0.150]" in result.text
     assert "The method for each model" not in build(crafted.results(crafted.evaluated())).text
