@@ -10,7 +10,7 @@ from pydantic import Field
 from sparsemm.evaluate.rows import Arm, Row
 from sparsemm.params.stages import Method
 from sparsemm.params.studies import MethodsParams
-from sparsemm.policies import budgets_of
+from sparsemm.policies import budgets_of, is_drawn
 from sparsemm.studies import Rows, Study, against_each, sentence
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def run(experiment: Experiment, options: RegisteredParams) -> list[Row]:
     variants: dict[Arm, Any] = {}
     for task, method in product(options.tasks, methods):
         for budget in budgets_of(method, options.budgets):
-            draws = range(SEEDS) if method.partition("+")[0] == "random" else (experiment.params.evaluate.seed,)
+            draws = range(SEEDS) if is_drawn(method) else (experiment.params.evaluate.seed,)
             ways = [experiment.variant(method, budget, seed=seed) for seed in draws]
             variants[Arm(task, "", method, None, budget)] = ways if len(ways) > 1 else ways[0]
 

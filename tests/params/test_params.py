@@ -304,7 +304,7 @@ def test_a_model_may_override_the_params_of_its_stages():
     assert (own.evaluate.samples, own.evaluate.methods, own.allocate.rho) == (7, ("full",), 0.5)
     assert own.evaluate.tasks == params.evaluate.tasks and own.allocate.budgets == params.allocate.budgets
     assert own.of(key) == own and own.model(key) == params.model(key).model_copy(update=dict.fromkeys(OVERRIDDEN, {}))
-    other = list(raw["models"])[1]
+    other = next(one for one in reversed(raw["models"]) if set(raw["models"][one]).isdisjoint(OVERRIDDEN))
     assert params.of(other) is params and own.model(other) == params.model(other)
     with pytest.raises(ParamsError, match="no model 'nowhere'"):
         params.of("nowhere")
