@@ -29,3 +29,15 @@ def test_waiting_for_a_champion_starts_no_process(monkeypatch):
 def test_what_does_not_come_in_time_ends_the_example(monkeypatch):
     with pytest.raises(SystemExit, match="a champion: not within 0 s"):
         end_to_end.wait_for("a champion", lambda: None, seconds=0)
+
+
+def test_the_pages_that_stay_open_are_printed(monkeypatch, capsys, tmp_path):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("signal.pause", interrupt)
+    end_to_end.stay(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3")
+    shown = capsys.readouterr().out
+    for page in ("1/runs", "2/#/models/visual-heads.tiny-qwen2-vl", "3/docs", "3/metrics"):
+        assert f"http://127.0.0.1:{page}\n" in shown
+    assert str(tmp_path / "data" / "incoming" / "watched") in shown
