@@ -25,7 +25,7 @@ import yaml
 from openai import OpenAI
 
 from examples.end_to_end import free_port, get, start, wait_for
-from flows.smoke import copy_of_head
+from flows.copies import copy_of_head, smallest
 from sparsemm.datasets.records import Record, read_records
 
 KEY = "tiny-qwen2-vl"
@@ -136,7 +136,7 @@ def main() -> None:
         raise SystemExit("vLLM is not installed here: run `make vllm` first")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the ExitStack stops all processes
     shutil.rmtree(FOLDER, ignore_errors=True)
-    root = copy_of_head(Path("."), FOLDER / "repository")
+    root = copy_of_head(Path("."), FOLDER / "repository", smallest)
     port = free_port()
     registry = f"http://127.0.0.1:{port}"
     os.environ |= {"MLFLOW_TRACKING_URI": registry, "XDG_CACHE_HOME": str(root.parent / "cache"), "DO_NOT_TRACK": "1"}
