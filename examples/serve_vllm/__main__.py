@@ -139,6 +139,7 @@ def main() -> None:
     root = copy_of_head(Path("."), FOLDER / "repository", smallest)
     port = free_port()
     registry = f"http://127.0.0.1:{port}"
+    os.environ.setdefault("VLLM_CACHE_ROOT", os.path.expanduser("~/.cache/vllm"))  # before the cache is another one
     os.environ |= {"MLFLOW_TRACKING_URI": registry, "XDG_CACHE_HOME": str(root.parent / "cache"), "DO_NOT_TRACK": "1"}
     with ExitStack() as stack:
         start(stack, root, "registry", "sparsemm.cli", "registry", "serve", "--port", str(port))

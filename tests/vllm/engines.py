@@ -15,6 +15,8 @@ from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # one process, whose blocks can be counted
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# What vLLM knows of its models costs a process to find out; tests with a cache folder of their own use it too.
+os.environ.setdefault("VLLM_CACHE_ROOT", os.path.expanduser("~/.cache/vllm"))
 
 import numpy as np
 import torch
