@@ -91,8 +91,9 @@ def try_version(params: Params, key: str, root: Path, scores: Path, python: Path
     tasks = {name: PageTask(name, records, of_model.chase.prompt, evaluate.seed) for name in names}
     model, processor = load_model(entry)
     ScoreTable.load(scores).check_model(model.config)
-    longest, right = 0, {}
-    new = {}
+    longest = 0
+    right: dict[str, list[str]] = {}
+    new: dict[str, int] = {}
     for name, each in tasks.items():
         lengths = [len(processor.tokenizer(question.answer)["input_ids"]) for question in each.questions]
         new[name], texts = max(lengths) + 8, [""] * len(records)
