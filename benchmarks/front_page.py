@@ -12,24 +12,29 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from PIL import Image
 
 from sparsemm.cli import _parser as command_parser
-from sparsemm.evaluate.rows import OVERALL
+from sparsemm.evaluate.rows import OVERALL, PAPER
 from sparsemm.recipes import Recipe
+from sparsemm.statistics import Estimate
+from sparsemm.studies import StudyRow, read_study
+from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP
+from sparsemm.studies.later import IMAGE
+from sparsemm.studies.retrieval import BEFORE, RETRIEVAL
 
 ROOT = Path(__file__).parents[1]
 MODEL = "smollm2-llava-next"
-RESULTS = ROOT / "artifacts" / MODEL / "evaluate.csv"
+RESULTS = ROOT / "artifacts" / "evaluate" / f"{MODEL}.csv"
 ROWS = {  # of README; docs/results.md has all
     "full": "full cache of transformers",
-    "sparsemm+peak": "`sparsemm+peak`, ours",
+    "sparsemm+blend-echo": "`sparsemm+blend-echo`, ours",
+    "sparsemm+peak": "`sparsemm+peak`, ours, cheaper",
     "sparsemm": "`sparsemm`, as published",
     "snapkv": "`snapkv`",
-    "adakv": "`adakv`",
     "random": "`random` heads get the slots",
 }
 TASKS = {"read": "words read", "qa": "exact answers"}
@@ -62,6 +67,30 @@ def table(path: Path, task: str, names: Mapping[str, str] | None = None) -> str:
 def _percent(row: Mapping[str, str]) -> str:
     value, low, high = (100 * float(row[name]) for name in ("value", "ci_low", "ci_high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def differences(study: str, at: str, shown: Callable[[StudyRow], bool] = lambda row: True) -> str:
+    """Returns a row per comparison of a study of the model, in per cent, with the interval of the paired difference.
+
+    Args:
+        study: name of the study.
+        at: what a row's level or budget is: "slots", "of the heads off".
+        shown: whether a comparison is shown.
+    """
+    rows = read_study(ROOT / "artifacts" / "studies" / study / f"{MODEL}.csv", study, MODEL)
+    lines = [f"| asked | {at} | | accuracy | minus | difference |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if row.difference is not None and shown(row):
+            place = str(row.budget or "") if row.level is None else f"{row.level:.0%}"
+            asked = ", ".join(part for part in (row.task, row.condition) if part)
+            cells = asked, place, row.setting, f"{100 * row.value:.0f}", row.against, _signed(row.difference)
+            lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
+    pages = " or ".join(str(count) for count in sorted({row.n for row in rows if row.difference is not None and row.n}))
+    return "\n".join(lines) + f"\n\nModel `{MODEL}`, n = {pages}, per cent, 95 % intervals in brackets.\n"
+
+
+def _signed(one: Estimate) -> str:
+    return f"{100 * one.value:+.0f} [{100 * one.low:+.0f}, {100 * one.high:+.0f}]"  # type: ignore[operator]
 
 
 def recipes() -> str:
@@ -99,10 +128,24 @@ def commands() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _top_against_random(row: StudyRow) -> bool:
+    return row.setting == TOP and row.against in (RANDOM, LAYERS)
+
+
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
     "README.md": {"results": table(RESULTS, "read", ROWS)},
     "docs/reference/commands.md": {"commands": commands()},
-    "docs/results.md": {task: table(RESULTS, task) for task in TASKS} | {"recipes": recipes()},
+    "docs/results.md": {task: table(RESULTS, task) for task in TASKS}
+    | {
+        "registered": differences("registered", "slots"),
+        "masking": differences("masking", "of the heads off", _top_against_random),
+        "language": differences(
+            "language", "of the heads off", lambda row: _top_against_random(row) or row.setting == NONE
+        ),
+        "retrieval": differences("retrieval", "slots", lambda row: row.setting in (RETRIEVAL, BEFORE)),
+        "later": differences("later", "slots", lambda row: (row.setting, row.condition) == (PAPER, IMAGE)),
+        "recipes": recipes(),
+    },
 }
 
 

@@ -84,7 +84,8 @@ def _text_scores(experiment: Experiment, options: RetrievalParams, model: Any) -
     """Returns the scores of a model's heads while it copies text, or None if it copies too little."""
     from sparsemm.chase.text import chase_text
 
-    header = {name: experiment.scores.header[name] for name in ("model", "revision")}
+    # The heads that are scored before the tuning are those of this model, so the table is one of this model.
+    header = {name: experiment.scores.header[name] for name in ("model", "revision", "fingerprint")}
     try:
         table = chase_text(model, experiment.processor, prompts=options.prompts, words=options.words, header=header)
     except ScoreTableError:

@@ -66,7 +66,8 @@ def plan_rounds(candidates: int, pages: int, first: int) -> list[Round]:
     Every round doubles the pages, and half of the candidates go on. The last round
     is the one that reaches all pages, or after which one candidate is left.
     """
-    rounds, stop = [], 0
+    rounds: list[Round] = []
+    stop = 0
     while stop < pages and (candidates > 1 or not rounds):
         start, stop = stop, min(pages, 2 * stop or first)
         rounds.append(Round(candidates, start, stop))

@@ -42,7 +42,13 @@ def test_budgets_from_text_are_compared_with_all_others(made, monkeypatch):
 def test_scores_from_before_the_tuning_are_compared_in_the_same_way(made, monkeypatch, tiny):
     before = tiny(KEY)[0]
     monkeypatch.setattr(stage, "language_model_before", lambda *_: before)
-    rows = study(made, monkeypatch, lambda model, *_, **__: table(made, 11) if model is before else table(made, 30))
+    own = table(made, 11)
+
+    def chase_text(model, processor, *, header, **_):
+        assert header["fingerprint"] == own.header["fingerprint"]  # a table of another model is refused
+        return own if model is before else table(made, 30)
+
+    rows = study(made, monkeypatch, chase_text)
     pairs = {(row.setting, row.against) for row in rows if row.against}
     assert pairs == {(BEFORE, VISUAL), (BEFORE, RANDOM), (BEFORE, EVEN), (VISUAL, RANDOM), (VISUAL, EVEN)}
     assert {row.setting for row in rows if row.task == "scores"} == {BEFORE} and BEFORE in conclusion(rows)
