@@ -119,9 +119,11 @@ def with_means(outcomes: Mapping[Arm, Outcome]) -> Outcomes:
         areas = []
         for task in tasks:
             curve = {arm.budget: one for arm, one in outcomes.items() if (arm.task, arm.setting) == (task, setting)}
-            budgets = sorted(budget for budget in curve if budget is not None)
-            stacked = np.stack([curve[budget].values for budget in budgets or [None]])
-            values = area(stacked, budgets) if budgets else stacked[0]
+            if None in curve:  # the full cache
+                values = curve[None].values
+            else:
+                budgets = sorted(budget for budget in curve if budget is not None)
+                values = area(np.stack([curve[budget].values for budget in budgets]), budgets)
             areas.append(values)
             result[Arm(task, AREA, setting)] = Outcome(values, next(iter(curve.values())).metric)
         result[Arm(OVERALL, AREA, setting)] = Outcome(np.mean(areas, axis=0), "mean over tasks")

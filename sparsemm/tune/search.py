@@ -71,8 +71,8 @@ class Search:
             for one in candidates:
                 try:
                     outcomes |= self.tuner.measure(self.scenario, [one], start, stop)
-                except SparseMMError as own:
-                    self.failures[one.name] = str(own)
+                except SparseMMError as failure:
+                    self.failures[one.name] = str(failure)
             if not outcomes:
                 raise error
         answered = [one for one in candidates if one.name not in self.failures]

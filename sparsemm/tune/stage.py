@@ -169,4 +169,4 @@ def decide(winner: str, comparisons: Sequence[Comparison], names: Sequence[str])
 def _comparison(row: Row) -> Comparison:
     """Returns the row of a comparison as evidence; an empty cell is None."""
     cells = {name: row[column] for name, column in EVIDENCE.items()}
-    return Comparison(**{name: None if cell == "" else cell for name, cell in cells.items()})
+    return Comparison.model_validate({name: None if cell == "" else cell for name, cell in cells.items()})
