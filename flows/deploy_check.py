@@ -140,7 +140,7 @@ def store(tracking_uri: str, name: str, version: str, check: Check) -> None:
         run = client.get_model_version(name, version).run_id
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         figures = check.figures | {"passed": check.passed, "reasons": check.reasons, "at": now}
-        client.log_dict(run, figures, FIGURES)
+        client.log_dict(str(run), figures, FIGURES)
         tags = {
             "deploy_check": "passed" if check.passed else "failed",
             "deploy_check_reasons": "\n".join(check.reasons)[:LONGEST],

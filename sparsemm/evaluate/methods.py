@@ -116,7 +116,7 @@ def evaluate_methods(
             batch = make_batch(processor, questions, rows_of_batch)
             for one, reply in answer(model, batch, {one: variants[way] for one, way in names.items()}, limit).items():
                 texts = processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
-                kept = reply.kept or [None] * len(texts)
+                kept: Sequence[int | None] = reply.kept or [None] * len(texts)
                 answers[one] |= {
                     at: Answer(text, slots, reply.slot_bytes)
                     for at, text, slots in zip(rows_of_batch, texts, kept, strict=True)

@@ -22,8 +22,11 @@ class _Dumper(yaml.SafeDumper):
     Lists stand on one line.
     """
 
-    def represent_sequence(self, tag: str, sequence: Iterable[object], flow_style: bool | None = None) -> yaml.Node:
-        return super().represent_sequence(tag, sequence, flow_style=True)
+    def represent_sequence(
+        self, tag: str, sequence: Iterable[object], flow_style: bool | None = None
+    ) -> yaml.SequenceNode:
+        node: yaml.SequenceNode = super().represent_sequence(tag, sequence, flow_style=True)
+        return node
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[0-9]+([eE][0-9]+)?$"), list("0123456789"))

@@ -83,7 +83,7 @@ def run(experiment: Experiment, options: LanguageParams) -> list[Row]:
             for kind in (RANDOM, LAYERS):
                 numbers = list(range(len(texts)))
                 draws = (random_heads_in(layers, top, seed, kind == LAYERS, numbers) for seed in range(options.seeds))
-                outcomes[arm._replace(setting=kind)] = over_seeds(measure(draw) for draw in draws)
+                outcomes[arm._replace(setting=kind)] = over_seeds(measure(list(draw)) for draw in draws)
     return experiment.rows(outcomes, _against)
 
 
