@@ -42,7 +42,7 @@ def _params(args: argparse.Namespace) -> None:
         print(json.dumps(schema(), indent=2))
     else:
         params = load_params(args.params)
-        params.check_folders(params.models, str(args.params))
+        params.check_folders(params.models.keys() - params.assembled.keys(), str(args.params))
         print(f"{args.params} is valid")
 
 

@@ -25,7 +25,7 @@ def examine(params_file: Path, root: Path = Path(".")) -> list[Finding]:
         if params_file == Path("params.yaml") and not params_file.exists():
             raise FileNotFoundError
         params = load_params(params_file)
-        params.check_folders(params.models, str(params_file))
+        params.check_folders(params.models.keys() - params.assembled.keys(), str(params_file))
         text = f"{params_file}: {len(params.models)} models, {len(params.datasets)} data sets"
         findings = [Finding("params", "ok", text)]
     except FileNotFoundError:

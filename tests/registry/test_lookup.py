@@ -132,8 +132,9 @@ def test_the_cache_serves_when_the_registry_is_down(wire, workspace, caplog):
 
 
 def test_files_that_cannot_be_fetched_fall_back_to_the_former_champion(made, caplog, monkeypatch):
-    from mlflow import MlflowClient
     from requests import ConnectionError
+
+    from sparsemm.registry import artifacts
 
     before = look_up(CHAMPION)
     made.ran("m", noise=0.01)
@@ -143,7 +144,7 @@ def test_files_that_cannot_be_fetched_fall_back_to_the_former_champion(made, cap
     def broken(*arguments):
         raise ConnectionError("the store is away")
 
-    monkeypatch.setattr(MlflowClient, "download_artifacts", broken)
+    monkeypatch.setattr(artifacts, "download", broken)
     assert look_up(CHAMPION).resolved == before.resolved and "the store is away" in caplog.text
 
 
