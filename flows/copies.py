@@ -48,7 +48,7 @@ def smallest(params: Raw) -> None:
 
 
 def demo(params: Raw) -> None:
-    """Leaves the pretrained model, and few pages: about ten minutes on two cores, in which intervals are wide."""
+    """Leaves the pretrained model, and few pages, so that intervals are wide."""
     _few(params, "smollm2-llava-next", pages=12, methods=["full", "sparsemm", "snapkv", "adakv", "sparsemm+blend-echo"])
     params["allocate"]["budgets"] = [12, 24]
     params["datasets"]["calibration"]["samples"] = 24
