@@ -26,7 +26,8 @@ from examples.service.upload import read_upload
 from sparsemm.cache import compressed_cache
 from sparsemm.errors import SparseMMError
 from sparsemm.models import load_model
-from sparsemm.params import load_params
+from sparsemm.params import Params, load_params
+from sparsemm.policies import method_options
 
 FORM = {
     "type": "object",
@@ -66,6 +67,18 @@ async def admit(request: Request) -> AsyncIterator[Job]:
 Admitted = Annotated[Job, Depends(admit)]
 
 
+def cache_options(method: str, params: Params) -> dict[str, Any]:
+    """Returns the options of a method in params.yaml; none for "auto", because the recipe has its own.
+
+    Raises:
+        BudgetError: if the method is unknown.
+    """
+    if method == "auto":
+        return {}
+    options = params.allocate.model_dump() | {"pooling_kernel": params.evaluate.pooling_kernel}
+    return {name: options[name] for name in method_options(method) if name in options}
+
+
 def create_app(settings: Settings) -> FastAPI:
     """Returns the service, which loads model and score table when it starts.
 
@@ -80,10 +93,9 @@ def create_app(settings: Settings) -> FastAPI:
         model, processor = load_model(entry)
         follower = Follower(settings.scores, model.config, settings.refresh_seconds)
         budget = settings.budget or max(params.allocate.budgets)
-        options: dict[str, Any] = params.allocate.model_dump(include={"window", "rho", "mode"})
-        options["pooling_kernel"] = params.evaluate.pooling_kernel
-        compressed_cache(model, "sparsemm", budget, follower.current.table, **options)  # fails now if it ever would
-        engine = Engine(model, processor, budget, settings.max_batch, **options)
+        options = cache_options(settings.method, params)
+        compressed_cache(model, settings.method, budget, follower.current.table, **options)  # fails now, not later
+        engine = Engine(model, processor, budget, settings.max_batch, settings.method, **options)
         engine.on_batch, engine.on_answer = metrics.batches.observe, metrics.answered
         special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
         app.state.settings, app.state.entry, app.state.in_flight = settings, entry, 0

@@ -16,6 +16,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from examples.service.champion import Champion
 from sparsemm.cache import CompressedCache, compressed_cache
+from sparsemm.cache.served import image_token
 from sparsemm.compat import cache_argument
 from sparsemm.prompts import build_inputs
 
@@ -94,8 +95,11 @@ class Job:
 class Engine:
     """Answers requests greedily through the compressed cache, the oldest first."""
 
-    def __init__(self, model: Any, processor: Any, budget: int, max_batch: int, **cache_options: Any) -> None:
-        self.model, self.processor = model, processor
+    def __init__(
+        self, model: Any, processor: Any, budget: int, max_batch: int, method: str = "sparsemm", **cache_options: Any
+    ) -> None:
+        self.model, self.processor, self.method = model, processor, method
+        self.image_token = image_token(model.config)
         self.budget, self.max_batch, self.cache_options = budget, max_batch, cache_options
         stops = model.generation_config.eos_token_id
         self._stops = set(stops if isinstance(stops, list) else [stops])
@@ -177,7 +181,8 @@ class Engine:
     def _generate(self, jobs: list[Job], inputs: Any) -> None:
         inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         table = jobs[0].champion.table
-        cache = compressed_cache(self.model, "sparsemm", self.budget, table, **self.cache_options)
+        image = None if self.image_token is None else inputs["input_ids"] == self.image_token
+        cache = compressed_cache(self.model, self.method, self.budget, table, image_mask=image, **self.cache_options)
         self.on_batch(len(jobs))
         rows = [_Row(job, self.processor.tokenizer, self._stops) for job in jobs]
         prompts = inputs["attention_mask"].sum(-1).tolist()

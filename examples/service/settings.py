@@ -21,6 +21,7 @@ class Settings(BaseModel):
     model: str = Field(min_length=1, description="key under models of params.yaml")
     params: Path = Field(Path("params.yaml"), description="params file with the model, window, rho and mode")
     scores: str = Field("", description="file or models:/ address; by default the champion of the model")
+    method: str = Field("sparsemm", description="name for compressed_cache; auto is that of the champion's recipe")
     budget: int | None = Field(None, ge=1, description="mean slots per KV head; by default the largest of params")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)

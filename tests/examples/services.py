@@ -101,12 +101,12 @@ def parse(stream):
     return [(block.get("event", "message"), json.loads(block["data"])) for block in blocks]
 
 
-def direct(tiny, folder, image, question, table=1, budget=BUDGET):
+def direct(tiny, folder, image, question, table=1, budget=BUDGET, method="sparsemm", **options):
     """(text, slots kept of the prompt) from `model.generate` itself."""
     model, processor = tiny(MODEL)
     scores = ScoreTable.load(folder / f"{table}.safetensors")
     inputs = build_inputs(processor, [[image]], [question])
-    cache = sparsemm.compressed_cache(model, "sparsemm", budget, scores, window=4)
+    cache = sparsemm.compressed_cache(model, method, budget, scores, **{"window": 4, **options})
     with torch.inference_mode():
         out = model.generate(**inputs, past_key_values=cache, do_sample=False, max_new_tokens=128)
     text = processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

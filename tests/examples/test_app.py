@@ -9,9 +9,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 
+from examples.service.app import cache_options
+from examples.service.champion import Champion, identify
 from sparsemm.datasets.synthetic import questions
+from sparsemm.errors import BudgetError
 from sparsemm.files import sha256_file
+from sparsemm.params import load_params
+from sparsemm.scores import ScoreTable
 from tests.examples.services import (
     BUDGET,
     MODEL,
@@ -27,6 +33,7 @@ from tests.examples.services import (
     served,
     until,
 )
+from tests.recipes import recipe
 
 
 def test_an_answer_is_what_generate_says(service, tiny, folder):
@@ -113,3 +120,24 @@ def test_the_command_starts_says_nothing_secret_and_stops(folder, tmp_path):
         process.wait()
     said = (tmp_path / "log").read_text()
     assert "/answer" in said and "shutdown complete" in said and "canary" not in said and "Traceback" not in said
+
+
+def test_the_method_is_a_setting(tiny, folder):
+    with served(folder, method="snapkv+peak") as service:
+        reply = service.client.post("/answer", **form()).json()
+    kept = (reply["text"], reply["kept_slots"])
+    assert kept == direct(tiny, folder, RECORDS[0].image, READ, method="snapkv+peak")
+    with pytest.raises(BudgetError, match="snapkw"):
+        cache_options("snapkw", load_params(folder / "params.yaml"))
+
+
+def test_auto_is_the_method_of_the_champions_recipe_with_its_options(tiny, folder, monkeypatch):
+    def load(source, config, offline=False):
+        table = ScoreTable.load(source)
+        return Champion(table.with_recipe(recipe(table, method="sparsemm+peak", window=6)), identify(source), offline)
+
+    monkeypatch.setattr("examples.service.champion.load", load)
+    with served(folder, method="auto") as service:
+        reply = service.client.post("/answer", **form()).json()
+    kept = (reply["text"], reply["kept_slots"])
+    assert kept == direct(tiny, folder, RECORDS[0].image, READ, method="sparsemm+peak", window=6, rho=0.4)
