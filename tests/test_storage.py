@@ -140,7 +140,7 @@ def origin(tmp_path_factory, repository_template, storage):
     """A pipeline with one model that ran once, in Git, whose remote is the bucket `data` behind the proxy."""
     pipeline = copy_repository(repository_template, tmp_path_factory.mktemp("storage"), **CREDENTIALS)
     pipeline.set_models("one")
-    assert sum(pipeline.repro().values()) == 11
+    assert set(pipeline.repro().values()) == {1}
     with open(pipeline.root / ".dvc" / "config", "a", encoding="utf-8") as config:
         config.write("remote = storage\n['remote \"storage\"']\nurl = s3://data/dvc\n")
         config.write(f"endpointurl = {storage.proxy.url}\n")
