@@ -22,8 +22,8 @@ from sparsemm.evaluate.rows import OVERALL, PAPER
 from sparsemm.recipes import Recipe
 from sparsemm.statistics import Estimate
 from sparsemm.studies import StudyRow, read_study
+from sparsemm.studies.common.cut_prompts import IMAGE
 from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP
-from sparsemm.studies.later import IMAGE
 from sparsemm.studies.retrieval import BEFORE, RETRIEVAL
 
 ROOT = Path(__file__).parents[1]

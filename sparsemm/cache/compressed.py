@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
@@ -334,6 +334,7 @@ def compressed_cache(
     max_new_tokens: int | None = None,
     storage: str = "model",
     image_mask: torch.Tensor | None = None,
+    replay: Sequence[torch.Tensor | None] | None = None,
     scenario: str = "known",
     **options: Any,
 ) -> CompressedCache:
@@ -363,6 +364,8 @@ def compressed_cache(
         storage: "model" for the model's own dtype, "int8" or "fp8" for 8 bits and a scale per row.
         image_mask: (B, S) bool, which tokens of the prompt stand for an image, for methods that ask for it:
             `inputs["input_ids"] == model.config.image_token_id`. Other methods and models without images ignore it.
+        replay: what `sparsemm.cache.replay.replay_attention` returns for the prompt, for methods that ask for it; other
+            methods ignore it.
         scenario: for "auto", which of the recipe's methods: "known" where the question is part of the prompt, "later"
             where it comes after the prompt was compressed.
         options: options of the method (`sparsemm.policies.method_options`). Most have `window` (32, the newest prompt
@@ -372,8 +375,8 @@ def compressed_cache(
     Raises:
         BudgetError: if the method, budget, scores or an option is invalid.
         ScoreTableError: if the table belongs to another model; a bare matrix of scores is not checked.
-        CacheError: if the model has layers that this cache does not support, if options exclude each other, or if the
-            selector needs weights that the model does not expose.
+        CacheError: if the model has layers that this cache does not support, if options exclude each other, if the
+            selector needs a replay and has none, or if it needs weights that the model does not expose.
     """
     for name, count in (("prompt_length", prompt_length), ("max_new_tokens", max_new_tokens)):
         if count is not None and (not isinstance(count, Integral) or count < 1):
@@ -399,6 +402,13 @@ def compressed_cache(
     if recompress and policy.compresses and not policy.selector.rates_turns:
         what = f"recompress with the selector {type(policy.selector).__name__}, which rates no later turns"
         raise CacheError(what, hint="keep later turns whole, or use another selector")
+    replay = replay if "replay" in policy.reads else [None] * policy.num_layers
+    if replay is None or len(replay) != policy.num_layers:
+        what = (
+            f"the selector {type(policy.selector).__name__} needs a replay of the prompt in {policy.num_layers} layers"
+        )
+        hint = "pass replay=replay_attention(...) of sparsemm.cache.replay, or use another selector"
+        raise CacheError(what, hint=hint)
     cache = build(
         model,
         lambda index: RaggedLayer(
@@ -420,6 +430,7 @@ def compressed_cache(
     scratch: dict[int, torch.Tensor] = {}
     unsplit: list[Any] = []
     needs_image = policy.compresses and "image" in policy.reads and image_token(model.config) is not None
-    for layer in cache.ragged:
+    for layer, replayed in zip(cache.ragged, replay, strict=True):
+        layer.replayed = replayed
         layer.scratch, layer.unsplit, layer.needs_image, layer.image = scratch, unsplit, needs_image, image_mask
     return cache

@@ -56,6 +56,7 @@ class RaggedLayer(CacheLayerMixin):
         self.scratch: dict[int, torch.Tensor] = {}  # shared by all layers of a cache
         self.unsplit: list[tuple[RaggedLayer, Prompt, torch.Tensor, torch.Tensor]] = []  # the same
         self.needs_image = False
+        self.needs_replay = "replay" in policy.reads
         self.reset()
 
     def reset(self) -> None:
@@ -70,6 +71,7 @@ class RaggedLayer(CacheLayerMixin):
         self.seen = 0
         self.barrier = 0  # oldest tokens, which cannot be cropped
         self.image: torch.Tensor | None = None  # (B, S or more) bool, image tokens of the prompt
+        self.replayed: torch.Tensor | None = None  # (B, Hkv, S or more) fp32, `Prompt.replay`
         self.unsplit.clear()
         if isinstance(self.policy, LayerShares):
             self.policy = self.policy.with_measured(None)
@@ -260,6 +262,7 @@ class RaggedLayer(CacheLayerMixin):
             self.scratch if heads is None else {},
             image,
             None if heads is not None or self.chunks is None else self.chunks.accumulated,
+            self.worth_in_replay(*key.shape[:3]).to(key.device) if heads is None and self.needs_replay else None,
         )
 
     def image_tokens(self, batch: int, length: int) -> torch.Tensor:
@@ -276,6 +279,19 @@ class RaggedLayer(CacheLayerMixin):
             what = f"image_mask has shape {tuple(self.image.shape)}, the prompt has {batch} rows of {length} tokens"
             raise CacheError(what, hint="with beams or several answers repeat each row, as generate does")
         return self.image[:, :length]
+
+    def worth_in_replay(self, batch: int, heads: int, length: int) -> torch.Tensor:
+        """Returns what the prompt's positions were worth to a replay, (B, Hkv, S) fp32.
+
+        Raises:
+            CacheError: if there is no replay, or it is that of another prompt.
+        """
+        shape = () if self.replayed is None else tuple(self.replayed.shape)
+        if self.replayed is None or shape[:2] != (batch, heads) or shape[2] < length:
+            what = f"the replay has shape {shape}, the prompt has {batch} rows, {heads} KV heads and {length} tokens"
+            hint = "make a replay for each prompt, and a new cache; with beams or several answers repeat each row"
+            raise CacheError(what, where=f"layer {self.index}", hint=hint)
+        return self.replayed[..., :length]
 
     def rate(self, prompt: Prompt) -> torch.Tensor:
         """Returns the rating of each position, (B, Hkv, S) fp32."""
@@ -404,6 +420,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.chunks is not None:
             self.chunks.select_rows(indices.to(self.chunks.keys.device))
             self.image = None if self.image is None else self.image[indices.to(self.image.device)]
+            self.replayed = None if self.replayed is None else self.replayed[indices.to(self.replayed.device)]
         if self.slab is not None and self.slots is not None:
             indices = indices.to(self.slab.lengths.device)
             capacity = None

@@ -148,7 +148,7 @@ class Prefill:
         Returns:
             (B, S + T) int64: the prompt and at most `max_new_tokens` tokens, padded after each row's end.
         """
-        ends, pad = self._stops()
+        ends, pad = self.stops()
         rows = torch.arange(len(self.tokens), dtype=torch.int64, device=self.tokens.device)
         result = self.tokens.new_full((len(rows), self.length + max_new_tokens), pad)
         tokens, inputs = self.tokens, self._inputs
@@ -175,7 +175,7 @@ class Prefill:
             )
             tokens[~active, length:] = pad  # stopping criteria run after a token: these rows have one too many
 
-    def _stops(self) -> tuple[list[int], int]:
+    def stops(self) -> tuple[list[int], int]:
         """Returns the tokens that end a row, and the one that pads after them."""
         config = self.model.generation_config
         ends = config.eos_token_id

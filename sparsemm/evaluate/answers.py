@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 from sparsemm.cache.compressed import CompressedCache, compressed_cache
 from sparsemm.cache.prefill import prefill
+from sparsemm.cache.replay import replay_attention
 from sparsemm.cache.served import shape_of
 from sparsemm.evaluate.questions import Question
 from sparsemm.policies.policy import Policy
@@ -40,11 +42,32 @@ class Batch:
         index: number of each row's question.
         inputs: output of the processor, padded on the left.
         cut: number of columns after which the cache is compressed, or None for the whole prompt.
+        replay: takes the model, and returns `replay` of `sparsemm.compressed_cache` for these prompts; called only for
+            selectors that need it. None if there is none.
     """
 
     index: list[int]
     inputs: Any
     cut: int | None = None
+    replay: Callable[[Any], Sequence[torch.Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads a page for selectors that need a replay.
+
+    Attributes:
+        prompt: what it is asked, whatever the question about the page is.
+        max_new_tokens: most tokens of its answer.
+    """
+
+    prompt: str
+    max_new_tokens: int
+
+    def replay(self, processor: Any, images: list[list[Image.Image]], inputs: Any, model: Any) -> list[torch.Tensor]:
+        """Returns `replay_attention` of prompts `inputs` about these images."""
+        reading = build_inputs(processor, images, [self.prompt] * len(images))
+        return replay_attention(model, reading, self.max_new_tokens, inputs)
 
 
 class Reply(NamedTuple):
@@ -61,14 +84,19 @@ class Reply(NamedTuple):
     slot_bytes: int = 0
 
 
-def make_batch(processor: Any, questions: Sequence[Question], index: Sequence[int]) -> Batch:
-    """Returns the questions with these numbers as one batch.
+def make_batch(
+    processor: Any, questions: Sequence[Question], index: Sequence[int], reading: Reading | None = None
+) -> Batch:
+    """Returns the questions with these numbers as one batch; without a `reading`, selectors cannot have a replay.
 
     Raises:
         DataError: if the processor refuses an image or a prompt.
     """
     chosen = [questions[at] for at in index]
-    return Batch(list(index), build_inputs(processor, [q.images() for q in chosen], [q.prompt for q in chosen]))
+    images = [q.images() for q in chosen]
+    inputs = build_inputs(processor, images, [q.prompt for q in chosen])
+    replay = None if reading is None else partial(reading.replay, processor, images, inputs)
+    return Batch(list(index), inputs, replay=replay)
 
 
 @torch.inference_mode()
@@ -83,12 +111,15 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     """
     shape, inputs = shape_of(model), move_inputs(batch.inputs, model)
     policies = {name: one.policy.for_pages(shape, batch.index) for name, one in variants.items()}
+    replayed = any("replay" in policy.reads for policy in policies.values())
+    replay = batch.replay(model) if replayed and batch.replay is not None else None
     shared = None
     if batch.cut is None and len(variants) > 1:
         shared = prefill(model, inputs, _observed_rows(list(policies.values())))
 
     def generate(name: str) -> Reply:
         options: dict[str, Any] = {"storage": variants[name].storage, "hold_budget": variants[name].hold_budget}
+        options["replay"] = replay
         if shared is None:
             cache = compressed_cache(model, policies[name], prompt_length=batch.cut, **options)
             prompt = prefill(model, inputs, cache=cache)

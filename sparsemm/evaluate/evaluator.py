@@ -12,7 +12,7 @@ import torch
 
 from sparsemm.dependencies import identity
 from sparsemm.errors import DataError
-from sparsemm.evaluate.answers import Batch, Reply, Variant, answer, make_batch
+from sparsemm.evaluate.answers import Batch, Reading, Reply, Variant, answer, make_batch
 from sparsemm.evaluate.questions import Question, batches
 from sparsemm.evaluate.rows import Arm, Outcome, over_seeds
 from sparsemm.evaluate.store import Answer, Store
@@ -104,6 +104,11 @@ class Evaluator:
         """Returns the model's processor."""
         return self._loaded[1]
 
+    @property
+    def reading(self) -> Reading:
+        """Returns how the model reads a page for selectors that need a replay: nothing of it is from the references."""
+        return Reading(self.params.chase.prompt, self.params.evaluate.max_new_tokens)
+
     def variant(self, method: str, budget: int | None, scores: Any = None, **options: Any) -> Variant:
         """Returns a method at a budget with the shared settings, except for `options`.
 
@@ -166,7 +171,9 @@ class Evaluator:
                 missing = [name for name in variants if not known[name].keys() >= set(index)]
                 jobs += [(batch, index, missing)] if missing else []
             for batch, index, missing in progress(jobs, len(jobs), f"{self.name} {self.key}: {task}"):
-                ready = make_batch(self.processor, questions, index) if make_batches is None else batch
+                ready = batch
+                if make_batches is None:
+                    ready = make_batch(self.processor, questions, index, self.reading)
                 limit = questions[index[0]].max_new_tokens or longest_answer(
                     self.processor, questions, self.params.evaluate.max_new_tokens
                 )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sparsemm.cache.served import shape_of
 from sparsemm.datasets.records import Record
 from sparsemm.errors import BudgetError, DataError
-from sparsemm.evaluate.answers import Variant, answer, make_batch
+from sparsemm.evaluate.answers import Reading, Variant, answer, make_batch
 from sparsemm.evaluate.evaluator import longest_answer, score_answers
 from sparsemm.evaluate.questions import batches
 from sparsemm.evaluate.rows import FULL, Row, measured, rounded
@@ -77,7 +77,7 @@ def evaluate_methods(
         methods: names such as "snapkv" or "sparsemm+peak"; "full" has no budget. "random" draws heads once per page.
         tasks: "read" asks for all words of a page (word accuracy); "qa", a question about it (exact match), needs
             synthetic pages.
-        prompt: of "read".
+        prompt: of "read", and of the reading that the selector "kvzip" needs.
         batch_size: pages that go through the model together.
         max_new_tokens: of an answer; it also ends 8 tokens after the longest reference.
         resamples: of the bootstrap of intervals.
@@ -113,7 +113,7 @@ def evaluate_methods(
         answers: dict[str, dict[int, Answer]] = {one: {} for one in names}
         index = batches(questions, batch_size)
         for rows_of_batch in progress(index, len(index), f"evaluate {name}"):
-            batch = make_batch(processor, questions, rows_of_batch)
+            batch = make_batch(processor, questions, rows_of_batch, Reading(prompt, max_new_tokens))
             for one, reply in answer(model, batch, {one: variants[way] for one, way in names.items()}, limit).items():
                 texts = processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
                 kept: Sequence[int | None] = reply.kept or [None] * len(texts)

@@ -26,7 +26,7 @@ def caches(
     """Returns an empty cache for every method that evicts, at every budget.
 
     Methods that rate positions by their values are left out, because `kept_positions` replaces the values. So are
-    those that need the image tokens, or all layers at once.
+    those that need the image tokens, a replay, or all layers at once.
 
     Raises:
         BudgetError, CacheError, ScoreTableError: as in `sparsemm.cache.compressed_cache`.
@@ -39,7 +39,7 @@ def caches(
         for method in methods
         if policy_class(method).compresses
         and not policy_class(method).measures
-        and not selector_of(method).reads & {"image", "value"}
+        and not selector_of(method).reads & {"image", "value", "replay"}
         for budget in budgets
     }
 

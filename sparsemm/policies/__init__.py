@@ -60,6 +60,7 @@ SELECTORS: dict[str, str | type[Selector]] = {
     "random-visual": "random_visual.RandomVisual",
     "random-visual-per-head": "random_visual.RandomVisualPerHead",
     "behind-image": "behind_image.BehindImage",
+    "kvzip": "kvzip.KVzip",
 }
 
 

@@ -33,6 +33,8 @@ class Prompt:
         accumulated: (B, Hkv, S) fp32, what `Selector.accumulate` made of all rows of a prompt that came in chunks; the
             queries are then the last `window` alone.
         image: (B, S) bool, which tokens stand for an image's pixels; None where there is no image, and in a later turn.
+        replay: (B, Hkv, S) fp32, what every position was worth to a reading of the prompt over the full cache
+            (`sparsemm.cache.replay`).
     """
 
     query: torch.Tensor
@@ -47,6 +49,7 @@ class Prompt:
     scratch: dict[int, torch.Tensor] = field(default_factory=dict)
     image: torch.Tensor | None = None
     accumulated: torch.Tensor | None = None
+    replay: torch.Tensor | None = None
 
     def candidates(self) -> torch.Tensor:
         """Returns the positions that may be evicted, (B, 1, S) bool: neither padding nor in the window."""
@@ -61,8 +64,8 @@ class Selector(ABC):
 
     Attributes:
         every_row: whether `rate` wants every row of the prompt, not the last `window`.
-        reads: what it needs beside queries and keys: "value", "projection", "scratch", "image" of the `Prompt`, and
-            "slots" if it has a `refine`.
+        reads: what it needs beside queries and keys: "value", "projection", "scratch", "image", "replay" of the
+            `Prompt`, and "slots" if it has a `refine`.
         drawn: whether it draws positions at random, which evaluation does anew for every page (`for_pages`).
         rates_turns: whether it can rate a later turn, where heads hold different positions, for `recompress`.
         rates_answers: whether `update` can rate the tokens of an answer beside those of the prompt.

@@ -17,7 +17,7 @@ from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.params import Params
 from sparsemm.policies import budgets_of
 from sparsemm.statistics import area
-from sparsemm.studies.later import IMAGE, cut_batches, prompt_parts
+from sparsemm.studies.common.cut_prompts import IMAGE, cut_batches, prompt_parts
 from sparsemm.tune.candidates import Candidate
 
 Outcomes = dict[Arm, Outcome]  # the setting of an arm is the name of a candidate
@@ -91,7 +91,8 @@ class Tuner(Evaluator):
         """Yields batches whose prompts are compressed before the question."""
         pairs = zip(task.questions, task.records, strict=True)
         prompts = [prompt_parts(self.processor, IMAGE, question, record, "") for question, record in pairs]
-        return cut_batches(self.processor, prompts, list(task.records), self.params.evaluate.batch_size)
+        size = self.params.evaluate.batch_size
+        return cut_batches(self.processor, prompts, list(task.records), size, self.reading)
 
 
 def joined(parts: Sequence[Outcomes]) -> Outcomes:

@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 from sparsemm.prompts import build_inputs
 
-inputs = build_inputs(processor, [[Image.new("RGB", (140, 140), "white")]], ["Read the page."])
+page = Image.new("RGB", (140, 140), "white")
+inputs = build_inputs(processor, [[page]], ["Read the page."])
 said, cache = answer(inputs)
 ids = torch.cat([said, said[:, -2:]], dim=1)
 more, same = answer({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, cache)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import sparsemm
+from sparsemm.cache.prefill import prefill
 from sparsemm.cache.served import shape_of
 from sparsemm.datasets.synthetic import PageStyle, draw_record
-from sparsemm.errors import BudgetError
-from sparsemm.evaluate.answers import Variant, answer, make_batch
+from sparsemm.errors import BudgetError, CacheError
+from sparsemm.evaluate import answers
+from sparsemm.evaluate.answers import Reading, Variant, answer, make_batch
 from sparsemm.evaluate.questions import Question
 from sparsemm.policies import make_policy
 
@@ -53,3 +56,24 @@ def test_a_policy_that_knows_its_model_says_the_same(tiny):
 def test_an_impossible_variant_is_refused_before_the_model_runs(tiny):
     with pytest.raises(BudgetError, match="head scores"):
         ask(tiny, [make_policy("full"), make_policy("sparsemm", 12, window=4)])
+
+
+def test_a_selector_that_needs_a_replay_has_the_models_own_reading_or_is_refused(tiny, monkeypatch):
+    model, processor = tiny("tiny-qwen2-vl")
+    policy = make_policy("snapkv+kvzip", 12, window=4)
+    variants = {"kvzip": Variant(policy), "full": Variant(make_policy("full"))}
+    calls = []
+    real = answers.replay_attention
+    monkeypatch.setattr(answers, "replay_attention", lambda *a: calls.append(a) or real(*a))
+    batch = make_batch(processor, QUESTIONS, range(3), Reading("Read the page.", 9))
+    replies = answer(model, batch, variants, 12)
+    ((_, reading, most, prompts),) = calls  # once for all variants
+    assert most == 9 and prompts is batch.inputs
+    assert processor.batch_decode(reading["input_ids"])[1].count("Read the page.") == 1
+    replay = real(model, reading, 9, prompts)
+    cache = sparsemm.compressed_cache(model, policy, replay=replay)
+    start = prefill(model, batch.inputs, cache=cache)
+    assert start.generate(cache, 12)[:, start.length :].tolist() == replies["kvzip"].tokens
+    assert answer(model, batch, {"full": variants["full"]}, 12)["full"] == replies["full"] and len(calls) == 1
+    with pytest.raises(CacheError, match="needs a replay"):
+        answer(model, make_batch(processor, QUESTIONS, range(3)), variants, 12)

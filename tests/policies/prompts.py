@@ -21,7 +21,8 @@ def prompt_of(seed, heads=6, kv_heads=3, length=19, dim=8, window=4, dtype=torch
     query, key, value = (draw(batch, n, length, dim).to(dtype) for n in (heads, kv_heads, kv_heads))
     valid = torch.arange(length) >= torch.tensor(PADS)[:, None]
     projection = draw(1, kv_heads, heads // kv_heads, dim, hidden).to(dtype)
-    return Prompt(query, key, valid, window, SCALING, value, projection, budget=window + 3)
+    replay = torch.rand(key.shape[:3], dtype=torch.float32, generator=generator)
+    return Prompt(query, key, valid, window, SCALING, value, projection, budget=window + 3, replay=replay)
 
 
 def weights_of(prompt, row, head, i, causal=True):

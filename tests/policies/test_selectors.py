@@ -16,6 +16,7 @@ from sparsemm.policies.critical import Critical
 from sparsemm.policies.expected import ExpectedAttention
 from sparsemm.policies.keydiff import KeyDiff
 from sparsemm.policies.knorm import KeyNorm
+from sparsemm.policies.kvzip import KVzip
 from sparsemm.policies.mixkv import MixKV, mean_direction, rescaled
 from sparsemm.policies.peak import Peak
 from sparsemm.policies.selector import Prompt, Selector
@@ -133,7 +134,12 @@ def slow_blend(prompt, row, kv, causal):
     return attention + brought(most, attention, PADS[row])
 
 
+def slow_kvzip(prompt, row, kv):
+    return prompt.replay[row, kv].double()
+
+
 SLOW = {
+    KVzip(): slow_kvzip,
     BlendEcho(): lambda *a: slow_blend(*a, causal=False),
     BlendPeak(): lambda *a: slow_blend(*a, causal=True),
     UnpooledAttention(): slow_unpooled,
@@ -226,6 +232,7 @@ def test_a_padded_row_is_rated_and_refined_as_it_would_be_alone(name):
             key=prompt.key[one],
             value=prompt.value[one],
             valid=prompt.valid[row : row + 1, pad:],
+            replay=prompt.replay[one],
             scratch={},
         )
         want = selector.refine(selector.rate(alone), slots[row : row + 1], alone)
@@ -242,6 +249,7 @@ def test_equal_keys_and_values_are_no_nan(name, dtype):
         query, key = (size * torch.ones(1, heads, length, 8, dtype=dtype) for heads in (4, 2))
         valid = torch.arange(length)[None] >= valid_from
         prompt = Prompt(query, key, valid, 4, 0.3, key, torch.ones(1, 2, 2, 8, 6, dtype=dtype), 4)
+        prompt = replace(prompt, replay=torch.full((1, 2, length), size, dtype=torch.float32))
         worth = selector.rate(prompt)
         refined = selector.refine(worth, torch.full((1, 2), 4), prompt)
         assert not worth.isnan().any() and not refined.isnan().any()

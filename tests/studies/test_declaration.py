@@ -47,6 +47,7 @@ COMPARED = {
     "later": {"task": "qa", "condition": "compressed after the page"},
     "holding": {"condition": "answer evicted too", "against": "sparsemm (answer kept)"},
     "storage": {"condition": "int8, equal slots", "against": "sparsemm (model dtype)"},
+    "oracle": {"setting": "oracle", "against": "kvzip"},
     "sources": {"setting": "small-type", "against": "own"},
 }
 

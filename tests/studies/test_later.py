@@ -7,7 +7,15 @@ import pytest
 from sparsemm.datasets.synthetic import PageStyle, draw_record, questions
 from sparsemm.errors import DataError
 from sparsemm.evaluate.questions import Question
-from sparsemm.studies.later import IMAGE, KNOWN, NEUTRAL, TURN, cut_batches, prompt_parts, tokens_after
+from sparsemm.studies.common.cut_prompts import (
+    IMAGE,
+    KNOWN,
+    NEUTRAL,
+    TURN,
+    cut_batches,
+    prompt_parts,
+    tokens_after,
+)
 
 RECORDS = [draw_record("evaluation", 0, i, PageStyle(1, 6, (3, 6))) for i in range(5)]
 FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
