@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks import controls
 from sparsemm.cli import _parser as command_parser
 from sparsemm.evaluate.rows import OVERALL, PAPER
 from sparsemm.recipes import Recipe
@@ -145,6 +146,7 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         "retrieval": differences("retrieval", "slots", lambda row: row.setting in (RETRIEVAL, BEFORE)),
         "later": differences("later", "slots", lambda row: (row.setting, row.condition) == (PAPER, IMAGE)),
         "recipes": recipes(),
+        "controls": controls.table(),
     },
 }
 

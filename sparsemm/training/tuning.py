@@ -34,6 +34,7 @@ BASES = {
 }
 TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")  # the checkpoint whose vision tower is the initial one
 RANK = 16
+FULL_RATE = 1e-4  # learning rate of the linear layers themselves, a tenth of that of their low-rank updates
 LITTLE_PROSE = (4_000_000, 250_000)  # characters to train and to measure on; few, as the base was trained on prose
 ALIGNMENT_STEPS = 30  # with the language model frozen
 WARM_UP, DECAY = 20, 0.25  # steps, and share of all steps
@@ -47,8 +48,9 @@ TEMPLATE = (
     "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+Stages = tuple[tuple[tuple[PageStyle, ...], float, float], ...]  # page styles, goals of reading and of answering
 _ONE, _TWO = PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))
-STAGES: tuple[tuple[tuple[PageStyle, ...], float, float], ...] = (
+STAGES: Stages = (
     ((PageStyle(1, 6, (1, 2)),), 0.70, 0.0),
     ((PageStyle(1, 6, (2, 4)),), 0.72, 0.0),
     ((_ONE,), 0.78, 0.0),
@@ -155,14 +157,14 @@ class Tuning:
         device, precision: device and precision of the training; in bf16 the frozen language model is bf16 too.
         initial: a folder of updates to start from, without alignment and in the last stage.
         tower: a checkpoint whose vision tower is the initial one.
-        rank: rank of the updates.
+        rank: rank of the updates; 0 trains the weights of the linear layers themselves, which then are the updates.
         alignment_steps: number of steps with the language model frozen.
+        stages: the curriculum.
 
     Raises:
         ModelError: if base, tower or `initial` cannot be read, or do not fit.
     """
 
-    stages = STAGES
     weights = {"answer": 1.0}
 
     def __init__(
@@ -175,11 +177,12 @@ class Tuning:
         tower: Path | None = TOWER,
         rank: int = RANK,
         alignment_steps: int = ALIGNMENT_STEPS,
+        stages: Stages = STAGES,
     ) -> None:
         pin = base_of(name)
         if pin is None:
             raise ModelError(f"no base is known for {name!r}", hint=f"use one of {', '.join(BASES)}")
-        self.pin, self.rank = pin, rank
+        self.pin, self.rank, self.stages = pin, rank, stages
         self.model, self.processor = build_on(self.pin, None if initial else tower, seed)
         inner = self.model.model
         for parameter in self.model.parameters():
@@ -187,25 +190,29 @@ class Tuning:
         if precision == "bf16":
             inner.language_model.to(torch.bfloat16)
         self.model.to(device).train()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            add_low_rank(inner.language_model, rank)
+        if rank:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                add_low_rank(inner.language_model, rank)
         vision = [inner.vision_tower, inner.multi_modal_projector]
         self.vision = [inner.image_newline, *(p for module in vision for p in module.parameters())]
         for parameter in self.vision:
             parameter.requires_grad_(True)
-        self.low_rank = [
+        self.text = [
             p for module in self.model.modules() if isinstance(module, LowRank) for p in (module.down, module.up)
         ]
+        if not rank:  # in fp32, like every weight that is trained
+            linear = [m.float() for m in inner.language_model.layers.modules() if isinstance(m, nn.Linear)]
+            self.text = [weight for module in linear for weight in module.parameters()]
         if initial is not None:
             read_updates(initial, self.parameters())
         self.prose_from = 0 if initial else alignment_steps
-        groups = [{"params": self.low_rank, "lr": 1e-3}, {"params": self.vision, "lr": 5e-4}]
+        groups = [{"params": self.text, "lr": 1e-3 if rank else FULL_RATE}, {"params": self.vision, "lr": 5e-4}]
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)]
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Returns the trained parameters by their names in the model."""
-        trained = {id(parameter) for parameter in (*self.low_rank, *self.vision)}
+        trained = {id(parameter) for parameter in (*self.text, *self.vision)}
         return {name: value for name, value in self.model.named_parameters() if id(value) in trained}
 
     def plan(self, number: int, stage: int) -> tuple[PageStyle, bool]:
@@ -218,7 +225,7 @@ class Tuning:
 
     def losses(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
         """Returns the loss of the answers of page batch `number`, and their token accuracy."""
-        for parameter in self.low_rank:
+        for parameter in self.text:
             parameter.requires_grad_(number >= self.prose_from)
         return answer_losses(self.model, batch)
 
