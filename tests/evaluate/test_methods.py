@@ -82,12 +82,12 @@ def test_what_cannot_be_compared_is_refused(reader, scores):
 def test_budgets_are_those_that_the_cache_keeps(reader, scores):
     slots = sparsemm.allocate_budgets(scores, 24, window=4)
     assert slots.dtype == np.int64 and slots.sum() == 24 * slots.size
-    inputs = prompts.build_inputs(reader[1], [[RECORDS[0].image]], ["Read the page."])
+    inputs = prompts.build_inputs(reader[1], [[RECORDS[0].image]], ["Read the page."]).to(reader[0].device)
     cache = sparsemm.compressed_cache(reader[0], "sparsemm", budget=24, window=4, scores=scores)
     reader[0](**inputs, past_key_values=cache)
     length = inputs["input_ids"].shape[1]
     expected = sparsemm.allocate_budgets(scores, 24, window=4, prompt_length=length)
-    np.testing.assert_array_equal(np.stack([kept[0].numpy() for kept in cache.budgets()]), expected)
+    np.testing.assert_array_equal(np.stack([kept[0].cpu().numpy() for kept in cache.budgets()]), expected)
     paper = sparsemm.allocate_budgets(scores.to_kv(4), 24, window=4, mode="paper")
     assert paper.shape == slots.shape
     with pytest.raises(BudgetError, match="mode"):
