@@ -65,9 +65,9 @@ vllm: .venv-vllm/.stamp
 	cp tests/vllm/environment/sitecustomize.py $$($(VLLM_BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 	touch $@
 
-# vLLM's own imports warn, so only warnings from SparseMM are errors here.
+# vLLM's own imports warn, so only warnings from SparseMM are errors here. SELECT="not slow": what CI runs.
 test-vllm: vllm
-	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm --confcutdir tests/vllm -o filterwarnings="error:::sparsemm" \
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest tests/vllm -m "$(SELECT)" --confcutdir tests/vllm -o filterwarnings="error:::sparsemm" \
 		--numprocesses 2 --dist load --durations 10
 
 lint: setup

@@ -164,6 +164,7 @@ def test_a_prompt_that_was_not_compressed_stops_the_engine():
         llm.llm_engine.abort_request([name], internal=True)
 
 
+@pytest.mark.slow
 def test_the_champion_is_that_of_the_engines_start(tmp_path, monkeypatch):
     tables = [table(QWEN, tmp_path, seed).rename(tmp_path / f"{seed}.safetensors") for seed in (1, 2)]
     requests = asks(3) + texts((5, 90))
@@ -186,6 +187,7 @@ def test_several_answers_of_one_prompt():
     check(QWEN, [request] * 4, [list(output.token_ids) for output in outputs], **CACHE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RANDOM if name != "qwen2.5-vl"])
 def test_text_models(name):
     """Of head sizes that vLLM's own kernel serves; with one, layers with a sliding window stay vLLM's."""
@@ -196,6 +198,7 @@ def test_text_models(name):
         check(name, requests, answers, **CACHE)
 
 
+@pytest.mark.slow
 def test_qwen2_5_vl():
     requests = asks(3) + texts((30,))
     with engine("qwen2.5-vl", CACHE) as llm:
@@ -215,6 +218,7 @@ def in_a_process_of_its_own(code, tmp_path, **variables):
     assert equal >= (1 - ALLOWED_TIES) * count
 
 
+@pytest.mark.slow
 def test_drafts_from_the_prompt(tmp_path):
     """Rejected drafts are overwritten; numba, which compiles them, leaves no other engine start in its process."""
     code = f"""
@@ -269,6 +273,7 @@ def test_stock_engines_are_left_as_they_are():
     check("llama", requests, answers, method="full")
 
 
+@pytest.mark.slow
 def test_two_processes_of_tensor_parallelism(sparse, folder, tmp_path):
     code = f"""
         requests = asks(6) + texts((5, 90))

@@ -83,6 +83,7 @@ def metrics(address):
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
+@pytest.mark.slow
 def test_a_server_with_the_champion_of_a_registry(folder, tmp_path):
     path = table(QWEN, folder)
     cache = dict(method="sparsemm", budget=48, window=8, scores=str(path))
