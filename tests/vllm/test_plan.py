@@ -38,6 +38,22 @@ def test_pages_are_dense_and_never_move(seed):
                 assert pages.blocks()[layer] == -(-len(used) // heads)
 
 
+@pytest.mark.parametrize("exponent", [0, 1, 4, 20])
+def test_the_fewest_groups_are_chosen_that_take_little_more_memory(exponent):
+    """An exponent of 0 makes all layers alike; one of 20 leaves a few layers with nearly all rows."""
+    scores = tuple(tuple(row) for row in np.random.default_rng(1).random((12, 4)) ** exponent)
+    made = Plan("sparsemm", 4, tuple(range(12)), 64, 4, (), scores, False, 1)
+
+    def taken(groups):
+        rows = made.rows(1 << 14).sum(axis=1)
+        return sum(len(part) * rows[list(part)].max() for part in like_layers(made, groups))
+
+    allowed = [1, 2, 3, 4, 6]
+    chosen = len(like_layers(made, None))
+    assert chosen == min(count for count in allowed if taken(count) <= 1.1 * min(map(taken, allowed)))
+    assert (chosen == 1) == (exponent == 0)
+
+
 @pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8])
 @pytest.mark.parametrize("method,groups", [("sparsemm", 1), ("sparsemm", 3), ("sparsemm", 6), ("pyramidkv", 2)])
