@@ -17,7 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks import controls
+from benchmarks import controls, vllm
 from sparsemm.cli import _parser as command_parser
 from sparsemm.evaluate.rows import OVERALL, PAPER
 from sparsemm.recipes import Recipe
@@ -129,6 +129,12 @@ def commands() -> str:
     return "\n".join(lines) + "\n"
 
 
+def served(file: str, measured: str = "measure") -> str:
+    """Returns the medians of stock vLLM and of the plug-in in a file of `python -m benchmarks.vllm --json`."""
+    stored = json.loads((ROOT / "artifacts" / "benchmarks" / file).read_text(encoding="utf-8"))
+    return "\n".join(vllm.table(stored[measured])) + "\n"
+
+
 def _top_against_random(row: StudyRow) -> bool:
     return row.setting == TOP and row.against in (RANDOM, LAYERS)
 
@@ -136,6 +142,12 @@ def _top_against_random(row: StudyRow) -> bool:
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
     "README.md": {"results": table(RESULTS, "read", ROWS)},
     "docs/reference/commands.md": {"commands": commands()},
+    "docs/vllm.md": {
+        "two": served("vllm-two-cpu.json"),
+        "five": served("vllm-cpu.json"),
+        "step": served("vllm-step-cpu.json"),
+        "scheduler": served("vllm-cpu.json", "measure_scheduler"),
+    },
     "docs/results.md": {task: table(RESULTS, task) for task in TASKS}
     | {
         "registered": differences("registered", "slots"),
