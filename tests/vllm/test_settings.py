@@ -76,7 +76,7 @@ def test_a_configured_engine_has_its_plan_and_our_worker(checkpoint, scores):
     config = vllm_config(checkpoint, {"budget": 48, "scores": scores})
     configure(config, TESTED[0], "cpu")
     plan = plan_of(config)
-    assert (plan.method, plan.budget, plan.window, plan.copy, len(plan.buckets)) == ("sparsemm", 48, 32, True, 6)
+    assert (plan.method, plan.budget, plan.window, plan.copy, len(plan.buckets)) == ("sparsemm", 48, 32, True, 3)
     assert config.parallel_config.worker_cls == "sparsemm.vllm.worker.HeadwiseWorker"
 
 
