@@ -70,13 +70,15 @@ def fits(
         BudgetError: if method, budget or scores are impossible, or scores are missing.
         ScoreTableError: if the scores are another model's.
     """
+    from sparsemm.registry.lookup import look_up
+
     text = config.get_text_config()
     layers = methods.full_layers(text, str(config.model_type))
     matrix = None
     if methods.needs_scores(method):
         if scores is None:
             raise BudgetError(f"{method} needs head scores", hint="pass --scores, or --method snapkv for an estimate")
-        table, _ = methods.read_scores(scores, config, layers)
+        table, _ = methods.read_scores(look_up(scores), config, layers)
         matrix = tuple(tuple(float(score) for score in row) for row in table)
     window = methods.window_of(method, budget, matrix, options)
     rest = tuple(sorted((name, value) for name, value in options.items() if name != "window"))

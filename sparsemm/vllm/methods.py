@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from sparsemm.policies import is_method, make_policy, parts, policy_class, selec
 from sparsemm.policies.policy import ModelShape, Policy
 from sparsemm.policies.selector import Prompt, select
 from sparsemm.policies.sparsemm import kv_scores
+
+if TYPE_CHECKING:
+    from sparsemm.registry.lookup import VersionedTable
 
 __all__ = [
     "RATES",
@@ -146,11 +149,11 @@ def full_layers(text_config: Any, where: str) -> tuple[int, ...]:
     return tuple(layers_of(text_config, where)[1])
 
 
-def read_scores(source: str, config: Any, layers: tuple[int, ...]) -> tuple[NDArray[np.float64], str]:
-    """Reads the scores of a model's KV heads from a path or a registry address, with the table's SHA-256.
+def read_scores(version: VersionedTable, config: Any, layers: tuple[int, ...]) -> tuple[NDArray[np.float64], str]:
+    """Returns the scores of a model's KV heads, with the SHA-256 of the table's file.
 
     Args:
-        source: path of a score table, or `models:/visual-heads.<key>@champion`.
+        version: score table, as `sparsemm.registry.lookup.look_up` found it.
         config: config of the model, as transformers loads it; the table must belong to this model.
         layers: the model's full-attention layers.
 
@@ -158,12 +161,8 @@ def read_scores(source: str, config: Any, layers: tuple[int, ...]) -> tuple[NDAr
         (L, Hkv) float64 of those layers, and 64 hex digits.
 
     Raises:
-        RegistryError: if the registry has no such version, or does not answer and the cache does not know it.
-        ScoreTableError: if the table is missing, damaged or another model's.
+        ScoreTableError: if the table is another model's.
     """
-    from sparsemm.registry.lookup import look_up
-
-    version = look_up(source)
     text = config.get_text_config()
     shape = ModelShape(layers, text.num_attention_heads, text.num_key_value_heads, text.num_hidden_layers, config)
     return kv_scores(version.table, shape), sha256_file(version.path)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparsemm.errors import BudgetError, EngineError
+from sparsemm.recipes import automatic
 from sparsemm.vllm import methods
 from sparsemm.vllm.plan import Plan, like_layers, policy_of
+
+if TYPE_CHECKING:
+    from sparsemm.registry.lookup import VersionedTable
 
 log = logging.getLogger("vllm.sparsemm")  # shown as vLLM's own lines are
 
@@ -136,6 +140,10 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
         of_method.pop(name, default)
         for name, default in (("method", "sparsemm"), ("budget", None), ("scores", None), ("groups", None))
     )
+    version = None
+    if method == "auto":
+        version = _look_up(source, method)
+        method, of_method = automatic(version.table, of_method.pop("scenario", "known"), of_method)
     if why := methods.why_not(method):
         served = f"use one of {', '.join(methods.STATIC)}, alone or with a selector of {', '.join(methods.RATES)}"
         hint = f"{served}, or transformers with sparsemm.compressed_cache"
@@ -152,10 +160,8 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
     layers = methods.full_layers(text, vllm_config.model_config.architecture)
     scores, digest = None, None
     if methods.needs_scores(method):
-        if not isinstance(source, str):
-            hint = "scores: a path, or models:/visual-heads.<key>@champion"
-            raise BudgetError(f"{method} needs head scores", where=f"additional_config[{KEY!r}]", hint=hint)
-        matrix, digest = methods.read_scores(source, _config(vllm_config.model_config), layers)
+        version = version or _look_up(source, method)
+        matrix, digest = methods.read_scores(version, _config(vllm_config.model_config), layers)
         scores = tuple(tuple(float(score) for score in row) for row in matrix)
     window = methods.window_of(method, budget, scores, of_method)
     of_method.pop("window", None)
@@ -174,6 +180,16 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
     if groups is not None and (type(groups) is not int or groups < 1 or len(layers) % groups):
         raise EngineError(f"{len(layers)} layers cannot be split into {groups!r} groups", hint="use a divisor")
     return replace(plan, buckets=like_layers(plan, groups)), digest
+
+
+def _look_up(source: Any, method: str) -> VersionedTable:
+    """The score table that the options name, with its recipe if it comes from a registry."""
+    from sparsemm.registry.lookup import look_up
+
+    if not isinstance(source, str):
+        hint = "scores: a path, or models:/visual-heads.<key>@champion"
+        raise BudgetError(f"{method} needs head scores", where=f"additional_config[{KEY!r}]", hint=hint)
+    return look_up(source)
 
 
 def _config(model_config: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,10 @@ from transformers import LlamaConfig
 
 from sparsemm.errors import BudgetError, CacheError, EngineError, ScoreTableError
 from sparsemm.models import fingerprint
+from sparsemm.registry import lookup
 from sparsemm.scores import ScoreTable
 from sparsemm.vllm.settings import KEY, TESTED, configure, plan_of
+from tests.recipes import recipe
 
 CONFIG = LlamaConfig(
     hidden_size=32,
@@ -179,6 +182,39 @@ def test_a_maximum_over_all_rows_turns_prefix_caching_off(checkpoint, scores):
         options = {"method": "snapkv+peak", "budget": 48, name: value}
         with pytest.raises(EngineError, match=f"{name} of snapkv.peak is not served"):
             configure(vllm_config(checkpoint, options), TESTED[0], "cpu")
+
+
+@pytest.fixture
+def champion(scores, monkeypatch):
+    """Makes `scores` a registered table whose recipe has a method."""
+
+    def register(method):
+        table = ScoreTable.load(scores)
+        table = table.with_recipe(recipe(table, method=method))
+        monkeypatch.setattr(lookup, "look_up", lambda source: lookup.VersionedTable(table, Path(scores), None))
+
+    return register
+
+
+def test_auto_is_the_method_of_the_recipe_with_its_options(checkpoint, champion):
+    champion("sparsemm+peak")
+    options = {"method": "auto", "budget": 24, "scores": "models:/visual-heads.m@champion"}
+    config = vllm_config(checkpoint, options)
+    configure(config, TESTED[0], "cpu")
+    plan = plan_of(config)
+    assert (plan.method, plan.window, plan.options) == ("sparsemm+peak", 4, (("rho", 0.4),))
+    assert not config.cache_config.enable_prefix_caching
+    config = vllm_config(checkpoint, options | {"scenario": "later"})
+    configure(config, TESTED[0], "cpu")
+    assert (plan_of(config).method, plan_of(config).window) == ("snapkv", 8)
+
+
+def test_auto_is_refused_where_the_recipes_method_is_not_served(checkpoint, champion):
+    champion("sparsemm+echo")
+    with pytest.raises(EngineError, match=r"method sparsemm\+echo is not served by vLLM"):
+        configure(vllm_config(checkpoint, {"method": "auto", "budget": 24, "scores": "m"}), TESTED[0], "cpu")
+    with pytest.raises(BudgetError, match="auto needs head scores"):
+        configure(vllm_config(checkpoint, {"method": "auto", "budget": 24}), TESTED[0], "cpu")
 
 
 def test_another_models_scores_are_refused(checkpoint, scores):
