@@ -25,13 +25,16 @@ def register() -> None:
 
             @staticmethod
             def verify_and_update_config(vllm_config) -> None:  # type: ignore[no-untyped-def]
-                configure(vllm_config, __version__, current_platform.device_type)
+                configure(vllm_config, __version__, platform)
+                if __version__ in TESTED:
+                    choose_backend(vllm_config, platform)
 
+        platform = current_platform.device_name  # ROCm's device_type is that of CUDA
         for architecture in ARCHITECTURES:
             MODELS_CONFIG_MAP.setdefault(architecture, Configure)
         if __version__ in TESTED:
-            from sparsemm.vllm.connect import connect
+            from sparsemm.vllm.connect import choose_backend, connect
 
-            connect()
+            connect(platform)
     except ImportError as error:
         log.error("sparsemm does not work with vLLM %s, install %s: %s", __version__, ", ".join(TESTED), error)

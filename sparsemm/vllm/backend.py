@@ -1,4 +1,4 @@
-"""The attention backend for vLLM of layers whose heads keep different numbers of rows.
+"""The attention for vLLM of layers whose heads keep different numbers of rows; cpu.py and cuda.py make backends of it.
 
 A step splits the new tokens of every request at the end of its prompt. Attention to the prompt is ordinary. At its end,
 the observation window rates the other rows, and every head keeps its share. Later rows are appended to the kept ones.
@@ -12,21 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm import envs
+from numpy.typing import NDArray
 from vllm.config import get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.models.utils import extract_layer_index
-from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata, MultipleOf
-from vllm.v1.attention.backends.cpu_attn import (
-    CPUAttentionBackend,
-    CPUAttentionBackendImpl,
-    CPUAttentionMetadataBuilder,
-    _get_attn_isa,
-)
+from vllm.v1.attention.backend import AttentionImpl, AttentionMetadataBuilder, CommonAttentionMetadata
 
 from sparsemm.errors import EngineError
 from sparsemm.vllm import methods
-from sparsemm.vllm.kernels import CpuKernel, Lanes, Sequences, TorchKernel
+from sparsemm.vllm.kernels import Lanes, Sequences, TorchKernel
 from sparsemm.vllm.plan import Columns, HeadPages, policy_of
 from sparsemm.vllm.settings import plan_of
 from sparsemm.vllm.spec import HeadwiseSpec
@@ -35,42 +29,16 @@ from sparsemm.vllm.step import Ending, HeadwiseMetadata, Prompt, Windows
 REMEMBERED = 64  # batches whose columns are kept
 
 
-class HeadwiseBackend(CPUAttentionBackend):
-    """vLLM's own backend for engines without compression, and for layers that are not compressed."""
-
-    @staticmethod
-    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
-        """Any block size, for compressed layers."""
-        if isinstance(kv_cache_spec, HeadwiseSpec):
-            return [MultipleOf(1)]
-        return CPUAttentionBackend.get_supported_kernel_block_sizes(kv_cache_spec)
-
-    @staticmethod
-    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
-        """Returns `HeadwiseImpl` for an engine that compresses, else vLLM's own class.
-
-        Raises:
-            EngineError: if the options ask for compression but the plug-in did not configure the engine.
-        """
-        return CPUAttentionBackendImpl if plan_of(get_current_vllm_config()) is None else HeadwiseImpl
-
-    @staticmethod
-    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
-        """Returns `HeadwiseBuilder`, which acts as vLLM's own builder for layers that are not compressed."""
-        return HeadwiseBuilder
-
-
-class HeadwiseBuilder(CPUAttentionMetadataBuilder):
-    """Makes the metadata of a step for a group of layers, which is vLLM's own if they are not compressed.
+class HeadwiseBuilder(AttentionMetadataBuilder):
+    """Makes the metadata of a step for a group of layers.
 
     The worker sets `batch`, a function that returns the running requests' ids and prompt lengths, and `windows`.
+    A step with CUDA tensors never waits for the device, except where a prompt is compressed.
     """
 
-    def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
-        self.headwise = isinstance(kv_cache_spec, HeadwiseSpec)
-        if not self.headwise:
-            super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-            return
+    headwise = True  # else a subclass acts as vLLM's own builder for layers that are not compressed
+
+    def __init__(self, kv_cache_spec: HeadwiseSpec, layer_names: list[str], vllm_config: Any, device: Any) -> None:
         AttentionMetadataBuilder.__init__(self, kv_cache_spec, layer_names, vllm_config, device)
         self.spec: HeadwiseSpec = kv_cache_spec
         self.plan, self.size, self.heads = self.spec.plan, self.spec.block_size, self.spec.num_kv_heads
@@ -82,15 +50,11 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         self.windows = Windows()
         self.ended: dict[str, int] = {}  # running requests whose prompts are compressed, and their lengths
         self.laid_out: OrderedDict[Any, Any] = OrderedDict()
-        group = vllm_config.model_config.get_num_attention_heads(vllm_config.parallel_config) // self.heads
-        self.kernel = self._kernel(group, vllm_config)
+        self.kernel = self.choose_kernel()
 
-    def _kernel(self, group: int, vllm_config: Any) -> TorchKernel:
-        dim, dtype = self.spec.head_size, self.spec.dtype
-        if dim not in CPUAttentionBackend.get_supported_head_sizes():
-            return TorchKernel()
-        isa = _get_attn_isa(dtype, self.size, dim, vllm_config.cache_config.cache_dtype)
-        return CpuKernel(isa, group, dim, self.size, dtype, envs.VLLM_CPU_ATTN_SPLIT_KV)
+    def choose_kernel(self) -> TorchKernel:
+        """The fastest kernel that serves these layers."""
+        return TorchKernel()
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -101,15 +65,16 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
             EngineError: if the worker did not say which requests these are, or a request goes on behind a prompt that
                 was never compressed.
         """
-        if not self.headwise:
-            return super().build(common_prefix_len, common_attn_metadata, fast_build)
         if self.batch is None:
             raise EngineError("the attention backend runs without its worker", hint="leave worker_cls to the plug-in")
-        common = common_attn_metadata
-        ids, lengths = self.batch(common.num_reqs)
-        starts = common.query_start_loc_cpu[: common.num_reqs + 1].numpy().astype(np.int64)
+        return self.describe(common_attn_metadata, *self.batch(common_attn_metadata.num_reqs))
+
+    def describe(self, common: CommonAttentionMetadata, ids: list[str], lengths: NDArray[Any]) -> HeadwiseMetadata:
+        """The metadata of a step with tokens of these requests, whose prompts have these lengths (N,) int."""
+        starts = common.query_start_loc_cpu[: len(ids) + 1].numpy().astype(np.int64)
         new = np.diff(starts)
-        seen = common.seq_lens[: common.num_reqs].cpu().numpy().astype(np.int64)
+        # Exact wherever this plug-in runs: only drafts that are scheduled ahead make it an upper bound.
+        seen = common.seq_lens_cpu_upper_bound[: len(ids)].numpy().astype(np.int64)
         prompts = lengths.astype(np.int64)
         done = seen - new
         first = np.clip(np.minimum(seen, prompts) - done, 0, None)  # new tokens of the prompt
@@ -132,6 +97,11 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
             ],
             self.windows,
         )
+
+    def _put(self, numbers: NDArray[Any]) -> torch.Tensor:
+        """Numbers of the host on the device, without waiting for it."""
+        tensor = torch.from_numpy(numbers)
+        return tensor if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _check(
         self, ids: list[str], prompts: np.ndarray, ending: np.ndarray, unfinished: np.ndarray, after: np.ndarray
@@ -157,15 +127,14 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
     ) -> Sequences:
         """Prompts' tokens: a row's place follows from its position, and is the same in all layers."""
         token, request, offset = _expand(starts[which], counts[which])
-        position = torch.from_numpy(done[which][request] + offset)
-        blocks = table[torch.from_numpy(which)]
-        block = blocks[torch.from_numpy(request), position // self.size].long()
+        position, length = done[which][request] + offset, (done + counts)[which]
+        blocks = table[self._put(which)]
+        block = blocks[self._put(request), self._put(position // self.size)].long()
         heads = torch.arange(self.heads, dtype=torch.int64, device=table.device)
-        slots = (block[:, None] * self.heads + heads) * self.size + (position % self.size)[:, None]
-        most = -(-int((done + counts)[which].max()) // self.size)
-        lanes = blocks[:, None, :most] * self.heads + heads.int()[:, None]
-        lengths = torch.from_numpy((done + counts)[which]).int()[:, None].expand(-1, self.heads)
-        return self._sequences(counts[which], token, slots[None], lengths[None], lanes[None], len(starts) - 1)
+        slots = (block[:, None] * self.heads + heads) * self.size + self._put(position % self.size)[:, None]
+        lanes = blocks[:, None, : -(-int(length.max()) // self.size)] * self.heads + heads.int()[:, None]
+        lengths = self._put(length).int()[:, None].expand(-1, self.heads)
+        return self._sequences(counts[which], token, slots[None], lengths[None], lanes[None], length, len(starts) - 1)
 
     def _after(
         self,
@@ -178,22 +147,27 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
     ) -> Sequences:
         """Tokens behind prompts; `later` of them came before this step."""
         token, request, offset = _expand(starts[which], counts[which])
-        rows, column, part = self._layout(tuple(prompts[which].tolist()), int((later + counts)[which].max()))
-        blocks = table[torch.from_numpy(which)]
+        ends = (later + counts)[which]
+        (rows, column, part), most = self._layout(tuple(prompts[which].tolist()), int(ends.max()))
+        blocks = table[self._put(which)]
         layers, requests, heads, runs = column.shape
         flat = column.transpose(0, 1).reshape(requests, -1).clamp(max=blocks.shape[1] - 1)
         block = blocks.gather(1, flat).view(requests, layers, heads, runs).transpose(0, 1)
         lanes = block * self.heads + part
-        new = torch.from_numpy(later[which][request] + offset)
-        of_token = torch.from_numpy(request)
-        place = rows[:, of_token] + new[:, None]  # (layers, T, H)
+        of_token = self._put(request)
+        place = rows[:, of_token] + self._put(later[which][request] + offset)[:, None]  # (layers, T, H)
         lane = lanes[:, of_token].gather(3, (place // self.size)[..., None])[..., 0].long()
-        lengths = rows.int() + torch.from_numpy((later + counts)[which]).int()[:, None]
+        lengths = (rows + self._put(ends)[:, None]).int()
         slots = lane * self.size + place % self.size
-        return self._sequences(counts[which], token, slots, lengths, lanes, len(starts) - 1)
+        return self._sequences(counts[which], token, slots, lengths, lanes, most + ends, len(starts) - 1)
 
-    def _layout(self, prompts: tuple[int, ...], later: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows (layers, requests, Hkv), and columns and parts of blocks (layers, requests, Hkv, J) of a batch."""
+    def _layout(self, prompts: tuple[int, ...], later: int) -> tuple[tuple[torch.Tensor, ...], NDArray[np.int64]]:
+        """The layout of a batch.
+
+        Returns:
+            Rows (layers, requests, Hkv), and columns and parts of blocks (layers, requests, Hkv, J); and the rows of
+            each request's largest head, which the host knows.
+        """
         key = (prompts, later // (4 * self.size))
         if key in self.laid_out:
             self.laid_out.move_to_end(key)
@@ -205,7 +179,7 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         rows = np.stack([pages.rows for pages, _ in made], axis=1)
         column = np.stack([columns.column(number // self.heads) for number, columns in numbers], axis=1)
         part = np.stack([number % self.heads for number, _ in numbers], axis=1)
-        result = torch.from_numpy(rows), torch.from_numpy(column), torch.from_numpy(part).int()
+        result = (self._put(rows), self._put(column), self._put(part).int()), rows.max(axis=(0, 2))
         self.laid_out[key] = result
         if len(self.laid_out) > REMEMBERED:
             self.laid_out.popitem(last=False)
@@ -234,17 +208,14 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         pages, columns = self._pages(prompt)
         runs = int(pages.first.max())
         number = pages.numbers(runs)
-        column = torch.from_numpy(columns.column(number // self.heads)).clamp(max=len(table) - 1)
-        lanes = table[column].long() * self.heads + torch.from_numpy(number % self.heads)
-        slots = (
-            lanes[..., None] * self.size + torch.arange(self.size, dtype=torch.int64, device=table.device)
-        ).flatten(2)
-        inside = (
-            torch.arange(runs * self.size, dtype=torch.int64, device=table.device)
-            < torch.from_numpy(pages.rows)[..., None]
-        )
+        column = self._put(columns.column(number // self.heads)).clamp(max=len(table) - 1)
+        lanes = table[column].long() * self.heads + self._put(number % self.heads)
+        run = torch.arange(self.size, dtype=torch.int64, device=table.device)
+        slots = (lanes[..., None] * self.size + run).flatten(2)
+        rows = self._put(pages.rows)
+        inside = torch.arange(runs * self.size, dtype=torch.int64, device=table.device) < rows[..., None]
         target = [one[kept] for one, kept in zip(slots, inside, strict=True)]
-        return Ending(prompt, torch.from_numpy(pages.rows), target)
+        return Ending(prompt, rows, target)
 
     def _sequences(
         self,
@@ -253,6 +224,7 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         slots: torch.Tensor,
         lengths: torch.Tensor,
         lanes: torch.Tensor,
+        longest: np.ndarray,
         requests: int,
     ) -> Sequences:
         """Sequences of (layers, T, Hkv) slots, (layers, requests, Hkv) lengths and (..., J) lanes."""
@@ -272,11 +244,12 @@ class HeadwiseBuilder(CPUAttentionMetadataBuilder):
         flat = slots.reshape(len(slots), -1)
         sequences = Sequences(
             counts.tolist(),
-            None if order is None and len(counts) == requests else torch.from_numpy(rows.ravel()),
-            torch.from_numpy(starts).int(),
-            flat if order is None else flat[:, torch.from_numpy(order)],
+            None if order is None and len(counts) == requests else self._put(rows.ravel()),
+            self._put(starts).int(),
+            flat if order is None else flat[:, self._put(order)],
             lengths.reshape(len(lengths), -1).contiguous(),
             lanes.flatten(1, 2).contiguous(),
+            longest.tolist(),
             [],
         )
         sequences.schedule = self.kernel.prepare(sequences)
@@ -290,36 +263,31 @@ def _expand(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
     return starts[request] + offset, request, offset
 
 
-class HeadwiseImpl(CPUAttentionBackendImpl):
-    """Attention of one layer; a sliding-window layer is vLLM's own.
+class HeadwiseImpl(AttentionImpl):
+    """Attention of one layer; subclasses call `adopt` once vLLM's attributes are set."""
 
-    Raises:
-        EngineError: if the layer has sinks, ALiBi, a soft cap, or shares another layer's cache.
-    """
+    def adopt(self, sinks: Any, alibi_slopes: Any, logits_soft_cap: Any, shared_layer: Any) -> None:
+        """Takes over a layer that is compressed.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        Raises:
+            EngineError: if the layer has one of these features; or if the plug-in did not configure the engine.
+        """
         refused = {
-            "attention sinks": self.sinks is not None,
-            "ALiBi": self.alibi_slopes is not None,
-            "a soft cap of its logits": bool(self.logits_soft_cap),
-            "another layer's cache": self.kv_sharing_target_layer_name is not None,
+            "attention sinks": sinks is not None,
+            "ALiBi": alibi_slopes is not None,
+            "a soft cap of its logits": bool(logits_soft_cap),
+            "another layer's cache": shared_layer is not None,
         }
-        self.headwise = self.sliding_window == -1 and self.attn_type == "decoder"
         for what, found in refused.items():
-            if found and self.headwise:
+            if found:
                 hint = "use transformers with sparsemm.compressed_cache"
                 raise EngineError(f"a layer with {what} is not served with a compressed cache", hint=hint)
-        if self.headwise:
-            plan = plan_of(get_current_vllm_config())
-            assert plan is not None
-            self.plan, self.policy = plan, policy_of(plan)
-            self.kernel: TorchKernel | None = None  # the builder's
-
-    def do_kv_cache_update(self, layer: Any, key: Any, value: Any, kv_cache: Any, slot_mapping: Any) -> None:
-        """Nothing for a compressed layer, whose rows are written with its attention."""
-        if not self.headwise:
-            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+        plan = plan_of(get_current_vllm_config())
+        if plan is None:
+            hint = "leave the attention backend to vLLM, or ask for a compressed cache in additional_config"
+            raise EngineError("the plug-in's attention runs without its options", hint=hint)
+        self.plan, self.policy = plan, policy_of(plan)
+        self.kernel: TorchKernel | None = None  # the builder's
 
     def forward(
         self,
@@ -338,11 +306,11 @@ class HeadwiseImpl(CPUAttentionBackendImpl):
         Raises:
             EngineError: if a prompt could not be compressed.
         """
+        if attn_metadata is None:  # while vLLM measures the model
+            return output.fill_(0)
         if not isinstance(attn_metadata, HeadwiseMetadata):
-            if self.headwise and attn_metadata is not None:  # None while vLLM measures the model
-                what = f"a layer that should be compressed has metadata of {type(attn_metadata).__name__}"
-                raise EngineError(what, where=layer.layer_name)
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *args, **options)
+            what = f"a layer that should be compressed has metadata of {type(attn_metadata).__name__}"
+            raise EngineError(what, where=layer.layer_name)
         step, at, lanes = attn_metadata, attn_metadata.at[layer.layer_name], Lanes.of(kv_cache)
         key, value = (x.reshape(-1, x.shape[-1]) for x in (key, value))
         grouped = query.reshape(len(key), -1, self.head_size)

@@ -1,4 +1,4 @@
-"""Attention over lanes: vLLM's own CPU kernel where it serves the head size, else plain PyTorch.
+"""Attention over lanes: vLLM's own kernels where they serve the head size, else plain PyTorch.
 
 A lane is the part of a block that belongs to one KV head; block b of head h is lane `b * Hkv + h`. Every request
 becomes as many sequences as there are KV heads, each with one KV head, its query group as heads, and its lanes as
@@ -7,6 +7,7 @@ block table. A slot, `lane * block_size + i`, holds one row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ class Sequences:
         slots: (layers or 1, T * Hkv) int64, where the new rows go.
         lengths: (layers or 1, requests * Hkv) int32, rows with the new ones.
         lanes: (layers or 1, requests * Hkv, J) int32.
+        longest: rows of each request's longest sequence, which the host knows without asking the device.
         schedule: what the kernel prepared for each layer.
     """
 
@@ -53,6 +55,7 @@ class Sequences:
     slots: torch.Tensor
     lengths: torch.Tensor
     lanes: torch.Tensor
+    longest: list[int]
     schedule: list[Any]
 
 
@@ -78,25 +81,24 @@ class TorchKernel:
     def attend(self, lanes: Lanes, query: torch.Tensor, sequences: Sequences, at: int, scale: float) -> torch.Tensor:
         """Causal attention of queries (T * Hkv, G, D), in the sequences' order, in that shape; `at` is the layer."""
         at = min(at, len(sequences.lengths) - 1)
-        lengths, table = sequences.lengths[at], sequences.lanes[at]
+        lengths, table, longest = sequences.lengths[at], sequences.lanes[at], sequences.longest
         if all(count == 1 for count in sequences.query_lens):
-            return self._attend(lanes, query[:, None], lengths, table, scale)[:, 0]
+            return self._attend(lanes, query[:, None], lengths, max(longest), table, scale)[:, 0]
         heads = len(lengths) // len(sequences.query_lens)
         outputs, start = [], 0
         for i, count in enumerate(sequences.query_lens):
             part = slice(i * heads, (i + 1) * heads)
             some = query[start : start + count * heads].unflatten(0, (heads, count))
-            outputs.append(self._attend(lanes, some, lengths[part], table[part], scale).flatten(0, 1))
+            outputs.append(self._attend(lanes, some, lengths[part], longest[i], table[part], scale).flatten(0, 1))
             start += count * heads
         return torch.cat(outputs)
 
     def _attend(
-        self, lanes: Lanes, query: torch.Tensor, lengths: torch.Tensor, table: torch.Tensor, scale: float
+        self, lanes: Lanes, query: torch.Tensor, lengths: torch.Tensor, most: int, table: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """(N, T, G, D) of N sequences with T queries each."""
-        most = -(-int(lengths.max()) // lanes.keys.shape[1])
-        key = lanes.keys[table[:, :most]].flatten(1, 2)[:, None]
-        value = lanes.values[table[:, :most]].flatten(1, 2)[:, None]
+        """(N, T, G, D) of N sequences with T queries each and at most `most` rows."""
+        table = table[:, : -(-most // lanes.keys.shape[1])]
+        key, value = (rows[table].flatten(1, 2)[:, None] for rows in (lanes.keys, lanes.values))
         count, group = query.shape[1], query.shape[2]
         last = lengths[:, None] - count + torch.arange(count, dtype=lengths.dtype, device=lengths.device)
         seen = torch.arange(key.shape[2], dtype=lengths.dtype, device=lengths.device) <= last[..., None]
@@ -195,3 +197,43 @@ class CpuKernel(TorchKernel):
             self.write(Lanes(cache[:, 0], cache[:, 1]), written, written, slots)
             place += cache[0, 0].flatten().long() * digit
         return place.argsort()
+
+
+class FlashKernel(TorchKernel):
+    """FlashAttention as vLLM brings it for CUDA devices: to it, a lane is a block of a cache with one KV head.
+
+    Args:
+        version: of FlashAttention, 2 to 4.
+        attention: vLLM's `flash_attn_varlen_func`.
+        store: vLLM's `reshape_and_cache_flash`, which skips rows whose slot is -1.
+        device: of the cache.
+    """
+
+    def __init__(
+        self, version: int, attention: Callable[..., torch.Tensor], store: Callable[..., None], device: torch.device
+    ) -> None:
+        self.version, self.attention, self.store = version, attention, store
+        self.unscaled = torch.ones((), dtype=torch.float32, device=device)
+
+    def write(self, lanes: Lanes, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+        """Puts rows (N, D) into slots (N,) int64."""
+        keys, values = lanes.keys[:, :, None], lanes.values[:, :, None]
+        self.store(key[:, None], value[:, None], keys, values, slots, "auto", self.unscaled, self.unscaled)
+
+    def attend(self, lanes: Lanes, query: torch.Tensor, sequences: Sequences, at: int, scale: float) -> torch.Tensor:
+        """Causal attention of queries (T * Hkv, G, D), in the sequences' order, in that shape; `at` is the layer."""
+        at = min(at, len(sequences.lengths) - 1)
+        return self.attention(
+            q=query,
+            k=lanes.keys[:, :, None],
+            v=lanes.values[:, :, None],
+            out=torch.empty_like(query),
+            cu_seqlens_q=sequences.starts,
+            max_seqlen_q=max(sequences.query_lens),
+            seqused_k=sequences.lengths[at],
+            max_seqlen_k=max(sequences.longest),
+            softmax_scale=scale,
+            causal=True,
+            block_table=sequences.lanes[at],
+            fa_version=self.version,
+        )

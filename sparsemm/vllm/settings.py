@@ -28,7 +28,7 @@ ARCHITECTURES = (
     "MistralForCausalLM",
     "Qwen2ForCausalLM",
 )
-WORKERS = {"cpu": "sparsemm.vllm.worker.HeadwiseWorker"}
+WORKERS = {"cpu": "sparsemm.vllm.cpu.CpuWorker", "cuda": "sparsemm.vllm.cuda.CudaWorker"}
 
 
 def options_of(vllm_config: Any) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ def configure(vllm_config: Any, version: str, platform: str) -> None:
     Args:
         vllm_config: of vLLM.
         version: of vLLM.
-        platform: "cpu", or another name of vLLM's.
+        platform: "cpu", "cuda", or another name that vLLM gives a platform.
 
     Raises:
         BudgetError: if method, budget, window or scores are impossible.
@@ -84,8 +84,8 @@ def configure(vllm_config: Any, version: str, platform: str) -> None:
         what = f"vLLM {version} has not been tested with this plug-in"
         raise EngineError(what, hint=f"install {' or '.join(TESTED)}")
     if platform not in WORKERS:
-        what = f"compressed caches have not been tested on vLLM's {platform} platform"
-        raise EngineError(what, hint=f"served is {', '.join(WORKERS)}; elsewhere use sparsemm.compressed_cache")
+        what = f"compressed caches are not served on vLLM's {platform} platform"
+        raise EngineError(what, hint=f"use one of {', '.join(WORKERS)}, or transformers with sparsemm.compressed_cache")
     refuse(vllm_config)
     plan, digest = resolve(vllm_config, options)
     vllm_config.additional_config = {
@@ -96,6 +96,8 @@ def configure(vllm_config: Any, version: str, platform: str) -> None:
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
     kept = f"method {plan.method}, budget {plan.budget}, window {plan.window}, {len(plan.buckets)} groups of layers"
     log.info("sparsemm: KV caches are compressed: %s, scores %s", kept, digest or "not needed")
+    if platform == "cuda":
+        log.warning("sparsemm: the code for CUDA has not been run on a GPU yet, see docs/vllm.md")
 
 
 def refuse(vllm_config: Any) -> None:

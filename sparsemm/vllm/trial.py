@@ -11,7 +11,8 @@ import gc
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,36 +90,45 @@ def run(python: Path, trial: Trial, folder: Path) -> dict[str, list[str]]:
 def answer(trial: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     """The text that every engine answers each request with; engines run one after another in this process."""
     from PIL import Image
-    from vllm import LLM, SamplingParams
-    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm import SamplingParams
 
     prompts: list[Any] = []
     for request in trial["requests"]:
         images = [Image.open(folder / name).convert("RGB") for name in request["images"]]
         prompts.append({"prompt": request["prompt"]} | ({"multi_modal_data": {"image": images}} if images else {}))
     parameters = [SamplingParams(temperature=0, max_tokens=each["max_new_tokens"]) for each in trial["requests"]]
+    options = {name: trial[name] for name in ("revision", "dtype", "max_model_len")}
     most = max(len(request["images"]) for request in trial["requests"])
     answers = {}
     for name, compress in trial["engines"].items():
-        llm = LLM(
-            trial["checkpoint"],
-            revision=trial["revision"],
-            dtype=trial["dtype"],
-            block_size=BLOCK,
-            max_model_len=trial["max_model_len"],
-            enforce_eager=True,
-            kv_cache_memory_bytes=1 << 30,
-            limit_mm_per_prompt={"image": most},
-            skip_mm_profiling=True,
-            additional_config={"sparsemm": compress},
-        )
-        outputs = llm.generate(prompts, parameters, use_tqdm=False)
+        with engine(trial["checkpoint"], compress, most, enforce_eager=True, **options) as llm:
+            outputs = llm.generate(prompts, parameters, use_tqdm=False)
         answers[name] = [output.outputs[0].text for output in outputs]
+    return answers
+
+
+@contextmanager
+def engine(checkpoint: str, compress: dict[str, Any], images: int, **options: Any) -> Iterator[Any]:
+    """An engine with options of the plug-in, for requests with so many images; other options are vLLM's."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm = LLM(
+        checkpoint,
+        block_size=BLOCK,
+        kv_cache_memory_bytes=1 << 30,
+        limit_mm_per_prompt={"image": images},
+        skip_mm_profiling=True,
+        additional_config={"sparsemm": compress},
+        **options,
+    )
+    try:
+        yield llm
+    finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
         gc.collect()
-    return answers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

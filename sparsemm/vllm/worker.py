@@ -1,4 +1,4 @@
-"""vLLM's worker with a KV cache spec for every layer that is compressed."""
+"""What a worker or a model runner of vLLM does for a compressed cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.kv_cache_interface import FullAttentionSpec, replace_as
-from vllm.v1.worker.cpu_worker import CPUWorker
 
 from sparsemm.errors import EngineError
 from sparsemm.vllm.backend import HeadwiseBuilder
@@ -15,8 +14,21 @@ from sparsemm.vllm.spec import HeadwiseSpec
 from sparsemm.vllm.step import Windows
 
 
-class HeadwiseWorker(CPUWorker):
-    """A worker that tells its attention backend which requests run, and how long their prompts are."""
+def refuse_second_runner(worker: Any) -> None:
+    """Refuses a worker with model runner V2, which does not say which requests run.
+
+    Raises:
+        EngineError: with what to do instead.
+    """
+    if worker.use_v2_model_runner:
+        hint = "unset VLLM_USE_V2_MODEL_RUNNER"
+        raise EngineError("model runner V2 is not served with a compressed cache", hint=hint)
+
+
+class Headwise:
+    """Goes before a class of vLLM's that has `get_kv_cache_spec` and `execute_model`, a worker or a model runner."""
+
+    vllm_config: Any
 
     def get_kv_cache_spec(self) -> dict[str, Any]:
         """vLLM's specs by layer, those of full-attention layers with the plan of how many rows their heads keep.
@@ -26,7 +38,7 @@ class HeadwiseWorker(CPUWorker):
         """
         plan = plan_of(self.vllm_config)
         assert plan is not None
-        specs = super().get_kv_cache_spec()
+        specs: dict[str, Any] = super().get_kv_cache_spec()  # type: ignore[misc]
         full = {name: extract_layer_index(name) for name, spec in specs.items() if type(spec) is FullAttentionSpec}
         if sorted(full.values()) != list(plan.layers):
             kinds = sorted({type(spec).__name__ for spec in specs.values()})
@@ -38,23 +50,19 @@ class HeadwiseWorker(CPUWorker):
             specs[name] = replace_as(specs[name], HeadwiseSpec, plan=plan, bucket=part)
         return specs
 
-    def initialize_from_config(self, kv_cache_config: Any) -> None:
-        """Allocates the cache, and connects the backend with the running requests.
+    def connect(self, runner: Any) -> None:
+        """Tells the attention backend which requests a model runner runs, and gives every layer its kernel.
 
         Raises:
-            EngineError: if vLLM's model runner does not say which requests run.
+            EngineError: if a compressed layer has another attention backend.
         """
-        super().initialize_from_config(kv_cache_config)
-        runner: Any = self.model_runner
-        if self.use_v2_model_runner:
-            hint = "unset VLLM_USE_V2_MODEL_RUNNER"
-            raise EngineError("model runner V2 is not served with a compressed cache", hint=hint)
         self.windows = Windows()
         self.builders: list[HeadwiseBuilder] = []
 
         def batch(count: int) -> tuple[list[str], Any]:
             """Ids and prompt lengths (N,) int of the first `count` running requests."""
-            return runner.input_batch.req_ids[:count], runner.input_batch.num_prompt_tokens[:count]
+            ids = runner.input_batch.req_ids[:count]
+            return ids, runner.input_batch.num_prompt_tokens[: len(ids)]
 
         layers = self.vllm_config.compilation_config.static_forward_context
         for group in (group for groups in runner.attn_groups for group in groups):
@@ -64,12 +72,17 @@ class HeadwiseWorker(CPUWorker):
                     self.builders.append(builder)
                     for name in builder.layer_names:
                         layers[name].impl.kernel = builder.kernel
+                elif isinstance(group.kv_cache_spec, HeadwiseSpec):
+                    what = f"layers that should be compressed have the attention backend {group.backend.get_name()}"
+                    raise EngineError(
+                        what, hint="leave the attention backend to vLLM, and no other plug-in in its place"
+                    )
 
-    def execute_model(self, scheduler_output: Any) -> Any:
+    def execute_model(self, scheduler_output: Any, *args: Any, **options: Any) -> Any:
         """Runs a step, and first forgets requests that are finished or preempted."""
         gone = {*scheduler_output.finished_req_ids, *(scheduler_output.preempted_req_ids or ())}
         for request in gone:
             self.windows.forget(request)
         for builder in self.builders:
             builder.forget(gone)
-        return super().execute_model(scheduler_output)
+        return super().execute_model(scheduler_output, *args, **options)  # type: ignore[misc]

@@ -1,14 +1,21 @@
-"""The plain kernel against attention written out; and vLLM's own against the plain one, where it is installed."""
+"""Kernels against attention written out: the plain one, vLLM's own where it is installed, and that for CUDA devices.
+
+The last runs on stand-ins for vLLM's functions, which check what those require (flash.py).
+"""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sparsemm.vllm.kernels import CpuKernel, Lanes, Sequences, TorchKernel
+from sparsemm.vllm.kernels import CpuKernel, FlashKernel, Lanes, Sequences, TorchKernel
+from tests.vllm import flash
 
 BLOCKS, HEADS, GROUP = 40, 3, 2
 
@@ -36,6 +43,7 @@ def step(rng, size, dim, query_lens, layers=2):
         torch.tensor(slots, dtype=torch.int64).view(layers, -1),
         torch.from_numpy(lengths.reshape(layers, -1)).int(),
         torch.from_numpy(lanes.reshape(layers, -1, runs).copy()).int(),
+        lengths.max(axis=(0, 2)).tolist(),
         [],
     )
 
@@ -88,7 +96,42 @@ def test_the_plain_kernel(query_lens, size, dim):
     check(TorchKernel(), size, dim, query_lens, torch.float32, 1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make vllm")
+@pytest.mark.parametrize("query_lens", QUERIES)
+@pytest.mark.parametrize("size,dim", [(16, 8), (32, 16)])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float16, 3e-3), (torch.bfloat16, 3e-2)])
+def test_the_kernel_for_cuda(query_lens, size, dim, dtype, tolerance):
+    check(FlashKernel(**flash.kernel_options("cpu")), size, dim, query_lens, dtype, tolerance)
+
+
+def test_a_sequence_without_rows_gets_zeros_and_slot_minus_one_is_skipped():
+    kernel, size, dim = FlashKernel(**flash.kernel_options("cpu")), 16, 8
+    rng = np.random.default_rng(0)
+    sequences = step(rng, size, dim, (1, 1), layers=1)
+    lanes = Lanes.of(torch.full((BLOCKS, HEADS, size, 2 * dim), float("nan"), dtype=torch.float16))
+    kernel.write(lanes, *torch.ones(2, 2, dim, dtype=torch.float16), torch.tensor([-1, 5]))
+    assert lanes.keys.isfinite().nonzero()[:, :2].unique(dim=0).tolist() == [[0, 5]]
+    sequences.lengths[:] = 0
+    query = torch.randn(sequences.slots.shape[1], GROUP, dim, dtype=torch.float16)
+    assert not kernel.attend(lanes, query, sequences, 0, 1.0).any()
+
+
+with_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make vllm")
+
+
+@with_vllm
+def test_vllms_functions_for_cuda_have_the_parameters_of_the_stand_ins():
+    """Those that the kernel passes; read from the source, because the compiled part is there for CUDA only."""
+    root = Path(importlib.util.find_spec("vllm").origin).parent
+    for path, function in (
+        ("vllm_flash_attn/flash_attn_interface.py", flash.flash_attn_varlen_func),
+        ("_custom_ops.py", flash.reshape_and_cache_flash),
+    ):
+        tree = ast.parse((root / path).read_text(encoding="utf-8"))
+        (found,) = [x for x in tree.body if isinstance(x, ast.FunctionDef) and x.name == function.__name__]
+        assert {*inspect.signature(function).parameters} - {"dtypes"} <= {argument.arg for argument in found.args.args}
+
+
+@with_vllm
 @pytest.mark.parametrize("query_lens", QUERIES)
 @pytest.mark.parametrize("size,dim,isa", [(32, 64, "vec"), (16, 64, "vec16"), (32, 128, "vec"), (32, 80, "vec16")])
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])

@@ -80,7 +80,7 @@ def test_a_configured_engine_has_its_plan_and_our_worker(checkpoint, scores):
     configure(config, TESTED[0], "cpu")
     plan = plan_of(config)
     assert (plan.method, plan.budget, plan.window, plan.copy, len(plan.buckets)) == ("sparsemm", 48, 32, True, 3)
-    assert config.parallel_config.worker_cls == "sparsemm.vllm.worker.HeadwiseWorker"
+    assert config.parallel_config.worker_cls == "sparsemm.vllm.cpu.CpuWorker"
 
 
 def test_scores_are_those_of_the_table_once_and_for_all(checkpoint, scores):
