@@ -107,12 +107,12 @@ def cuda_classes(monkeypatch):
     return replays
 
 
-@pytest.mark.parametrize("chunk,groups", [(512, 3), (37, 1)])
-def test_the_classes_for_cuda(chunk, groups, scores, cuda_classes):
+@pytest.mark.parametrize("chunk,groups,size", [(512, 4, 8), (37, 1, 4)])
+def test_the_classes_for_cuda(chunk, groups, size, scores, cuda_classes):
     name = "small-qwen2-vl"  # heads of 16; those of 12 are nothing for FlashAttention
     cache = dict(method="sparsemm", budget=24, window=4, scores=scores[name])
     check(name, MIXED, cache, groups, max_num_batched_tokens=chunk, max_num_seqs=8)
-    assert sum(cuda_classes.values()) > 10 and set(cuda_classes) == {4, 8}
+    assert sum(cuda_classes.values()) > 10 and max(cuda_classes) == size
 
 
 def test_the_classes_for_cuda_where_a_prompt_ends_with_a_single_token(cuda_classes):
