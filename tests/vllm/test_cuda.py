@@ -384,6 +384,7 @@ def test_a_step_behind_the_prompts_never_waits_for_the_device(flash_kernel):
         drive.cache[0].any().item()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="this is the device")
 def test_all_of_it_on_a_stand_in_for_a_cuda_device():
     root = Path(__file__).parents[2]
