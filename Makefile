@@ -34,7 +34,7 @@ $(VENV)/.stamp: requirements.txt pyproject.toml
 # device, are left out by their markers (tests/conftest.py).
 CHECK_TESTS := align chase/test_strongest_keys.py cache/test_layer.py cache/test_slab.py evaluate/test_metrics.py \
 	test_statistics.py layouts ops params policies test_allocations.py test_budgets.py test_imports.py \
-	test_prompts.py test_contributing.py test_scores.py test_weights.py
+	test_prompts.py test_contributing.py test_scores.py
 check: setup
 	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not services and not cuda" \
 		$(addprefix tests/,$(CHECK_TESTS))

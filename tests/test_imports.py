@@ -19,7 +19,7 @@ EXTRAS = ("evaluate", "report")  # folders of stages that need lmms-eval and plo
 # The layers of docs/design.md, lowest first, by the first name below `sparsemm`; and the imports that point up.
 LAYERS = (
     "__init__ errors files compat statistics tables progress processes published",
-    "budgets scores recipes weights models prompts layouts params fetch suggestions",
+    "budgets scores recipes models prompts layouts params fetch suggestions",
     "ops",
     "policies",
     "attention_probe",
