@@ -15,8 +15,7 @@ from flows.artifacts import show_pictures, show_plan, show_report, show_results
 from flows.stages import check_runs, model_stages, name_run
 from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
-from sparsemm.pipeline.branch import results_branch
-from sparsemm.pipeline.integrate import integrate
+from sparsemm.pipeline.integrate import integrate, results_branch
 from sparsemm.pipeline.plan import Plan, plan, targets
 from sparsemm.pipeline.worktree import check_clean, has_remote
 

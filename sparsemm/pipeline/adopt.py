@@ -9,8 +9,7 @@ from sparsemm.errors import DataError, ModelError, WatchError
 from sparsemm.models import check_weights, new_entry
 from sparsemm.params import load_params
 from sparsemm.params.entries import add_entry
-from sparsemm.pipeline.branch import results_branch
-from sparsemm.pipeline.integrate import commit
+from sparsemm.pipeline.integrate import commit, results_branch
 from sparsemm.pipeline.locks import locked, repository_locked
 from sparsemm.pipeline.worktree import Line, check_clean
 from sparsemm.suggestions import needs_of, suggested_entry

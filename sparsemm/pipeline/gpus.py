@@ -20,8 +20,7 @@ PATIENCE = 60.0  # seconds to wait for nvidia-smi, which hangs on a broken GPU
 def visible_gpus() -> list[str]:
     """Returns names for CUDA_VISIBLE_DEVICES: the GPUs already visible to this process, else those nvidia-smi lists.
 
-    Raises:
-        PipelineError: if nvidia-smi does not answer.
+    Raises PipelineError if nvidia-smi does not answer.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -41,11 +40,8 @@ def visible_gpus() -> list[str]:
 def gpu(folder: Path | None = None, every: bool = False) -> Iterator[tuple[dict[str, str], tuple[int, ...]]]:
     """Waits for a free GPU and yields (environment variables for the job, descriptors of the locks to keep).
 
-    Both are empty on a machine without GPUs.
-
-    Args:
-        folder: folder of the lock files, the same for every job of the machine.
-        every: whether to wait for all GPUs, for a model that does not fit on one.
+    Both are empty on a machine without GPUs. `folder` holds the lock files, the same for every job of the machine. With
+    `every` it waits for all GPUs, for a model that does not fit on one.
     """
     names = [name.strip() for name in visible_gpus()]
     if not names:
@@ -56,10 +52,8 @@ def gpu(folder: Path | None = None, every: bool = False) -> Iterator[tuple[dict[
     with ExitStack() as held:
         if every:
             # All jobs lock in sorted order, so two of them never wait for each other.
-            yield (
-                {"CUDA_VISIBLE_DEVICES": ",".join(names)},
-                tuple(held.enter_context(locked(path)) for path in sorted(paths)),
-            )
+            descriptors = tuple(held.enter_context(locked(path)) for path in sorted(paths))
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(names)}, descriptors
             return
         while (taken := first_free(paths)) is None:
             time.sleep(0.5)

@@ -19,18 +19,10 @@ GRACE_SECONDS = 10.0
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
-def _adopt_orphans() -> None:
-    """Makes this process the parent of orphaned descendants, so that all of them are reaped (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
 def _alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # macOS raises this for a group of zombies
+    except (ProcessLookupError, PermissionError):  # macOS raises the latter for a group of zombies
         return False
     return True
 
@@ -66,7 +58,8 @@ def _stop(group: int) -> None:
 
 def main(command: list[str]) -> int:
     """Runs the command in a process group of its own, and returns its exit code, or 143 if it was stopped."""
-    _adopt_orphans()
+    if sys.platform == "linux":  # this process becomes the parent of orphaned descendants, so that all are reaped
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stopping = False
 
     def stop(_number: int, _frame: object) -> None:

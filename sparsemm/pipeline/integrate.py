@@ -4,12 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsemm.pipeline.branch import results_branch
+from sparsemm.errors import PipelineError
+from sparsemm.params import load_params
 from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
 from sparsemm.pipeline.worktree import Line, reproduce
 
 COMMITTED = ("dvc.lock", "artifacts")  # artifacts that DVC caches are in .gitignore
+
+
+def results_branch(root: Path) -> str:
+    """Returns the branch that is checked out, which is the one that results are committed to.
+
+    Raises PipelineError if it is not `pipeline.branch` of params.yaml, or no branch is checked out.
+    """
+    branch = run(["git", "branch", "--show-current"], cwd=root).strip()
+    wanted = load_params(root / "params.yaml").pipeline.branch
+    if not branch:
+        hint = f"git switch {wanted or 'BRANCH'}"
+        raise PipelineError("no branch is checked out, so commits of results would be lost", where=str(root), hint=hint)
+    if wanted is not None and branch != wanted:
+        hint = f"`git switch {wanted}` (`-c` creates it), or change pipeline.branch in params.yaml"
+        raise PipelineError(f"branch {branch} is checked out, but results go to {wanted}", where=str(root), hint=hint)
+    return branch
 
 
 def integrate(
@@ -20,17 +37,9 @@ def integrate(
     Stages that were finished in a worktree are only copied from the run cache. A second integrator of the same
     repository waits. If one is killed, the next one does the rest.
 
-    Args:
-        root: the repository.
-        targets: DVC stages; empty means all.
-        message: commit message.
-        pull: whether to download missing files from the DVC remote.
-
-    Returns:
-        the commit, or None if nothing had changed.
-
-    Raises:
-        PipelineError: if a stage or git fails, or another branch than `pipeline.branch` is checked out.
+    No target means all stages. With `pull`, missing files are downloaded from the DVC remote. Returns the commit, or
+    None if nothing had changed. Raises PipelineError if a stage or git fails, or another branch than `pipeline.branch`
+    is checked out.
     """
     with repository_locked(root, on_line) as lock:
         results_branch(root)
@@ -41,8 +50,7 @@ def integrate(
 def commit(root: Path, paths: list[str], message: str, keep: tuple[int, ...] = ()) -> str | None:
     """Commits these paths and nothing else, and returns the new commit, or None if they have not changed.
 
-    Raises:
-        PipelineError: if git fails.
+    Raises PipelineError if git fails.
     """
     run(["git", "add", "--", *paths], cwd=root, keep=keep)
     listed = run(["git", "diff", "--cached", "--name-only", "-z", "--", *paths], cwd=root, keep=keep)

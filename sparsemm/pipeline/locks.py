@@ -15,27 +15,18 @@ def locked(path: Path, *, on_wait: Callable[[str], None] | None = None) -> Itera
     """Holds an exclusive lock on `path`, and yields its file descriptor.
 
     The kernel releases the lock (flock) when the last process that has the descriptor ends, so a killed holder leaves
-    an empty file and no lock. Processes that inherit the descriptor (`run(keep=...)`) hold the lock too.
-
-    Args:
-        path: file to lock; it is created if missing.
-        on_wait: called once, with a message, if another process holds the lock.
+    an empty file and no lock. Processes that inherit the descriptor (`run(keep=...)`) hold the lock too. `on_wait` is
+    called once, with a message, if another process holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    while (free := first_free([path])) is None:
+        if on_wait is not None:
+            on_wait(f"another run holds {path.name}; waiting")
+        on_wait = None
+        time.sleep(0.1)  # short, so that a cancelled run ends at once
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if on_wait is not None:
-                    on_wait(f"another run holds {path.name}; waiting")
-                on_wait = None
-                time.sleep(0.1)  # short, so that a cancelled run ends at once
-        yield descriptor
+        yield free[1]
     finally:
-        os.close(descriptor)
+        os.close(free[1])
 
 
 def repository_locked(root: Path, on_wait: Callable[[str], None] | None = None) -> AbstractContextManager[int]:

@@ -21,9 +21,7 @@ SHARED = ("download", "assemble", "align-also", "chase-also", "profile-shape", "
 def stages(root: Path) -> tuple[str, ...]:
     """Returns the stages of one model in the order of dvc.yaml; a matrix stage is listed as `stage@study` per study.
 
-    Raises:
-        PipelineError: if dvc.yaml cannot be read.
-        ParamsError: if params.yaml is not valid.
+    Raises PipelineError if dvc.yaml cannot be read, and ParamsError if params.yaml is not valid.
     """
     path = root / "dvc.yaml"
     try:
@@ -35,27 +33,20 @@ def stages(root: Path) -> tuple[str, ...]:
         if entry.get("foreach") == "${models}" and name not in SHARED:
             result.append(name)
         group = entry.get("matrix", {}).get("name")
-        if group is not None and name not in SHARED:
-            result += [f"{name}@{study}" for study in _in_group(root, group)]
+        if group is not None and name not in SHARED:  # `${studies.<group>}`
+            studies = load_params(root / "params.yaml").studies
+            in_group = getattr(studies, group.removeprefix("${studies.").removesuffix("}"))
+            result += [f"{name}@{study}" for study, settings in in_group if settings is not None]
     return tuple(result)
-
-
-def _in_group(root: Path, group: str) -> list[str]:
-    """Returns the studies to run of a group, which dvc.yaml names as `${studies.<group>}`."""
-    studies = getattr(load_params(root / "params.yaml").studies, group.removeprefix("${studies.").removesuffix("}"))
-    return [name for name, settings in studies if settings is not None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages that DVC would run.
+    """The stages that DVC would run."""
 
-    Attributes:
-        models: model key -> its stale stages; stages that depend on them are stale too, but not listed.
-        shared: stale stages of no single model (download@..., chase-also@..., study-compared@..., report).
-    """
-
+    # model key -> its stale stages; stages that depend on them are stale too, but not listed
     models: dict[str, tuple[str, ...]]
+    # stale stages of no single model (download@..., chase-also@..., study-compared@..., report)
     shared: tuple[str, ...]
 
     @property
@@ -67,9 +58,7 @@ class Plan:
 def plan(root: Path = Path("."), on_line: Line | None = None) -> Plan:
     """Asks DVC which stages are stale. It waits while another process integrates.
 
-    Raises:
-        PipelineError: if DVC fails.
-        ParamsError: if params.yaml is not valid.
+    Raises PipelineError if DVC fails, and ParamsError if params.yaml is not valid.
     """
     keys, order = load_params(root / "params.yaml").models, stages(root)
     with repository_locked(root, on_line) as lock:
@@ -97,11 +86,8 @@ def plan(root: Path = Path("."), on_line: Line | None = None) -> Plan:
 def targets(root: Path, key: str, until: str | None = None) -> list[str]:
     """Returns DVC's names of a model's stages, up to and including `until`.
 
-    The stage that assembles the checkpoint comes first, if the model has one. DVC does not know this dependency.
-
-    Raises:
-        PipelineError: if dvc.yaml cannot be read.
-        ParamsError: if params.yaml is not valid.
+    The stage that assembles the checkpoint comes first, if the model has one. DVC does not know this dependency. Raises
+    PipelineError if dvc.yaml cannot be read, and ParamsError if params.yaml is not valid.
     """
     order = stages(root)
     last = order.index(until) if until is not None else len(order) - 1

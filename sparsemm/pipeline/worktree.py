@@ -20,17 +20,15 @@ Line = Callable[[str], None]
 def check_clean(root: Path) -> None:
     """Checks that the inputs of all stages are committed, because worktrees contain only what HEAD contains.
 
-    Raises:
-        PipelineError: if a file has changed; it names the files.
+    Raises PipelineError if a file has changed; it names the files.
     """
     # The optional lock would disturb commits of other processes.
     command = ["git", "--no-optional-locks", "status", "--porcelain", "--", *INPUTS]
     changed = run(command, cwd=root).splitlines()
     if changed:
         files = ", ".join(line[3:] for line in changed[:5])
-        raise PipelineError(
-            f"uncommitted changes in {files}", where=str(root), hint="commit them; worktrees start from the last commit"
-        )
+        hint = "commit them; worktrees start from the last commit"
+        raise PipelineError(f"uncommitted changes in {files}", where=str(root), hint=hint)
 
 
 def cache_folder(root: Path) -> Path:
@@ -47,11 +45,8 @@ def has_remote(root: Path) -> bool:
 def worktree(root: Path, name: str, on_line: Line | None = None) -> Iterator[tuple[Path, int]]:
     """Checks out HEAD under build/worktrees, sharing DVC's cache, and yields (folder, descriptor of its lock).
 
-    Each name exists once: a second run of the same model waits, and then finds its results in the run cache. Files
-    that a killed run left behind are removed first.
-
-    Raises:
-        PipelineError: if git or DVC fail.
+    Each name exists once: a second run of the same model waits, and then finds its results in the run cache. Files that
+    a killed run left behind are removed first. Raises PipelineError if git or DVC fail.
     """
     root = root.resolve()
     folder = root / "build" / "worktrees" / name
@@ -107,8 +102,7 @@ def reproduce(
 ) -> str:
     """Runs `dvc repro` for the targets in `folder` with that folder's own code, and returns its output.
 
-    Raises:
-        PipelineError: if a stage fails.
+    Raises PipelineError if a stage fails.
     """
     variables = {"PYTHONPATH": str(folder.resolve()), "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
     command = ["dvc", "repro", *(["--pull"] if pull else []), *targets]

@@ -17,23 +17,16 @@ MOST_HEADER = 100_000_000  # bytes; the limit of safetensors itself
 
 @dataclass(frozen=True)
 class Arrival:
-    """A checkpoint for `sparsemm.models.new_entry`.
+    """A checkpoint for `sparsemm.models.new_entry`."""
 
-    Attributes:
-        checkpoint: hub id or local folder, relative to the repository if it lies inside.
-        revision: revision for params.yaml: a hub commit, or the content hash of a local folder.
-    """
-
-    checkpoint: str
-    revision: str
+    checkpoint: str  # hub id or local folder, relative to the repository if it lies inside
+    revision: str  # revision for params.yaml: a hub commit, or the content hash of a local folder
 
 
 def is_complete(folder: Path, settle_seconds: float = 0.0) -> bool:
     """Tells whether a checkpoint folder is complete: it has a config and every shard of its index, in full length.
 
-    Args:
-        folder: checkpoint folder.
-        settle_seconds: minimum age of every file, because files that are still being copied are young.
+    Every file must be `settle_seconds` old, because files that are still being copied are young.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -70,10 +63,8 @@ def stamp(folder: Path) -> str:
 def local_arrival(folder: Path, key: str, root: Path) -> Arrival:
     """Returns the checkpoint in a local folder.
 
-    The content hash is kept under `root` and computed again only when names, sizes or times of files change.
-
-    Raises:
-        OSError: if the folder cannot be read.
+    The content hash is kept under `root` and computed again only when names, sizes or times of files change. Raises
+    OSError if the folder cannot be read.
     """
     memo = root / "artifacts" / "work" / "watch" / f"{key}.json"
     identity = {"folder": plain_name(str(folder)), "stamp": stamp(folder)}

@@ -44,7 +44,7 @@ def test_a_missing_folder_is_an_error(tmp_path):
 
 def test_a_folder_that_is_cleared_up_meanwhile_is_an_error(tmp_path, monkeypatch):
     folder = write_checkpoint(tmp_path / "in" / "v1")
-    monkeypatch.setattr("sparsemm.watch.folder.is_complete", lambda *_: shutil.rmtree(folder) or True)
+    monkeypatch.setattr("sparsemm.watch.sources.is_complete", lambda *_: shutil.rmtree(folder) or True)
     with pytest.raises(WatchError, match="cannot be read"):
         newest(watched(), "k", tmp_path)
 
