@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str, **options: Any
+) -> argparse.ArgumentParser:
+    """Adds a command that calls `run`. Its help ends with the example, which is written without `sparsemm`."""
+    parser = commands.add_parser(name, help=text, epilog=f"example: sparsemm {example}", **options)
+    parser.set_defaults(run=run)
+    return parser
 
 
 def group(commands: Commands, name: str, text: str, example: str) -> Commands:

@@ -6,27 +6,19 @@ import argparse
 from pathlib import Path
 
 from sparsemm.backup import PARTS, create, restore
-from sparsemm.commands import Commands, group
+from sparsemm.commands import Commands, command, group
 
 
 def add(commands: Commands) -> None:
     """Adds `backup create` and `backup restore`."""
     actions = group(commands, "backup", "registry, Prefect's database and DVC's cache", "create /backups/today")
-    new = actions.add_parser(
-        "create",
-        help="copy them into a new folder, while the servers run",
-        epilog="example: sparsemm backup create /backups/today --part registry --part prefect",
-    )
+    example = "backup create /backups/today --part registry --part prefect"
+    new = command(actions, "create", run_create, "copy them into a new folder, while the servers run", example)
     new.add_argument("folder", type=Path, help="folder to create")
     new.add_argument("--part", action="append", choices=PARTS, help="only this part; may be repeated (all)")
-    new.set_defaults(run=run_create)
-    old = actions.add_parser(
-        "restore",
-        help="check a backup and put it back, while the servers are stopped",
-        epilog="example: sparsemm backup restore /backups/today",
-    )
+    text = "check a backup and put it back, while the servers are stopped"
+    old = command(actions, "restore", run_restore, text, "backup restore /backups/today")
     old.add_argument("folder", type=Path, help="folder that `backup create` made")
-    old.set_defaults(run=run_restore)
 
 
 def run_create(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsemm.commands import Commands
+from sparsemm.commands import Commands, command
 from sparsemm.errors import SparseMMError
 
 SIZES = {
@@ -19,17 +19,13 @@ SIZES = {
 
 def add(commands: Commands) -> None:
     """Adds `bench NAME` and its options."""
-    bench = commands.add_parser(
-        "bench",
-        help="time the cache's operations against alternatives and against a copy",
-        epilog="example: sparsemm bench decode --shape small",
-    )
+    text = "time the cache's operations against alternatives and against a copy"
+    bench = command(commands, "bench", run_bench, text, "bench decode --shape small")
     add_options(bench, "decode, step, backends or chase")
     bench.add_argument("--checkpoint", type=Path, help="checkpoint for `chase` without --shape (the small Qwen2-VL)")
     for name, text in SIZES.items():
         bench.add_argument(f"--{name}", type=int, help=f"for `chase --shape`: {text}")
     bench.add_argument("--keep", action="store_true", help="for `backends`: decode with the fastest from now on")
-    bench.set_defaults(run=run_bench)
 
 
 def add_options(parser: argparse.ArgumentParser, names: str) -> None:
@@ -65,7 +61,10 @@ def run_bench(args: argparse.Namespace) -> None:
 
         result = run(args.name, args.shape, args.dtype, args.device, **turns)
     if args.keep:
-        result["kept"] = _keep(result["rows"], args.device)
+        from sparsemm.ops import fastest
+        from sparsemm.profiling import clock
+
+        result["kept"] = str(fastest.keep(clock.device_of(args.device), result["rows"]))
     show(result, args.json)
     if args.keep and not args.json:
         print(f"  written to {result['kept']}")
@@ -85,10 +84,3 @@ def show(result: dict[str, Any], as_json: bool) -> None:
             print(f"  {row['variant']} is left out: {row['left_out']}")
         if "backend" in row:
             print(f"  batch {row['batch']}, {row['budget']} rows a head  {row['backend']}")
-
-
-def _keep(rows: list[dict[str, Any]], device: str | None) -> str:
-    from sparsemm.ops import fastest
-    from sparsemm.profiling import clock
-
-    return str(fastest.keep(clock.device_of(device), rows))

@@ -6,7 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
-from sparsemm.commands import Commands
+from sparsemm.commands import Commands, command
 from sparsemm.errors import SparseMMError
 
 MARKS = {"ok": "+", "absent": "-", "broken": "!"}
@@ -14,20 +14,16 @@ MARKS = {"ok": "+", "absent": "-", "broken": "!"}
 
 def add(commands: Commands) -> None:
     """Adds `doctor`."""
-    doctor = commands.add_parser(
-        "doctor",
-        help="check packages, GPUs, disk, compiled operations and services, and say what to do",
-        epilog="example: sparsemm doctor --json | jq '.[] | select(.status == \"broken\")'",
-    )
+    text = "check packages, GPUs, disk, compiled operations and services, and say what to do"
+    example = "doctor --json | jq '.[] | select(.status == \"broken\")'"
+    doctor = command(commands, "doctor", run_doctor, text, example)
     doctor.add_argument("--json", action="store_true", help="print a list of {name, status, detail, hint}")
-    doctor.set_defaults(run=run_doctor)
 
 
 def run_doctor(args: argparse.Namespace) -> None:
     """Prints the findings.
 
-    Raises:
-        SparseMMError: after printing, if something is broken, so that a script sees the failure.
+    Raises SparseMMError after printing, if something is broken, so that a script sees the failure.
     """
     from sparsemm.doctor import examine
 

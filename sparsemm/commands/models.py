@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sparsemm.commands import Commands, group
+from sparsemm.commands import Commands, command, group
 from sparsemm.errors import DataError, ModelError, ParamsError, WatchError
 from sparsemm.params import WatchParams, load_params
 from sparsemm.params.entries import add_entry, remove_entry
@@ -19,36 +19,23 @@ from sparsemm.params.strict import check_key
 def add(commands: Commands) -> None:
     """Adds `models add`, `models list` and `models remove`."""
     models = group(commands, "models", "the models in params.yaml", "list")
-    added = models.add_parser(
-        "add",
-        help="detect the family from config.json and write the entry",
-        epilog="example: sparsemm models add data/checkpoints/tiny-qwen2-vl --key second",
-    )
+    example = "models add data/checkpoints/tiny-qwen2-vl --key second"
+    added = command(models, "add", run_add, "detect the family from config.json and write the entry", example)
     added.add_argument("checkpoint", help="folder, hub id, or s3://bucket/prefix (fetched to data/incoming)")
     added.add_argument("--revision", help="hub revision (computed for a local folder)")
     added.add_argument("--key", help="name of the entry (from the checkpoint's name)")
     added.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="dtype of the weights (config.json)")
     added.add_argument("--note", default="", help="shown beside the model in every table")
-    added.set_defaults(run=run_add)
-    listed = models.add_parser(
-        "list", help="key, family, dtype, revision, checkpoint", epilog="example: sparsemm models list"
-    )
-    listed.set_defaults(run=run_list)
-    removed = models.add_parser(
-        "remove", help="remove an entry; artifacts stay", epilog="example: sparsemm models remove second"
-    )
+    command(models, "list", run_list, "key, family, dtype, revision, checkpoint", "models list")
+    removed = command(models, "remove", run_remove, "remove an entry; artifacts stay", "models remove second")
     removed.add_argument("key", help="model key")
-    removed.set_defaults(run=run_remove)
 
 
 def run_add(args: argparse.Namespace) -> None:
     """Writes the entry of a checkpoint, with settings for the length of its prompts, and says what it will take.
 
-    A checkpoint on S3 is downloaded first.
-
-    Raises:
-        ModelError: if there is no complete checkpoint, or its config is of no supported family.
-        ParamsError: if the key or the params file is not valid.
+    A checkpoint on S3 is downloaded first. Raises ModelError if there is no complete checkpoint, or its config is of no
+    supported family, and ParamsError if the key or the params file is not valid.
     """
     from sparsemm.models import check_weights, default_key, new_entry
     from sparsemm.suggestions import advice, needs_of, suggested_entry
@@ -96,8 +83,7 @@ def run_add(args: argparse.Namespace) -> None:
 def from_hub(repo: str, revision: str | None) -> Iterator[None]:
     """Prints once that the hub is asked, instead of a line for each attempt of huggingface_hub, and explains failures.
 
-    Raises:
-        ModelError: if the body raises one; its message then names the hub's reason and what to do.
+    Raises ModelError if the body raises one; its message then names the hub's reason and what to do.
     """
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     from huggingface_hub.utils import logging  # which sets its level when it is imported
@@ -127,8 +113,7 @@ def from_hub(repo: str, revision: str | None) -> Iterator[None]:
 def from_s3(location: str, key: str, root: Path) -> str:
     """Downloads a checkpoint to data/incoming and returns its folder.
 
-    Raises:
-        ModelError: if the location holds no complete checkpoint, or it cannot be downloaded.
+    Raises ModelError if the location holds no complete checkpoint, or it cannot be downloaded.
     """
     from sparsemm.watch import newest
 

@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sparsemm.commands import Commands, group
+from sparsemm.commands import Commands, command, group
 from sparsemm.errors import DataError
 
 
 def add(commands: Commands) -> None:
     """Adds `recipe show`."""
     recipe = group(commands, "recipe", "recipes: the best method for a model", "show tiny-qwen2-vl")
-    show = recipe.add_parser(
-        "show",
-        help="the method for each scenario, why, and the evidence",
-        epilog="example: sparsemm recipe show tiny-qwen2-vl",
-    )
+    text = "the method for each scenario, why, and the evidence"
+    show = command(recipe, "show", run_show, text, "recipe show tiny-qwen2-vl")
     show.add_argument("recipe", help="model key, a file, or models:/visual-heads.<key>@champion")
-    show.set_defaults(run=run_show)
 
 
 def run_show(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from sparsemm.commands import Commands, group
+from sparsemm.commands import Commands, command, group
 from sparsemm.errors import RegistryError
 from sparsemm.params import load_params
 from sparsemm.registry.client import PORT, sqlite_file
@@ -17,44 +17,30 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Adds the commands that use the registry, and `registry serve`."""
-    publish = commands.add_parser(
-        "publish",
-        help="publish a model's results in the registry, once",
-        epilog="example: sparsemm publish tiny-qwen2-vl",
-    )
+    text = "publish a model's results in the registry, once"
+    publish = command(commands, "publish", run_publish, text, "publish tiny-qwen2-vl")
     publish.add_argument("key", help="model key")
     publish.add_argument("--flow-run", help="id of the flow run, for provenance")
-    publish.set_defaults(run=run_publish)
-    promote = commands.add_parser(
-        "promote",
-        help="make a version the candidate, or the champion if it passes the gate",
-        epilog="example: sparsemm promote tiny-qwen2-vl --to champion",
-    )
+    text = "make a version the candidate, or the champion if it passes the gate"
+    promote = command(commands, "promote", run_promote, text, "promote tiny-qwen2-vl --to champion")
     promote.add_argument("key", help="model key")
     promote.add_argument("--to", choices=("candidate", "champion"), required=True)
     promote.add_argument("--version", help="version number (the candidate)")
-    promote.set_defaults(run=run_promote)
-    rollback = commands.add_parser(
-        "rollback",
-        help="make the previous champion champion again",
-        epilog="example: sparsemm rollback tiny-qwen2-vl",
-    )
+    text = "make the previous champion champion again"
+    rollback = command(commands, "rollback", run_rollback, text, "rollback tiny-qwen2-vl")
     rollback.add_argument("key", help="model key")
-    rollback.set_defaults(run=run_rollback)
-    lookup = commands.add_parser(
-        "lookup",
-        help="find a score table and check it",
-        epilog="example: sparsemm lookup models:/visual-heads.tiny-qwen2-vl@champion --json",
-    )
+    example = "lookup models:/visual-heads.tiny-qwen2-vl@champion --json"
+    lookup = command(commands, "lookup", run_lookup, "find a score table and check it", example)
     lookup.add_argument("source", help="path, models:/visual-heads.<key>@champion or models:/visual-heads.<key>/3")
     lookup.add_argument("--json", action="store_true", help="everything, for other programs")
     lookup.add_argument("--offline", action="store_true", help="ask the cache only")
-    lookup.set_defaults(run=run_lookup)
-    serve = group(commands, "registry", "the registry", "serve --port 5000").add_parser(
+    serve = command(
+        group(commands, "registry", "the registry", "serve --port 5000"),
         "serve",
-        help="an MLflow server with safe settings",
+        run_serve,
+        "an MLflow server with safe settings",
+        "registry serve --port 5000",
         description="Start an MLflow server with safe settings, over the store that `publish` uses by default.",
-        epilog="example: sparsemm registry serve --port 5000",
     )
     serve.add_argument("--port", type=_port, default=PORT, help=f"port ({PORT})")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on; any but loopback needs --auth")
@@ -68,7 +54,6 @@ def add(commands: Commands) -> None:
     serve.add_argument("--store", help="database URI ($MLFLOW_BACKEND_STORE_URI, or SQLite in artifacts/registry)")
     serve.add_argument("--artifacts", help="folder or s3:// address of the files (beside the database)")
     serve.add_argument("--auth", action="store_true", help="basic auth; password from $MLFLOW_AUTH_ADMIN_PASSWORD")
-    serve.set_defaults(run=run_serve)
 
 
 def _port(text: str) -> int:

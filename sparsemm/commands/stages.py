@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from typing import get_args
+from typing import Any, get_args
 
-from sparsemm.commands import Commands
+from sparsemm.commands import Commands, command
 from sparsemm.errors import ParamsError
 from sparsemm.params import Params, load_params
 from sparsemm.params.stages import Shape
@@ -20,36 +20,35 @@ MODEL_STAGES = {  # name: module, help, files that it reads and files that it wr
     "tune": ("tune.stage", "find the method for a model, and prove it", "scores/KEY.safetensors", "recipes/KEY.*"),
     "explore": ("explorer.stage", "attention of single heads on some pages", "budgets/KEY.json", "explorer/KEY.json"),
 }
-DVC = "`dvc repro` runs it when it is stale; run directly, it uses the files that exist. A stopped run is resumed."
+OTHER_STAGES = {  # name: module, its function, and the positional arguments
+    "download": ("datasets.download", "run", {"key": "data set key"}),
+    "assemble": ("assemble.stage", "run", {"key": "key under assembled in params.yaml"}),
+    "profile-shape": ("profiling.stage", "run_shape", {"name": "name of the shape"}),
+    "study": ("studies.common.stage", "run", {"name": "a study under studies in params.yaml", "key": "model key"}),
+    "report": ("report.stage", "run", {}),
+}
+DVC = " `dvc repro` runs it when it is stale; run directly, it uses the files that exist. A stopped run is resumed."
 
 
 def add(commands: Commands) -> None:
     """Adds one command per stage."""
-    download = commands.add_parser(
-        "download",
-        help="make a data set's records",
-        description="Make the records of a data set of params.yaml: artifacts/datasets/KEY.parquet. " + DVC,
-        epilog="example: sparsemm download calibration",
+    other_stage(
+        commands,
+        "download calibration",
+        "make a data set's records",
+        "Make the records of a data set of params.yaml: artifacts/datasets/KEY.parquet.",
     )
-    download.add_argument("key", help="data set key")
-    download.set_defaults(run=run_download)
-    assemble = commands.add_parser(
-        "assemble",
-        help="assemble a checkpoint from a packaged language model and the weights trained on it",
-        description="Assemble a checkpoint of params.yaml in artifacts/checkpoints/KEY. " + DVC,
-        epilog="example: sparsemm assemble smollm2-llava-next",
+    other_stage(
+        commands,
+        "assemble smollm2-llava-next",
+        "assemble a checkpoint from a packaged language model and the weights trained on it",
+        "Assemble a checkpoint of params.yaml in artifacts/checkpoints/KEY.",
     )
-    assemble.add_argument("key", help="key under assembled in params.yaml")
-    assemble.set_defaults(run=run_assemble)
     for name, (_, text, reads, writes) in MODEL_STAGES.items():
-        stage = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text.capitalize()}: artifacts/{reads} -> artifacts/{writes}. {DVC}",
-            epilog=f"example: sparsemm {name} tiny-qwen2-vl",
-        )
+        description = f"{text.capitalize()}: artifacts/{reads} -> artifacts/{writes}.{DVC}"
+        run = run_chase if name == "chase" else run_model_stage
+        stage = command(commands, name, run, text, f"{name} tiny-qwen2-vl", description=description)
         stage.add_argument("key", help="model key")
-        stage.set_defaults(run=run_chase if name == "chase" else run_stage)
         if name in ("align", "chase"):
             stage.add_argument("--dataset", help="a data set under `robustness` (the calibration set)")
         if name == "chase":
@@ -61,47 +60,45 @@ def add(commands: Commands) -> None:
             stage.add_argument("--text", action="store_true", help="use scores/text/KEY, write budgets/text/KEY")
         if name == "evaluate":
             stage.add_argument("--limit", type=int, help="number of documents; they go to `limited` in artifacts/work")
-    shape = commands.add_parser(
-        "profile-shape",
-        help="latency and bytes of a 7B shape with random weights",
-        description="Profile a shape of `profile.shapes` with random weights: artifacts/profile/shapes/NAME.*. " + DVC,
-        epilog="example: sparsemm profile-shape vicuna-7b",
+    other_stage(
+        commands,
+        "profile-shape vicuna-7b",
+        "latency and bytes of a 7B shape with random weights",
+        "Profile a shape of `profile.shapes` with random weights: artifacts/profile/shapes/NAME.*.",
+        choices=get_args(Shape),
     )
-    shape.add_argument("name", choices=get_args(Shape), help="name of the shape")
-    shape.set_defaults(run=run_shape)
-    study = commands.add_parser(
-        "study",
-        help="one study of a model, with intervals",
-        description="One study of params.yaml: artifacts/studies/NAME/KEY.csv and .json. " + DVC,
-        epilog="example: sparsemm study masking tiny-qwen2-vl",
+    other_stage(
+        commands,
+        "study masking tiny-qwen2-vl",
+        "one study of a model, with intervals",
+        "One study of params.yaml: artifacts/studies/NAME/KEY.csv and .json.",
     )
-    study.add_argument("name", help="a study under studies in params.yaml")
-    study.add_argument("key", help="model key")
-    study.set_defaults(run=run_study)
-    report = commands.add_parser(
+    other_stage(
+        commands,
         "report",
-        help="write the HTML report",
-        description="Write artifacts/report/index.html and the tables of `dvc plots` from other stages' files. " + DVC,
-        epilog="example: sparsemm report",
+        "write the HTML report",
+        "Write artifacts/report/index.html and the tables of `dvc plots` from other stages' files.",
     )
-    report.set_defaults(run=run_report)
 
 
-def run_download(args: argparse.Namespace) -> None:
-    """Runs the download stage."""
-    from sparsemm.datasets.download import run
-
-    run(load_params(args.params), args.key, args.root)
-
-
-def run_assemble(args: argparse.Namespace) -> None:
-    """Runs the assemble stage."""
-    from sparsemm.assemble.stage import run
-
-    print(run(load_params(args.params), args.key, args.root))
+def other_stage(commands: Commands, example: str, text: str, description: str, **options: Any) -> None:
+    """Adds a stage of `OTHER_STAGES`, the first word of its example. `options` are those of its arguments."""
+    name = example.split()[0]
+    stage = command(commands, name, run_other_stage, text, example, description=description + DVC)
+    for argument, meaning in OTHER_STAGES[name][2].items():
+        stage.add_argument(argument, help=meaning, **options)
 
 
-def run_stage(args: argparse.Namespace) -> None:
+def run_other_stage(args: argparse.Namespace) -> None:
+    """Runs a stage that does not exist once per model."""
+    module, function, arguments = OTHER_STAGES[args.command]
+    run = getattr(importlib.import_module(f"sparsemm.{module}"), function)
+    result = run(load_params(args.params), *(getattr(args, name) for name in arguments), args.root)
+    if args.command == "assemble":
+        print(result)
+
+
+def run_model_stage(args: argparse.Namespace) -> None:
     """Runs a stage that exists once per model."""
     options = {name: getattr(args, name) for name in ("dataset", "limit") if name in args}
     if getattr(args, "text", False):
@@ -129,15 +126,13 @@ def run_chase(args: argparse.Namespace) -> None:
     if args.shards:
         workers.compute_part(params, args.key, workers.parse_part(args.shards), args.root, args.dataset)
         return
-    count = args.processes
-    if count is None:
-        count = workers.process_count(params, args.key, args.dataset)
+    count = workers.process_count(params, args.key, args.dataset) if args.processes is None else args.processes
     if count < 1:
         raise ParamsError(f"{count} processes are too few", where="--processes", hint="use at least 1")
     if count > 1:
-        command = ["--params", str(args.params), "--root", str(args.root), "chase", args.key]
-        workers.run_processes([*command, *(["--dataset", args.dataset] if args.dataset else [])], count)
-    run_stage(args)  # adds up the shards
+        chase = ["--params", str(args.params), "--root", str(args.root), "chase", args.key]
+        workers.run_processes([*chase, *(["--dataset", args.dataset] if args.dataset else [])], count)
+    run_model_stage(args)  # adds up the shards
 
 
 def run_chase_text(args: argparse.Namespace, params: Params) -> None:
@@ -149,24 +144,3 @@ def run_chase_text(args: argparse.Namespace, params: Params) -> None:
             what = "a chase over text has one process and no data set"
             raise ParamsError(what, where=f"--{name}", hint="leave it out")
     run(params, args.key, args.root, PROMPTS if args.prompts is None else args.prompts)
-
-
-def run_shape(args: argparse.Namespace) -> None:
-    """Runs the profile-shape stage."""
-    from sparsemm.profiling.stage import run_shape as run
-
-    run(load_params(args.params), args.name, args.root)
-
-
-def run_study(args: argparse.Namespace) -> None:
-    """Runs the study stage."""
-    from sparsemm.studies.common.stage import run
-
-    run(load_params(args.params), args.name, args.key, args.root)
-
-
-def run_report(args: argparse.Namespace) -> None:
-    """Runs the report stage."""
-    from sparsemm.report.stage import run
-
-    run(load_params(args.params), args.root)
