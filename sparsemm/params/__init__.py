@@ -60,23 +60,18 @@ class Params(Strict):
                 raise ValueError(f"robustness.{name} is not under datasets")
             if name == self.chase.dataset:
                 raise ValueError(f"robustness.{name} is chase.dataset itself")
-        if {"read", "qa"} & set(self.evaluate.tasks) and self.evaluate.samples > self.datasets[
-            self.evaluate.dataset
-        ].samples:
-            raise ValueError(f"evaluate.samples is more than datasets.{self.evaluate.dataset}.samples")
         chased, evaluated = self.datasets[self.chase.dataset], self.datasets[self.evaluate.dataset]
-        reason = may_share(chased, evaluated)
-        if reason is not None:
+        if {"read", "qa"} & set(self.evaluate.tasks) and self.evaluate.samples > evaluated.samples:
+            raise ValueError(f"evaluate.samples is more than datasets.{self.evaluate.dataset}.samples")
+        if (reason := may_share(chased, evaluated)) is not None:
             raise ValueError(f"chase.dataset and evaluate.dataset {reason}")
         if "qa" in self.evaluate.tasks and evaluated.source != "synthetic":
             raise ValueError(f"evaluate.tasks: qa needs synthetic pages, {self.evaluate.dataset} has others")
         if self.profile.budget < self.allocate.window:
             raise ValueError(f"profile.budget {self.profile.budget} is below allocate.window {self.allocate.window}")
-        reason = self.studies.problem(self)
-        if reason is not None:
+        if (reason := self.studies.problem(self)) is not None:
             raise ValueError(f"studies.{reason}")
-        reason = self.tune.problem(self) if self.tune is not None else None
-        if reason is not None:
+        if self.tune is not None and (reason := self.tune.problem(self)) is not None:
             raise ValueError(f"tune: {reason}")
         budget = self.registry.gate.reference_budget
         if budget is not None and budget not in self.allocate.budgets:
@@ -96,11 +91,7 @@ class Params(Strict):
         return self
 
     def model(self, key: str) -> ModelParams:
-        """Returns the entry of one model.
-
-        Raises:
-            ParamsError: if there is none.
-        """
+        """Returns the entry of one model. Raises ParamsError if there is none."""
         if key not in self.models:
             keys = ", ".join(self.models) or "none yet"
             raise ParamsError(f"no model {key!r}", where="params.yaml: models", hint=f"known: {keys}")
@@ -119,22 +110,16 @@ class Params(Strict):
             return self
         raw = self.model_dump(mode="json", exclude_unset=True)
         if "studies" in changes:
-            changes["studies"] = _of_made_studies(changes["studies"], raw.get("studies", {}))
+            changes["studies"] = _of_enabled_studies(changes["studies"], raw.get("studies", {}))
         raw["models"] = {key: {k: v for k, v in raw["models"][key].items() if k not in OVERRIDDEN}}
         own = Params.model_validate_json(json.dumps(_merged(raw, changes)))
-        return self.model_copy(
-            update={name: getattr(own, name) for name in OVERRIDDEN} | {"models": self.models | own.models}
-        )
+        parts = {name: getattr(own, name) for name in OVERRIDDEN}
+        return self.model_copy(update=parts | {"models": self.models | own.models})
 
     def check_folders(self, keys: Iterable[str], where: str = "params.yaml") -> None:
-        """Checks that local checkpoint folders exist. Hub ids are not checked.
+        """Checks that the local checkpoint folders of models exist. Hub ids and unknown keys are not checked.
 
-        Args:
-            keys: keys of the models to check; unknown ones are ignored.
-            where: name of the params file, for messages.
-
-        Raises:
-            ParamsError: if a folder is missing; it names all of them.
+        Raises ParamsError if a folder is missing; it names all of them, and the params file `where`.
         """
         folders = {key: self.models[key].checkpoint for key in keys if key in self.models}
         missing = {key: folder for key, folder in folders.items() if without_folder(folder)}
@@ -149,8 +134,7 @@ class Params(Strict):
     def over(self, dataset: str | None) -> Params:
         """Returns these params with another data set and its prompt under `chase`; None changes nothing.
 
-        Raises:
-            ParamsError: if the data set is not under `robustness`.
+        Raises ParamsError if the data set is not under `robustness`.
         """
         if dataset is None:
             return self
@@ -162,15 +146,15 @@ class Params(Strict):
         return self.model_copy(update={"chase": chase})
 
 
-def _of_made_studies(changes: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
-    """Returns the overrides without those of studies that exist and are not made, so that dropping one is one edit."""
+def _of_enabled_studies(changes: dict[str, Any], enabled: dict[str, Any]) -> dict[str, Any]:
+    """Returns the overrides without those of studies that are not enabled, so that dropping a study is one edit."""
     groups = studies_params().model_fields
     kept = {}
     for group, own in changes.items():
         exists = group in groups and isinstance(own, dict)
         known = groups[group].annotation.model_fields if exists else {}  # type: ignore[union-attr]
-        left = made.get(group, {})
-        kept[group] = {n: v for n, v in own.items() if n in left or n not in known} if exists else own
+        named = enabled.get(group, {})
+        kept[group] = {n: v for n, v in own.items() if n in named or n not in known} if exists else own
     return kept
 
 
@@ -227,8 +211,7 @@ def _reasons(error: ValidationError) -> list[str]:
 def parse_params(text: str, where: str = "params.yaml") -> Params:
     """Parses and checks the text of a params file.
 
-    Raises:
-        ParamsError: with the file, and key and reason of every error.
+    Raises ParamsError with the file, and key and reason of every error.
     """
     try:
         raw = yaml.load(text, Loader=_NoRepeats)  # noqa: S506  (a SafeLoader)
@@ -249,11 +232,7 @@ def parse_params(text: str, where: str = "params.yaml") -> Params:
 
 
 def read_text(path: str | Path) -> str:
-    """Reads the text of a params file.
-
-    Raises:
-        ParamsError: if it cannot be read, or is not UTF-8.
-    """
+    """Reads the text of a params file. Raises ParamsError if it cannot be read, or is not UTF-8."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -266,11 +245,7 @@ def read_text(path: str | Path) -> str:
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Reads, parses and checks a params file.
-
-    Raises:
-        ParamsError: with the file, and key and reason of every error.
-    """
+    """Reads, parses and checks a params file. Raises ParamsError with the file, and key and reason of every error."""
     return parse_params(read_text(path), str(path))
 
 

@@ -116,8 +116,7 @@ def _without(text: str, key: str, where: str) -> str:
 def remove_entry(path: str | Path, key: str) -> None:
     """Removes a model's entry from a params file; its artifacts stay.
 
-    Raises:
-        ParamsError: if the file is not valid, or there is no such entry.
+    Raises ParamsError if the file is not valid, or there is no such entry.
     """
     path = Path(path)
     # The file is checked only without the entry, which may be the one thing that is wrong with it.

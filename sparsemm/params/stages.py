@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sparsemm.errors import BudgetError
-from sparsemm.params.strict import Count, Strict, without_repeats
+from sparsemm.params.strict import Count, Strict, WithoutRepeats
 from sparsemm.policies import METHODS, SELECTORS, parts
 
 
@@ -87,7 +87,7 @@ class AllocateParams(Strict):
         return self
 
 
-class EvaluateParams(Strict):
+class EvaluateParams(WithoutRepeats):
     """The tasks to evaluate, and the methods to evaluate them with."""
 
     dataset: str = Field(description="key of a data set")
@@ -103,11 +103,6 @@ class EvaluateParams(Strict):
     seed: int = Field(0, ge=0)
     random_seeds: Count = Field(1, description="draws of random scores per page for the method random")
 
-    @field_validator("methods", "tasks")
-    @classmethod
-    def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
-        return without_repeats(value)
-
     @field_validator("pooling_kernel")
     @classmethod
     def _odd(cls, value: int) -> int:
@@ -116,7 +111,7 @@ class EvaluateParams(Strict):
         return value
 
 
-class ProfileParams(Strict):
+class ProfileParams(WithoutRepeats):
     """The methods and lengths to profile."""
 
     methods: tuple[Method, ...] = Field(min_length=1)
@@ -126,8 +121,3 @@ class ProfileParams(Strict):
     repetitions: Count = 3
     batch_size: Count = 1
     shapes: tuple[Shape, ...] = Field((), description="7B configurations to time with random weights in bf16")
-
-    @field_validator("methods", "lengths", "shapes")
-    @classmethod
-    def _no_repeats(cls, value: tuple[object, ...]) -> tuple[object, ...]:
-        return without_repeats(value)

@@ -6,27 +6,20 @@ from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model
 
 from sparsemm.params.stages import Method
-from sparsemm.params.strict import Count, Strict
+from sparsemm.params.strict import Count, Strict, WithoutRepeats
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Budgets = Annotated[tuple[Count, ...], Field(min_length=1, description="mean slots per KV head, window included")]
 Methods = Annotated[tuple[Method, ...], Field(min_length=1)]
 
 
-class StudyParams(Strict):
+class StudyParams(WithoutRepeats):
     """The options of every study."""
 
     precision: float = Field(0.05, gt=0.0, description="half-width of an interval, for the pages needed")
-
-    @field_validator("*")
-    @classmethod
-    def _no_repeats(cls, value: Any) -> Any:
-        if isinstance(value, tuple) and list(value) != list(dict.fromkeys(value)):
-            raise ValueError("repeats an entry")
-        return value
 
     def problem(self, params: Any) -> str | None:
         """Returns what does not fit the other parts of params.yaml, or None."""

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sparsemm.errors import BudgetError
 from sparsemm.params.stages import Method
-from sparsemm.params.strict import Count, Strict, without_repeats
+from sparsemm.params.strict import Count, WithoutRepeats
 from sparsemm.params.studies import Budgets, Share, no_questions
 from sparsemm.policies import METHODS, SELECTORS, parts
 from sparsemm.recipes import BASELINE, PUBLISHED, Scenario
@@ -26,7 +26,7 @@ Allocation = Annotated[
 Selector = Annotated[str, Field(json_schema_extra={"enum": list(SELECTORS)})]
 
 
-class TuneParams(Strict):
+class TuneParams(WithoutRepeats):
     """The search for a method: allocations x selectors x rho x window, on two thirds of the pages.
 
     The winner of each scenario is then measured on the last third, which the search never saw.
@@ -44,11 +44,6 @@ class TuneParams(Strict):
     against: tuple[Method, ...] = Field(
         ("full", "sparsemm", "snapkv", "adakv", "random"), description="what the winner is compared with"
     )
-
-    @field_validator("scenarios", "tasks", "budgets", "methods", "selectors", "rhos", "windows", "against")
-    @classmethod
-    def _no_repeats(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
-        return without_repeats(value)
 
     @field_validator("selectors")
     @classmethod
