@@ -28,8 +28,7 @@ def upload(client: MlflowClient, run_id: str, source: Path, folder: str) -> None
 def download(client: MlflowClient, run_id: str, name: str, target: Path) -> Path:
     """Copies a file or folder of a run into `target`, and returns the path of the copy.
 
-    Raises:
-        RegistryError: if the run's folder on this machine does not hold it.
+    Raises RegistryError if the run's folder on this machine does not hold it.
     """
     if (place := _local_place(client, run_id)) is None:
         return Path(client.download_artifacts(run_id, name, str(target)))
@@ -48,8 +47,7 @@ def download(client: MlflowClient, run_id: str, name: str, target: Path) -> Path
 def _local_place(client: MlflowClient, run_id: str) -> Path | None:
     """Returns the folder of a run's files beside a SQLite store, or None where MLflow's client can reach them itself.
 
-    Raises:
-        RegistryError: if the address leaves the folder.
+    Raises RegistryError if the address leaves the folder.
     """
     store = sqlite_file(client.tracking_uri)
     address = urlsplit(client.get_run(run_id).info.artifact_uri)

@@ -32,14 +32,14 @@ SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
 }
+MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes where there is no such version
 PATIENCE = 5.0  # seconds that a server may take to answer the health check
 
 
 def model_name(key: str) -> str:
     """Returns the name of a key's registered model: visual-heads.<key>.
 
-    Raises:
-        RegistryError: if the key is not a valid key of params.yaml.
+    Raises RegistryError if the key is not a valid key of params.yaml.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", key):
         raise RegistryError(f"{key!r} is not a model key", hint="use letters, digits, - and _")
@@ -65,8 +65,7 @@ def registry_uri(explicit: str | None, params: Params | None = None, root: Path 
     """Returns the registry's address: the first that is set of `explicit`, registry.tracking_uri in params.yaml and
     MLFLOW_TRACKING_URI, else SQLite under `root`.
 
-    Raises:
-        RegistryError: if it is neither http(s) nor sqlite, or holds credentials (they would end up in logs).
+    Raises RegistryError if it is neither http(s) nor sqlite, or holds credentials (they would end up in logs).
     """
     from_params = params.registry.tracking_uri if params is not None else None
     uri = explicit or from_params or os.environ.get("MLFLOW_TRACKING_URI")
@@ -114,13 +113,8 @@ def page(uri: str, path: str) -> str:
 def connect(uri: str, create: bool = False) -> MlflowClient:
     """Returns a client of a registry that answers. `SETTINGS` apply where the environment sets nothing else.
 
-    Args:
-        uri: address returned by `registry_uri`.
-        create: whether to create a missing SQLite file.
-
-    Raises:
-        RegistryUnreachable: if a server does not answer within `PATIENCE` seconds.
-        RegistryError: if mlflow is not installed, or the SQLite file does not exist.
+    Raises RegistryUnreachable if a server does not answer within `PATIENCE` seconds, and RegistryError if mlflow is not
+    installed, or the SQLite file does not exist and is not to be created.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -177,11 +171,18 @@ def answering(uri: str) -> Iterator[None]:
             hint = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             raise RegistryError("the registry rejects these credentials", where=uri, hint=hint) from error
         dropped = any(isinstance(link, broken) for link in chain) or status >= 500
-        if dropped or is_code(error, "TEMPORARILY_UNAVAILABLE"):
+        if dropped or getattr(error, "error_code", None) == "TEMPORARILY_UNAVAILABLE":
             raise RegistryUnreachable(f"the registry stopped answering: {text}", where=uri) from error
         raise RegistryError(f"the registry refused the request: {text}", where=uri) from error
 
 
-def is_code(error: Exception, *codes: str) -> bool:
-    """Tells whether MLflow's error has one of these codes."""
-    return getattr(error, "error_code", None) in codes
+@contextmanager
+def ignoring(*codes: str) -> Iterator[None]:
+    """Ends its body at an error of MLflow with one of these codes, and lets all others pass."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise

@@ -47,11 +47,8 @@ def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -
     """Copies the files of a version to `folder`, checks each against dvc.lock, and returns the copied score table.
 
     The recipe, score tables over further data sets and the report are included if they belong to these results. A
-    version is complete without them.
-
-    Raises:
-        RegistryError: if a file of the model's stages is missing, or differs from what its stage wrote; or if the
-            recipe was found with other scores.
+    version is complete without them. Raises RegistryError if a file of the model's stages is missing, or differs from
+    what its stage wrote; or if the recipe was found with other scores.
     """
     for name in (*FILES, *(RECIPE if f"tune@{key}" in stages.entries else ())):
         _copy(root, name.format(key=key), folder, stages.outs())
@@ -80,9 +77,8 @@ def _copy(root: Path, name: str, folder: Path, outs: dict[str, str]) -> None:
     try:
         shutil.copyfile(root / path, copied)
     except OSError as error:
-        raise RegistryError(
-            f"cannot be read: {error}", where=path, hint="`dvc checkout` restores it, `dvc repro` makes it again"
-        ) from error
+        hint = "`dvc checkout` restores it, `dvc repro` makes it again"
+        raise RegistryError(f"cannot be read: {error}", where=path, hint=hint) from error
     if not _is(copied, outs.get(path)):
         raise RegistryError("differs from what the stage wrote", where=path, hint="run `dvc repro` or `dvc checkout`")
 

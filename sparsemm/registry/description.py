@@ -37,11 +37,8 @@ def draw_heads(scores: npt.NDArray[np.float64], path: Path) -> None:
 def headlines(metrics: dict[tuple[str, int], float], method: str, budget: int, profiled: int) -> list[str]:
     """Returns two sentences, as far as they were measured: a method's accuracy at a budget, and the size of its cache.
 
-    The accuracy is that of the task `read`, or of the first one if there is no such task.
-
-    Args:
-        metrics: metrics of the run by name and step (`sparsemm.registry.logged.measured`).
-        profiled: budget at which the cache was measured.
+    The accuracy is that of the task `read`, or of the first one if there is no such task. The cache was measured at the
+    budget `profiled`. Metrics have a name and a step (`sparsemm.registry.logged.measured`).
     """
     lines = []
     tasks = sorted({name.split("/")[1] for name, _ in metrics if name.startswith("accuracy/")})
@@ -63,12 +60,7 @@ def files_page(experiment: str, run_id: str, name: str = "") -> str:
 
 
 def describe(lines: list[str], tags: dict[str, str], experiment: str, run_id: str) -> str:
-    """Returns the description of a version that was just published, in Markdown.
-
-    Args:
-        lines: sentences of `headlines`.
-        tags: tags of the version.
-    """
+    """Returns the description of a version that was just published, in Markdown: `headlines`, picture and links."""
     links = [f"[report](#/{files_page(experiment, run_id, REPORT)})"] if tags["report"] == "yes" else []
     links += [f"[run](#/experiments/{experiment}/runs/{run_id})", f"[files](#/{files_page(experiment, run_id)})"]
     picture = f"get-artifact?path={quote(f'{FOLDER}/{PICTURE}', safe='')}&run_uuid={run_id}"

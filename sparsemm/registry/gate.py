@@ -14,21 +14,14 @@ TOP = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The results of a version that the gate judges.
+    """The results of a version that the gate judges."""
 
-    Attributes:
-        version: version number, named in the reasons.
-        revision: revision of the checkpoint that was scored.
-        table: score table.
-        accuracy: task -> method -> budget ("all" for the full cache) -> value, as in artifacts/evaluate/<key>.json.
-        recipe: the version's recipe, if it has one.
-    """
-
-    version: str
-    revision: str | None
+    version: str  # version number, named in the reasons
+    revision: str | None  # revision of the checkpoint that was scored
     table: ScoreTable
+    # task -> method -> budget ("all" for the full cache) -> value, as in artifacts/evaluate/<key>.json
     accuracy: dict[str, dict[str, dict[str, float]]]
-    recipe: Recipe | None = None
+    recipe: Recipe | None = None  # the version's recipe, if it has one
 
 
 @dataclass(frozen=True)
@@ -48,27 +41,25 @@ def judge(candidate: Evidence, champion: Evidence | None, gate: GateParams) -> V
     They apply across checkpoint revisions too, because a service that follows the champion should not switch to other
     heads unnoticed. A line reports a changed revision.
     """
-    lines: list[tuple[bool, str]] = []
-
-    def at_least(what: str, value: float, threshold: float) -> None:
-        lines.append((value >= threshold, f"{what} {value:.4f}, must be at least {threshold:g}"))
-
-    at_least("split-half correlation", candidate.table.split_half(), gate.min_split_half)
+    lines = [_at_least("split-half correlation", candidate.table.split_half(), gate.min_split_half)]
     _accuracy(candidate, gate, lines)
     _recipe(candidate, gate, lines)
     if champion is None:
         lines.append((True, "no champion yet: agreement and lost accuracy are not judged"))
     else:
         _against(candidate, champion, gate, lines)
-    return Verdict(
-        all(good for good, _ in lines), tuple(f"{'pass' if good else 'FAIL'}: {line}" for good, line in lines)
-    )
+    reasons = tuple(f"{'pass' if good else 'FAIL'}: {line}" for good, line in lines)
+    return Verdict(all(good for good, _ in lines), reasons)
 
 
 def reference_budget(evidence: Evidence, gate: GateParams) -> str:
     """Returns the budget at which accuracy is judged: the gate's, else the largest that was evaluated ("" if none)."""
     budgets = {b for methods in evidence.accuracy.values() for b in methods.get(METHOD, {}) if b.isdecimal()}
     return str(gate.reference_budget or max(budgets, key=int, default=""))
+
+
+def _at_least(what: str, value: float, threshold: float) -> tuple[bool, str]:
+    return value >= threshold, f"{what} {value:.4f}, must be at least {threshold:g}"
 
 
 def _value(evidence: Evidence, task: str, method: str, budget: str) -> float:
@@ -103,21 +94,16 @@ def _recipe(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str]]
 def _against(candidate: Evidence, champion: Evidence, gate: GateParams, lines: list[tuple[bool, str]]) -> None:
     name = f"champion (version {champion.version})"
     if candidate.revision != champion.revision:
-        text = (
-            f"checkpoint revision {candidate.revision}, the {name} has {champion.revision}; the same thresholds apply"
-        )
-        lines.append((True, text))
+        text = f"checkpoint revision {candidate.revision}, the {name} has {champion.revision}"
+        lines.append((True, f"{text}; the same thresholds apply"))
     shape, champion_shape = candidate.table.scores.shape, champion.table.scores.shape
     if shape != champion_shape:
         lines.append((False, f"heads of shape {shape} cannot be compared with {champion_shape} of the {name}"))
     else:
         rank = candidate.table.rank_correlation(champion.table)
+        lines.append(_at_least(f"rank correlation with the {name}", rank, gate.min_rank_correlation))
         overlap = candidate.table.top_overlap(champion.table, TOP)
-        for what, value, threshold in (
-            ("rank correlation", rank, gate.min_rank_correlation),
-            (f"overlap of the top {TOP:.0%}", overlap, gate.min_top_overlap),
-        ):
-            lines.append((value >= threshold, f"{what} with the {name} {value:.4f}, must be at least {threshold:g}"))
+        lines.append(_at_least(f"overlap of the top {TOP:.0%} with the {name}", overlap, gate.min_top_overlap))
     budget = reference_budget(candidate, gate)
     for task in sorted(champion.accuracy):
         before, now = _value(champion, task, METHOD, budget), _value(candidate, task, METHOD, budget)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import atomic_path
-from sparsemm.registry.client import is_code, sqlite_file
+from sparsemm.registry.client import ignoring, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,8 +41,7 @@ class Lease:
     def check(self) -> None:
         """Checks that the lock is still held, and holds it for another `SECONDS`.
 
-        Raises:
-            RegistryError: if another process has taken it over.
+        Raises RegistryError if another process has taken it over.
         """
         if _held(self.client, self.name).get("token") != self.token:
             raise RegistryError("the lock was lost to another process", where=self.name, hint="run it again")
@@ -51,24 +50,14 @@ class Lease:
 
 def _held(client: MlflowClient, name: str) -> dict[str, str]:
     """Returns the tags of the lock; they are empty if nobody holds it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with ignoring("RESOURCE_DOES_NOT_EXIST"):
         return dict(client.get_registered_model(name).tags)
-    except MlflowException as error:
-        if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
-            raise
-        return {}
+    return {}
 
 
 def _remove(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with ignoring("RESOURCE_DOES_NOT_EXIST"):
         client.delete_registered_model(name)
-    except MlflowException as error:
-        if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
-            raise
 
 
 @contextmanager
@@ -81,12 +70,10 @@ def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -
     when it expires. If its holder has died, the next process of the same host takes it over at once, and other hosts
     after `SECONDS`, for which their clocks must agree to within seconds.
 
-    One case is not covered: a holder that sleeps for longer than `SECONDS` between `check` and its next write may
-    write while another host holds the lock. MLflow has no conditional write that could prevent this.
-    `publish` therefore looks for duplicates after the fact, and `promote` reads the alias again.
-
-    Raises:
-        RegistryError: if another process holds it for longer than `patience` seconds.
+    One case is not covered: a holder that sleeps for longer than `SECONDS` between `check` and its next write may write
+    while another host holds the lock. MLflow has no conditional write that could prevent this. `publish` therefore
+    looks for duplicates after the fact, and `promote` reads the alias again. Raises RegistryError if another process
+    holds it for longer than `patience` seconds.
     """
     from filelock import FileLock, Timeout
     from mlflow.exceptions import MlflowException
@@ -100,9 +87,8 @@ def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -
         lock = FileLock(folder / f"{stem}.lock")
         lock.acquire(timeout=patience)
     except Timeout as error:
-        raise RegistryError(
-            "another process of this host publishes or promotes", where=model, hint="try again later"
-        ) from error
+        what = "another process of this host publishes or promotes"
+        raise RegistryError(what, where=model, hint="try again later") from error
     except OSError as error:
         raise RegistryError(f"no lock file: {error}", where=str(folder), hint="set XDG_CACHE_HOME") from error
     try:
@@ -120,15 +106,10 @@ def lease(client: MlflowClient, uri: str, model: str, patience: float = 600.0) -
 
 def _take(held: Lease, until: float) -> None:
     """Creates the registered model that is the lock. It waits for a live holder, and removes the lock of a dead one."""
-    from mlflow.exceptions import MlflowException
-
     while True:
-        try:
+        with ignoring("RESOURCE_ALREADY_EXISTS"):
             held.client.create_registered_model(held.name, tags=held.tags())
             return
-        except MlflowException as error:
-            if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
-                raise
         tags = _held(held.client, held.name)
         if tags.get("token") == held.token:
             return  # our own request, which the transport sent twice

@@ -22,19 +22,14 @@ STALE = "`dvc repro` brings it up to date"
 
 @dataclass(frozen=True)
 class Stages:
-    """The dvc.lock entries of one model.
+    """The dvc.lock entries of one model."""
 
-    Attributes:
-        entries: stage name (`chase@<key>`, ...) -> its cmd, deps, params and outs; of `OPTIONAL` stages if they ran.
-        also: entries of the `ALSO` stages (over the data sets of `robustness`) that ran; no part of the identity.
-        report: entry of the report stage, if it ran.
-        sha256: hex digest of dvc.lock's bytes.
-    """
-
+    # stage name (`chase@<key>`, ...) -> its cmd, deps, params and outs; of `OPTIONAL` stages if they ran
     entries: dict[str, dict[str, Any]]
+    # entries of the `ALSO` stages (over the data sets of `robustness`) that ran; no part of the identity
     also: dict[str, dict[str, Any]]
-    report: dict[str, Any] | None
-    sha256: str
+    report: dict[str, Any] | None  # entry of the report stage, if it ran
+    sha256: str  # hex digest of dvc.lock's bytes
 
     @property
     def hash(self) -> str:
@@ -50,9 +45,8 @@ class Stages:
 def read_stages(root: Path, key: str) -> Stages:
     """Reads the entries of one model from dvc.lock.
 
-    Raises:
-        RegistryError: if dvc.lock is missing or malformed, lacks a stage of the model, or a stage ran on a file that
-            another stage has replaced since.
+    Raises RegistryError if dvc.lock is missing or malformed, lacks a stage of the model, or a stage ran on a file that
+    another stage has replaced since.
     """
     path = root / "dvc.lock"
     try:
@@ -100,8 +94,7 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
 def check_params(stages: Stages, params: Params) -> None:
     """Checks that every stage ran with the current values of params.yaml.
 
-    Raises:
-        RegistryError: if a stage ran with another value; it names the stage and the key.
+    Raises RegistryError if a stage ran with another value; it names the stage and the key.
     """
     for name, entry in stages.entries.items():
         dotted = other_param(entry, params)
@@ -132,8 +125,7 @@ def other_param(entry: dict[str, Any], params: Params) -> str | None:
 def md5_of(path: Path) -> str:
     """Returns DVC's md5 of a file, or of a folder (`.dir`: of the sorted JSON list of its files).
 
-    Raises:
-        OSError: if it cannot be read.
+    Raises OSError if it cannot be read.
     """
     if not path.is_dir():
         with open(path, "rb") as handle:

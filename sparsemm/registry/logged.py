@@ -37,10 +37,7 @@ def measured(key: str, folder: Path) -> tuple[dict[tuple[str, int], float], dict
 
     Metrics have a name and a step, over which MLflow draws curves: `accuracy/task/method` over the budget (0 without
     one), `cost/method/column` over the prompt length, and `scores/...` and `align/...` at step 0. MLflow groups them by
-    what comes before the last slash.
-
-    Raises:
-        RegistryError: if a file does not have the format of its stage.
+    what comes before the last slash. Raises RegistryError if a file does not have the format of its stage.
     """
 
     def read(name: str) -> Any:

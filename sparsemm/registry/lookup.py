@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparsemm.errors import RegistryError, RegistryUnreachable
 from sparsemm.files import sha256_file, write_json
 from sparsemm.registry import manifest
-from sparsemm.registry.client import answering, connect, is_code, registry_uri
+from sparsemm.registry.client import MISSING, answering, connect, ignoring, registry_uri
 from sparsemm.registry.contents import recipe_name, table_name
 from sparsemm.registry.lease import cache_home
 from sparsemm.scores import ScoreTable
@@ -31,18 +31,12 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Resolved:
-    """The version that an address points at now.
+    """The version that an address points at now."""
 
-    Attributes:
-        name, version: registered model and its version number.
-        digest: hex SHA-256 of the score table's file; equal digests mean equal tables.
-        recipe: hex SHA-256 of the recipe's file; None if the version has no recipe.
-    """
-
-    name: str
-    version: str
-    digest: str
-    recipe: str | None = None
+    name: str  # registered model
+    version: str  # version number
+    digest: str  # hex SHA-256 of the score table's file; equal digests mean equal tables
+    recipe: str | None = None  # hex SHA-256 of the recipe's file; None if the version has no recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +56,8 @@ def is_address(source: str | Path) -> bool:
 def resolve(source: str, *, tracking_uri: str | None = None) -> Resolved:
     """Asks the registry which version an address points at. It downloads nothing, so a service can poll it.
 
-    Args:
-        source: `models:/visual-heads.<key>@champion` or `models:/visual-heads.<key>/3`.
-        tracking_uri: see `sparsemm.registry.client.registry_uri`.
-
-    Raises:
-        RegistryError: if there is no such version, or `sparsemm publish` did not create it.
-        RegistryUnreachable: if the registry is down.
+    Addresses are those of `load_scores`. Raises RegistryError if there is no such version, or `sparsemm publish` did
+    not create it, and RegistryUnreachable if the registry is down.
     """
     _parts(source)
     return _resolved(_ask(source, registry_uri(tracking_uri))[1])
@@ -106,20 +95,14 @@ def load_scores(
 
 
 def look_up(
-    source: str | Path,
-    *,
-    tracking_uri: str | None = None,
-    cache_dir: str | Path | None = None,
-    offline: bool = False,
+    source: str | Path, *, tracking_uri: str | None = None, cache_dir: str | Path | None = None, offline: bool = False
 ) -> VersionedTable:
     """Loads a score table as `load_scores` does, and returns its version and file too.
 
     The cache keeps tables under their digest and verifies them at every use. It also keeps the version that each
-    address pointed at last: when the registry does not answer, that version is served, with a warning in the log.
-    When the registry answers "no such version", that is an error.
-
-    Raises:
-        RegistryError, RegistryUnreachable, ScoreTableError: as `load_scores`.
+    address pointed at last: when the registry does not answer, that version is served, with a warning in the log. When
+    the registry answers "no such version", that is an error. Raises RegistryError, RegistryUnreachable, ScoreTableError
+    as `load_scores`.
     """
     if not is_address(source):
         return VersionedTable(ScoreTable.load(source), Path(source), None)
@@ -160,13 +143,14 @@ def _no_cache(cache: Path, error: OSError) -> RegistryError:
 
 def describe(entry: VersionedTable) -> dict[str, Any]:
     """Returns a looked-up table as plain JSON for other languages; `scores` is a list of layers of query heads."""
+    resolved = entry.resolved
     return {
-        "name": None if entry.resolved is None else entry.resolved.name,
-        "version": None if entry.resolved is None else entry.resolved.version,
+        "name": resolved and resolved.name,
+        "version": resolved and resolved.version,
         "path": str(entry.path.resolve()),
         "digest": sha256_file(entry.path),
         **{name: entry.table.header[name] for name in ("fingerprint", "model", "revision", "num_kv_heads")},
-        "recipe": None if entry.table.recipe is None else entry.table.recipe.model_dump(mode="json"),
+        "recipe": entry.table.recipe and entry.table.recipe.model_dump(mode="json"),
         "scores": entry.table.scores.tolist(),
     }
 
@@ -183,18 +167,12 @@ def _parts(source: str) -> tuple[str, str, str]:
 def _ask(source: str, uri: str) -> tuple[Any, ModelVersion]:
     name, alias, number = _parts(source)
     client = connect(uri)
-    with answering(uri):
-        from mlflow.exceptions import MlflowException
-
-        try:
-            if alias:
-                return client, client.get_model_version_by_alias(name, alias)
-            return client, client.get_model_version(name, number)
-        except MlflowException as error:
-            if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            hint = "`sparsemm promote <key> --to champion` makes a version the champion"
-            raise RegistryError("no such version in the registry", where=source, hint=hint) from error
+    with answering(uri), ignoring(*MISSING):
+        if alias:
+            return client, client.get_model_version_by_alias(name, alias)
+        return client, client.get_model_version(name, number)
+    hint = "`sparsemm promote <key> --to champion` makes a version the champion"
+    raise RegistryError("no such version in the registry", where=source, hint=hint)
 
 
 def _resolved(version: ModelVersion) -> Resolved:

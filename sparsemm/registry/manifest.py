@@ -33,8 +33,7 @@ def build(folder: Path, **about: str) -> dict[str, Any]:
 def safe_name(name: Any) -> str:
     """Returns the name of an artifact if it stays inside its folder.
 
-    Raises:
-        RegistryError: if it is absolute, leaves its folder, or holds anything but letters, digits and . _ - /
+    Raises RegistryError if it is absolute, leaves its folder, or holds anything but letters, digits and . _ - /.
     """
     parts = name.split("/") if isinstance(name, str) else []
     if not parts or not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", part) for part in parts):
@@ -43,11 +42,7 @@ def safe_name(name: Any) -> str:
 
 
 def parse(path: Path) -> dict[str, Any]:
-    """Reads a manifest.
-
-    Raises:
-        RegistryError: if it is malformed, or names a file outside its folder.
-    """
+    """Reads a manifest. Raises RegistryError if it is malformed, or names a file outside its folder."""
     try:
         if path.stat().st_size > MOST:
             raise RegistryError(f"larger than {MOST} bytes", where=NAME)
@@ -63,8 +58,7 @@ def parse(path: Path) -> dict[str, Any]:
 def check(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
     """Checks that files are present and have the size and SHA-256 of the manifest.
 
-    Raises:
-        RegistryError: if one does not; it names the file.
+    Raises RegistryError if one does not; it names the file.
     """
     for name in names:
         path, entry = folder / safe_name(name), manifest["files"].get(name)
@@ -75,18 +69,10 @@ def check(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
 
 
 def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | None, folder: Path) -> dict[str, Any]:
-    """Downloads a run's manifest and files into `folder`, and checks them.
+    """Downloads a run's manifest of this hex digest and files into an empty folder, and returns the checked manifest.
 
-    Args:
-        sha256: expected hex digest of the manifest.
-        names: files to download; None means all, and then the run must hold no others.
-        folder: empty folder; files are written to it under their names.
-
-    Returns:
-        the manifest.
-
-    Raises:
-        RegistryError: if a name leaves the folder, or a file is missing, damaged or not in the manifest.
+    The files keep their names; None means all, and then the run must hold no others. Raises RegistryError if a name
+    leaves the folder, or a file is missing, damaged or not in the manifest.
     """
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
 
@@ -117,8 +103,7 @@ def fetch(client: MlflowClient, run_id: str, sha256: str, names: list[str] | Non
 def fetch_version(client: MlflowClient, version: ModelVersion, names: list[str], folder: Path) -> dict[str, Any]:
     """Downloads files of a registered version as `fetch` does. The version must have been created by `publish`.
 
-    Raises:
-        RegistryError: if its files are not in its own run, or differ from what was published.
+    Raises RegistryError if its files are not in its own run, or differ from what was published.
     """
     where = f"{version.name} version {version.version}"
     sha256 = version.tags.get("manifest_sha256", "")

@@ -13,7 +13,7 @@ from sparsemm.errors import RegistryError
 from sparsemm.params import Params
 from sparsemm.recipes import Recipe
 from sparsemm.registry import manifest
-from sparsemm.registry.client import answering, connect, is_code, model_name, registry_uri
+from sparsemm.registry.client import MISSING, answering, connect, ignoring, model_name, registry_uri
 from sparsemm.registry.contents import recipe_name
 from sparsemm.registry.description import with_gate
 from sparsemm.registry.gate import Evidence, Verdict, judge
@@ -32,21 +32,14 @@ LONGEST = 4000  # characters that a tag may have
 
 @dataclass(frozen=True)
 class Promotion:
-    """The result of a promotion or rollback.
+    """The result of a promotion or rollback."""
 
-    Attributes:
-        name, version: registered model, and the version to promote.
-        before: version that the alias pointed at before, or None.
-        moved: whether this call moved the alias to `version`.
-        verdict: verdict of the gate; None if it was not asked (to candidate, rollback, already champion).
-        repeated: whether the gate gave this version the same verdict, for the same reasons, when it was asked last.
-    """
-
-    name: str
-    version: str
-    before: str | None
-    moved: bool
-    verdict: Verdict | None
+    name: str  # registered model
+    version: str  # version to promote
+    before: str | None  # version that the alias pointed at before, or None
+    moved: bool  # whether this call moved the alias to `version`
+    verdict: Verdict | None  # verdict of the gate; None if it was not asked (to candidate, rollback, already champion)
+    # whether the gate gave this version the same verdict, for the same reasons, when it was asked last
     repeated: bool = False
 
 
@@ -64,15 +57,11 @@ def promote(
     An alias is one row that is replaced in one transaction, so a reader sees either the old version or the new one.
     Publishers and promoters take turns (see `sparsemm.registry.lease.lease` for what that guarantees). The champion
     that the candidate was compared with must still be champion when the alias is moved. Before that, the verdict and
-    its reasons are written to the version's tags, whether it passed or failed.
+    its reasons are written to the version's tags, whether it passed or failed. The version is by default the current
+    candidate.
 
-    Args:
-        version: version number; by default the current candidate.
-
-    Raises:
-        RegistryError: if there is no such version, its files differ from what was published, or the alias was moved
-            at the same time.
-        RegistryUnreachable: if the registry is down.
+    Raises RegistryError if there is no such version, its files differ from what was published, or the alias was moved
+    at the same time, and RegistryUnreachable if the registry is down.
     """
     name, uri = model_name(key), registry_uri(tracking_uri, params, root)
     client = connect(uri)
@@ -93,8 +82,8 @@ def promote(
                 return Promotion(name, number, old, False, verdict, repeated)
             if old is not None:
                 client.set_model_version_tag(name, number, REPLACED, old)
-            else:
-                _delete_tag(client, name, number, REPLACED)
+            elif REPLACED in client.get_model_version(name, number).tags:
+                client.delete_model_version_tag(name, number, REPLACED)
         _move(client, held, name, to, old, number)
     return Promotion(name, number, old, True, verdict, repeated)
 
@@ -102,11 +91,8 @@ def promote(
 def rollback(params: Params, key: str, root: Path = Path("."), *, tracking_uri: str | None = None) -> Promotion:
     """Makes the version that the champion replaced champion again. It passed the gate then and is not judged again.
 
-    Calling it again goes back one version further.
-
-    Raises:
-        RegistryError: if there is no champion, or it is the first one.
-        RegistryUnreachable: if the registry is down.
+    Calling it again goes back one version further. Raises RegistryError if there is no champion, or it is the first
+    one, and RegistryUnreachable if the registry is down.
     """
     name, uri = model_name(key), registry_uri(tracking_uri, params, root)
     client = connect(uri)
@@ -125,30 +111,15 @@ def rollback(params: Params, key: str, root: Path = Path("."), *, tracking_uri: 
 
 
 def _by_alias(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with ignoring(*MISSING):
         return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None
+    return None
 
 
 def _by_number(client: MlflowClient, name: str, version: str) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with ignoring(*MISSING):
         return client.get_model_version(name, version)
-    except MlflowException as error:
-        if not is_code(error, "RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise RegistryError(f"no version {version!r}", where=name, hint="MLflow's UI lists the versions") from error
-
-
-def _delete_tag(client: MlflowClient, name: str, version: str, tag: str) -> None:
-    if tag in client.get_model_version(name, version).tags:
-        client.delete_model_version_tag(name, version, tag)
+    raise RegistryError(f"no version {version!r}", where=name, hint="MLflow's UI lists the versions")
 
 
 def _evidence(client: MlflowClient, version: ModelVersion) -> Evidence:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +34,11 @@ def provenance(
         "dvc_stages": stages.entries,
         "stage_hash": stages.hash,
         "flow_run": flow_run,
-        "packages": _packages(),
+        "packages": {name: version(name) for name in PACKAGES if any(distributions(name=name))},
         "python": platform.python_version(),
         "gpu": None if device in PROCESSORS else device,
         "measured_with": {name: machine.get(name) for name in MEASURED},
     }
-
-
-def _packages() -> dict[str, str]:
-    versions = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions
 
 
 def _git(root: Path) -> dict[str, Any] | None:

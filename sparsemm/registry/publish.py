@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import sha256_file, write_json
 from sparsemm.params import Params
 from sparsemm.registry import artifacts, manifest
-from sparsemm.registry.client import answering, connect, is_code, model_name, page, registry_uri, sqlite_file
+from sparsemm.registry.client import answering, connect, ignoring, model_name, page, registry_uri, sqlite_file
 from sparsemm.registry.contents import gather, recipe_name, table_name
 from sparsemm.registry.description import PICTURE, REPORT, describe, draw_heads, files_page, headlines
 from sparsemm.registry.gate import METHOD
@@ -34,24 +33,15 @@ PER_REQUEST = 100  # params that log_batch accepts in a request (it accepts 1000
 
 @dataclass(frozen=True)
 class Published:
-    """A version of visual-heads.<key>.
+    """A version of visual-heads.<key>."""
 
-    Attributes:
-        name, version: registered model and version number.
-        run_id: run that holds the version's files.
-        stage_hash: identity of the results, see `Stages.hash`.
-        created: False if the same results had been published before.
-        uri: address of the registry.
-        report: address of the report among the version's files in MLflow's UI; None if it is not among them.
-    """
-
-    name: str
-    version: str
-    run_id: str
-    stage_hash: str
-    created: bool
-    uri: str
-    report: str | None
+    name: str  # registered model
+    version: str  # version number
+    run_id: str  # run that holds the version's files
+    stage_hash: str  # identity of the results, see `Stages.hash`
+    created: bool  # False if the same results had been published before
+    uri: str  # address of the registry
+    report: str | None  # address of the report among the version's files in MLflow's UI; None if it is not among them
 
     @property
     def page(self) -> str:
@@ -60,12 +50,7 @@ class Published:
 
 
 def publish(
-    params: Params,
-    key: str,
-    root: Path = Path("."),
-    *,
-    tracking_uri: str | None = None,
-    flow_run: str | None = None,
+    params: Params, key: str, root: Path = Path("."), *, tracking_uri: str | None = None, flow_run: str | None = None
 ) -> Published:
     """Publishes one model's results and makes the version the candidate.
 
@@ -78,16 +63,9 @@ def publish(
     publisher looks again afterwards. Version numbers are unique and increase, so the later of two publishers sees the
     earlier version, and the lowest number is kept.
 
-    Args:
-        params: the params that the stages ran with.
-        key: model key.
-        root: folder with dvc.lock and artifacts/, whose files must have the hashes in dvc.lock.
-        tracking_uri: see `registry_uri`.
-        flow_run: id of the flow run, for provenance.
-
-    Raises:
-        RegistryError: if a stage never ran or is stale, its files were edited, or the registry refuses.
-        RegistryUnreachable: if the registry is down. Nothing was changed locally; publish again later.
+    The stages ran with `params`, and the files below `root` must have the hashes in its dvc.lock; `flow_run` is an id
+    for the provenance. Raises RegistryError if a stage never ran or is stale, its files were edited, or the registry
+    refuses, and RegistryUnreachable if the registry is down. Nothing was changed locally then; publish again later.
     """
     name, model = model_name(key), params.model(key)
     stages = read_stages(root, key)
@@ -125,9 +103,13 @@ def publish(
             created = version is None
             if version is None:
                 experiment = _experiment(client, uri, params.registry.experiment)
-                _remove_unfinished(client, experiment, key)
+                # Unfinished runs of this model: nobody is still writing one, because this process holds the lease.
+                for run in client.search_runs([experiment], f"tags.key = '{key}' and tags.published = 'no'"):
+                    client.delete_run(run.info.run_id)
                 run_id = _run(held, experiment, f"{key}: {source}", tags, folder, flat_params(params, key), metrics)
-                lines = headlines(metrics, METHOD, _budget(params, key), params.of(key).profile.budget)
+                own = params.of(key)
+                budget = params.registry.gate.reference_budget or max(own.allocate.budgets)
+                lines = headlines(metrics, METHOD, budget, own.profile.budget)
                 text = describe(lines, tags, experiment, run_id)
                 version = _version(held, name, run_id, tags, text)
                 if created := version.run_id == run_id:
@@ -139,38 +121,23 @@ def publish(
     return Published(name, str(version.version), run_id, stages.hash, created, uri, report)
 
 
-def _budget(params: Params, key: str) -> int:
-    """Returns the budget that the gate judges."""
-    return params.registry.gate.reference_budget or max(params.of(key).allocate.budgets)
-
-
 def _only_version(client: MlflowClient, name: str, stage_hash: str) -> ModelVersion | None:
     """Returns the version with this stage hash, or None. If there are several, all but the lowest are deleted."""
-    from mlflow.exceptions import MlflowException
-
     versions = sorted(
         client.search_model_versions(f"name='{name}' and tags.stage_hash='{stage_hash}'"), key=lambda v: int(v.version)
     )
     for duplicate in versions[1:]:
-        try:
+        with ignoring("RESOURCE_DOES_NOT_EXIST"):  # the other publisher deleted it first
             client.delete_model_version(name, duplicate.version)
-        except MlflowException as error:
-            if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):  # the other publisher deleted it first
-                raise
     return versions[0] if versions else None
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
     store = sqlite_file(uri)
     location = None if store is None else artifacts.LOCATION  # a server chooses it itself
     if client.get_experiment_by_name(name) is None:
-        try:
+        with ignoring("RESOURCE_ALREADY_EXISTS"):
             client.create_experiment(name, artifact_location=location)
-        except MlflowException as error:
-            if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
-                raise
     experiment = client.get_experiment_by_name(name)
     if experiment is None or experiment.lifecycle_stage != "active":
         hint = "restore it, or set another registry.experiment in params.yaml"
@@ -179,13 +146,6 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
         hint = "set a new registry.experiment in params.yaml"
         raise RegistryError("the server's experiment keeps files on local disks", where=name, hint=hint)
     return str(experiment.experiment_id)
-
-
-def _remove_unfinished(client: MlflowClient, experiment: str, key: str) -> None:
-    """Deletes unfinished runs of this model. The caller holds the lease, so nobody is still writing one."""
-    runs = client.search_runs([experiment], f"tags.key = '{key}' and tags.published = 'no'")
-    for run in runs:
-        client.delete_run(run.info.run_id)
 
 
 def _run(
@@ -205,10 +165,11 @@ def _run(
     run_id: str = client.create_run(experiment, tags={**tags, "published": "no"}, run_name=name).info.run_id
     try:
         now = int(time.time() * 1000)
-        for part in _parts([Param(k, v) for k, v in params.items()]):
-            client.log_batch(run_id, params=part)
-        for part in _parts([Metric(name, value, now, step) for (name, step), value in metrics.items()]):
-            client.log_batch(run_id, metrics=part)
+        texts = [Param(name, value) for name, value in params.items()]
+        numbers = [Metric(name, value, now, step) for (name, step), value in metrics.items()]
+        for start in range(0, max(len(texts), len(numbers)), PER_REQUEST):
+            part = slice(start, start + PER_REQUEST)
+            client.log_batch(run_id, params=texts[part], metrics=numbers[part])
         held.check()  # the upload and the download may each take as long as the lease lasts
         artifacts.upload(client, run_id, folder, manifest.FOLDER)
         held.check()
@@ -223,14 +184,9 @@ def _run(
 
 
 def _version(held: Lease, name: str, run_id: str, tags: dict[str, str], text: str) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
     client = held.client
-    try:
+    with ignoring("RESOURCE_ALREADY_EXISTS"):
         client.create_registered_model(name)
-    except MlflowException as error:
-        if not is_code(error, "RESOURCE_ALREADY_EXISTS"):
-            raise
     held.check()
     source = f"runs:/{run_id}/{manifest.FOLDER}"
     client.create_model_version(name, source, run_id, tags=tags, description=text, await_creation_for=0)
@@ -242,8 +198,3 @@ def _version(held: Lease, name: str, run_id: str, tags: dict[str, str], text: st
     else:
         client.delete_run(run_id)
     return version
-
-
-def _parts(items: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(items), PER_REQUEST):
-        yield items[start : start + PER_REQUEST]

@@ -11,15 +11,7 @@ from typing import Any
 
 from sparsemm.errors import RegistryError
 from sparsemm.files import atomic_path
-from sparsemm.registry.client import (
-    INSTALL,
-    STORE,
-    default_store,
-    files_folder,
-    is_loopback,
-    sqlite_file,
-    sqlite_uri,
-)
+from sparsemm.registry.client import INSTALL, STORE, default_store, files_folder, is_loopback, sqlite_file, sqlite_uri
 
 PASSWORD = "MLFLOW_AUTH_ADMIN_PASSWORD"
 SECRET_KEY = "MLFLOW_FLASK_SERVER_SECRET_KEY"
@@ -67,9 +59,8 @@ def command(
     environment = {**os.environ, **SETTINGS}
     if not auth and not is_loopback(host):
         hint = f"add --auth and set {PASSWORD}, or listen on 127.0.0.1 behind a proxy"
-        raise RegistryError(
-            "other hosts could change the registry without a password", where=f"--host {host}", hint=hint
-        )
+        what = "other hosts could change the registry without a password"
+        raise RegistryError(what, where=f"--host {host}", hint=hint)
     if store is not None and "@" in store.partition("://")[2]:
         raise RegistryError("--store holds credentials", hint=f"set {BACKEND} instead; other users can see arguments")
     environment[BACKEND] = store or os.environ.get(BACKEND) or default_store(root)
@@ -111,8 +102,7 @@ def command(
 def serve(root: Path, port: int, **options: Any) -> None:
     """Replaces this process by the server; see `command` for the arguments.
 
-    Raises:
-        RegistryError: as `command`, or if mlflow is not installed.
+    Raises RegistryError as `command`, or if mlflow is not installed.
     """
     from importlib.util import find_spec
 
