@@ -34,32 +34,23 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def room(where: str) -> Iterator[None]:
     """Reports a full disk as a `FetchError`.
 
-    Raises:
-        FetchError: if the body of the context fails because the disk is full.
+    Raises FetchError if the body of the context fails because the disk is full.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-            raise FetchError(
-                "the disk is full", where=where, hint="free some space and run the command again"
-            ) from error
+            hint = "free some space and run the command again"
+            raise FetchError("the disk is full", where=where, hint=hint) from error
         raise
 
 
 def fill_folder(folder: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.is_dir) -> bool:
     """Fills a folder under a hidden name and gives it its own name when it is whole; a folder that is there stays.
 
-    What an attempt that failed left under the hidden name stays for the next one; hidden folders of other names beside
-    it are removed.
-
-    Args:
-        folder: to fill.
-        fill: writes the files into the folder it is called with.
-        is_whole: whether what was filled is to be kept; if not, it is removed.
-
-    Returns:
-        whether the folder is there.
+    `fill` writes the files into the folder that it is called with. If `is_whole` rejects them, they are removed. Files
+    that a failed attempt left under the hidden name stay for the next one; hidden folders of other names beside it are
+    removed. Returns whether the folder is there.
     """
     if folder.is_dir():
         return True

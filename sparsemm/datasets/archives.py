@@ -123,8 +123,7 @@ class Members:
     def read(self, name: str) -> bytes:
         """Reads the whole of a file that `find` or `names` returned.
 
-        Raises:
-            DataError: if its archive is damaged there, or it is larger than `LARGEST`.
+        Raises DataError if its archive is damaged there, or it is larger than `LARGEST`.
         """
         where, opener = self._known[name]
         with data_errors(where), opener() as handle:

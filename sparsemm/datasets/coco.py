@@ -22,8 +22,7 @@ def rows(place: Place, split: str | None, start: int) -> Rows:
 def _record(row: ParquetRow, source: str, licence: str) -> Record:
     """Reads one photograph with its objects in published order; boxes are (x0, y0, x1, y1) in pixels.
 
-    Raises:
-        DataError: if image, categories or boxes do not fit, or the file does not name the categories.
+    Raises DataError if image, categories or boxes do not fit, or the file does not name the categories.
     """
     image = decode(image_bytes(row), row.where)
     names, objects = _category_names(row), row.values["objects"]

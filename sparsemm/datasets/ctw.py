@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import islice
 
 from sparsemm.datasets.archives import Members, lines
 from sparsemm.datasets.data_errors import data_errors
@@ -20,9 +21,7 @@ from sparsemm.fetch import Place
 def rows(place: Place, split: str | None, start: int) -> Rows:
     """Yields the lines of <split>.jsonl (default train) from `start` on; only train and val are published with text.
 
-    Raises:
-        DataError: if there is no such file.
-        FetchError: if a file cannot be downloaded.
+    Raises DataError if there is no such file, and FetchError if a file cannot be downloaded.
     """
     with Members(place) as members:
         name = members.find(f"{split or 'train'}.jsonl")
@@ -33,27 +32,20 @@ def rows(place: Place, split: str | None, start: int) -> Rows:
             raise DataError(f"no {split or 'train'}.jsonl", where=place.address, hint=hint)
         if name is None:
             return
-        where, count = f"{place.address}: {name}", 0
+        where = f"{place.address}: {name}"
         with data_errors(where), members.open(name) as handle:
-            for number, text in lines(handle, where):
+            for number, text in islice(lines(handle, where), start, None):
                 yield from members.damage()
-                count += 1
-                if count <= start:
-                    continue
-                if isinstance(text, DataError):
-                    yield text
-                else:
-                    row = f"{where}, line {number}"
-                    yield Row(row, partial(_record, members, row, text))
+                row = f"{where}, line {number}"
+                yield text if isinstance(text, DataError) else Row(row, partial(_record, members, row, text))
         yield from members.damage()
 
 
 def _record(members: Members, where: str, text: bytes, source: str, licence: str) -> Record:
     """Reads one photograph; an entry is a line of characters, in the upright box around their quads.
 
-    Raises:
-        DataError: if the line is not as published, or there is no such image.
-        FetchError: if a file cannot be downloaded.
+    Raises DataError if the line is not as published, or there is no such image, and FetchError if a file cannot be
+    downloaded.
     """
     try:
         value = json.loads(text)

@@ -14,13 +14,8 @@ from sparsemm.files import room
 def data_errors(where: str, what: str = "cannot be read") -> Iterator[None]:
     """Raises exceptions of other libraries as a `DataError`, because damaged files can cause any of them.
 
-    Args:
-        where: the file or row that is read.
-        what: beginning of the message.
-
-    Raises:
-        DataError: if the body of the context raises an exception that is not of this package.
-        FetchError: if the disk is full.
+    `where` is the file or row that is read; the message begins with `what`. Exceptions of this package pass. Raises
+    FetchError if the disk is full.
     """
     try:
         with room(where):

@@ -40,21 +40,16 @@ FORMATS: dict[str, Callable[[Place, str | None, int], Rows]] = {  # functions (p
 
 @dataclass
 class Tally:
-    """Counts a source's rows.
+    """Counts a source's rows."""
 
-    Attributes:
-        kept: number of rows that became records.
-        empty: reasons of rows without text (a page without a text layer, an image without words).
-        bad: reasons of rows that do not fit the schema, and of files that cannot be read.
-        suspicious: kept records whose picture has a single colour, as when it was decoded wrongly.
-        partial: kept records that lack some of the visible text, and why.
-    """
-
-    kept: int = 0
+    kept: int = 0  # number of rows that became records
+    # reasons of rows without text (a page without a text layer, an image without words)
     empty: list[str] = field(default_factory=list)
+    # reasons of rows that do not fit the schema, and of files that cannot be read
     bad: list[str] = field(default_factory=list)
+    # kept records whose picture has a single colour, as when it was decoded wrongly
     suspicious: list[str] = field(default_factory=list)
-    partial: list[str] = field(default_factory=list)
+    partial: list[str] = field(default_factory=list)  # kept records that lack some of the visible text, and why
 
 
 def synthetic_records(params: SyntheticParams) -> Iterator[Record]:
@@ -70,8 +65,7 @@ def synthetic_records(params: SyntheticParams) -> Iterator[Record]:
 def open_place(params: ExternalParams, root: Path, work: Path) -> Place:
     """Opens the files of a data set, at the revision in params.yaml if there is one.
 
-    Raises:
-        FetchError: if they cannot be listed, or the revision is another.
+    Raises FetchError if they cannot be listed, or the revision is another.
     """
     if isinstance(params, HubParams):
         place = fetch.open_hub(params.repo, work, params.revision)
@@ -88,12 +82,9 @@ def external_records(params: ExternalParams, place: Place, tally: Tally) -> Iter
     """Yields up to `samples` records of a place; counts the rows in `tally`, and skips bad and empty ones.
 
     An error in a file or row affects it alone. Only a source that cannot be reached, or a full disk, ends the run at
-    once.
-
-    Raises:
-        DataError: if the files do not have the format, more than `max_bad` of the rows are bad, or no record is left.
-        FetchError: if a file cannot be downloaded.
-        ParamsError: if neither params.yaml nor the source names a licence.
+    once. Raises DataError if the files do not have the format, more than `max_bad` of the rows are bad, or no record is
+    left, FetchError if a file cannot be downloaded, and ParamsError if neither params.yaml nor the source names a
+    licence.
     """
     licence = params.licence or place.licence
     if licence is None:
@@ -142,9 +133,8 @@ def external_records(params: ExternalParams, place: Place, tally: Tally) -> Iter
 def _read_row(row: Row, source: str, licence: str) -> Record:
     """Reads one row as a valid record with text in Unicode NFC, as models write it.
 
-    Raises:
-        DataError: if that fails, whatever the format or a library raised.
-        FetchError: if the source cannot be reached, or the disk is full.
+    Raises DataError if that fails, whatever the format or a library raised, and FetchError if the source cannot be
+    reached, or the disk is full.
     """
     with data_errors(row.where):
         result = row.read(source, licence)
@@ -163,11 +153,8 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
     """Writes artifacts/datasets/<key>.parquet, and prints what was left out.
 
     If it was stopped, the next run downloads only what is missing. A file that arrived damaged is downloaded once more.
-
-    Raises:
-        ParamsError: if there is no such data set.
-        DataError: if the source's files are not as params.yaml says.
-        FetchError: if they cannot be downloaded.
+    Raises ParamsError if there is no such data set, DataError if the source's files are not as params.yaml says, and
+    FetchError if they cannot be downloaded.
     """
     if key not in params.datasets:
         known = ", ".join(params.datasets) or "none yet"

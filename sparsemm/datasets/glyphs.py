@@ -23,11 +23,9 @@ LEAST_LETTERS, LEAST_NEAR = 3, 0.6  # a font is trusted if it has so many letter
 def recognized(glyphs: Mapping[str, NDArray[np.uint8]]) -> set[str]:
     """Returns the characters that look like their codes; none if too few of the font's letters do.
 
-    The code of another letter is among the nearest tenth by chance one time in ten, so a font with shifted or shuffled
-    codes is not trusted.
-
-    Args:
-        glyphs: contrast of each glyph's pixels, (height, width), by the character of its code.
+    `glyphs` are the contrasts of each glyph's pixels, (height, width), by the character of its code. The code of
+    another letter is among the nearest tenth by chance one time in ten, so a font with shifted or shuffled codes is not
+    trusted.
     """
     pool = set(LETTERS + MARKS) | set(glyphs)
     ranks = {

@@ -34,11 +34,8 @@ def decode(data: bytes, where: str) -> Image.Image:
     """Decodes an image to RGB; transparent pixels become white, and EXIF rotation is not applied, so that boxes fit.
 
     An alpha channel that is zero everywhere is ignored if the colours show a picture, because programs that do not
-    support alpha write such files.
-
-    Raises:
-        DataError: if it is truncated, no image, so large (above 89 million pixels) that it looks like an attack, of a
-            depth without a defined white, or a program (EPS).
+    support alpha write such files. Raises DataError if it is truncated, no image, so large (above 89 million pixels)
+    that it looks like an attack, of a depth without a defined white, or a program (EPS).
     """
     try:
         with data_errors(where, "the image cannot be read"), warnings.catch_warnings(), whole_images():
@@ -64,10 +61,8 @@ def decode(data: bytes, where: str) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Converts an image to 8 bits per channel, scaled by the bits that the file states.
 
-    Pillow's own conversion turns all but the darkest 256 shades of grey into white, or takes 12 bits for 16.
-
-    Raises:
-        ValueError: if the values have no defined range.
+    Pillow's own conversion turns all but the darkest 256 shades of grey into white, or takes 12 bits for 16. Raises
+    ValueError if the values have no defined range.
     """
     transparent = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:
@@ -111,8 +106,7 @@ def is_of_one_colour(image: Image.Image) -> bool:
 def bounds(points: Sequence[Sequence[float]], where: str) -> Box:
     """Returns the smallest upright box (x0, y0, x1, y1) around points (x, y).
 
-    Raises:
-        DataError: if they are not pairs of finite numbers.
+    Raises DataError if they are not pairs of finite numbers.
     """
     try:
         xs, ys = [float(x) for x, _ in points], [float(y) for _, y in points]
@@ -126,8 +120,7 @@ def bounds(points: Sequence[Sequence[float]], where: str) -> Box:
 def clip(box: Sequence[float], size: tuple[int, int], where: str) -> Box:
     """Returns the part of a box (x0, y0, x1, y1) that is on an image of (width, height) pixels.
 
-    Raises:
-        DataError: if it is not four finite numbers, or has no area there.
+    Raises DataError if it is not four finite numbers, or has no area there.
     """
     try:
         x0, y0, x1, y1 = (float(value) for value in box)

@@ -23,11 +23,8 @@ class Ink:
 
     A text object is drawn alone, on the page without its other text. The pixels that change are its ink, if most of
     them look the same on the whole page. Hidden layers, invisible modes, glyphs that cannot be drawn, white on white,
-    and clipped or covered text leave no ink. Objects that do not overlap are drawn together.
-
-    Attributes:
-        image: the whole page.
-        paper: after `find`, the page without its text, (height, width, 3) uint8.
+    and clipped or covered text leave no ink. Objects that do not overlap are drawn together. `image` is the whole page,
+    and `paper`, after `find`, the page without its text, (height, width, 3) uint8.
     """
 
     def __init__(self, page: Any, scale: float) -> None:
@@ -42,10 +39,9 @@ class Ink:
         self._ink: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
 
     def find(self, boxes: dict[int, list[Box]]) -> None:
-        """Finds the ink of text objects. Read the page's text before, as this deactivates its objects.
+        """Finds the ink of text objects, from their characters' boxes in pixels, by the objects' addresses.
 
-        Args:
-            boxes: boxes of the characters of each text object, in pixels, by the object's address.
+        Read the page's text before, as this deactivates its objects.
         """
         self._activate(self._texts, False)
         self.paper = self._drawn()

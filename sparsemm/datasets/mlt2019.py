@@ -24,9 +24,7 @@ IMAGES = (".jpg", ".png", ".gif", ".jpeg", ".JPG", ".PNG")
 def rows(place: Place, split: str | None, start: int) -> Rows:
     """Yields the label files by name from `start` on; a split is the beginning of their names (tr for training).
 
-    Raises:
-        DataError: if there is none.
-        FetchError: if a file cannot be downloaded.
+    Raises DataError if there is none, and FetchError if a file cannot be downloaded.
     """
     with Members(place) as members:
         stems = sorted((name.removeprefix("gt_"), name) for name in members.names() if name.endswith(".txt"))
@@ -44,9 +42,8 @@ def rows(place: Place, split: str | None, start: int) -> Rows:
 def _record(members: Members, name: str, where: str, source: str, licence: str) -> Record:
     """Reads one photograph; a box is the upright one around its quad, and unreadable words (###) are left out.
 
-    Raises:
-        DataError: if a line is not as published, or there is no such image.
-        FetchError: if a file cannot be downloaded.
+    Raises DataError if a line is not as published, or there is no such image, and FetchError if a file cannot be
+    downloaded.
     """
     stem = PurePosixPath(name).stem.removeprefix("gt_")
     try:

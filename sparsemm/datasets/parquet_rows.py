@@ -102,8 +102,7 @@ def _features(metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
 def image_bytes(row: ParquetRow) -> bytes:
     """Returns the encoded image of a row, which `datasets` stores as {bytes, path}.
 
-    Raises:
-        DataError: if there is none.
+    Raises DataError if there is none.
     """
     image = row.values["image"]
     data = image.get("bytes") if isinstance(image, dict) else image

@@ -43,39 +43,24 @@ class Page:
 
 @dataclass
 class Character:
-    """One character of a page's text layer.
+    """One character of a page's text layer."""
 
-    Attributes:
-        text: its letters: one, several (a ligature), or none (a soft mark).
-        text_object: the address of the object that draws it.
-        ink: box around its glyph, in pixels; None if it has none.
-        frame: box of its cell, as high as the font; None if it could not be read.
-        is_known: whether it is known which character it is.
-        is_blank: whether it separates words and is part of none.
-        is_hyphen: whether it is a hyphen at the end of a line.
-        mode: PDFium's text render mode.
-        font: the address of its font if that has no mapping to Unicode, so that `text` is only its code; else 0.
-    """
-
-    text: str
-    text_object: int = 0
-    ink: Box | None = None
-    frame: Box | None = None
-    is_known: bool = True
-    is_blank: bool = False
-    is_hyphen: bool = False
-    mode: int = 0
-    font: int = 0
+    text: str  # its letters: one, several (a ligature), or none (a soft mark)
+    text_object: int = 0  # the address of the object that draws it
+    ink: Box | None = None  # box around its glyph, in pixels; None if it has none
+    frame: Box | None = None  # box of its cell, as high as the font; None if it could not be read
+    is_known: bool = True  # whether it is known which character it is
+    is_blank: bool = False  # whether it separates words and is part of none
+    is_hyphen: bool = False  # whether it is a hyphen at the end of a line
+    mode: int = 0  # PDFium's text render mode
+    font: int = 0  # the address of its font if that has no mapping to Unicode, so that `text` is only its code; else 0
 
 
 def rows(place: Place, first: int, stop: int | None, dpi: int) -> Rows:
     """Yields the pages of the PDF files [first, stop), files by name; a page can be read until the next is requested.
 
-    A DataError takes the place of a file that cannot be opened.
-
-    Raises:
-        DataError: if there is no PDF file, or pypdfium2 is not installed.
-        FetchError: if a file cannot be downloaded.
+    A DataError takes the place of a file that cannot be opened. Raises DataError if there is no PDF file, or pypdfium2
+    is not installed, and FetchError if a file cannot be downloaded.
     """
     try:
         import pypdfium2
@@ -106,12 +91,9 @@ def rows(place: Place, first: int, stop: int | None, dpi: int) -> Rows:
 def _record(row: Page, dpi: int, source: str, licence: str) -> Record:
     """Renders a page at `dpi`, and reads its visible words in the order of the text layer.
 
-    Annotations (notes, filled fields) are part of the page. Words whose characters are unknown (fonts without a
-    mapping to Unicode) are left out, and a remark counts them.
-
-    Raises:
-        DataError: if the page cannot be read.
-        EmptyRecord: if the page has no visible words with known characters.
+    Annotations (notes, filled fields) are part of the page. Words whose characters are unknown (fonts without a mapping
+    to Unicode) are left out, and a remark counts them. Raises DataError if the page cannot be read, and EmptyRecord if
+    the page has no visible words with known characters.
     """
     with data_errors(row.where, "the page cannot be drawn"), _opened(row) as page:
         scale = min(dpi / 72, LONGEST / max(page.get_size()))  # a PDF's unit is 1/72 inch
@@ -211,8 +193,7 @@ def _words(page: Any, ink: Ink) -> tuple[list[Entry], int, int]:
     words: list[Entry] = []
     unknown = invisible = 0
     for word in _split(characters):
-        text, box = "".join(c.text for c in word), _around([c.ink for c in word if c.ink])
-        box = box and _on_page(box, ink.image.size)
+        text, box = "".join(c.text for c in word), _around([c.ink for c in word if c.ink], ink.image.size)
         is_known = all(c.is_known for c in word)
         if is_known and not text.strip():
             continue
@@ -363,17 +344,12 @@ def _device(page: Any, size: tuple[int, int], box: tuple[float, float, float, fl
     return min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)
 
 
-def _around(boxes: list[Box]) -> Box | None:
+def _around(boxes: list[Box], size: tuple[int, int]) -> Box | None:
+    """Returns the part of the box around boxes that is on the page; None if the page's crop leaves nothing of it."""
     if not boxes:
         return None
-    lows = [min(box[i] for box in boxes) for i in (0, 1)]
-    highs = [max(box[i] for box in boxes) for i in (2, 3)]
-    return lows[0], lows[1], highs[0], highs[1]
-
-
-def _on_page(box: Box, size: tuple[int, int]) -> Box | None:
-    """Returns the part of a box on the page; None if the page's crop leaves nothing of it."""
-    x0, y0, x1, y1 = max(box[0], 0.0), max(box[1], 0.0), min(box[2], float(size[0])), min(box[3], float(size[1]))
+    x0, y0 = (max(0.0, min(box[i] for box in boxes)) for i in (0, 1))
+    x1, y1 = (min(float(size[i - 2]), max(box[i] for box in boxes)) for i in (2, 3))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 

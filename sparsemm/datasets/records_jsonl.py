@@ -21,9 +21,7 @@ from sparsemm.files import plain_name
 def rows(place: Place, split: str | None, start: int) -> Rows:
     """Yields the lines of <split>.jsonl, or of every .jsonl file by name, from `start` on; blank lines do not count.
 
-    Raises:
-        DataError: if there is no such file.
-        FetchError: if it cannot be downloaded.
+    Raises DataError if there is no such file, and FetchError if it cannot be downloaded.
     """
     names = [name for name in place.files if name.endswith(".jsonl")]
     chosen = [name for name in names if split is None or PurePosixPath(name).stem == split]
@@ -47,9 +45,8 @@ def _record(place: Place, file: str, number: int, text: bytes, source: str, lice
     """Reads one line: `image`, a path from the JSONL file's folder; `entries` of `text`, `box` (x0, y0, x1, y1 in
     pixels) and optionally `kind` (default "word"); and optionally `id` (default: file and line number).
 
-    Raises:
-        DataError: if the line is no such object, or image or boxes do not fit.
-        FetchError: if the image cannot be downloaded.
+    Raises DataError if the line is no such object, or image or boxes do not fit, and FetchError if the image cannot be
+    downloaded.
     """
     where = f"{place.address}/{file}, line {number}"
     try:
@@ -70,11 +67,8 @@ def _record(place: Place, file: str, number: int, text: bytes, source: str, lice
     entries = []
     for index, entry in enumerate(raw_entries):
         at = f"{where}, entry {index}"
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("text"), str)
-            or set(entry) - {"text", "box", "kind"}
-        ):
+        is_text = isinstance(entry, dict) and isinstance(entry.get("text"), str)
+        if not is_text or set(entry) - {"text", "box", "kind"}:
             raise DataError("not an object with text and box, and optionally kind", where=at)
         entries.append(Entry(entry["text"], clip(entry.get("box", ()), image.size, at), entry.get("kind", "word")))
     identity = value.get("id", f"{PurePosixPath(file).stem}-{number}")

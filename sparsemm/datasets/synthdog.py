@@ -17,11 +17,7 @@ def rows(place: Place, split: str | None, start: int) -> Rows:
 
 
 def _record(row: ParquetRow, source: str, licence: str) -> Record:
-    """Reads one page with its chunks in published order.
-
-    Raises:
-        DataError: if image or boxes do not fit.
-    """
+    """Reads one page with its chunks in published order. Raises DataError if image or boxes do not fit."""
     image = decode(image_bytes(row), row.where)
     chunks = row.values[FIELD]
     if not isinstance(chunks, list) or not all(

@@ -32,33 +32,19 @@ WORKERS = 4  # simultaneous requests when a whole file is downloaded
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a hub or store.
+    """A file of a hub or store."""
 
-    Attributes:
-        where: address for messages.
-        identity: text that changes when the content may have changed.
-        size: size in bytes.
-        read: returns the bytes [start, stop); it retries temporary failures itself.
-        verify: returns whether the whole file at a path has the hash that the source states.
-    """
-
-    where: str
-    identity: str
-    size: int
-    read: Callable[[int, int], bytes]
-    verify: Callable[[Path], bool]
+    where: str  # address for messages
+    identity: str  # text that changes when the content may have changed
+    size: int  # size in bytes
+    read: Callable[[int, int], bytes]  # returns the bytes [start, stop); it retries temporary failures itself
+    verify: Callable[[Path], bool]  # returns whether the whole file at a path has the hash that the source states
 
 
 class Blocks:
-    """The blocks of a remote file on disk; several threads may read them.
+    """The blocks of a remote file in a folder, which may hold those of an earlier process; threads may share them.
 
-    Args:
-        remote: the file.
-        folder: folder for the blocks; it may hold those of an earlier process.
-
-    Attributes:
-        size: bytes of a block; the last one may be shorter.
-        count: blocks of the whole file.
+    There are `count` blocks of `size` bytes; the last one may be shorter.
     """
 
     def __init__(self, remote: Remote, folder: Path) -> None:
@@ -81,9 +67,8 @@ class Blocks:
     def get(self, number: int) -> bytes:
         """Returns the bytes of a block, and downloads them if they are not on disk.
 
-        Raises:
-            FetchError: if they cannot be downloaded.
-            CorruptFetch: if it was the last block, and the hash of the whole file is wrong.
+        Raises FetchError if they cannot be downloaded, and CorruptFetch if it was the last block, and the hash of the
+        whole file is wrong.
         """
         start, stop = number * self.size, min((number + 1) * self.size, self.remote.size)
         block = os.pread(self._files[0], stop - start, start)
@@ -115,8 +100,7 @@ class Blocks:
     def fill(self) -> None:
         """Downloads every missing block, several at a time.
 
-        Raises:
-            FetchError: as `get`; and if the disk is too small, before anything is downloaded.
+        Raises FetchError as `get`; and if the disk is too small, before anything is downloaded.
         """
         missing = [number for number in range(self.count) if not any(self._checksum(number))]
         free = shutil.disk_usage(self.path.parent).free
@@ -186,9 +170,7 @@ def open_remote(remote: Remote, folder: Path) -> BinaryIO:
 def save_remote(remote: Remote, folder: Path, target: Path) -> None:
     """Downloads a whole remote file to `target`; its blocks are in `folder`, on the same file system.
 
-    Raises:
-        CorruptFetch: if the whole file was wrong twice.
-        FetchError: if it cannot be downloaded.
+    Raises CorruptFetch if the whole file was wrong twice, and FetchError if it cannot be downloaded.
     """
     for attempt in (1, 2):
         blocks = Blocks(remote, folder)

@@ -17,6 +17,11 @@ from sparsemm.fetch.blocks import Remote, remote_file, save_remote
 from sparsemm.fetch.place import Place, by_name
 from sparsemm.files import fill_folder, room, sha256_file
 
+REASONS: dict[int, tuple[str, str | None]] = {  # status of the hub's answer: what is wrong, and what to do
+    403: ("this account may not read it", "check HF_TOKEN"),
+    404: ("is not there", None),
+    429: ("the hub is busy (429)", "wait a while and run it again"),
+}
 CHECKPOINT = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")  # no pickles, no copies for other programs
 
 
@@ -183,13 +188,7 @@ def _is_temporary(error: BaseException) -> bool:
 
 
 def explained(error: BaseException, where: str, revision: str | None) -> FetchError:
-    """Returns an error that says in plain words why a request failed, and what to do.
-
-    Args:
-        error: raised by huggingface_hub or its HTTP library.
-        where: the requested repository or file, for the message.
-        revision: the requested revision.
-    """
+    """Returns an error that says in plain words why a request of a repository or file failed, and what to do."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -201,13 +200,8 @@ def explained(error: BaseException, where: str, revision: str | None) -> FetchEr
         return FetchError("does not exist, or is private", where=where, hint="check the spelling, or set HF_TOKEN")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return FetchError("HF_HUB_OFFLINE is set", where=where, hint="unset it, or name a local folder")
-    if status == 403:
-        return FetchError("this account may not read it", where=where, hint="check HF_TOKEN")
-    if status == 404:
-        return FetchError("is not there", where=where)
-    if status == 429:
-        return FetchError("the hub is busy (429)", where=where, hint="wait a while and run it again")
     if status is not None:
-        return FetchError(f"the hub answers {status}", where=where, hint="run it again later")
+        what, hint = REASONS.get(status, (f"the hub answers {status}", "run it again later"))
+        return FetchError(what, where=where, hint=hint)
     hint = "check the network and HF_ENDPOINT, then run it again"
     return FetchError(f"the hub cannot be reached: {error}", where=where, hint=hint)

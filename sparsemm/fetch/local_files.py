@@ -14,15 +14,9 @@ from sparsemm.files import as_on_disk, atomic_path, sha256_file
 
 
 def open_local(path: str, root: Path, revision: str | None = None) -> Place:
-    """Lists the files of a folder and its subfolders, without hidden ones, or a single file.
+    """Lists the files of a folder and its subfolders, without hidden ones, or a single file; `path` is below `root`.
 
-    Args:
-        path: path as in params.yaml, relative to `root`.
-        root: root folder of the project.
-        revision: the revision that it must hold; None accepts any.
-
-    Raises:
-        FetchError: if there is no such path, it cannot be read, or it holds another revision.
+    Raises FetchError if there is no such path, it cannot be read, or it holds another revision than the wanted one.
     """
     base = as_on_disk(root / path)
     if not base.exists():
@@ -31,17 +25,14 @@ def open_local(path: str, root: Path, revision: str | None = None) -> Place:
         paths = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
         names = {p.name if p == base else p.relative_to(base).as_posix(): p for p in paths}
         names = {name: p for name, p in names.items() if not any(part[0] == "." for part in name.split("/"))}
-        files = by_name((_file(name, p) for name, p in names.items()), path)
+        listed = (File(name, p.stat().st_size, partial(_open, p), partial(_save, p), p) for name, p in names.items())
+        files = by_name(listed, path)
         text = "".join(f"{name} {sha256_file(file.path)}\n" for name, file in files.items() if file.path)
     except OSError as error:
         raise FetchError(f"cannot be read: {error}", where=path) from error
     content = hashlib.sha256(text.encode()).hexdigest()[:16]
     check_revision(content, revision, path)
     return Place(path, content, None, files)
-
-
-def _file(name: str, path: Path) -> File:
-    return File(name, path.stat().st_size, partial(_open, path), partial(_save, path), path)
 
 
 def _open(path: Path) -> BinaryIO:

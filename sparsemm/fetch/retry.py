@@ -17,8 +17,7 @@ TIMEOUT = 30.0  # seconds without a byte after which a request has failed
 def retry(action: Callable[[], T], is_temporary: Callable[[Exception], bool]) -> T:
     """Calls `action` up to `ATTEMPTS` times, as long as its exceptions are temporary, and returns its result.
 
-    Raises:
-        Exception: the one of the last attempt, or the first that is not temporary.
+    Raises the error of the last attempt, or the first that is not temporary.
     """
     for attempt in range(1, ATTEMPTS):
         try:

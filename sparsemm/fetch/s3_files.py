@@ -54,8 +54,7 @@ def open_s3(location: str, work: Path, revision: str | None = None) -> Place:
 def split_location(location: str) -> tuple[str, str]:
     """Returns (bucket, prefix) of s3://bucket/prefix; the prefix ends in a slash unless it is empty.
 
-    Raises:
-        FetchError: if it is no such address.
+    Raises FetchError if it is no such address.
     """
     bucket, _, prefix = location.removeprefix("s3://").partition("/")
     if not location.startswith("s3://") or not bucket:
@@ -66,8 +65,7 @@ def split_location(location: str) -> tuple[str, str]:
 def connect(location: str, seconds: float | None = None, endpoint: str | None = None) -> Any:
     """Returns a boto3 client whose requests time out after `seconds` (`retry.TIMEOUT`) without a byte.
 
-    Raises:
-        FetchError: if boto3 is not installed, or its settings are invalid; the message names `location`.
+    Raises FetchError if boto3 is not installed, or its settings are invalid; the message names `location`.
     """
     try:
         import boto3
@@ -85,8 +83,7 @@ def connect(location: str, seconds: float | None = None, endpoint: str | None = 
 def check_store(location: str, seconds: float, endpoint: str | None = None) -> None:
     """Checks with one request that a store lists the objects under s3://bucket/prefix.
 
-    Raises:
-        FetchError: if it does not.
+    Raises FetchError if it does not.
     """
     bucket, prefix = split_location(location)
     client = connect(location, seconds, endpoint)
