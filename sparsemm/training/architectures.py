@@ -8,22 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextImageProcessor,
-    LlavaNextProcessor,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import PreTrainedTokenizerFast
 
 from sparsemm.datasets.synthetic import ANCHORS
 from sparsemm.errors import ModelError
@@ -57,20 +44,16 @@ _TEMPLATES = {
     "tiny-llava-next-vicuna": ("{{ bos_token }}", "USER: ", "ASSISTANT:", " "),
     "tiny-llava-next-mistral": ("{{ bos_token }}", "[INST] ", "[/INST]", " "),
 } | dict.fromkeys(QWEN_SIZES, ("", "<|im_start|>user\n", "<|im_start|>assistant\n", "<|im_end|>\n"))
-_IMAGE_TEXT = {
-    "tiny-llava-next-vicuna": "<image>\n",
-    "tiny-llava-next-mistral": "<image>\n",
-} | dict.fromkeys(QWEN_SIZES, "<|vision_start|><|image_pad|><|vision_end|>")
+_IMAGE_TEXT = {"tiny-llava-next-vicuna": "<image>\n", "tiny-llava-next-mistral": "<image>\n"} | dict.fromkeys(
+    QWEN_SIZES, "<|vision_start|><|image_pad|><|vision_end|>"
+)
 
 
 def turn_template(start: str, user: str, assistant: str, after: str, image: str) -> str:
     """Returns a Jinja chat template for messages whose content holds parts of type "image" and "text".
 
-    Args:
-        start: text before the first message.
-        user, assistant: text before a message of that role.
-        after: text after a message of the user.
-        image: text for an image.
+    `start` stands before the first message, `user` or `assistant` before a message of that role, `after` behind one of
+    the user, and `image` for an image.
     """
     user, assistant, after, image = (text.replace("\n", "\\n") for text in (user, assistant, after, image))
     return (
@@ -93,10 +76,8 @@ def chat_template(name: str) -> str:
 def character_tokenizer(special: Sequence[str], characters: str = "", eos: str = "</s>") -> PreTrainedTokenizerFast:
     """Builds a tokenizer of single characters, in which anchors and instruction words are single tokens.
 
-    Args:
-        special: special tokens, whose ids follow <pad>, <unk>, <s> and `eos`.
-        characters: characters besides those of pages and prompts.
-        eos: the token that ends an answer.
+    The ids of special tokens follow <pad>, <unk>, <s> and `eos`, which ends an answer. `characters` are those besides
+    the ones of pages and prompts.
     """
     special = ["<pad>", "<unk>", "<s>", eos, *special]
     letters = list(string.ascii_lowercase + string.digits + string.ascii_uppercase + " \n:.,?/-[]")
@@ -136,7 +117,7 @@ def _pixels(width_tiles: int, height_tiles: int) -> list[int]:
 def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> tuple[Any, Any]:
     """Builds an untrained LLaVA-NeXT model with the small vision tower and the text config, and its processor."""
     pinpoints = [_pixels(1, 1), _pixels(2, 1), _pixels(1, 2), _pixels(2, 2)]
-    vision = CLIPVisionConfig(
+    vision = transformers.CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=192,
         num_hidden_layers=3,
@@ -145,7 +126,7 @@ def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> 
         patch_size=PATCH,
         projection_dim=96,
     )
-    config = LlavaNextConfig(
+    config = transformers.LlavaNextConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.get_vocab()["<image>"],
@@ -154,14 +135,14 @@ def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> 
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
-    image_processor = LlavaNextImageProcessor(
+    image_processor = transformers.LlavaNextImageProcessor(
         size={"shortest_edge": TILE},
         crop_size={"height": TILE, "width": TILE},
         image_grid_pinpoints=pinpoints,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    processor = LlavaNextProcessor(
+    processor = transformers.LlavaNextProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=PATCH,
@@ -169,47 +150,41 @@ def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> 
         chat_template=template,
         num_additional_image_tokens=1,
     )
-    return LlavaNextForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+    return transformers.LlavaNextForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+
+
+def _shared(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Returns the values that the configs of all text models share."""
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return {"vocab_size": len(tokenizer), "max_position_embeddings": 2048, "tie_word_embeddings": True, **ids}
 
 
 def _llava(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     vicuna = name == "tiny-llava-next-vicuna"
-    shared: dict[str, Any] = dict(
-        vocab_size=len(tokenizer),
+    shared = _shared(tokenizer) | dict(
         hidden_size=128 if vicuna else 192,
         intermediate_size=384,
         head_dim=8 if vicuna else 16,  # with four KV heads of size 8 a model reads, but does not learn to answer
         num_hidden_layers=LAYERS,
         num_attention_heads=QUERY_HEADS,
-        max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
     )
     text = (
-        LlamaConfig(num_key_value_heads=QUERY_HEADS, **shared)
+        transformers.LlamaConfig(num_key_value_heads=QUERY_HEADS, **shared)
         if vicuna
-        else MistralConfig(num_key_value_heads=QUERY_HEADS // 4, sliding_window=None, **shared)
+        else transformers.MistralConfig(num_key_value_heads=QUERY_HEADS // 4, sliding_window=None, **shared)
     )
     return llava_next(text, tokenizer, chat_template(name))
 
 
 def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     ids, sizes = tokenizer.get_vocab(), QWEN_SIZES[name]
-    text = dict(
-        vocab_size=len(tokenizer),
+    text = _shared(tokenizer) | dict(
         hidden_size=sizes.hidden,
         intermediate_size=sizes.intermediate,
         num_hidden_layers=sizes.layers,
         num_attention_heads=sizes.query_heads,
         num_key_value_heads=sizes.query_heads // 4,
-        max_position_embeddings=2048,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [*sizes.mrope_section]},
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
     )
     vision = dict(
         depth=sizes.vision_layers,
@@ -220,7 +195,7 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
         patch_size=PATCH // 2,
         temporal_patch_size=2,
     )
-    config = Qwen2VLConfig(
+    config = transformers.Qwen2VLConfig(
         text_config=text,
         vision_config=vision,
         image_token_id=ids["<|image_pad|>"],
@@ -232,21 +207,17 @@ def _qwen(name: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, Any]:
     size = {"shortest_edge": PATCH * PATCH, "longest_edge": 64 * PATCH * PATCH * 4}
     geometry: dict[str, Any] = dict(patch_size=PATCH // 2, temporal_patch_size=2, merge_size=2, size=size)
     normal: dict[str, Any] = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    processor = Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**geometry, **normal),
-        video_processor=Qwen2VLVideoProcessor(**geometry, **normal),
+    processor = transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(**geometry, **normal),
+        video_processor=transformers.Qwen2VLVideoProcessor(**geometry, **normal),
         tokenizer=tokenizer,
         chat_template=chat_template(name),
     )
-    return Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+    return transformers.Qwen2VLForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def base_name(name: str) -> str:
-    """Returns the one of `NAMES` that a checkpoint's name begins with.
-
-    Raises:
-        ModelError: if there is none.
-    """
+    """Returns the one of `NAMES` that a checkpoint's name begins with. Raises ModelError if there is none."""
     for base in NAMES:
         if name == base or name.startswith(f"{base}-"):
             return base
@@ -256,11 +227,7 @@ def base_name(name: str) -> str:
 def build(name: str, seed: int = 0) -> tuple[Any, Any]:
     """Builds an untrained small model in fp32, in eval mode, and its processor; deterministic in `seed`.
 
-    Args:
-        name: one of `NAMES`; a suffix after it (as in tiny-qwen2-vl-mine) is allowed.
-
-    Raises:
-        ModelError: if the name is unknown.
+    Raises ModelError if the name is none of `NAMES`, perhaps with a suffix (as in tiny-qwen2-vl-mine).
     """
     base = base_name(name)
     tokenizer = build_tokenizer(base)

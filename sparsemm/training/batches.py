@@ -14,15 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from sparsemm.datasets.records import Entry, Record
-from sparsemm.datasets.synthetic import (
-    ANCHORS,
-    CELL_HEIGHT,
-    CELL_WIDTH,
-    PageStyle,
-    draw_record,
-    page_text,
-    questions,
-)
+from sparsemm.datasets.synthetic import ANCHORS, CELL_HEIGHT, CELL_WIDTH, PageStyle, draw_record, page_text, questions
 from sparsemm.training.architectures import PATCH, TILE
 
 READ_PROMPT = "Read the page."
@@ -32,20 +24,14 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """The tensors of one step.
+    """The tensors of one step."""
 
-    Attributes:
-        inputs: keyword arguments of the model's forward; pixel_values are uint8 with one channel until `to`.
-        labels: (B, S) int64, the answer tokens at their own positions; `IGNORE` outside answers.
-        characters: (B, N, 2) int64, the two characters under each high-resolution visual token.
-        lines: (B, N) int64, index of the anchor of the line under a visual token, or `IGNORE`.
-        pointers: (B, S) int64, index of the visual token under the answer token at this position, or `IGNORE`.
-    """
-
+    # keyword arguments of the model's forward; pixel_values are uint8 with one channel until `to`
     inputs: dict[str, torch.Tensor]
-    labels: torch.Tensor
-    characters: torch.Tensor
-    lines: torch.Tensor
+    labels: torch.Tensor  # (B, S) int64, the answer tokens at their own positions; `IGNORE` outside answers
+    characters: torch.Tensor  # (B, N, 2) int64, the two characters under each high-resolution visual token
+    lines: torch.Tensor  # (B, N) int64, index of the anchor of the line under a visual token, or `IGNORE`
+    # (B, S) int64, index of the visual token under the answer token at this position, or `IGNORE`
     pointers: torch.Tensor
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -202,14 +188,11 @@ class BatchMaker:
         longest = max(len(row[0]) for row in rows_of_tokens)
         pad = self.tokenizer.pad_token_id
         # Right padding: under a causal mask no answer token sees it, so no attention mask is needed.
-        ids, labels, pointers = (
-            torch.tensor(
-                [row[part] + [fill] * (longest - len(row[part])) for row in rows_of_tokens],
-                dtype=torch.int64,
-                device="cpu",
-            )
+        padded = (
+            [row[part] + [fill] * (longest - len(row[part])) for row in rows_of_tokens]
             for part, fill in enumerate((pad, IGNORE, IGNORE))
         )
+        ids, labels, pointers = (torch.tensor(rows, dtype=torch.int64, device="cpu") for rows in padded)
         if self.qwen:
             extra["mm_token_type_ids"] = (ids == self.image_id).long()
             start = rows_of_tokens[0][0].index(self.image_id)
@@ -235,14 +218,8 @@ class PageFeed:
     """Supplies page batches in order. Worker processes, if any, draw them ahead of the training.
 
     Workers draw out of order, so each of their batches has its own generator for the choice of questions. Without
-    workers one generator serves all batches, as it did for the tiny checkpoints.
-
-    Args:
-        maker: maker of the batches, which is sent to the workers.
-        size: pages of a batch.
-        plan: function (number of the batch, stage) -> (style, whether to read).
-        workers: number of processes; 0 draws each batch in this process when it is needed.
-        pin: whether batches are in page-locked memory.
+    workers one generator serves all batches, as it did for the tiny checkpoints. `plan` returns (style, whether to
+    read) for (number of a batch, stage); with `pin`, batches are in page-locked memory.
     """
 
     def __init__(

@@ -156,9 +156,8 @@ def write_card(folder: Path, run: dict[str, Any], prose: Prose | None = None) ->
 def measure_again(folder: Path) -> dict[str, Any]:
     """Measures the held-out accuracy of a checkpoint again, in fp32; writes and returns its card.
 
-    Raises:
-        LayoutError: if the checkpoint is of no supported family.
-        ModelError: if there is no card, or the checkpoint cannot be loaded.
+    Raises LayoutError if the checkpoint is of no supported family, and ModelError if there is no card, or the
+    checkpoint cannot be loaded.
     """
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))

@@ -39,17 +39,11 @@ _TO_ASCII = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–"
 
 @dataclass(frozen=True)
 class Prose:
-    """The concatenated token ids of all files, int16 or int32, and their origin.
+    """The concatenated token ids of all files, int16 or int32, and their origin."""
 
-    Attributes:
-        train: (N,) tokens to train on.
-        held_out: (M,) tokens of files whose paragraphs are not in `train`.
-        source: entries of a card: folders, files, characters, skipped files, hash of the tokens.
-    """
-
-    train: np.ndarray
-    held_out: np.ndarray
-    source: dict[str, Any]
+    train: np.ndarray  # (N,) tokens to train on
+    held_out: np.ndarray  # (M,) tokens of files whose paragraphs are not in `train`
+    source: dict[str, Any]  # entries of a card: folders, files, characters, skipped files, hash of the tokens
 
     def batch(self, size: int, seed: int, number: int) -> torch.Tensor:
         """Draws (size, LENGTH) int64 windows of the training text; the same for the same seed and number."""
@@ -103,10 +97,8 @@ def read_prose(
     measure on.
 
     Only the first occurrence of a paragraph is kept, and held-out files come first: licences that hundreds of packages
-    repeat are used once, and no held-out text is trained on.
-
-    Raises:
-        DataError: if a folder is missing, or there is less than a window to train on or to hold out.
+    repeat are used once, and no held-out text is trained on. Raises DataError if a folder is missing, or there is less
+    than a window to train on or to hold out.
     """
     for folder in folders:
         if not folder.is_dir():

@@ -118,26 +118,15 @@ def save(model: Any, processor: Any, output: Path) -> None:
 
 
 class Scratch:
-    """The recipe of the small checkpoints: a model, its trained parameters, its pages and its losses.
+    """The recipe of the small checkpoints: a model in training mode, its pages, its losses and their optimizers.
 
-    `Tuning` is another recipe with the same interface for the training loop.
-
-    Attributes:
-        model, processor: model to train, on its device and in training mode, and its processor.
-        optimizers: optimizers of the trained parameters.
-        weights: weights of the losses by name; other figures are only printed.
-        stages: stages of the curriculum (see `STAGES`).
-        prose_from: the first step that may be on prose.
-
-    Args:
-        name, seed: architecture to build, and the seed of its weights.
-        device: device to train on.
-        initial: a trained checkpoint to start from, without the steps of the vision tower alone.
+    `Tuning` is another recipe with the same interface for the training loop. With `initial`, a trained checkpoint to
+    start from, there are no steps of the vision tower alone.
     """
 
     stages = STAGES
-    weights = WEIGHTS
-    prose_from = 0
+    weights = WEIGHTS  # of the losses by name; other figures are only printed
+    prose_from = 0  # the first step that may be on prose
 
     def __init__(self, name: str, seed: int, device: str, initial: Path | None = None) -> None:
         self.model, self.processor = build(name, seed)

@@ -36,8 +36,7 @@ def load_state(
 ) -> dict[str, Any]:
     """Loads parameters and optimizer states that `save_state` wrote, and returns `meta`.
 
-    Raises:
-        ModelError: if the file lacks a parameter, as that of another model does.
+    Raises ModelError if the file lacks a parameter, as that of another model does.
     """
     states: list[dict[int, dict[str, torch.Tensor]]] = [{} for _ in optimizers]
     with safe_open(path, "pt") as file, torch.no_grad():

@@ -79,11 +79,8 @@ def train(
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.set_float32_matmul_precision("high")  # TF32
-    recipe = (
-        Tuning(name, seed, device, precision, initial, **tuned)
-        if base_of(name)
-        else Scratch(name, seed, device, initial)
-    )
+    pin = base_of(name)
+    recipe = Tuning(name, seed, device, precision, initial, **tuned) if pin else Scratch(name, seed, device, initial)
     if precision == "bf16" and not cuda:
         recipe.model.set_attn_implementation(EXACT)
     parameters = recipe.parameters()

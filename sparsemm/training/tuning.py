@@ -71,10 +71,8 @@ class LowRank(nn.Module):
         super().__init__()
         self.linear = linear
         device = linear.weight.device
-        start = torch.randn(rank, linear.in_features, dtype=torch.float32, device=device) / math.sqrt(
-            linear.in_features
-        )
-        self.down = nn.Parameter(start)
+        start = torch.randn(rank, linear.in_features, dtype=torch.float32, device=device)
+        self.down = nn.Parameter(start / math.sqrt(linear.in_features))
         self.up = nn.Parameter(torch.zeros(linear.out_features, rank, dtype=torch.float32, device=device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,13 +97,8 @@ def base_of(name: str) -> Pin | None:
 def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
     """Builds a LLaVA-NeXT model (fp32, eval mode) around the base's language model, and its processor.
 
-    Args:
-        pin: pin of the base.
-        tower: a checkpoint whose vision tower is the initial one; None leaves it random.
-        seed: seed of the projector.
-
-    Raises:
-        ModelError: if the base cannot be read, or the tower has other sizes.
+    `tower` is a checkpoint whose vision tower is the initial one; None leaves it random, as the projector is. Raises
+    ModelError if the base cannot be read, or the tower has other sizes.
     """
     base = Base(pin.locate())
     tokenizer = base.tokenizer()
@@ -130,13 +123,9 @@ def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
 
 def _tower(checkpoint: Path) -> dict[str, torch.Tensor]:
     """Loads the weights of the vision tower of a LLaVA-NeXT checkpoint."""
-    start = "vision_tower."
     weights = load_file(checkpoint / "model.safetensors")
-    return {
-        name.removeprefix(start).removeprefix("vision_model."): value
-        for name, value in weights.items()
-        if name.startswith(start)
-    }
+    named = {name.removeprefix("vision_tower."): v for name, v in weights.items() if name.startswith("vision_tower.")}
+    return {name.removeprefix("vision_model."): value for name, value in named.items()}
 
 
 def answer_losses(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
