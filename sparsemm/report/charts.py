@@ -31,62 +31,38 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """The points of one method or model.
+    """The points of one method or model."""
 
-    Attributes:
-        name: name in the legend.
-        style: style of the marks and of the line between them.
-        points: points in the order in which they are joined.
-        level: whether the single point is drawn as a line across the panel, with a band for its interval.
-        marks: whether points are marked; otherwise the series is a bare line.
-        joined: whether a line joins the points.
-    """
-
-    name: str
-    style: Style
-    points: list[Point]
-    level: bool = False
-    marks: bool = True
-    joined: bool = True
+    name: str  # name in the legend
+    style: Style  # style of the marks and of the line between them
+    points: list[Point]  # points in the order in which they are joined
+    level: bool = False  # whether the single point is drawn as a line across the panel, with a band for its interval
+    marks: bool = True  # whether points are marked; otherwise the series is a bare line
+    joined: bool = True  # whether a line joins the points
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes.
-
-    Attributes:
-        title: title above the panel.
-        across, up: names of the horizontal and the vertical axis.
-        series: series to draw.
-        ticks: evenly spaced names on the horizontal axis; empty if it is a number line.
-        lying: whether the ticks are on the vertical axis instead, and values on the horizontal one.
-        zero: whether a line marks zero.
-        limits: range of the values, if it is known.
-    """
+    """One pair of axes."""
 
     title: str
-    across: str
-    up: str
+    across: str  # name of the horizontal axis
+    up: str  # name of the vertical axis
     series: list[Series]
+    # evenly spaced names on the horizontal axis; empty if it is a number line
     ticks: list[str] = field(default_factory=list)
-    lying: bool = False
-    zero: bool = False
-    limits: tuple[float, float] | None = None
+    lying: bool = False  # whether the ticks are on the vertical axis instead, and values on the horizontal one
+    zero: bool = False  # whether a line marks zero
+    limits: tuple[float, float] | None = None  # range of the values, if it is known
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels in a grid.
+    """Panels in a grid."""
 
-    Attributes:
-        panels: at least one panel.
-        columns: number of columns on a wide screen; on a phone there is one.
-        row: height of a panel in pixels.
-    """
-
-    panels: list[Panel]
-    columns: int = 2
-    row: int = 300
+    panels: list[Panel]  # at least one panel
+    columns: int = 2  # number of columns on a wide screen; on a phone there is one
+    row: int = 300  # height of a panel in pixels
 
     def spec(self) -> dict[str, Any]:
         """Returns JSON values for charts.js."""
@@ -98,23 +74,15 @@ class Chart:
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns every point as a row of the table that `dvc plots` draws."""
-        return [
-            {
-                "panel": panel.title,
-                "series": series.name,
-                "at": _plain(point.at),
-                "value": round(point.estimate.value, 6),
-            }
-            | {"low": "" if point.estimate.low is None else round(point.estimate.low, 6)}
-            | {"high": "" if point.estimate.high is None else round(point.estimate.high, 6)}
-            for panel in self.panels
-            for series in panel.series
-            for point in series.points
-        ]
-
-
-def _plain(at: str | float) -> str | float:
-    return at.replace("<br>", ", ") if isinstance(at, str) else at
+        rows = []
+        for panel in self.panels:
+            for series in panel.series:
+                for at, estimate in series.points:
+                    plain = at.replace("<br>", ", ") if isinstance(at, str) else at
+                    values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+                    numbers = {name: "" if value is None else round(value, 6) for name, value in values.items()}
+                    rows.append({"panel": panel.title, "series": series.name, "at": plain} | numbers)
+        return rows
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
@@ -137,13 +105,8 @@ def _panel(panel: Panel) -> dict[str, Any]:
         shift = (marked.index(series) - (len(marked) - 1) / 2) * step if ticks and not series.level else 0.0
         traces += _level(series, len(ticks)) if series.level else [_trace(series, ticks, shift, panel.lying)]
     x, y = (values, places) if panel.lying else (places, values)
-    return {
-        "title": panel.title,
-        "x": x,
-        "y": y,
-        "traces": traces,
-        "zero": panel.zero and ("x" if panel.lying else "y"),
-    }
+    zero = panel.zero and ("x" if panel.lying else "y")
+    return {"title": panel.title, "x": x, "y": y, "traces": traces, "zero": zero}
 
 
 def _trace(series: Series, ticks: list[str], shift: float, lying: bool) -> dict[str, Any]:
@@ -214,16 +177,11 @@ def score_curves(models: Sequence[Model]) -> Chart:
         for points, values in ((together, total), (single, np.array(shares) * len(shares))):
             marks = [Point(x, Estimate(round(float(y), 4))) for x, y in zip(percent, values, strict=True)]
             points.append(Series(model.label, style, marks, marks=False))
-    even = Series(
-        "even spread", Style(FAINT, "circle", "–"), [Point(0, Estimate(0)), Point(100, Estimate(100))], marks=False
-    )
+    ends = [Point(0, Estimate(0)), Point(100, Estimate(100))]
+    even = Series("even spread", Style(FAINT, "circle", "–"), ends, marks=False)
     across = "heads, best first, %"
-    return Chart(
-        [
-            Panel("Share of the score up to here", across, "%", [*together, even], limits=(0, 101)),
-            Panel("Score of every head", across, "times an even share", single),
-        ]
-    )
+    summed = Panel("Share of the score up to here", across, "%", [*together, even], limits=(0, 101))
+    return Chart([summed, Panel("Score of every head", across, "times an even share", single)])
 
 
 def heat_map(heads: Heads, title: str, most: float | None = None) -> dict[str, Any]:
@@ -257,6 +215,7 @@ def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
     Dotted lines are the least time that a token can take; stars are the paper's points.
     """
     methods = dict.fromkeys(row.method for row in timings)
+    timings = sorted(timings, key=lambda row: row.prompt_length)
     full = {row.prompt_length: row.decode_ms_per_token for row in timings if row.method == "transformers"}
     latency, peak = "ms per token", "peak memory, MiB"
     stars = {latency: [], peak: []}  # type: dict[str, list[Series]]
@@ -271,25 +230,17 @@ def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
         stars[peak if memory else latency].append(series)
 
     def panel(title: str, value: Callable[[Timing], float], *more: Series) -> Panel:
-        series = [
-            Series(
-                method_label(method),
-                method_style(method),
-                [
-                    Point(row.prompt_length, Estimate(round(value(row), 6)))
-                    for row in sorted(timings, key=lambda row: row.prompt_length)
-                    if row.method == method
-                ],
-            )
-            for method in methods
-        ]
+        series = []
+        for method in methods:
+            rows = [row for row in timings if row.method == method]
+            marks = [Point(row.prompt_length, Estimate(round(value(row), 6))) for row in rows]
+            series.append(Series(method_label(method), method_style(method), marks))
         return Panel(title, "prompt, tokens", title, [*series, *more, *stars.get(title, [])])
 
     def least(method: str) -> Series:
-        rows = sorted((row for row in timings if row.method == method), key=lambda row: row.prompt_length)
         style = Style(method_style(method).colour, "circle", "·", "1px,3px")
-        marks = [Point(row.prompt_length, Estimate(row.roofline_ms)) for row in rows]
-        return Series("", style, marks, marks=False)
+        rows = [row for row in timings if row.method == method]
+        return Series("", style, [Point(row.prompt_length, Estimate(row.roofline_ms)) for row in rows], marks=False)
 
     return Chart(
         [

@@ -41,11 +41,7 @@ def terms(glossary: Iterable[tuple[str, str]]) -> str:
 
 
 def data(value: Any, anchor: str = "") -> str:
-    """Returns a script element with JSON values for the page's scripts.
-
-    Raises:
-        ValueError: if a number is not finite.
-    """
+    """Returns a script element with JSON values for the page's scripts. Raises ValueError if a number is not finite."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     name = f' id="{escape(anchor, quote=True)}"' if anchor else ""
     return f'<script type="application/json"{name}>{text}</script>'
@@ -146,14 +142,7 @@ def _beside(*names: str) -> str:
 
 
 def page(title: str, links: Iterable[tuple[str, str]], footer: str, *parts: str) -> str:
-    """Returns the whole document with its styles, scripts and chart library.
-
-    Args:
-        title: title of the page.
-        links: (anchor, name) of every section.
-        footer: HTML below the sections.
-        parts: HTML of the sections.
-    """
+    """Returns the document with styles, scripts and chart library; `links` are (anchor, name), `parts` the sections."""
     from plotly.offline import get_plotlyjs
 
     items = "".join(f'<li><a href="#{escape(anchor, quote=True)}">{escape(text)}</a></li>' for anchor, text in links)

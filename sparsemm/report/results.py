@@ -160,7 +160,7 @@ class Machine(BaseModel):
     transformers: str | None = None
 
 
-class HeldOut(BaseModel):
+class HeldOut(BaseModel, strict=True):
     """How well a small checkpoint reads one style of held-out pages, from its card."""
 
     word_accuracy: float
@@ -169,19 +169,12 @@ class HeldOut(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """The visual scores of a model's heads over one data set.
+    """The visual scores of a model's heads over one data set."""
 
-    Attributes:
-        shares: (L, Hq) float64, every head's share of the score.
-        metrics: number of samples and stability of the scores.
-        words_read: share of the words on the pages that the model reads; None if unknown.
-        rates: hit rates by kind of text.
-    """
-
-    shares: NDArray[np.float64]
-    metrics: ChaseMetrics
-    words_read: float | None = None
-    rates: list[HitRate] = field(default_factory=list)
+    shares: NDArray[np.float64]  # (L, Hq) float64, every head's share of the score
+    metrics: ChaseMetrics  # number of samples and stability of the scores
+    words_read: float | None = None  # share of the words on the pages that the model reads; None if unknown
+    rates: list[HitRate] = field(default_factory=list)  # hit rates by kind of text
 
     @cached_property
     def ranked(self) -> list[tuple[int, int, float]]:
@@ -206,36 +199,23 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """The results of one model.
+    """The results of one model."""
 
-    Attributes:
-        key: key in params.yaml.
-        note: declares a test model, which never counts as evidence.
-        number: index among all models, which determines the colour.
-        heads: scores over the calibration set.
-        others: scores over the data sets of `robustness`.
-        accuracy, timings: rows; empty if a stage has not run.
-        machine: machine of the timings.
-        explorer: contents of artifacts/explorer/<key>.json; empty if the explore stage has not run.
-        small: whether it was trained in this repository, so that it has a card.
-        base: the pretrained language model that it was tuned from, by its card; empty if there is none.
-        held_out: how well it reads held-out pages of each style, from its card.
-        recipe: what the tune stage found, or None if it has not run.
-    """
-
-    key: str
-    note: str
-    number: int
-    heads: Heads
-    others: dict[str, Heads] = field(default_factory=dict)
-    accuracy: list[Accuracy] = field(default_factory=list)
-    timings: list[Timing] = field(default_factory=list)
-    machine: Machine = field(default_factory=Machine)
+    key: str  # key in params.yaml
+    note: str  # declares a test model, which never counts as evidence
+    number: int  # index among all models, which determines the colour
+    heads: Heads  # scores over the calibration set
+    others: dict[str, Heads] = field(default_factory=dict)  # scores over the data sets of `robustness`
+    accuracy: list[Accuracy] = field(default_factory=list)  # empty if the evaluate stage has not run
+    timings: list[Timing] = field(default_factory=list)  # empty if the profile stage has not run
+    machine: Machine = field(default_factory=Machine)  # machine of the timings
+    # contents of artifacts/explorer/<key>.json; empty if the explore stage has not run
     explorer: dict[str, Any] = field(default_factory=dict)
-    small: bool = False
-    base: str = ""
+    small: bool = False  # whether it was trained in this repository, so that it has a card
+    base: str = ""  # the pretrained language model that it was tuned from, by its card; empty if there is none
+    # how well it reads held-out pages of each style, from its card
     held_out: dict[str, HeldOut] = field(default_factory=dict)
-    recipe: Recipe | None = None
+    recipe: Recipe | None = None  # what the tune stage found, or None if it has not run
 
     @property
     def label(self) -> str:
@@ -308,11 +288,13 @@ class Results:
 def read_results(params: Params, root: Path) -> Results:
     """Reads the results of all stages. Everything but the scores may be missing.
 
-    Raises:
-        DataError: if a model has no scores, or a file is malformed.
+    Raises DataError if a model has no scores, or a file is malformed.
     """
     models = [_model(params, key, number, root) for number, key in enumerate(params.models)]
-    models += [_kept(path.parent, len(models) + n) for n, path in enumerate(_kept_results(params, root))]
+    # artifacts/<key>/heads.csv of models that are not in params.yaml
+    folders = (path.parent for path in sorted((root / "artifacts").glob("*/heads.csv")))
+    kept = [folder for folder in folders if folder.name not in params.models]
+    models += [_kept(folder, len(models) + number) for number, folder in enumerate(kept)]
     folder = root / "artifacts" / "profile" / "shapes"
     shapes = (Shape(name, *_timings(folder, name)) for name in params.profile.shapes)
     return Results(params, models, [shape for shape in shapes if shape.timings], list(_studies(params, root)))
@@ -328,8 +310,7 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
     about = read_json(card, _Card) if card.is_file() else _Card()
     recipe = result_path(root, "recipes", key, ".json")
     others = {name: heads for name in params.robustness if (heads := _heads(root, key, name)) is not None}
-    heads = _heads(root, key)
-    if heads is None:
+    if (heads := _heads(root, key)) is None:
         where = result_path(root, "scores", key, ".csv")
         raise DataError("no scores", where=str(where), hint="run the chase stage first")
     return Model(
@@ -344,7 +325,7 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
         explorer=read_json(explorer, _Plain).model_dump() if explorer.is_file() else {},
         small=card.is_file(),
         base=about.base.model,
-        held_out=_held_out(about.held_out),
+        held_out={style: value for style, value in about.held_out.items() if isinstance(value, HeldOut)},
         recipe=Recipe.load(recipe) if recipe.is_file() else None,
     )
 
@@ -361,17 +342,8 @@ class _Card(BaseModel):
     """The card.json beside a checkpoint."""
 
     base: _Base = _Base()
-    held_out: dict[str, Any] = {}
-
-
-def _held_out(entries: dict[str, Any]) -> dict[str, HeldOut]:
-    """Returns the styles of pages for which a card holds both numbers."""
-    numbers = {style: value for style, value in entries.items() if isinstance(value, dict)}
-    return {
-        style: HeldOut(word_accuracy=value["word_accuracy"], exact_match=value["exact_match"])
-        for style, value in numbers.items()
-        if all(isinstance(value.get(name), float | int) for name in ("word_accuracy", "exact_match"))
-    }
+    # Beside the numbers of each style of pages it holds other values.
+    held_out: dict[str, Annotated[HeldOut | Any, Field(union_mode="left_to_right")]] = {}
 
 
 def _heads(root: Path, key: str, dataset: str | None = None) -> Heads | None:
@@ -392,8 +364,7 @@ def _heads(root: Path, key: str, dataset: str | None = None) -> Heads | None:
 def read_shares(path: Path) -> NDArray[np.float64]:
     """Reads every head's share of the score, (L, Hq) float64.
 
-    Raises:
-        DataError: if the file is malformed, or does not list every head once.
+    Raises DataError if the file is malformed, or does not list every head once.
     """
     rows = read_rows(path, HeadShare)
     shape = max((row.layer for row in rows), default=-1) + 1, max((row.head for row in rows), default=-1) + 1
@@ -421,11 +392,6 @@ def _studies(params: Params, root: Path) -> Iterable[StudyResults]:
         rows = {key: read_study(path, name, key) for key, path in paths.items() if path.is_file()}
         if rows:
             yield StudyResults(name, load(name), rows)
-
-
-def _kept_results(params: Params, root: Path) -> list[Path]:
-    """Returns the files artifacts/<key>/heads.csv of models that are not in params.yaml."""
-    return [path for path in sorted((root / "artifacts").glob("*/heads.csv")) if path.parent.name not in params.models]
 
 
 def _kept(folder: Path, number: int) -> Model:

@@ -26,8 +26,7 @@ COLUMNS = ("panel", "series", "at", "value", "low", "high")
 def run(params: Params, root: Path = Path(".")) -> None:
     """Writes artifacts/report/index.html and artifacts/report/plots/*.csv.
 
-    Raises:
-        DataError: if there is no model, a model has no scores, or a file is malformed.
+    Raises DataError if there is no model, a model has no scores, or a file is malformed.
     """
     if not params.models:
         hint = "add one with `sparsemm models add <checkpoint>`"

@@ -9,7 +9,7 @@ from typing import Any
 from sparsemm.policies import METHODS as REGISTRY
 from sparsemm.policies import SELECTORS, is_method, parts
 
-INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"  # page.css defines them for light and dark mode
+INK, FAINT = "var(--ink)", "var(--faint)"  # page.css defines them for light and dark mode
 
 
 @dataclass(frozen=True)
@@ -60,29 +60,9 @@ SPARE = (
 )
 # Colours of methods with another selector, in the order of the registry. Symbol and line are those of the policy.
 SELECTED = (
-    "#3D3D3D",
-    "#B8336A",
-    "#C1121F",
-    "#F26A8D",
-    "#2D6A4F",
-    "#006D77",
-    "#5E548E",
-    "#7F5539",
-    "#1D3557",
-    "#BC6C25",
-    "#6A994E",
-    "#9D4EDD",
-    "#3A86C8",
-    "#A44A3F",
-    "#52796F",
-    "#8D0801",
-    "#00509D",
-    "#B08900",
-    "#4A4E69",
-    "#B56576",
-    "#2A9D8F",
-    "#6F1D1B",
-)
+    "#3D3D3D #B8336A #C1121F #F26A8D #2D6A4F #006D77 #5E548E #7F5539 #1D3557 #BC6C25 #6A994E #9D4EDD #3A86C8 "
+    "#A44A3F #52796F #8D0801 #00509D #B08900 #4A4E69 #B56576 #2A9D8F #6F1D1B"
+).split()
 # Styles of settings that a study varies and that are not methods.
 SETTINGS = (
     Style("#6A8EAE", "circle", "●"),

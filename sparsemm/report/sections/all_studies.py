@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sparsemm.published import SOURCE, beside
 from sparsemm.report import charts
-from sparsemm.report.findings import signed
+from sparsemm.report.findings import count_range, signed
 from sparsemm.report.html import chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results, StudyResults
 from sparsemm.studies import StudyRow
@@ -57,9 +57,7 @@ def _behind(rows: Sequence[StudyRow]) -> str:
     counts = sorted({row.n for row in rows if row.n})
     if not counts:
         return "no interval."
-    samples = (
-        f"{counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} sample{'s' if counts[-1] > 1 else ''}"
-    )
+    samples = count_range(counts, "sample")
     if counts[-1] < 2:
         return f"{samples}, no interval and no verdict."
     draws = " (and, for random methods, over draws)" if any((row.seeds or 1) > 1 for row in rows) else ""

@@ -55,13 +55,10 @@ def parts(results: Results) -> list[str]:
         f'<label for="explorer-{name}">{name.capitalize()}<select id="explorer-{name}"></select></label>'
         for name in CONTROLS
     )
-    methods = dict.fromkeys(
-        kept["method"] for model in shown for page in model.explorer["pages"] for kept in page["kept"]
-    )
-    values = {
-        "models": [_values(model) for model in shown],
-        "colours": {method: method_style(method).colour for method in methods},
-    }
+    pages = [page for model in shown for page in model.explorer["pages"]]
+    methods = dict.fromkeys(kept["method"] for page in pages for kept in page["kept"])
+    colours = {method: method_style(method).colour for method in methods}
+    values = {"models": [_values(model) for model in shown], "colours": colours}
     return [
         paragraph(LEAD),
         FRAME.format(controls=controls),

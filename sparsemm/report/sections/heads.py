@@ -128,15 +128,8 @@ def _other_data(results: Results, model: Model) -> str:
     if not model.others:
         return ""
     calibration = results.params.chase.dataset
-    header = [
-        "data set",
-        "rank correlation",
-        "top 5 % shared",
-        "top 10 % shared",
-        "split-half r",
-        "samples",
-        "words read",
-    ]
+    header = ["data set", "rank correlation", "top 5 % shared", "top 10 % shared"]
+    header += ["split-half r", "samples", "words read"]
     rows, maps = [], []
     most = 100 * max(float(heads.shares.max()) for heads in (model.heads, *model.others.values()))
     for name, heads in {calibration: model.heads, **model.others}.items():
