@@ -26,8 +26,7 @@ TEMPORARY = ("-wal", "-shm", "-journal", ".lock", ".tmp")  # ends of names of fi
 def place(root: Path, part: str) -> Path:
     """Returns the folder of a part: artifacts/registry, $PREFECT_HOME (~/.prefect), or the folder of DVC's cache.
 
-    Raises:
-        PipelineError: if the part's database is not a file of this machine, or DVC cannot be asked.
+    Raises PipelineError if the part's database is not a file of this machine, or DVC cannot be asked.
     """
     if address := os.environ.get(ELSEWHERE.get(part, "")):
         hint = "use the database's own tool, such as pg_dump (docs/operations.md)"
@@ -44,10 +43,8 @@ def create(root: Path, folder: Path, parts: tuple[str, ...] = PARTS) -> dict[str
     """Copies the parts into a new folder while the servers may run, and returns the number of files of each part.
 
     Databases are copied before files, and files of the registry are never changed, so every version in the copy of the
-    database has its files. The folder appears when it is complete.
-
-    Raises:
-        PipelineError: if the folder exists, or a part has nothing to back up.
+    database has its files. The folder appears when it is complete. Raises PipelineError if the folder exists, or a part
+    has nothing to back up.
     """
     if folder.exists():
         raise PipelineError("exists already", where=str(folder), hint="name a new folder for each backup")
@@ -87,10 +84,8 @@ def restore(root: Path, folder: Path) -> dict[str, int]:
     """Puts the parts of a backup where the servers and DVC look for them, and returns the number of files of each.
 
     All files are checked first. A registry or a Prefect database that exists is never overwritten; DVC's cache is
-    completed. Restore while the servers are stopped.
-
-    Raises:
-        PipelineError: if the backup is incomplete or damaged, or there is a database already.
+    completed. Restore while the servers are stopped. Raises PipelineError if the backup is incomplete or damaged, or
+    there is a database already.
     """
     parts = _check(folder)
     places = {part: place(root, part) for part in parts}
@@ -117,8 +112,7 @@ def restore(root: Path, folder: Path) -> dict[str, int]:
 def _check(folder: Path) -> list[str]:
     """Returns the parts of a backup whose files are all as they were written.
 
-    Raises:
-        PipelineError: if it is no backup, or a file is missing or differs.
+    Raises PipelineError if it is no backup, or a file is missing or differs.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -134,9 +128,8 @@ def _check(folder: Path) -> list[str]:
     for name, sha256 in files.items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != sha256:
-            raise PipelineError(
-                "missing or damaged, so nothing was restored", where=str(path), hint="use another backup"
-            )
+            what = "missing or damaged, so nothing was restored"
+            raise PipelineError(what, where=str(path), hint="use another backup")
     return parts
 
 

@@ -34,10 +34,7 @@ LEFT_OUT = {
 
 # Imports that are not followed: the importing module, and what of its imports no result depends on.
 NOT_FOLLOWED = {
-    (
-        "sparsemm.models",
-        "sparsemm.cache.served",
-    ): "whether a cache could serve the model, which changes no answer",
+    ("sparsemm.models", "sparsemm.cache.served"): "whether a cache could serve the model, which changes no answer",
     ("sparsemm.scores", "sparsemm.models"): "the fingerprint that a table is checked against",
     ("sparsemm.scores", "sparsemm.recipes"): "the recipe beside a table, which changes no score",
     ("sparsemm.cache.compressed", "sparsemm.recipes"): "what the method auto is: stages name their methods",
@@ -71,10 +68,7 @@ def dependencies(*modules: str) -> tuple[str, ...]:
     """Files that the results of these modules depend on, sorted, from the root of the repository, by "/".
 
     What studies import inside functions is what they run with: it counts where one of them is among the modules, but
-    not for the report, which takes their words.
-
-    Raises:
-        ModuleNotFoundError: if there is no such module.
+    not for the report, which takes their words. Raises ModuleNotFoundError if there is no such module.
     """
     left_out = {*LEFT_OUT, *(one for name in modules for one in UNUSED.get(name, ()))}
     runs_study = any(_is_under(name, ("sparsemm.studies",)) for name in modules)
@@ -87,9 +81,9 @@ def dependencies(*modules: str) -> tuple[str, ...]:
         path = _path(name)
         if path is None:
             raise ModuleNotFoundError(f"no module {name!r}")
-        also = [found for pattern in ALSO.get(name, ()) for found in ROOT.glob(pattern) if found.is_file()]
-        files.update(found.relative_to(ROOT).as_posix() for found in (path, *also))
-        pending += [_module(found) for found in also if found.suffix == ".py"]
+        also = [file for pattern in ALSO.get(name, ()) for file in ROOT.glob(pattern) if file.is_file()]
+        files.update(file.relative_to(ROOT).as_posix() for file in (path, *also))
+        pending += [_module(file) for file in also if file.suffix == ".py"]
         inner = runs_study or not _is_under(name, ("sparsemm.studies",))
         pending += [other for other in imports(name, inner) if (name, other) not in NOT_FOLLOWED]
     return tuple(sorted(files))

@@ -21,26 +21,18 @@ GPUS = {24: "an L4, A10 or RTX 4090", 48: "an L40S or A6000", 80: "an A100 or H1
 
 @dataclass(frozen=True)
 class Needs:
-    """What decides about settings, time and memory.
+    """What decides about settings, time and memory."""
 
-    Attributes:
-        parameters: number of weights.
-        row_bytes: bytes of keys and values of one prompt token, all full-attention layers together.
-        prompt: tokens of the prompt that shows a letter page.
-        weight_bytes: bytes of the weights in memory.
-    """
-
-    parameters: int
-    row_bytes: int
-    prompt: int
-    weight_bytes: int
+    parameters: int  # number of weights
+    row_bytes: int  # bytes of keys and values of one prompt token, all full-attention layers together
+    prompt: int  # tokens of the prompt that shows a letter page
+    weight_bytes: int  # bytes of the weights in memory
 
 
 def needs_of(entry: ModelParams) -> Needs:
     """Measures a model without its weights: its processor reads a blank page, and the model is built without storage.
 
-    Raises:
-        ModelError: if config.json or the processor's files are missing or cannot be read.
+    Raises ModelError if config.json or the processor's files are missing or cannot be read.
     """
     import torch
 
@@ -71,11 +63,6 @@ def needs_of(entry: ModelParams) -> Needs:
     return Needs(parameters, rows, int(inputs["input_ids"].shape[1]), int(parameters * stored))
 
 
-def suggested_budgets(prompt: int) -> list[int]:
-    """Returns powers of two from 64 up to a quarter of a prompt of this many tokens, at most four."""
-    return [SMALLEST << i for i in range(MOST) if i == 0 or SMALLEST << i <= prompt // 4]
-
-
 def overrides(params: Params, needs: Needs) -> dict[str, Any]:
     """Returns what a model's entry should override: nothing for short prompts, which params.yaml already suits.
 
@@ -83,7 +70,8 @@ def overrides(params: Params, needs: Needs) -> dict[str, Any]:
     """
     if needs.prompt < LONG:
         return {}
-    budgets = suggested_budgets(needs.prompt)
+    # Powers of two up to a quarter of the prompt.
+    budgets = [SMALLEST << i for i in range(MOST) if i == 0 or SMALLEST << i <= needs.prompt // 4]
     batch = max(1, TOKENS // needs.prompt)
 
     def moved(budget: int) -> int:
@@ -103,12 +91,11 @@ def overrides(params: Params, needs: Needs) -> dict[str, Any]:
 
     declared = params.model_dump(mode="json", exclude_unset=True)
     result = {name: with_budgets(declared.get(name) or {}) for name in OVERRIDDEN}
-    sizes = {name: {"batch_size": batch} for name in ("chase", "evaluate") if getattr(params, name).batch_size > batch}
-    longer = {name: {"max_new_tokens": ANSWER} for name in ("chase", "evaluate")}
     result["allocate"] = {"window": WINDOW, "budgets": budgets}
     result["profile"] |= {"lengths": sorted({1024, needs.prompt, 8192})}
     for name in ("chase", "evaluate"):
-        result[name] |= sizes.get(name, {}) | longer[name]
+        result[name] |= {"batch_size": batch} if getattr(params, name).batch_size > batch else {}
+        result[name] |= {"max_new_tokens": ANSWER}
     return {name: value for name, value in result.items() if value}
 
 
@@ -164,11 +151,11 @@ def needed_time(params: Params, needs: Needs) -> tuple[float, float]:
     pages = params.datasets[params.chase.dataset].samples
     batches = -(-pages // params.chase.batch_size)
     chase = 2 * pages * prefill + batches * params.chase.max_new_tokens * step
-    given = params.evaluate
+    evaluate = params.evaluate
     answers = sum(
-        len(budgets_of(method, params.allocate.budgets)) * (given.random_seeds if policy_class(method).drawn else 1)
-        for method in given.methods
+        len(budgets_of(method, params.allocate.budgets)) * (evaluate.random_seeds if policy_class(method).drawn else 1)
+        for method in evaluate.methods
     )
-    batches = -(-given.samples // given.batch_size)
-    each = given.samples * prefill + batches * answers * given.max_new_tokens * step
-    return chase, each * len(given.tasks)
+    batches = -(-evaluate.samples // evaluate.batch_size)
+    each = evaluate.samples * prefill + batches * answers * evaluate.max_new_tokens * step
+    return chase, each * len(evaluate.tasks)

@@ -8,16 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check, with a hint for the user.
+    """The result of one check, with a hint for the user."""
 
-    Attributes:
-        name: name of the thing that was checked; several findings may share it.
-        status: "ok"; "absent" if something optional is missing; "broken" if something is wrong.
-        detail: result in words, without secrets.
-        hint: advice for the user if the status is not "ok".
-    """
-
-    name: str
+    name: str  # name of the thing that was checked; several findings may share it
+    # "ok"; "absent" if something optional is missing; "broken" if something is wrong
     status: Literal["ok", "absent", "broken"]
-    detail: str
-    hint: str = ""
+    detail: str  # result in words, without secrets
+    hint: str = ""  # advice for the user if the status is not "ok"

@@ -58,11 +58,7 @@ class _Force(LogitsProcessor):
 
 
 def loop(samples: Samples) -> NDArray[np.float64]:
-    """Scores the heads as the public code does: `generate` page by page, with eager attention that returns all weights.
-
-    Returns:
-        (L, Hq) scores.
-    """
+    """Returns (L, Hq) scores as the public code does: `generate` page by page, with eager attention's weights."""
     model = samples.model
     text = model.config.get_text_config()
     part = "" if text is model.config else "text_config"
@@ -151,19 +147,13 @@ def run(
     """Measures seconds, samples per second and peak memory of the variants.
 
     Args:
-        shape: one of `SHAPES`, with random weights; None runs a checkpoint.
+        shape: one of `SHAPES`, with random weights, and prompts and answers of `sizes`; None runs the checkpoint.
         dtype: float32, float16 or bfloat16; by default `fastest_dtype` of the device.
         device: cpu or cuda; by default cuda if there is one.
         repeats: timed turns, at least 2.
-        checkpoint: folder of a checkpoint of a supported family.
-        sizes: sizes of the random prompts and answers of a shape.
 
-    Returns:
-        {bench, model, dtype, device, load, date, versions, rows, ratios}.
-
-    Raises:
-        SparseMMError: if an option is unknown, sizes are given without a shape, there is too little memory, or there is
-            no such device.
+    Returns {bench, model, dtype, device, load, date, versions, rows, ratios}. Raises SparseMMError if an option is
+    unknown, sizes are given without a shape, there is too little memory, or there is no such device.
     """
     where = clock.device_of(device)
     dtype = dtype or arithmetic.fastest_dtype(where)
@@ -177,7 +167,9 @@ def run(
     times = measure(samples, variants, repeats, where)
     rows = _rows(samples, variants, times, where)
     ratios = _ratios(times, rows, samples.counts()["kv_bytes"])
-    rows[0] |= _limit(samples, where)
+    with torch.inference_mode():
+        rows[0]["flops"] = arithmetic.flops(partial(forward, samples))
+        rows[0]["matmul_flops_per_second"] = round(arithmetic.matmul_rate(samples.model.dtype, where))
     if not shape:
         rows[0]["decoder_share"] = statistics.median(decoder_share(samples, where) for _ in range(repeats))
     if not left_out:  # no chase that computes a forward pass is faster
@@ -185,13 +177,6 @@ def run(
         ratios["loop_over_arithmetic"] = round(statistics.median(times["loop"]) / bound, 3)
     rows += [{"variant": "loop", "left_out": left_out}] if left_out else []
     return heading | samples.counts() | {"rows": rows, "ratios": ratios}
-
-
-@torch.inference_mode()
-def _limit(samples: Samples, device: torch.device) -> dict[str, int]:
-    """Returns the operations of the plain forward pass, and the device's rate in a product of large matrices."""
-    rate = arithmetic.matmul_rate(samples.model.dtype, device)
-    return {"flops": arithmetic.flops(partial(forward, samples)), "matmul_flops_per_second": round(rate)}
 
 
 @torch.inference_mode()

@@ -30,19 +30,11 @@ PROMPT_TEXT, MAX_NEW_TOKENS = "Read the page.", 128  # chase.prompt and chase.ma
 Inputs = dict[str, torch.Tensor]
 
 
-def _slot_bytes(model: Any) -> int:
-    """Returns the bytes of key and value of one token in one KV head."""
-    text = model.config.get_text_config()
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * head_dim * model.dtype.itemsize)
-
-
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of random samples: number of prompts, tokens of the longest prompt, tokens of every answer.
 
-    Raises:
-        SparseMMError: if one of them is too small.
+    Raises SparseMMError if one of them is too small.
     """
 
     prompts: int = 4
@@ -87,22 +79,20 @@ class Samples:
         """Counts samples and tokens, and the bytes of weights and of the largest batch's keys and values."""
         text = self.model.config.get_text_config()
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        slot_bytes = 2 * head_dim * self.model.dtype.itemsize  # key and value of one token in one KV head
         positions = max(batch.inputs["input_ids"].numel() for batch in self.batches)
         return {
             "samples": len(self.alone),
             "positions": sum(int(batch.inputs["attention_mask"].sum()) for batch in self.batches),
             "answer_tokens": sum(len(sample.answer) for sample in self.alone),
             "weight_bytes": sum(p.numel() * p.element_size() for p in self.model.parameters()),
-            "kv_bytes": text.num_hidden_layers * heads * positions * _slot_bytes(self.model),
+            "kv_bytes": text.num_hidden_layers * heads * positions * slot_bytes,
         }
 
 
 def of_checkpoint(folder: Path, dtype: str, device: torch.device) -> Samples:
-    """Loads a checkpoint, and lets it read synthetic pages.
-
-    Raises:
-        SparseMMError: if it reads no word of them.
-    """
+    """Loads a checkpoint, and lets it read synthetic pages. Raises SparseMMError if it reads no word of them."""
     layout = get_layout(family_of(read_config(str(folder))))
     entry = {"checkpoint": str(folder), "family": layout.family, "dtype": dtype}
     model, processor = load_model(ModelParams.model_validate(entry), str(device))
@@ -140,8 +130,7 @@ def _read_pages(model: Any, processor: Any, family: str) -> list[tuple[Record, A
 def of_shape(shape: str, dtype: str, device: torch.device, sizes: Sizes) -> Samples:
     """Creates a language model with random weights, and samples of random tokens without an image.
 
-    Raises:
-        ModelError: if the device has too little memory for a plain forward pass.
+    Raises ModelError if the device has too little memory for a plain forward pass.
     """
     longest, torch_dtype = sizes.prompt + sizes.answer, getattr(torch, dtype)
     check_room(shape, longest, sizes.prompts, torch_dtype, device, sizes.mask_bytes(torch_dtype.itemsize))

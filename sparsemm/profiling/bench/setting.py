@@ -15,21 +15,14 @@ BenchResult: TypeAlias = tuple[list[dict[str, Any]], dict[str, float]]  # rows a
 
 @dataclass(frozen=True)
 class Setting:
-    """The setting of a benchmark.
+    """The setting of a benchmark."""
 
-    Attributes:
-        shape, dtype, device: shape, dtype and device of the layer or the model.
-        repeats: timed turns.
-        lengths: numbers of rows of a cache, called 1k, 8k and 32k in the names of ratios.
-        budget, window: budget and observation window of a compressed cache.
-    """
-
-    shape: Shape
+    shape: Shape  # shape, dtype and device of the layer or the model
     dtype: torch.dtype
     device: torch.device
-    repeats: int
-    lengths: tuple[int, int, int]
-    budget: int
+    repeats: int  # timed turns
+    lengths: tuple[int, int, int]  # numbers of rows of a cache, called 1k, 8k and 32k in the names of ratios
+    budget: int  # budget and observation window of a compressed cache
     window: int
 
     @property
@@ -66,18 +59,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Bench:
-    """One benchmark.
+    """One benchmark."""
 
-    Attributes:
-        run: function that measures and returns rows and ratios.
-        unused: options among shape, dtype and repeats that it does not have.
-        whole_model: whether it runs a whole model, for which the device must have enough memory.
-        beside: function from the setting to the bytes that it needs besides that model and one full cache.
-        longest: function from the setting to the longest prompt of the model.
-    """
-
-    run: Callable[[Setting], BenchResult]
-    unused: tuple[str, ...] = ()
-    whole_model: bool = False
+    run: Callable[[Setting], BenchResult]  # function that measures and returns rows and ratios
+    unused: tuple[str, ...] = ()  # options among shape, dtype and repeats that it does not have
+    whole_model: bool = False  # whether it runs a whole model, for which the device must have enough memory
+    # function from the setting to the bytes that it needs besides that model and one full cache
     beside: Callable[[Setting], int] = lambda setting: 0
+    # function from the setting to the longest prompt of the model
     longest: Callable[[Setting], int] = lambda setting: max(setting.prompts)

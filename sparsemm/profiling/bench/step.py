@@ -29,10 +29,8 @@ def run(setting: Setting) -> BenchResult:
     for length in setting.prompts:
         times, sizes = _turns(model, setting, length)
         row: dict[str, Any] = {"length": length, "budget": min(setting.budget, length), "cache_bytes": sizes}
-        moved = {
-            f"{name}_step": weights + (3 if name in ("dynamic", "copying") else 1) * size
-            for name, size in sizes.items()
-        }
+        copies = {"dynamic": 3, "copying": 3}  # these caches are also read and written to copy them
+        moved = {f"{name}_step": weights + copies.get(name, 1) * size for name, size in sizes.items()}
         result = clock.summary(times, moved | {"copy": clock.copies(device)[1]})
         rows.append(row | {"weight_bytes": weights, "times": result})
         label = setting.label(length)
