@@ -98,20 +98,13 @@ class Switch:
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One attention call of one layer.
+    """One attention call of one layer."""
 
-    Attributes:
-        layer: its index in the model.
-        query: (B, Hq, T, D) post-RoPE, of the model's dtype.
-        key, value: (B, Hkv, S, D); keys are post-RoPE, query head h reads KV head h // (Hq / Hkv).
-        scaling: factor of the logits.
-    """
-
-    layer: int
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    scaling: float
+    layer: int  # its index in the model
+    query: torch.Tensor  # (B, Hq, T, D) post-RoPE, of the model's dtype
+    key: torch.Tensor  # (B, Hkv, S, D) post-RoPE; query head h reads KV head h // (Hq / Hkv)
+    value: torch.Tensor  # (B, Hkv, S, D)
+    scaling: float  # factor of the logits
     _mask: Any = field(repr=False)
     _function: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]] = field(repr=False)
 
@@ -119,8 +112,7 @@ class AttentionCall:
     def mask(self) -> torch.Tensor | None:
         """(B or 1, 1, T, S) bool, true where the query (third) sees the key; None means causal.
 
-        Raises:
-            ModelError: if the model's attention implementation takes another kind of mask.
+        Raises ModelError if the model's attention implementation takes another kind of mask.
         """
         mask = self._mask
         if mask is None or isinstance(mask, torch.Tensor) and mask.ndim == 4 and mask.dtype == torch.bool:

@@ -19,8 +19,7 @@ Slots = NDArray[np.int64]
 def normalized(scores: Scores, budget: int, window: int, rho: float = 0.0) -> Scores:
     """Returns scores as shares with sum 1, even ones if all scores are zero.
 
-    Raises:
-        BudgetError: if the scores or the parameters are invalid.
+    Raises BudgetError if the scores or the parameters are invalid.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2 or scores.size == 0:
@@ -157,11 +156,7 @@ class Plan:
 
 
 def load_budgets(path: str | Path) -> Plan:
-    """Reads the JSON file of the allocate stage.
-
-    Raises:
-        BudgetError: if it is missing or malformed.
-    """
+    """Reads the JSON file of the allocate stage. Raises BudgetError if it is missing or malformed."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         settings = {key: value[key] for key in ("window", "rho", "mode")}

@@ -57,8 +57,7 @@ def fingerprint(config: PretrainedConfig) -> str:
 def mixed_layers(config: PretrainedConfig) -> dict[str, Any]:
     """Returns the header keys of a score table for a model with sliding-window or linear-attention layers.
 
-    Raises:
-        CacheError: if it has layers of another kind, or no layer with full attention.
+    Raises CacheError if it has layers of another kind, or no layer with full attention.
     """
     from sparsemm.cache.served import layers_of
 
@@ -197,10 +196,8 @@ def whole_model(kind: Any, folder: str | Path | None, where: str, **options: Any
 def check_weights(folder: str | Path) -> None:
     """Compares a local checkpoint's weights with its config.json; reads only their names and shapes.
 
-    Weights that are stored quantised are not checked, since their names depend on the quantisation method.
-
-    Raises:
-        ModelError: if weights are missing, their shapes differ from those of config.json, or no model can be built.
+    Weights that are stored quantised are not checked, since their names depend on the quantisation method. Raises
+    ModelError if weights are missing, their shapes differ from those of config.json, or no model can be built.
     """
     import torch
     from safetensors import safe_open
@@ -234,8 +231,7 @@ def check_weights(folder: str | Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """Lists the safetensors files of a checkpoint folder that transformers reads: those of its index, if there is one.
 
-    Raises:
-        OSError, ValueError, LookupError, TypeError, AttributeError: if the index cannot be read.
+    Raises OSError, ValueError, LookupError, TypeError, AttributeError if the index cannot be read.
     """
     index = folder / "model.safetensors.index.json"
     if not index.exists():
@@ -304,8 +300,7 @@ def _placing(entry: ModelParams, place: str | None) -> dict[str, Any]:
 def read_config(checkpoint: str, revision: str | None = None) -> dict[str, Any]:
     """Reads config.json of a local folder or a hub id.
 
-    Raises:
-        ModelError: if there is none, it is not JSON, or the hub cannot be reached.
+    Raises ModelError if there is none, it is not JSON, or the hub cannot be reached.
     """
     return _parsed(_config_path(checkpoint, revision), checkpoint)
 
@@ -394,8 +389,7 @@ def default_key(checkpoint: str) -> str:
 def imported_header(entry: ModelParams) -> dict[str, Any]:
     """Returns the header of an imported score table: what config.json says about the model.
 
-    Raises:
-        ModelError: if its config cannot be read.
+    Raises ModelError if its config cannot be read.
     """
     from sparsemm.compat import define_missing_torchvision_operators
 

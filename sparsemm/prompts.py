@@ -67,8 +67,7 @@ def chat_prompt(processor: Any, images: Sequence[Image.Image], text: str) -> str
 def encode(processor: Any, images: list[list[Image.Image]], prompts: list[str]) -> Any:
     """Encodes prompts written by a chat template, as `build_inputs` returns them; one list of images per prompt.
 
-    Raises:
-        DataError: if the processor refuses an image.
+    Raises DataError if the processor refuses an image.
     """
     processor.tokenizer.padding_side = "left"
     # Templates write their own special tokens; the tokenizer must not add a second <s>.
@@ -90,15 +89,10 @@ def move_inputs(inputs: Mapping[str, torch.Tensor], model: Any) -> dict[str, tor
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """A batch of prompts that are followed by their answers.
+    """A batch of prompts that are followed by their answers."""
 
-    Attributes:
-        inputs: the model's inputs; row b of input_ids is [padding, prompt, answer].
-        first_rows: first_rows[b] + i is the position that predicts answer token i of sample b.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    first_rows: list[int]
+    inputs: dict[str, torch.Tensor]  # the model's inputs; row b of input_ids is [padding, prompt, answer]
+    first_rows: list[int]  # first_rows[b] + i is the position that predicts answer token i of sample b
 
 
 def append_answers(inputs: Mapping[str, torch.Tensor], answers: Sequence[Sequence[int]], pad_id: int) -> AnsweredBatch:

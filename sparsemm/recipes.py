@@ -68,26 +68,16 @@ class Comparison(_Part):
 
 
 class Choice(_Part):
-    """The method for one scenario.
+    """The method for one scenario."""
 
-    Attributes:
-        name: the method with those of its options that are not as usual, as the evidence calls it.
-        method: name for `sparsemm.compressed_cache`, such as "sparsemm+peak".
-        options: all its options.
-        winner: name of the candidate that won the search; another one than `name` where it was not safe to use.
-        candidates, failed: how many candidates were tried, and how many of them failed.
-        why: reason for the choice, in whole sentences.
-        evidence: comparisons on the pages that the search never saw.
-    """
-
-    name: str
-    method: str
-    options: dict[str, Any]
-    winner: str
-    candidates: int
-    failed: int
-    why: str
-    evidence: tuple[Comparison, ...]
+    name: str  # the method with those of its options that are not as usual, as the evidence calls it
+    method: str  # name for `sparsemm.compressed_cache`, such as "sparsemm+peak"
+    options: dict[str, Any]  # all its options
+    winner: str  # name of the candidate that won the search; another one than `name` where it was not safe to use
+    candidates: int  # how many candidates were tried
+    failed: int  # how many of them failed
+    why: str  # reason for the choice, in whole sentences
+    evidence: tuple[Comparison, ...]  # comparisons on the pages that the search never saw
 
     def worse(self) -> list[Comparison]:
         """Returns where the method is worse than `BASELINE` at equal slots beyond the 95 % interval.
@@ -103,48 +93,29 @@ class Choice(_Part):
 
 
 class Data(_Part):
-    """The pages a recipe was found on, and proven on.
+    """The pages a recipe was found on, and proven on."""
 
-    Attributes:
-        dataset: key of the data set.
-        sha256: hex digest of its file.
-        search, confirmation: number of pages of each split, which share none.
-    """
-
-    dataset: str
-    sha256: str
-    search: int
-    confirmation: int
+    dataset: str  # key of the data set
+    sha256: str  # hex digest of its file
+    search: int  # number of pages to search on
+    confirmation: int  # number of other pages, which prove the winner
 
 
 class Recipe(_Part):
-    """What `sparsemm tune` found for one checkpoint: artifacts/recipes/<key>.json.
-
-    Attributes:
-        model, revision, fingerprint: the checkpoint, as the header of its score table names it.
-        scores: hex digest of the values of the score table (`ScoreTable.digest`).
-        data: the pages.
-        budgets: mean slots per KV head that were measured.
-        scenarios: choice for each scenario.
-        versions: of the packages that computed the evidence.
-    """
+    """What `sparsemm tune` found for one checkpoint: artifacts/recipes/<key>.json."""
 
     format: Literal[1]
-    model: str
+    model: str  # the checkpoint, as the header of its score table names it
     revision: str | None
     fingerprint: str
-    scores: str
+    scores: str  # hex digest of the values of the score table (`ScoreTable.digest`)
     data: Data
-    budgets: tuple[int, ...]
+    budgets: tuple[int, ...]  # mean slots per KV head that were measured
     scenarios: dict[Scenario, Choice]
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the packages that computed the evidence
 
     def choice(self, scenario: str) -> Choice:
-        """Returns the choice for a scenario.
-
-        Raises:
-            BudgetError: if the recipe has no such scenario.
-        """
+        """Returns the choice for a scenario. Raises BudgetError if the recipe has no such scenario."""
         for name, choice in self.scenarios.items():
             if name == scenario:
                 return choice
@@ -156,11 +127,7 @@ class Recipe(_Part):
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
-        """Reads a recipe.
-
-        Raises:
-            DataError: if the file is missing, or not a recipe of this format.
-        """
+        """Reads a recipe. Raises DataError if the file is missing, or not a recipe of this format."""
         if not path.is_file():
             raise DataError("no recipe", where=str(path), hint="`sparsemm tune KEY` makes one")
         return read_json(path, cls)
@@ -186,10 +153,7 @@ def automatic(scores: Any, scenario: str, options: dict[str, Any]) -> tuple[str,
     """Returns the method of "auto" and its options: those of the recipe of `scores`, and `options` above them.
 
     It logs which method this is. A score table without a recipe, or a bare matrix, gets the paper's method, with a
-    warning.
-
-    Raises:
-        BudgetError: if there are no scores, or the scenario is unknown.
+    warning. Raises BudgetError if there are no scores, or the scenario is unknown.
     """
     if scores is None:
         hint = 'pass scores=sparsemm.load_scores("models:/...@champion"), which brings the recipe along'

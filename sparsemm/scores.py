@@ -282,8 +282,7 @@ def top_set(scores: Scores, fraction: float) -> set[int]:
 def top_count(heads: int, fraction: float) -> int:
     """Returns the number of heads in the top `fraction` of `heads`, rounded half up, at least 1.
 
-    Raises:
-        ScoreTableError: if the fraction is outside 0..1.
+    Raises ScoreTableError if the fraction is outside 0..1.
     """
     if not 0.0 <= fraction <= 1.0:
         raise ScoreTableError(f"fraction {fraction} is outside 0..1")
@@ -399,8 +398,7 @@ def show(table: ScoreTable) -> str:
 def diff(a: ScoreTable, b: ScoreTable) -> str:
     """Compares two tables in text: header keys that differ, rank correlation, overlap of the best heads.
 
-    Raises:
-        ScoreTableError: if the tables have different shapes, or all scores of one are zero.
+    Raises ScoreTableError if the tables have different shapes, or all scores of one are zero.
     """
     keys = sorted(set(a.header) | set(b.header))
     differing = [key for key in keys if a.header.get(key) != b.header.get(key)]

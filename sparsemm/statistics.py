@@ -56,27 +56,18 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over samples with its 95 % percentile bootstrap interval.
+    """A mean over samples with its 95 % percentile bootstrap interval."""
 
-    Attributes:
-        value, low, high: low <= value <= high.
-        pages: number of images that the samples are about.
-        deviation: standard deviation of a page's contribution to the mean.
-    """
-
-    value: float
+    value: float  # low <= value <= high
     low: float
     high: float
-    pages: int
-    deviation: float
+    pages: int  # number of images that the samples are about
+    deviation: float  # standard deviation of a page's contribution to the mean
 
     def needed(self, half_width: float) -> int:
         """Returns the number of pages at which the interval is +- `half_width`; at least 2.
 
-        It is (z s / h)^2, by the normal approximation.
-
-        Raises:
-            DataError: if `half_width` is not positive.
+        It is (z s / h)^2, by the normal approximation. Raises DataError if `half_width` is not positive.
         """
         if half_width <= 0:
             raise DataError(f"half-width {half_width}", where="pages needed", hint="give a positive one")
@@ -104,9 +95,7 @@ def difference(values: Values, others: Values, resamples: int, seed: int, pages:
     """Returns the mean of `values` minus `others`, (n,) each, paired by sample (Efron and Tibshirani, 1993).
 
     The interval contains zero unless at least `FEWEST` pages differ. The other arguments are those of `estimate`.
-
-    Raises:
-        DataError: if the two are not of the same samples, or as `estimate`.
+    Raises DataError if the two are not of the same samples, or as `estimate`.
     """
     if values.shape != others.shape:
         raise DataError(f"{values.shape} samples cannot be paired with {others.shape}", where="difference")
@@ -159,10 +148,8 @@ def _counts(n: int, resamples: int, seed: int) -> Values:
 def bootstrap_means(values: Values, resamples: int, seed: int) -> Values:
     """Returns (..., resamples) means of `values` (..., n) over plain resamples of the n samples with replacement.
 
-    Rows share the resampled indices, so differences between rows are paired (Efron and Tibshirani, 1993).
-
-    Raises:
-        DataError: if there is no sample.
+    Rows share the resampled indices, so differences between rows are paired (Efron and Tibshirani, 1993). Raises
+    DataError if there is no sample.
     """
     n = values.shape[-1]
     if n == 0:

@@ -32,11 +32,7 @@ AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 
 def check_interval(low: float | None, high: float | None, name: str) -> None:
-    """Checks the ends of an interval.
-
-    Raises:
-        ValueError: if only one end is there, or they are the wrong way round.
-    """
+    """Checks the ends of an interval. Raises ValueError if only one end is there, or they are the wrong way round."""
     if (low is None) != (high is None) or (low is not None and high is not None and low > high):
         raise ValueError(f"{name} is no interval: {low}, {high}")
 
@@ -72,11 +68,7 @@ def read_rows(path: Path, kind: type[AnyRow], expected: Mapping[str, str] | None
 
 
 def read_json(path: Path, kind: type[AnyModel]) -> AnyModel:
-    """The values of a JSON file.
-
-    Raises:
-        DataError: if the file cannot be read, or is not what `kind` says.
-    """
+    """The values of a JSON file. Raises DataError if the file cannot be read, or is not what `kind` says."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

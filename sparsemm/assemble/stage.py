@@ -27,9 +27,8 @@ _PUBLISHED = {
 def run(params: Params, key: str, root: Path = Path(".")) -> Path:
     """Assembles a checkpoint of `assembled` in params.yaml in artifacts/checkpoints/KEY, and returns the folder.
 
-    Raises:
-        ModelError: if the base is not installed, or base and updates cannot be read or do not fit.
-        ParamsError: if there is no such key.
+    Raises ModelError if the base is not installed, or base and updates cannot be read or do not fit, and ParamsError if
+    there is no such key.
     """
     if key not in params.assembled:
         keys = ", ".join(params.assembled) or "none yet"
@@ -42,8 +41,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> Path:
 def language_model_before(params: Params, key: str, root: Path = Path(".")) -> LlamaForCausalLM | None:
     """Returns the language model of an assembled checkpoint before it was tuned; None for any other checkpoint.
 
-    Raises:
-        ModelError: if the base is not installed or cannot be read.
+    Raises ModelError if the base is not installed or cannot be read.
     """
     if key not in params.assembled:
         return None
@@ -53,11 +51,8 @@ def language_model_before(params: Params, key: str, root: Path = Path(".")) -> L
 def assemble(updates: Path, output: Path) -> None:
     """Writes the checkpoint of a folder of updates and its base: fp16 weights, to be run in fp32.
 
-    The same inputs give the same bytes, because products are computed in fp64 and rounded once. `output` is replaced
-    as a whole.
-
-    Raises:
-        ModelError: if the base is not installed, or base and updates cannot be read or do not fit.
+    The same inputs give the same bytes, because products are computed in fp64 and rounded once. `output` is replaced as
+    a whole. Raises ModelError if the base is not installed, or base and updates cannot be read or do not fit.
     """
     pin, tensors = read_pin(updates), load_tensors(updates)
     base = Base(pin.locate())

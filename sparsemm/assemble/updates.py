@@ -50,11 +50,7 @@ def write_updates(folder: Path, pin: Pin, model: Any, processor: Any, parameters
 
 
 def read_pin(folder: Path) -> Pin:
-    """Reads the pin of the base from a folder of updates.
-
-    Raises:
-        ModelError: if base.json is missing or malformed.
-    """
+    """Reads the pin of the base from a folder of updates. Raises ModelError if base.json is missing or malformed."""
     try:
         return Pin(**json.loads((folder / BASE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -64,8 +60,7 @@ def read_pin(folder: Path) -> Pin:
 def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Loads the tensors of a folder of updates, bf16.
 
-    Raises:
-        ModelError: if the file is missing or not a safetensors file.
+    Raises ModelError if the file is missing or not a safetensors file.
     """
     try:
         with safe_open(folder / UPDATES, "pt") as file:
@@ -77,8 +72,7 @@ def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
 def read_updates(folder: Path, parameters: Mapping[str, torch.Tensor]) -> None:
     """Copies the updates of a folder into `parameters` of the same names and shapes.
 
-    Raises:
-        ModelError: if names or shapes differ, as they do for another rank.
+    Raises ModelError if names or shapes differ, as they do for another rank.
     """
     tensors = load_tensors(folder)
     shapes = {name: tuple(value.shape) for name, value in parameters.items()}

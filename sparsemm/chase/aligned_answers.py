@@ -22,8 +22,7 @@ class AlignedAnswer:
 def read_aligned_answers(path: str | Path, records: list[Record]) -> list[AlignedAnswer]:
     """Reads artifacts/align/<model>.parquet, in the order of the records.
 
-    Raises:
-        AlignError: if the file is missing or damaged, or does not belong to these records.
+    Raises AlignError if the file is missing or damaged, or does not belong to these records.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

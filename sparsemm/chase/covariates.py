@@ -24,24 +24,16 @@ RESAMPLES = 1000  # bootstrap resamples of the samples
 
 
 class Rates(NamedTuple):
-    """Hit rates of the answer tokens in one bin, mean over heads.
+    """Hit rates of the answer tokens in one bin, mean over heads."""
 
-    Attributes:
-        covariate, bin: the property of the text, and its value.
-        samples, tokens: number of samples with such text, and of answer tokens.
-        top_heads: rate of the best 5 % of the heads.
-        ci_low, ci_high: its 95 % bootstrap interval over samples, which has no width for a single sample.
-        all_heads: rate of all heads.
-    """
-
-    covariate: str
-    bin: str
-    samples: int
-    tokens: int
-    top_heads: float
-    ci_low: float
+    covariate: str  # the property of the text
+    bin: str  # its value
+    samples: int  # number of samples with such text
+    tokens: int  # number of their answer tokens
+    top_heads: float  # rate of the best 5 % of the heads
+    ci_low: float  # 95 % bootstrap interval of `top_heads` over samples, which has no width for a single sample
     ci_high: float
-    all_heads: float
+    all_heads: float  # rate of all heads
 
 
 def script(text: str) -> str:

@@ -29,16 +29,12 @@ MOST_PADDING = 0.05  # share of a batch's positions, as a forward pass computes 
 
 
 class Batch(NamedTuple):
-    """Samples that go through the model together.
+    """Samples that go through the model together."""
 
-    Attributes:
-        inputs: prompts with answers, padded on the left.
-        rows: rows[b], the rows that predict those answer tokens of sample b that belong to a word of the page.
-        targets: targets[b][t], visual positions of the word of rows[b][t] in the padded row.
-    """
-
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]  # prompts with answers, padded on the left
+    # rows[b], the rows that predict those answer tokens of sample b that belong to a word of the page
     rows: list[list[int]]
+    # targets[b][t], visual positions of the word of rows[b][t] in the padded row
     targets: list[list[NDArray[np.int64]]]
 
 
@@ -118,8 +114,7 @@ def score_records(
 def score_table(shard: Shard, header: dict[str, Any], where: str | None = None) -> ScoreTable:
     """Returns the table of a shard; the numbers of samples and tokens are added to its header.
 
-    Raises:
-        ScoreTableError: if no answer token could be scored, or no head ever hit.
+    Raises ScoreTableError if no answer token could be scored, or no head ever hit.
     """
     if not len(shard.tokens):
         hint = "does the model read these pages with this prompt?"

@@ -46,21 +46,15 @@ def find_hits(keys: Any, targets: Sequence[Positions]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Shard:
-    """The hits of N samples with T scored answer tokens.
+    """The hits of N samples with T scored answer tokens."""
 
-    Attributes:
-        hits: (N, L, Hq) int64.
-        weighted: (N, L, Hq) float64, the visual score: a hit counts 1 / |R_t|.
-        counts: (N, 3) int64: answer tokens on the page; those of them that the model itself predicts; scored ones.
-        tokens: (T, 3) int64: sample, entry of its record, and number of visual tokens under that entry's box.
-        hit_bits: (T, ceil(L * Hq / 8)) uint8, one bit per head: whether it hit.
-    """
-
-    hits: NDArray[np.int64]
-    weighted: NDArray[np.float64]
+    hits: NDArray[np.int64]  # (N, L, Hq) int64
+    weighted: NDArray[np.float64]  # (N, L, Hq) float64, the visual score: a hit counts 1 / |R_t|
+    # (N, 3) int64: answer tokens on the page; those of them that the model itself predicts; scored ones
     counts: NDArray[np.int64]
+    # (T, 3) int64: sample, entry of its record, and number of visual tokens under that entry's box
     tokens: NDArray[np.int64]
-    hit_bits: NDArray[np.uint8]
+    hit_bits: NDArray[np.uint8]  # (T, ceil(L * Hq / 8)) uint8, one bit per head: whether it hit
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Returns the arrays by name."""

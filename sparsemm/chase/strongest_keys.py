@@ -20,16 +20,12 @@ MOST_LOGITS = 1 << 25  # logits that exist at a time
 
 @dataclass(frozen=True)
 class StrongestKeys:
-    """What the chosen rows of one sample attend to and predict.
+    """What the chosen rows of one sample attend to and predict."""
 
-    Attributes:
-        positions: (L, Hq, T) int64 on the CPU, the position in the padded row that each head attends to most; `NO_KEY`
-            in layers with linear attention.
-        predicted: (T,) int64 on the CPU, the model's own greedy next token at each row.
-    """
-
+    # (L, Hq, T) int64 on the CPU, the position in the padded row that each head attends to most; `NO_KEY` in layers
+    # with linear attention
     positions: torch.Tensor
-    predicted: torch.Tensor
+    predicted: torch.Tensor  # (T,) int64 on the CPU, the model's own greedy next token at each row
 
 
 @torch.inference_mode()
@@ -103,9 +99,7 @@ class Recorder:
 
         Softmax is monotone, so this is the argmax of the attention row, and no matrix of rows x positions is needed.
         Products and sums are in fp64, so that batching and devices do not change them; the first of equal keys wins.
-
-        Raises:
-            ModelError: if there are more keys than queries, or what a row sees has gaps.
+        Raises ModelError if there are more keys than queries, or what a row sees has gaps.
         """
         if call.query.shape[2] != call.key.shape[2]:
             raise ModelError("the chase needs one forward pass over the whole sequence, without a cache")

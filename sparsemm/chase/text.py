@@ -34,15 +34,10 @@ FOLDER = "text"  # below artifacts/scores and artifacts/budgets
 
 
 class Copy(NamedTuple):
-    """The hits while a model copies a text of T tokens that are not blank.
+    """The hits while a model copies a text of T tokens that are not blank."""
 
-    Attributes:
-        hits: (L, Hq, T) bool, whether the head's strongest key is the token that is copied.
-        predicted: (T,) bool, whether the model itself predicts the token.
-    """
-
-    hits: NDArray[np.bool_]
-    predicted: NDArray[np.bool_]
+    hits: NDArray[np.bool_]  # (L, Hq, T) bool, whether the head's strongest key is the token that is copied
+    predicted: NDArray[np.bool_]  # (T,) bool, whether the model itself predicts the token
 
 
 def chase_text(
@@ -127,9 +122,7 @@ def copy_texts(model: Any, processor: Any, texts: list[str], instruction: str = 
 def run(params: Params, key: str, root: Path = Path("."), prompts: int = PROMPTS) -> None:
     """Scores the heads of a model of params.yaml on text: artifacts/scores/text/<key>.safetensors, .json and .csv.
 
-    Raises:
-        DataError, ModelError, ScoreTableError: see `chase_text`.
-        ParamsError: if the model is unknown.
+    Raises ParamsError if the model is unknown, and what `chase_text` raises.
     """
     entry = params.model(key)
     batches = draw_texts(prompts, WORDS, 0, params.of(key).chase.batch_size)

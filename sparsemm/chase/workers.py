@@ -18,8 +18,7 @@ from sparsemm.progress import progress
 def parse_part(text: str) -> tuple[int, int]:
     """Parses "I/N", the shards whose number is I modulo N, into (I, N).
 
-    Raises:
-        ParamsError: if it is not two whole numbers with 0 <= I < N.
+    Raises ParamsError if it is not two whole numbers with 0 <= I < N.
     """
     index, _, count = text.partition("/")
     if index.isdecimal() and count.isdecimal() and int(index) < int(count):
@@ -63,8 +62,7 @@ def process_count(params: Params, key: str, dataset: str | None = None) -> int:
 def run_processes(command: list[str], count: int) -> None:
     """Runs `count` processes of `command --shards I/count`, each with a visible GPU of its own if there are any.
 
-    Raises:
-        PipelineError: if one of them fails; the others are stopped, and complete shards stay.
+    Raises PipelineError if one of them fails; the others are stopped, and complete shards stay.
     """
     gpus = visible_gpus()
     processes: list[subprocess.Popen[bytes]] = []

@@ -52,8 +52,7 @@ class Record:
     def validate(self) -> Record:
         """Checks the record and returns it.
 
-        Raises:
-            DataError: if it does not fit the schema; the message names the record and the entry.
+        Raises DataError if it does not fit the schema; the message names the record and the entry.
         """
         width, height = self.image.size
         record = f"record {self.id!r}"
@@ -81,14 +80,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a data source that is not decoded yet.
+    """A row of a data source that is not decoded yet."""
 
-    Attributes:
-        where: its place, for messages.
-        read: function (source, licence) -> its record. It raises a DataError if the row does not fit the format.
-    """
-
-    where: str
+    where: str  # its place, for messages
+    # function (source, licence) -> its record. It raises a DataError if the row does not fit the format
     read: Callable[[str, str], Record]
 
 
@@ -156,8 +151,7 @@ def write_records(
 def read_about(path: str | Path) -> dict[str, Any]:
     """Reads what `write_records` stored about the records: their source, and which rows were left out; {} if nothing.
 
-    Raises:
-        DataError: if the file is missing or is not parquet.
+    Raises DataError if the file is missing or is not parquet.
     """
     metadata = _open(Path(path)).metadata.metadata or {}
     about = json.loads(metadata.get(b"sparsemm", b"{}"))
@@ -167,8 +161,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 def read_records(path: str | Path, limit: int | None = None) -> list[Record]:
     """Reads and validates the first `limit` (default: all) records of a parquet file.
 
-    Raises:
-        DataError: if the file is missing, is not parquet, has other columns, or holds a bad record.
+    Raises DataError if the file is missing, is not parquet, has other columns, or holds a bad record.
     """
     import pyarrow as pa
 

@@ -38,20 +38,13 @@ TYPE_SIZES = {"plain": (9, 11), "small": (8, 8), "large": (12, 12)}
 
 @dataclass(frozen=True)
 class PageStyle:
-    """The look of a page.
+    """The look of a page."""
 
-    Attributes:
-        columns: columns of text side by side, each 84 px wide at scale 1.
-        rows: lines of a column, each 14 px high at scale 1.
-        filled: (least, most) lines drawn on the whole page; the others are blank.
-        scale: factor of all sizes (1 suits the tiny checkpoints, 4 a real one).
-        type_size: one of `TYPE_SIZES`; boxes have the height of a line, whatever the size of its letters.
-    """
-
-    columns: int = 1
-    rows: int = 6
-    filled: tuple[int, int] = (4, 6)
-    scale: int = 1
+    columns: int = 1  # columns of text side by side, each 84 px wide at scale 1
+    rows: int = 6  # lines of a column, each 14 px high at scale 1
+    filled: tuple[int, int] = (4, 6)  # (least, most) lines drawn on the whole page; the others are blank
+    scale: int = 1  # factor of all sizes (1 suits the tiny checkpoints, 4 a real one)
+    # one of `TYPE_SIZES`; boxes have the height of a line, whatever the size of its letters
     type_size: Literal["plain", "small", "large"] = "plain"
 
 
@@ -83,8 +76,7 @@ def _value(rng: random.Random) -> tuple[str, str]:
 def draw_words(rng: random.Random, count: int) -> list[str]:
     """Draws different words as on pages, in random order: at most half of them labels, the others values.
 
-    Raises:
-        DataError: if there are not so many words.
+    Raises DataError if there are not so many words.
     """
     if not 0 <= count <= MOST_WORDS:
         raise DataError(f"cannot draw {count} different words", where="synthetic", hint=f"at most {MOST_WORDS}")
@@ -100,10 +92,8 @@ def draw_record(split: str, seed: int, index: int, style: PageStyle) -> Record:
     """Draws page `index` of a split.
 
     The generator is seeded by (split, seed, index). The values of a page have a checksum (`split_of`) that belongs to
-    one split, so no page of a split can appear in another.
-
-    Raises:
-        DataError: if the split is unknown or the style leaves no line.
+    one split, so no page of a split can appear in another. Raises DataError if the split is unknown or the style leaves
+    no line.
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r} is unknown", where="synthetic", hint=f"use one of {SPLITS}")

@@ -25,16 +25,12 @@ def caches(
 ) -> dict[Choice, CompressedCache]:
     """Returns an empty cache for every method that evicts, at every budget.
 
-    Methods that rate positions by their values are left out, because `kept_positions` replaces the values. So are
-    those that need the image tokens, a replay, or all layers at once.
-
-    Raises:
-        BudgetError, CacheError, ScoreTableError: as in `sparsemm.cache.compressed_cache`.
+    Methods that rate positions by their values are left out, because `kept_positions` replaces the values. So are those
+    that need the image tokens, a replay, or all layers at once. It raises what `sparsemm.cache.compressed_cache` does.
     """
     return {
         (method, budget): compressed_cache(
-            model,
-            make_policy_from(method, budget, table, {**settings, "pooling_kernel": pooling_kernel, "seed": seed}),
+            model, make_policy_from(method, budget, table, {**settings, "pooling_kernel": pooling_kernel, "seed": seed})
         )
         for method in methods
         if policy_class(method).compresses

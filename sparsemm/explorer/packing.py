@@ -21,8 +21,7 @@ BEST_RATIO = 12  # attention never compresses better, so heads that cannot fit a
 def shown_heads(table: ScoreTable, count: int) -> NDArray[np.int64]:
     """Returns (at most `count`, 2) int64 layers and heads: three quarters are the best, the rest an even sample.
 
-    Raises:
-        ScoreTableError: if no head has any score.
+    Raises ScoreTableError if no head has any score.
     """
     ranked = np.array([head[:2] for head in table.top_heads(table.scores.size)], dtype=np.int64)
     if count >= len(ranked):

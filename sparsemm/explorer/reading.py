@@ -32,17 +32,11 @@ SEARCHED = 32  # first evaluation pages, among which pages of different shapes a
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the answer.
+    """A token of the answer."""
 
-    Attributes:
-        text: text that it adds to the answer.
-        entry: index of its word on the page, or None.
-        cells: numbers of the visual tokens that cover this word.
-    """
-
-    text: str
-    entry: int | None
-    cells: list[int]
+    text: str  # text that it adds to the answer
+    entry: int | None  # index of its word on the page, or None
+    cells: list[int]  # numbers of the visual tokens that cover this word
 
 
 @dataclass(frozen=True)
@@ -50,34 +44,22 @@ class Reading:
     """What a model with L layers of Hq heads attends to on a page of N visual tokens, for T answer tokens.
 
     The prompt has S tokens.
-
-    Attributes:
-        record: the page.
-        tokens: first tokens of the answer, at most `MOST_TOKENS`.
-        left_out: number of tokens after these.
-        answer: text of the whole answer.
-        rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the page.
-        coarse: (N,) bool, true for tokens of the thumbnail, if the family has one.
-        positions: (N,) int64 positions of the visual tokens in the prompt.
-        levels: (L, Hq, T, N) uint8, attention of the row that predicts the token, as `to_levels` rounds it.
-        sums: (L, Hq, T, 2) fp32, total attention on the page and on its thumbnail.
-        peak: (L, Hq, T) int64, the visual token with more attention than any other position, or -1 if there is none.
-        prompt: S.
-        kept: (L, Hkv, S) bool by method and budget.
     """
 
-    record: Record
-    tokens: list[Token]
-    left_out: int
-    answer: str
-    rectangles: NDArray[np.float64]
-    coarse: NDArray[np.bool_]
-    positions: NDArray[np.int64]
+    record: Record  # the page
+    tokens: list[Token]  # first tokens of the answer, at most `MOST_TOKENS`
+    left_out: int  # number of tokens after these
+    answer: str  # text of the whole answer
+    rectangles: NDArray[np.float64]  # (N, 4) float64, (x0, y0, x1, y1) in pixels of the page
+    coarse: NDArray[np.bool_]  # (N,) bool, true for tokens of the thumbnail, if the family has one
+    positions: NDArray[np.int64]  # (N,) int64 positions of the visual tokens in the prompt
+    # (L, Hq, T, N) uint8, attention of the row that predicts the token, as `to_levels` rounds it
     levels: NDArray[np.uint8]
-    sums: NDArray[np.float32]
+    sums: NDArray[np.float32]  # (L, Hq, T, 2) fp32, total attention on the page and on its thumbnail
+    # (L, Hq, T) int64, the visual token with more attention than any other position, or -1 if there is none
     peak: NDArray[np.int64]
-    prompt: int
-    kept: dict[Choice, NDArray[np.bool_]]
+    prompt: int  # S
+    kept: dict[Choice, NDArray[np.bool_]]  # (L, Hkv, S) bool by method and budget
 
 
 def too_much_to_load(entry: ModelParams) -> str | None:
@@ -104,10 +86,8 @@ def pages(records: Sequence[Record], count: int = PAGES) -> list[Record]:
 def read_pages(params: Params, key: str, table: ScoreTable, root: Path = Path(".")) -> list[Reading]:
     """Lets a model read some evaluation pages; none if the evaluation set is empty.
 
-    Raises:
-        BudgetError, DataError: if the budgets or the evaluation pages are missing.
-        ModelError: if the checkpoint is not the one in params.yaml.
-        ScoreTableError: if the table belongs to another model.
+    Raises BudgetError or DataError if the budgets or the evaluation pages are missing, ModelError if the checkpoint is
+    not the one in params.yaml, and ScoreTableError if the table belongs to another model.
     """
     entry, evaluate = params.models[key], params.evaluate
     path = root / "artifacts" / "datasets" / f"{evaluate.dataset}.parquet"

@@ -16,10 +16,8 @@ from sparsemm.scores import ScoreTable
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
     """Writes artifacts/explorer/<key>.json: what a model's heads attend to on some pages, or why there are no pages.
 
-    Raises:
-        BudgetError, DataError: if the budgets or the evaluation pages are missing.
-        ModelError: if the checkpoint is not the one in params.yaml.
-        ScoreTableError: if the score table is missing or belongs to another model.
+    Raises BudgetError or DataError if the budgets or the evaluation pages are missing, ModelError if the checkpoint is
+    not the one in params.yaml, and ScoreTableError if the score table is missing or belongs to another model.
     """
     params, folder = params.of(key), root / "artifacts"
     table = ScoreTable.load(folder / "scores" / f"{key}.safetensors")

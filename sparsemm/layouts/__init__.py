@@ -29,22 +29,16 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """The geometry of one family.
+    """The geometry of one family."""
 
-    Attributes:
-        family: its name.
-        model_types: the `model_type`s of config.json that it supports.
-        image_tokens: function (config, inputs, row, image_sizes) -> the visual tokens of every image of one row, in
-            order. `config` is the model's, `inputs` the processor's output for a batch padded on either side, `row` the
-            batch row, and `image_sizes` the (width, height) in pixels of that row's images. It raises a LayoutError if
-            they do not match the number of visual tokens.
-        vision_types: if not empty, the vision tower must have one of these `model_type`s.
-    """
-
-    family: str
-    model_types: tuple[str, ...]
+    family: str  # its name
+    model_types: tuple[str, ...]  # the `model_type`s of config.json that it supports
+    # function (config, inputs, row, image_sizes) -> the visual tokens of every image of one row, in order. `config` is
+    # the model's, `inputs` the processor's output for a batch padded on either side, `row` the batch row, and
+    # `image_sizes` the (width, height) in pixels of that row's images. It raises a LayoutError if they do not match the
+    # number of visual tokens
     image_tokens: Callable[[Any, Any, int, list[tuple[int, int]]], list[ImageTokens]]
-    vision_types: tuple[str, ...] = ()
+    vision_types: tuple[str, ...] = ()  # if not empty, the vision tower must have one of these `model_type`s
 
     def serves(self, config: dict[str, Any]) -> bool:
         """Returns whether this layout supports the model of a config.json."""
@@ -58,11 +52,7 @@ class Layout:
 
 
 def get_layout(family: str) -> Layout:
-    """Returns the layout of a family.
-
-    Raises:
-        LayoutError: if there is none.
-    """
+    """Returns the layout of a family. Raises LayoutError if there is none."""
     if family not in FAMILIES:
         raise LayoutError(f"family {family!r} is not supported", hint=f"supported: {', '.join(FAMILIES)}")
     module = import_module(f"sparsemm.layouts.{family}")
@@ -72,8 +62,7 @@ def get_layout(family: str) -> Layout:
 def family_of(config: dict[str, Any]) -> str:
     """Returns the family of a config.json, by its `model_type`.
 
-    Raises:
-        LayoutError: if no layout supports it; the message says what kind of model it is.
+    Raises LayoutError if no layout supports it; the message says what kind of model it is.
     """
     model_type = config.get("model_type")
     layouts = [get_layout(family) for family in FAMILIES]

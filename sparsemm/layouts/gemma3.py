@@ -30,10 +30,8 @@ def crop_counts(gaps: list[tuple[int, ...]], image_sizes: list[tuple[int, int]],
     """Counts the crops of every image of a row, from the tokens between one view and the next.
 
     The processor does not report how many there are. But it writes a long sentence between an image and its first crop,
-    longer than any other gap between views, and the same few tokens between all crops.
-
-    Raises:
-        LayoutError: if the number of images is another one, or an image has more crops than its shape allows.
+    longer than any other gap between views, and the same few tokens between all crops. Raises LayoutError if the number
+    of images is another one, or an image has more crops than its shape allows.
     """
     sentence = max(gaps, key=len) if len(gaps) >= len(image_sizes) else None
     counts, at, fits = [], 0, True

@@ -21,10 +21,8 @@ def one_image(tile: Tile, size: tuple[int, int], positions: Positions, where: st
     """Returns the tokens of one image from its run of positions.
 
     The length of the run gives the number of tiles. Among the grids of that many tiles, the processor took the one
-    whose shape is nearest to the image's.
-
-    Raises:
-        LayoutError: if the run is neither one tile nor several tiles and a thumbnail.
+    whose shape is nearest to the image's. Raises LayoutError if the run is neither one tile nor several tiles and a
+    thumbnail.
     """
     from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 

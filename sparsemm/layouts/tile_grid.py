@@ -14,17 +14,11 @@ from sparsemm.layouts.tokens import ImageTokens, Positions, image_positions, til
 
 @dataclass(frozen=True)
 class Tile:
-    """The square input of the vision tower, and its visual tokens.
+    """The square input of the vision tower, and its visual tokens."""
 
-    Attributes:
-        pixels: side of the input.
-        cell: pixels of one visual token along either axis.
-        side: visual tokens along either axis; `side * cell` may be a little less than `pixels`.
-    """
-
-    pixels: int
-    cell: int
-    side: int
+    pixels: int  # side of the input
+    cell: int  # pixels of one visual token along either axis
+    side: int  # visual tokens along either axis; `side * cell` may be a little less than `pixels`
 
     @property
     def tokens(self) -> int:
@@ -69,8 +63,7 @@ class Tile:
 def tile_views(inputs: Any, row: int, token_id: int, tile: Tile) -> list[Positions]:
     """Returns the positions of every view of a row's images, where each view is a run of the tokens of one tile.
 
-    Raises:
-        LayoutError: if a run has another length.
+    Raises LayoutError if a run has another length.
     """
     views = runs(image_positions(inputs, row, token_id))
     if any(len(view) != tile.tokens for view in views):

@@ -17,21 +17,13 @@ Rectangles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ImageTokens:
-    """Visual tokens of one image in raster order.
+    """Visual tokens of one image in raster order."""
 
-    Attributes:
-        positions: (N,) int64, indices into the (padded) row of input_ids.
-        rectangles: (N, 4) float64, (x0, y0, x1, y1) in pixels of the original image; together they tile it.
-        grid: (rows, columns), N = rows * columns.
-        size: (width, height) of the original image in pixels.
-        thumbnail: tokens of a coarser view of the same image, if the family has one.
-    """
-
-    positions: Positions
-    rectangles: Rectangles
-    grid: tuple[int, int]
-    size: tuple[int, int]
-    thumbnail: ImageTokens | None = None
+    positions: Positions  # (N,) int64, indices into the (padded) row of input_ids
+    rectangles: Rectangles  # (N, 4) float64, (x0, y0, x1, y1) in pixels of the original image; together they tile it
+    grid: tuple[int, int]  # (rows, columns), N = rows * columns
+    size: tuple[int, int]  # (width, height) of the original image in pixels
+    thumbnail: ImageTokens | None = None  # tokens of a coarser view of the same image, if the family has one
 
 
 def even_edges(length: int, count: int) -> NDArray[np.float64]:
@@ -78,8 +70,7 @@ def box_positions(tokens: ImageTokens, box: tuple[float, float, float, float]) -
 def image_positions(inputs: Any, row: int, token_id: int) -> Positions:
     """Returns the positions of a row's visual placeholder tokens, (N,) int64.
 
-    Raises:
-        LayoutError: if the batch has no such row.
+    Raises LayoutError if the batch has no such row.
     """
     if not 0 <= row < len(inputs["input_ids"]):
         raise LayoutError(f"there is no row {row} in a batch of {len(inputs['input_ids'])}")
@@ -113,8 +104,7 @@ def first_image(inputs: Any, row: int, token_id: int, counts: list[int]) -> int:
 def split_by_count(positions: Positions, counts: list[int], row: int) -> list[Positions]:
     """Splits a row's positions into one part per image.
 
-    Raises:
-        LayoutError: if the counts do not add up to the number of positions.
+    Raises LayoutError if the counts do not add up to the number of positions.
     """
     if sum(counts) != len(positions):
         raise LayoutError(

@@ -27,8 +27,7 @@ Functions = dict[str, Callable[[], Any]]
 def device_of(name: str | None) -> torch.device:
     """Returns the device of a benchmark: `name` (cpu or cuda), else cuda if there is one.
 
-    Raises:
-        SparseMMError: if it is cuda and torch finds none.
+    Raises SparseMMError if it is cuda and torch finds none.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
@@ -39,8 +38,7 @@ def device_of(name: str | None) -> torch.device:
 def check_options(shape: str | None, shapes: Iterable[str], dtype: str, repeats: int) -> torch.dtype:
     """Checks the options of a benchmark, and returns the dtype by its name.
 
-    Raises:
-        SparseMMError: if there is no such shape or dtype, or there are fewer than 2 repeats.
+    Raises SparseMMError if there is no such shape or dtype, or there are fewer than 2 repeats.
     """
     dtypes = {str(one).removeprefix("torch."): one for one in DTYPES}
     for what, name, known in (("shape", shape, [*shapes]), ("dtype", dtype, [*dtypes])):

@@ -30,8 +30,7 @@ class Timing:
 def prompt_of_length(processor: Any, image: Image.Image, length: int, batch_size: int) -> dict[str, Any]:
     """Builds `batch_size` equal prompts of exactly `length` tokens: an image, and text that fills the rest.
 
-    Raises:
-        DataError: if an image without text needs more tokens.
+    Raises DataError if an image without text needs more tokens.
     """
     bare = build_inputs(processor, [[image]], [""])["input_ids"].shape[1]
     if bare > length:

@@ -24,40 +24,25 @@ COPIES = 5  # the fastest of them gives the memory's bandwidth
 
 @dataclass(frozen=True)
 class Case:
-    """The measurements of one method at one length.
+    """The measurements of one method at one length."""
 
-    Attributes:
-        timings: one per repetition.
-        peak: peak bytes of all tensors, weights included.
-        kept, slab: bytes of keys and values that are used after the last token, and that are allocated.
-    """
-
-    timings: list[Timing]
-    peak: int
-    kept: int
-    slab: int
+    timings: list[Timing]  # one per repetition
+    peak: int  # peak bytes of all tensors, weights included
+    kept: int  # bytes of keys and values that are used after the last token
+    slab: int  # bytes that are allocated for keys and values
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The measurements of a model.
+    """The measurements of a model."""
 
-    Attributes:
-        key: name of the model or shape.
-        budget, batch_size: the settings.
-        device: the device.
-        weights: bytes of weights that a decode step reads.
-        bandwidth: bytes per second that a copy reads and writes.
-        cases: measurements by length and method.
-    """
-
-    key: str
+    key: str  # name of the model or shape
     budget: int
     batch_size: int
     device: torch.device
-    weights: int
-    bandwidth: float
-    cases: dict[tuple[int, str], Case] = field(default_factory=dict)
+    weights: int  # bytes of weights that a decode step reads
+    bandwidth: float  # bytes per second that a copy reads and writes
+    cases: dict[tuple[int, str], Case] = field(default_factory=dict)  # measurements by length and method
 
 
 def measure(params: Params, key: str, model: Any, scores: Any, inputs: Callable[[int], dict[str, Any]]) -> Profile:

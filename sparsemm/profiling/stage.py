@@ -21,20 +21,15 @@ from sparsemm.scores import ScoreTable
 
 
 def run(params: Params, key: str, root: Path = Path(".")) -> None:
-    """Writes artifacts/profile/<key>.csv, whose columns `sparsemm.profiling.table` explains, and .json.
-
-    Raises:
-        DataError, ScoreTableError: see `profile_model`.
-    """
+    """Writes artifacts/profile/<key>.csv, whose columns `sparsemm.profiling.table` explains, and .json."""
     write(root / "artifacts" / "profile", profile_model(params, key, root))
 
 
 def profile_model(params: Params, key: str, root: Path = Path(".")) -> Profile:
     """Measures every method and length for one model, on the first page of `evaluate.dataset`.
 
-    Raises:
-        ScoreTableError: if the score table is missing or of another model.
-        DataError: if a length is too short for the image.
+    Raises ScoreTableError if the score table is missing or of another model, and DataError if a length is too short for
+    the image.
     """
     params = params.of(key)
     model, processor = load_model(params.model(key))
@@ -48,8 +43,7 @@ def profile_model(params: Params, key: str, root: Path = Path(".")) -> Profile:
 def run_shape(params: Params, name: str, root: Path = Path(".")) -> None:
     """Writes artifacts/profile/shapes/<name>.csv and .json: random weights in bf16, random scores and tokens.
 
-    Raises:
-        ModelError: if the device has not enough memory for the shape at the longest length.
+    Raises ModelError if the device has not enough memory for the shape at the longest length.
     """
     settings, device = params.profile, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape, longest = SHAPES[name], max(settings.lengths) + settings.new_tokens
