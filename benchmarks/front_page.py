@@ -14,17 +14,19 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from benchmarks import controls, vllm
 from sparsemm.cli import _parser as command_parser
-from sparsemm.evaluate.rows import OVERALL, PAPER
+from sparsemm.evaluate.rows import FULL, OVERALL, PAPER
 from sparsemm.recipes import Recipe
 from sparsemm.statistics import Estimate
 from sparsemm.studies import StudyRow, read_study
 from sparsemm.studies.common.cut_prompts import IMAGE
 from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP
+from sparsemm.studies.oracle import ORACLE, SELECTORS
 from sparsemm.studies.retrieval import BEFORE, RETRIEVAL
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +67,7 @@ def table(path: Path, task: str, names: Mapping[str, str] | None = None) -> str:
     )
 
 
-def _percent(row: Mapping[str, str]) -> str:
+def _percent(row: Mapping[str, Any]) -> str:
     value, low, high = (100 * float(row[name]) for name in ("value", "ci_low", "ci_high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 
@@ -92,6 +94,19 @@ def differences(study: str, at: str, shown: Callable[[StudyRow], bool] = lambda 
 
 def _signed(one: Estimate) -> str:
     return f"{100 * one.value:+.0f} [{100 * one.low:+.0f}, {100 * one.high:+.0f}]"  # type: ignore[operator]
+
+
+def selections() -> str:
+    """Returns a row per split and budget of the study `oracle` and a column per selector: accuracy in per cent."""
+    rows = read_study(ROOT / "artifacts" / "studies" / "oracle" / f"{MODEL}.csv", "oracle", MODEL)
+    cells = {(row.task, row.condition, row.budget, row.setting): row for row in rows}
+    settings = [*SELECTORS, ORACLE, FULL]
+    lines = [f"| asked | slots | {' | '.join(f'`{name}`' for name in settings)} |", "|---" * (len(settings) + 2) + "|"]
+    for task, condition, budget in dict.fromkeys(key[:3] for key in cells if key[2] is not None):
+        full = cells[task, "", None, FULL]
+        values = " | ".join(_percent(dict(cells.get((task, condition, budget, name), full))) for name in settings)
+        lines.append(f"| {task}, {condition} | {budget} | {values} |")
+    return "\n".join(lines) + f"\n\nModel `{MODEL}`, n = {rows[0].n}, per cent, 95 % intervals in brackets.\n"
 
 
 def recipes() -> str:
@@ -157,6 +172,7 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         ),
         "retrieval": differences("retrieval", "slots", lambda row: row.setting in (RETRIEVAL, BEFORE)),
         "later": differences("later", "slots", lambda row: (row.setting, row.condition) == (PAPER, IMAGE)),
+        "oracle": selections(),
         "recipes": recipes(),
         "controls": controls.table(),
     },

@@ -49,9 +49,9 @@ def splits(options: OracleParams) -> dict[str, tuple[str, dict[str, Any]]]:
     return {UNIFORM: ("snapkv", {})} | by_score
 
 
-def condition(later: bool, split: str = "") -> str:
+def condition(later: bool, split: str) -> str:
     """Returns the condition of an arm: when the question comes, and how the budget is split."""
-    return ", ".join(part for part in (LATER if later else "", split) if part)
+    return f"{LATER}, {split}" if later else split
 
 
 def reference_attention(processor: Any, questions: Sequence[Question], batch: Batch, model: Any) -> list[torch.Tensor]:
@@ -85,7 +85,11 @@ def oracle_batches(experiment: Experiment, task: str, later: bool) -> Iterator[B
 def conclusion(rows: Rows) -> str:
     """Compares the oracle with the full cache, with every selector, and with itself under other splits."""
     own = [row for row in rows if row.setting == ORACLE and row.verdict]
-    return sentence("Positions that the right answer attends to, against ", against_each(own))
+    parts = [
+        f"{task}: {', '.join(against_each([row for row in own if row.task == task]))}"
+        for task in dict.fromkeys(row.task for row in own)
+    ]
+    return sentence("Positions that the right answer attends to, against each other choice, ", parts)
 
 
 def others(arm: Arm) -> list[Arm]:
@@ -98,7 +102,7 @@ def others(arm: Arm) -> list[Arm]:
         return []
     later = arm.condition.startswith(LATER)
     before = {REPLAY: SELECTORS[:-1], ORACLE: SELECTORS}.get(arm.setting, ())
-    result = [Arm(arm.task, condition(later), FULL), *(arm._replace(setting=name) for name in before)]
+    result = [Arm(arm.task, "", FULL), *(arm._replace(setting=name) for name in before)]
     if arm.setting == ORACLE:
         result.append(arm._replace(condition=condition(later, UNIFORM)))
     return result
@@ -110,7 +114,8 @@ def run(experiment: Experiment, options: OracleParams) -> list[Row]:
     asked = [(task, False, options.budgets) for task in options.tasks]
     asked += [("qa", True, options.later)] if options.later else []
     for task, later, budgets in asked:
-        variants: dict[Arm, Any] = {Arm(task, condition(later), FULL): experiment.variant(FULL, None)}
+        # With the whole cache it is the same prompt, wherever it is compressed.
+        variants: dict[Arm, Any] = {} if later else {Arm(task, "", FULL): experiment.variant(FULL, None)}
         oracles: dict[Arm, Any] = {}
         for (split, (policy, own)), budget in product(splits(options).items(), budgets):
             arm = Arm(task, condition(later, split), ORACLE, None, budget)

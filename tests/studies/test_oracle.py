@@ -28,9 +28,8 @@ def test_every_selector_and_the_oracle_have_equal_slots_and_are_compared(made):
             (name, budget, own[0].kept_slots) for name in (*SELECTORS, ORACLE)
         }
         against = {row.against for row in own if row.setting == ORACLE}
-        full = f"full ({LATER})" if LATER in condition else "full"
         evenly = condition.partition("rho")[0] + UNIFORM if condition != UNIFORM else ""
-        assert against == {full, *SELECTORS} | ({f"{ORACLE} ({evenly})"} if evenly else set())
+        assert against == {"full", *SELECTORS} | ({f"{ORACLE} ({evenly})"} if evenly else set())
     assert "kvzip" in conclusion(rows) and conclusion([]) == ""
 
 
@@ -60,7 +59,7 @@ def test_it_is_no_method():
 
 def test_what_is_compared_with_what():
     arm = Arm("qa", f"{LATER}, rho 0.1", "kvzip", None, 24)
-    full = Arm("qa", LATER, "full")
+    full = Arm("qa", "", "full")
     assert others(arm) == [full, arm._replace(setting="snapkv"), arm._replace(setting="blend-echo")]
     assert others(arm._replace(setting="snapkv")) == [full] and others(full) == []
     assert others(arm._replace(setting=ORACLE))[-1] == arm._replace(setting=ORACLE, condition=f"{LATER}, {UNIFORM}")

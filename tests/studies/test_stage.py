@@ -23,7 +23,7 @@ ARMS = {  # where their number is known
     "storage": 3,
     "sources": 2 * 2 + 5,
     "looking": 2 * 3,
-    "oracle": 2 * (1 + 3 * 4),
+    "oracle": 1 + 2 * 3 * 4,
 }
 SAMPLES = {"registered": {"2"}, "language": {"2", "3"}}  # of those that do not ask about all three pages
 
