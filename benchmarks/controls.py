@@ -34,12 +34,12 @@ from sparsemm.models import load_model, new_entry
 from sparsemm.params import Params, load_params, parse_params
 from sparsemm.params.strict import Count, Strict, check_key
 from sparsemm.scores import ScoreTable, top_count
-from sparsemm.statistics import interval
+from sparsemm.statistics import Estimate, interval
 from sparsemm.studies import read_study
 from sparsemm.studies.common import stage as study_stage
 from sparsemm.studies.common.heads import LAYERS, TOP
 from sparsemm.tables import Row, read_rows
-from sparsemm.training.card import FEW_WINDOWS, held_out
+from sparsemm.training.card import FEW_WINDOWS, STYLES, held_out
 from sparsemm.training.prose import FOLDERS, Prose, held_out_loss, read_prose
 from sparsemm.training.state import load_state
 from sparsemm.training.train import train
@@ -48,7 +48,7 @@ from sparsemm.training.tuning import BASES, LITTLE_PROSE, RANK, TOWER, Tuning
 HERE = Path(__file__).parents[1]
 ARTIFACTS, WORK = HERE / "artifacts" / "controls", HERE / "build" / "controls"
 NAME = "smollm2-llava-next"
-COMMITTED = HERE / "data" / "checkpoints" / NAME  # its updates are measured beside the runs, on the same pages
+COMMITTED = HERE / "artifacts" / "scores" / f"{NAME}.csv"
 BEFORE = "text-before-tuning"  # the language model before any tuning, scored on text
 MASKED = 0.1  # share of the heads that are switched off
 RESAMPLES = 1000  # each ranks all heads again
@@ -169,53 +169,39 @@ def pipeline_params(name: str, settings: Settings, work: Path) -> Params:
     return parse_params(yaml.safe_dump(raw))
 
 
-def measure(name: str, updates: Path, settings: Settings, prose: Prose, work: Path) -> dict[str, Any]:
-    """Measures a run and scores its heads; the score table stays in `work`/artifacts/scores.
+def score(name: str, params: Params, work: Path) -> dict[str, Any] | None:
+    """Scores the heads of a run; returns the metrics of the chase, or None if the run reads nothing.
 
-    Returns:
-        `held_out` (as in a card) and `prose` (nats per character of held-out prose); if it reads anything, `scores`
-        (metrics of the chase) and `masking` too: words read with all heads, without the best ones and without random
-        ones of the same layers, and the difference of the last two, each with its 95 % interval over the pages.
+    The score table is `work`/artifacts/scores/<name>.safetensors.
     """
-    assemble_stage.assemble(updates, work / "artifacts" / "checkpoints" / name)
-    params = pipeline_params(name, settings, work)
-    for dataset in ("calibration", "evaluation"):
-        download.run(params, dataset, work)
-    model, processor = load_model(params.model(name))
-    figures: dict[str, Any] = {
-        "held_out": held_out(model, processor, settings.evaluation),
-        "prose": round(held_out_loss(model, processor.tokenizer, prose, FEW_WINDOWS), 4),
-    }
-    del model
     try:
         align_stage.run(params, name, work)
         chase_stage.run(params, name, work)
     except (AlignError, ScoreTableError) as error:
         print(f"{name}: {error}")
-        return figures
+        return None
+    metrics: dict[str, Any] = json.loads((work / "artifacts" / "scores" / f"{name}.json").read_text(encoding="utf-8"))
+    return metrics
+
+
+def mask(name: str, params: Params, work: Path) -> dict[str, Estimate]:
+    """Returns the words read with all heads, without the best ones, and without random ones of the same layers.
+
+    `DIFFERENCE` is that of the last two, paired by page. All have 95 % intervals over the pages.
+    """
     study_stage.run(params, "masking", name, work)
-    scores = work / "artifacts" / "scores" / f"{name}.json"
-    figures |= {"scores": json.loads(scores.read_text(encoding="utf-8")), "masking": {}}
-    for row in read_study(work / "artifacts" / "studies" / "masking" / f"{name}.csv", "masking", name):
-        figures["masking"][row.setting] = row.estimate
-        if row.difference is not None and (row.setting, row.against) == (TOP, LAYERS):
-            figures["masking"][DIFFERENCE] = row.difference
-    return figures
-
-
-def measure_before(work: Path, prose: Prose) -> float:
-    """Scores the heads of the language model before any tuning on text; returns its loss on held-out prose."""
-    base = Base(BASES[NAME].locate())
-    model, tokenizer = base.model(), base.tokenizer()
-    chase_text(model, tokenizer, **TEXTS).save(work / "artifacts" / "scores" / f"{BEFORE}.safetensors")
-    return held_out_loss(model, tokenizer, prose, FEW_WINDOWS)
+    rows = read_study(work / "artifacts" / "studies" / "masking" / f"{name}.csv", "masking", name)
+    values = {row.setting: row.estimate for row in rows}
+    compared = {(row.setting, row.against): row.difference for row in rows if row.difference is not None}
+    return values | {DIFFERENCE: compared[TOP, LAYERS]}
 
 
 def compare(one: ScoreTable, other: ScoreTable, seed: int = 0) -> list[dict[str, Any]]:
     """Returns how alike two tables rank the heads: the best 5 and 10 % that both have, and the rank correlation.
 
     Intervals are those of `sparsemm.studies.common.agreement`: over resampled pages of both tables, shifted so that
-    their median is the value. `chance` is how many would be shared by random heads of the same layers.
+    their median is the value. A table without pages stays as it is. `chance` is how many would be shared by random
+    heads of the same layers.
     """
     counts = [top_count(one.scores.size, share) for share in (0.05, 0.10)]
 
@@ -258,7 +244,7 @@ def shared_metric(count: int) -> str:
 def run(
     settings: Settings, names: list[str], work: Path = WORK, artifacts: Path = ARTIFACTS, unfinished: bool = False
 ) -> None:
-    """Trains and measures runs, unless that is done, and writes what they and the committed checkpoint show.
+    """Trains and measures runs, unless that is done, and writes what they show.
 
     Args:
         settings, names: all settings, and the runs to look at now.
@@ -266,7 +252,7 @@ def run(
         unfinished: measure runs that are not done as they are.
 
     Raises:
-        ModelError, ParamsError: see `train_run`.
+        ModelError: see `train_run`.
     """
     tokenizer = Base(BASES[NAME].locate()).tokenizer()
     prose = read_prose([folder for folder in FOLDERS if folder.is_dir()], tokenizer, *LITTLE_PROSE)
@@ -274,47 +260,71 @@ def run(
         trained = train_run(name, settings, prose, work, unfinished)
         if trained is None:
             print(f"{name}: not begun")
-            continue
-        updates, steps = trained
-        about = settings.runs[name].model_dump() | {"steps": steps, "of_steps": settings.steps}
-        keep(name, updates, about | {"batch_size": settings.batch_size}, settings, prose, work, artifacts)
-    steps = json.loads((COMMITTED / "card.json").read_text(encoding="utf-8"))["training"]["steps"]
-    keep(NAME, COMMITTED, {"steps": steps, "of_steps": steps}, settings, prose, work, artifacts)
-    before = artifacts / f"{BEFORE}.json"
-    if not (before.is_file() and (work / "artifacts" / "scores" / f"{BEFORE}.safetensors").is_file()):
-        write_json(before, {"prose": round(measure_before(work, prose), 4), "texts": TEXTS})
+        else:
+            measure(name, *trained, settings, prose, work, artifacts)
+            write_agreement(settings, work, artifacts)
+    before, table = artifacts / f"{BEFORE}.json", work / "artifacts" / "scores" / f"{BEFORE}.safetensors"
+    if not (before.is_file() and table.is_file()):
+        model = Base(BASES[NAME].locate()).model()
+        chase_text(model, tokenizer, **TEXTS).save(table)
+        write_json(before, {"prose": round(held_out_loss(model, tokenizer, prose, FEW_WINDOWS), 4), "texts": TEXTS})
     write_agreement(settings, work, artifacts)
 
 
-def keep(
-    name: str,
-    updates: Path,
-    about: dict[str, Any],
-    settings: Settings,
-    prose: Prose,
-    work: Path,
-    artifacts: Path,
+def measure(
+    name: str, updates: Path, steps: int, settings: Settings, prose: Prose, work: Path, artifacts: Path
 ) -> None:
-    """Measures a run and writes its figures and the curve of its scores, unless that was done for these updates."""
+    """Measures a run, part by part, and writes artifacts/controls/<name>.json: `about` and these parts.
+
+    `scores` are metrics of the chase, `masking` is explained at `mask`; both are null if the run reads nothing.
+    `held_out` is as in a card, `prose` is the loss on held-out prose in nats per character.
+    """
     table, path = work / "artifacts" / "scores" / f"{name}.safetensors", artifacts / f"{name}.json"
-    about = about | {"calibration": settings.calibration, "evaluation": settings.evaluation}
-    about |= {"updates_sha256": sha256_file(updates / UPDATES)}
-    if path.is_file():
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        if figures["about"] == about and table.is_file() == ("scores" in figures):
-            return
-    table.unlink(missing_ok=True)  # of other updates
-    figures = measure(name, updates, settings, prose, work)
-    if "scores" in figures:
+    about = settings.runs[name].model_dump() | settings.model_dump(exclude={"runs", "steps"})
+    about |= {"steps": steps, "of_steps": settings.steps, "updates_sha256": sha256_file(updates / UPDATES)}
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if figures.get("about") != about:
+        figures = {"about": about}
+    if figures.keys() >= {"scores", "masking", "held_out", "prose"} and table.is_file() == bool(figures["scores"]):
+        return
+    assemble_stage.assemble(updates, work / "artifacts" / "checkpoints" / name)
+    params = pipeline_params(name, settings, work)
+    for dataset in ("calibration", "evaluation"):
+        download.run(params, dataset, work)
+    if "scores" not in figures or table.is_file() != bool(figures["scores"]):
+        table.unlink(missing_ok=True)  # of other updates
+        figures["scores"] = score(name, params, work)
+        write_json(path, figures)
+    if figures["scores"]:
         with atomic_path(artifacts / f"{name}.csv") as temporary:
             shutil.copyfile(table.with_suffix(".csv"), temporary)
-    write_json(path, {"about": about, **figures})
+    if "masking" not in figures:
+        figures["masking"] = mask(name, params, work) if figures["scores"] else None
+        write_json(path, figures)
+    model, processor = load_model(params.model(name))
+    if "held_out" not in figures:
+        figures["held_out"] = held_out(model, processor, settings.evaluation)
+        write_json(path, figures)
+    if "prose" not in figures:
+        figures["prose"] = round(held_out_loss(model, processor.tokenizer, prose, FEW_WINDOWS), 4)
+        write_json(path, figures)
+
+
+def committed_table() -> ScoreTable:
+    """Returns the scores of the committed checkpoint as the shares that Git holds, without those of single pages."""
+    with open(COMMITTED, newline="", encoding="utf-8") as handle:
+        shares = {(int(row["layer"]), int(row["head"])): float(row["share"]) for row in csv.DictReader(handle)}
+    scores = np.zeros((1, *(1 + max(column) for column in zip(*shares, strict=True))), dtype=np.float64)
+    for (layer, head), share in shares.items():
+        scores[0, layer, head] = share
+    header = {"model": NAME, "revision": None, "fingerprint": "", "num_kv_heads": 1}
+    return ScoreTable.from_samples(scores, np.zeros(scores.shape[1:], np.int64), header)
 
 
 def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
-    """Writes agreement.csv: `compare` of every two score tables that are in `work`. Rows of other pairs stay."""
-    paths = {name: work / "artifacts" / "scores" / f"{name}.safetensors" for name in (NAME, BEFORE, *settings.runs)}
-    tables = {name: ScoreTable.load(path) for name, path in paths.items() if path.is_file()}
+    """Writes agreement.csv: `compare` of the committed scores and those in `work`. Rows of other pairs stay."""
+    paths = {name: work / "artifacts" / "scores" / f"{name}.safetensors" for name in (BEFORE, *settings.runs)}
+    tables = {NAME: committed_table()} | {name: ScoreTable.load(one) for name, one in paths.items() if one.is_file()}
     path = artifacts / "agreement.csv"
     pairs: dict[tuple[str, str], list[Agreement]] = {}
     for row in read_rows(path, Agreement) if path.is_file() else ():
@@ -335,24 +345,27 @@ def table(artifacts: Path = ARTIFACTS) -> str:
     paths = [path for path in sorted(artifacts.glob("*.json")) if path.stem != BEFORE]
     if not paths:
         return "No run has been measured yet.\n"
-    before = json.loads((artifacts / f"{BEFORE}.json").read_text(encoding="utf-8"))["prose"]
     lines = [
         "| run | steps | words read, 1 / 2 columns | best 5 / 10 % hold | split-half "
-        f"| best 10 % off, minus random of the same layers | prose, {before:.3f} before |",
+        "| best 10 % off, minus random of the same layers | prose |",
         "|---" * 7 + "|",
     ]
-    for path in paths:
-        figures = json.loads(path.read_text(encoding="utf-8"))
-        about = figures["about"]
-        read = [held["word_accuracy"] for held in figures["held_out"].values() if isinstance(held, dict)]
-        steps = f"{about['steps']}" + (f" of {about['of_steps']}" if about["steps"] < about["of_steps"] else "")
-        cells = [f"`{path.stem}`", steps, " / ".join(f"{100 * value:.0f}" for value in read)]
-        if "scores" in figures:
-            cells.append(" / ".join(f"{100 * figures['scores']['top_share'][share]:.0f}" for share in ("5%", "10%")))
-            cells += [f"{figures['scores']['split_half']:.3f}", signed(figures["masking"][DIFFERENCE])]
-        else:
-            cells += ["-"] * 3  # it reads nothing
-        lines.append(f"| {' | '.join([*cells, format(figures['prose'], '.3f')])} |")
+    for path in [*paths, artifacts / f"{BEFORE}.json"]:
+        figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        about, scores, masking = figures.get("about"), figures.get("scores"), figures.get("masking")
+        cells = [f"`{path.stem}`", "-", "-", "-", "-", "-", "-"]
+        if about:
+            cells[1] = f"{about['steps']}" + (f" of {about['of_steps']}" if about["steps"] < about["of_steps"] else "")
+        if "held_out" in figures:
+            cells[2] = " / ".join(f"{100 * figures['held_out'][style]['word_accuracy']:.0f}" for style in STYLES)
+        if scores:
+            cells[3] = " / ".join(f"{100 * scores['top_share'][share]:.0f}" for share in ("5%", "10%"))
+            cells[4] = f"{scores['split_half']:.3f}"
+        if masking:
+            cells[5] = signed(masking[DIFFERENCE])
+        if "prose" in figures:
+            cells[6] = f"{figures['prose']:.3f}"
+        lines.append(f"| {' | '.join(cells)} |")
     pairs: dict[tuple[str, str], list[str]] = {}
     for row in read_rows(artifacts / "agreement.csv", Agreement):
         digits = 2 if row.metric == RANKS else 0

@@ -45,15 +45,14 @@ def score_table(seed, header=None, shape=(4, 4), pages=6):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """(settings, work, artifacts): a tiny language model in the place of the real one, and a committed checkpoint."""
+    """(settings, work, artifacts): a tiny language model in the place of the real one, and committed scores."""
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.setitem(tuning.BASES, controls.NAME, tiny_base.install(tmp_path / "site"))
     monkeypatch.setattr(controls, "FOLDERS", (write_prose(tmp_path / "prose"),))
     monkeypatch.setattr(controls, "SAVE_STEPS", 1)
     monkeypatch.setattr(controls, "RESAMPLES", 20)
-    monkeypatch.setattr(controls, "COMMITTED", tmp_path / "committed")
-    train.train(controls.NAME, controls.COMMITTED, steps=1, batch_size=1, rank=2, tower=ROOT / tuning.TOWER)
-    write_json(controls.COMMITTED / "card.json", {"training": {"steps": 1}})
+    monkeypatch.setattr(controls, "COMMITTED", tmp_path / "committed.csv")
+    write_curve(controls.COMMITTED, score_table(8))
     # A random model copies nothing, so the scores on text are crafted too.
     monkeypatch.setattr(controls, "chase_text", lambda model, tokenizer, **options: score_table(9))
     return controls.load_settings(write_settings(tmp_path)), tmp_path / "work", tmp_path / "artifacts"
@@ -132,25 +131,45 @@ def test_what_is_measured_is_kept_and_not_measured_again(place, monkeypatch):
         (one, other): 3 for i, one in enumerate(names) for other in names[i + 1 :]
     }
     before = {path.name: path.read_bytes() for path in artifacts.iterdir()}
-    for name in ("train", "measure", "measure_before"):
+    for name in ("train", "score", "mask", "held_out", "held_out_loss", "chase_text"):
         monkeypatch.setattr(controls, name, None)
     controls.run(settings, ["full"], work, artifacts)
     assert {path.name: path.read_bytes() for path in artifacts.iterdir()} == before
     shutil.rmtree(work / "artifacts" / "scores")
     controls.write_agreement(settings, work, artifacts)  # without the tables the rows stay
     assert (artifacts / "agreement.csv").read_bytes() == before["agreement.csv"]
+    assert controls.committed_table().rank_correlation(score_table(8)) == pytest.approx(1.0)
     text = controls.table(artifacts)
     assert text.count("\n| `first` |") == 2 and f"| {100 * figures['scores']['top_share']['5%']:.0f} / " in text
+
+
+def test_a_measurement_that_was_stopped_goes_on_with_the_next_part(place, monkeypatch):
+    settings, work, artifacts = place
+    crafted_chase(monkeypatch)
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(controls, "held_out", stop)
+        controls.run(settings, ["full"], work, artifacts)
+    assert read(artifacts / "full.json").keys() == {"about", "scores", "masking"}
+    for name in ("train", "score", "mask"):
+        monkeypatch.setattr(controls, name, None)
+    controls.run(settings, ["full"], work, artifacts)
+    assert {"held_out", "prose"} <= read(artifacts / "full.json").keys()
 
 
 def test_a_run_that_reads_nothing_is_shown_without_scores(place, capsys):
     settings, work, artifacts = place
     controls.run(settings, ["first"], work, artifacts)
     figures = read(artifacts / "first.json")
-    assert figures["held_out"]["two columns"]["word_accuracy"] == 0.0 and "scores" not in figures
+    assert figures["held_out"]["two columns"]["word_accuracy"] == 0.0
+    assert figures["scores"] is None and figures["masking"] is None and figures["prose"] > 0.0
     assert "no answer token belongs to any word" in capsys.readouterr().out
     assert "| `first` | 3 | 0 / 0 | - | - | - | " in controls.table(artifacts)
-    assert not read_rows(artifacts / "agreement.csv", controls.Agreement)
+    rows = read_rows(artifacts / "agreement.csv", controls.Agreement)
+    assert {(row.one, row.other) for row in rows} == {(controls.NAME, controls.BEFORE)}
 
 
 def test_agreement_is_that_of_plain_loops():
