@@ -310,21 +310,23 @@ def measure(
         write_json(path, figures)
 
 
-def committed_table() -> ScoreTable:
-    """Returns the scores of the committed checkpoint as the shares that Git holds, without those of single pages."""
-    with open(COMMITTED, newline="", encoding="utf-8") as handle:
+def curve_table(path: Path) -> ScoreTable:
+    """Returns the scores of a curve that the chase wrote, which are shares of the sum, as a table without pages."""
+    with open(path, newline="", encoding="utf-8") as handle:
         shares = {(int(row["layer"]), int(row["head"])): float(row["share"]) for row in csv.DictReader(handle)}
     scores = np.zeros((1, *(1 + max(column) for column in zip(*shares, strict=True))), dtype=np.float64)
     for (layer, head), share in shares.items():
         scores[0, layer, head] = share
-    header = {"model": NAME, "revision": None, "fingerprint": "", "num_kv_heads": 1}
+    header = {"model": path.stem, "revision": None, "fingerprint": "", "num_kv_heads": 1}
     return ScoreTable.from_samples(scores, np.zeros(scores.shape[1:], np.int64), header)
 
 
 def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
     """Writes agreement.csv: `compare` of the committed scores and those in `work`. Rows of other pairs stay."""
     paths = {name: work / "artifacts" / "scores" / f"{name}.safetensors" for name in (BEFORE, *settings.runs)}
-    tables = {NAME: committed_table()} | {name: ScoreTable.load(one) for name, one in paths.items() if one.is_file()}
+    tables = {NAME: curve_table(COMMITTED)} | {
+        name: ScoreTable.load(one) for name, one in paths.items() if one.is_file()
+    }
     path = artifacts / "agreement.csv"
     pairs: dict[tuple[str, str], list[Agreement]] = {}
     for row in read_rows(path, Agreement) if path.is_file() else ():

@@ -138,7 +138,7 @@ def test_what_is_measured_is_kept_and_not_measured_again(place, monkeypatch):
     shutil.rmtree(work / "artifacts" / "scores")
     controls.write_agreement(settings, work, artifacts)  # without the tables the rows stay
     assert (artifacts / "agreement.csv").read_bytes() == before["agreement.csv"]
-    assert controls.committed_table().rank_correlation(score_table(8)) == pytest.approx(1.0)
+    assert controls.curve_table(controls.COMMITTED).rank_correlation(score_table(8)) == pytest.approx(1.0)
     text = controls.table(artifacts)
     assert text.count("\n| `first` |") == 2 and f"| {100 * figures['scores']['top_share']['5%']:.0f} / " in text
 
@@ -185,6 +185,22 @@ def test_agreement_is_that_of_plain_loops():
     assert ranks["value"] == pytest.approx(one.rank_correlation(other)) and ranks["chance"] is None
     assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in (five, ten, ranks))
     assert [row["value"] for row in controls.compare(one, one)] == [14.0, 27.0, pytest.approx(1.0)]
+
+
+def test_committed_agreement_is_that_of_the_committed_curves():
+    curves = {path.stem: path for path in controls.ARTIFACTS.glob("*.csv") if path.stem != "agreement"}
+    tables = {name: controls.curve_table(path) for name, path in curves.items()}
+    tables[controls.NAME] = controls.curve_table(controls.COMMITTED)
+    rows = read_rows(controls.ARTIFACTS / "agreement.csv", controls.Agreement)
+    pairs = {(row.one, row.other) for row in rows if {row.one, row.other} <= tables.keys()}
+    assert len(pairs) == len(tables) * (len(tables) - 1) / 2 > 0
+    for one, other in pairs:
+        five, ten, ranks = (row for row in rows if (row.one, row.other) == (one, other))
+        for row, share in ((five, 0.05), (ten, 0.10)):
+            count = int(row.metric.split()[1])
+            assert row.value == count * tables[one].top_overlap(tables[other], share)
+            assert row.chance == pytest.approx(controls.expected_shared(tables[one], tables[other], count), abs=0.005)
+        assert ranks.value == pytest.approx(tables[one].rank_correlation(tables[other]), abs=1e-3)
 
 
 def test_settings_that_do_not_fit_are_refused(place, tmp_path, capsys):
