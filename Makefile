@@ -47,7 +47,7 @@ test: setup
 
 # On a CUDA device, or where there is none on a stand-in for it: what is not about a device is left to `test`.
 CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align benchmarks chase commands evaluate profiling \
-	studies training report/test_stage.py test_families.py test_from_the_hub.py test_models.py
+	studies training report/test_stage.py test_families.py test_models.py
 test-cuda: setup
 	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 \
 		$(addprefix tests/,$(CUDA_TESTS))
