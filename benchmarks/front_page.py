@@ -158,10 +158,10 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
     "README.md": {"results": table(RESULTS, "read", ROWS)},
     "docs/reference/commands.md": {"commands": commands()},
     "docs/vllm.md": {
-        "two": served("vllm-two-cpu.json"),
-        "five": served("vllm-cpu.json"),
-        "step": served("vllm-step-cpu.json"),
-        "scheduler": served("vllm-cpu.json", "measure_scheduler"),
+        "two": served("vllm-two.json"),
+        "five": served("vllm.json"),
+        "step": served("vllm-step.json"),
+        "scheduler": served("vllm.json", "measure_scheduler"),
     },
     "docs/results.md": {task: table(RESULTS, task) for task in TASKS}
     | {

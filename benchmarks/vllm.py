@@ -35,7 +35,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 KINDS = ("stock", "sparsemm")
-STORED = Path("artifacts/benchmarks/vllm-cpu.json")
+STORED = Path("artifacts/benchmarks/vllm.json")
 RUNNING = 20  # requests, for the scheduler's cost
 
 

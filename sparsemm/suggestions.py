@@ -83,7 +83,7 @@ def overrides(params: Params, needs: Needs) -> dict[str, Any]:
         for name, value in values.items():
             if name == "budget" and isinstance(value, int):
                 changed[name] = moved(value)
-            elif name == "budgets" and value:
+            elif name in ("budgets", "later") and isinstance(value, list) and value:  # `later` of the study oracle
                 changed[name] = sorted({moved(one) for one in value})
             elif isinstance(value, dict) and (inner := with_budgets(value)):
                 changed[name] = inner

@@ -42,7 +42,10 @@ UPWARD = {
     ("sparsemm.params.tune", "sparsemm.policies"): "the names of the methods; no torch",
     ("sparsemm.training.card", "sparsemm.evaluate.tasks.functions"): "a card measures what evaluation measures",
 }
-VLLM = {PACKAGE / "vllm" / f"{name}.py" for name in ("backend", "connect", "manager", "metrics", "spec", "worker")}
+VLLM = {
+    PACKAGE / "vllm" / f"{name}.py"
+    for name in ("backend", "connect", "cpu", "cuda", "manager", "metrics", "spec", "worker")
+}
 CORE = [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in EXTRAS and p not in VLLM]
 
 

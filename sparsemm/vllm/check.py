@@ -92,6 +92,7 @@ def right_answers(
 ) -> tuple[list[dict[str, Any]], list[Answer], int]:
     """Requests, the answers of transformers with our cache, and the tokens of the longest with its answer."""
     from sparsemm import compressed_cache, load_scores
+    from sparsemm.compat import cache_argument
     from sparsemm.models import load_model, new_entry
     from sparsemm.prompts import encode, move_inputs
 
@@ -105,7 +106,7 @@ def right_answers(
         length = inputs["input_ids"].shape[1]
         out = model.generate(
             **inputs,
-            past_key_values=compressed_cache(model, **cache),
+            **cache_argument(compressed_cache(model, **cache)),
             max_new_tokens=new,
             min_new_tokens=new,
             do_sample=False,
