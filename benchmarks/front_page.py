@@ -96,9 +96,9 @@ def _signed(one: Estimate) -> str:
     return f"{100 * one.value:+.0f} [{100 * one.low:+.0f}, {100 * one.high:+.0f}]"  # type: ignore[operator]
 
 
-def selections() -> str:
+def selections(model: str = MODEL) -> str:
     """Returns a row per split and budget of the study `oracle` and a column per selector: accuracy in per cent."""
-    rows = read_study(ROOT / "artifacts" / "studies" / "oracle" / f"{MODEL}.csv", "oracle", MODEL)
+    rows = read_study(ROOT / "artifacts" / "studies" / "oracle" / f"{model}.csv", "oracle", model)
     cells = {(row.task, row.condition, row.budget, row.setting): row for row in rows}
     settings = [*SELECTORS, ORACLE, FULL]
     lines = [f"| asked | slots | {' | '.join(f'`{name}`' for name in settings)} |", "|---" * (len(settings) + 2) + "|"]
@@ -106,7 +106,7 @@ def selections() -> str:
         full = cells[task, "", None, FULL]
         values = " | ".join(_percent(dict(cells.get((task, condition, budget, name), full))) for name in settings)
         lines.append(f"| {task}, {condition} | {budget} | {values} |")
-    return "\n".join(lines) + f"\n\nModel `{MODEL}`, n = {rows[0].n}, per cent, 95 % intervals in brackets.\n"
+    return "\n".join(lines) + f"\n\nModel `{model}`, n = {rows[0].n}, per cent, 95 % intervals in brackets.\n"
 
 
 def recipes() -> str:
@@ -173,6 +173,8 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         "retrieval": differences("retrieval", "slots", lambda row: row.setting in (RETRIEVAL, BEFORE)),
         "later": differences("later", "slots", lambda row: (row.setting, row.condition) == (PAPER, IMAGE)),
         "oracle": selections(),
+        "oracle qwen2": selections("tiny-qwen2-vl"),
+        "oracle vicuna": selections("tiny-llava-next-vicuna"),
         "recipes": recipes(),
         "controls": controls.table(),
     },
