@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from sparsemm.registry.logged import metric_name
 from sparsemm.registry.manifest import FOLDER
 
 PICTURE, REPORT = "heads.png", "report/index.html"
@@ -40,7 +41,7 @@ def headlines(metrics: dict[tuple[str, int], float], method: str, budget: int, p
     The accuracy is that of the task `read`, or of the first one if there is no such task. The cache was measured at the
     budget `profiled`. Metrics have a name and a step (`sparsemm.registry.logged.measured`).
     """
-    lines = []
+    lines, method = [], metric_name(method)
     tasks = sorted({name.split("/")[1] for name, _ in metrics if name.startswith("accuracy/")})
     task = "read" if "read" in tasks else next(iter(tasks), "")
     accuracy, full = metrics.get((f"accuracy/{task}/{method}", budget)), metrics.get((f"accuracy/{task}/full", 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def flat_params(params: Params, key: str) -> dict[str, str]:
     sections = {"model": params.model(key), "chase": params.chase, "allocate": params.allocate}
     sections["evaluate"] = params.evaluate
     flat = [pair for name, section in sections.items() for pair in _flat(section.model_dump(mode="json"), name)]
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flat}
+    return {metric_name(name): value if isinstance(value, str) else json.dumps(value) for name, value in flat}
 
 
 def measured(key: str, folder: Path) -> tuple[dict[tuple[str, int], float], dict[str, Any]]:
@@ -57,7 +58,13 @@ def measured(key: str, folder: Path) -> tuple[dict[tuple[str, int], float], dict
                 values[f"cost/{row.method}/{column}", row.prompt_length] = value
     except (ValueError, KeyError, TypeError, AttributeError, DataError) as error:
         raise RegistryError(f"a table is malformed: {error!r}", where=key, hint=STALE) from error
-    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}, machine
+    numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    return {(metric_name(name), step): value for (name, step), value in numbers.items()}, machine
+
+
+def metric_name(name: str) -> str:
+    """Returns the name that MLflow takes for a metric: `sparsemm+peak` is "sparsemm with peak", and % is "pct"."""
+    return re.sub(r"[^\w\-.: /]", "_", name.replace("+", " with ").replace("%", "pct"), flags=re.ASCII)
 
 
 def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -65,4 +72,4 @@ def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for key, inner in value.items():
             yield from _flat(inner, f"{prefix}/{key}")
     else:
-        yield prefix.replace("%", "pct"), value
+        yield prefix, value

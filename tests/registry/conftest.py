@@ -84,7 +84,7 @@ class Workspace:
         allocate.run(self.params, key, self.root)
         budgets = {str(budget): accuracy for budget in self.raw["allocate"]["budgets"]}
         tasks = {
-            "read": {"full": {"all": 0.95}, "sparsemm": budgets},
+            "read": {"full": {"all": 0.95}, "sparsemm": budgets, "sparsemm+peak": budgets},
             "qa": {"full": {"all": 0.9}, "sparsemm": budgets},
         }
         write_json(folder / "evaluate" / f"{key}.json", tasks)

@@ -9,6 +9,7 @@ from PIL import Image
 from sparsemm.registry.client import connect, default_store
 from sparsemm.registry.description import LONGEST, draw_heads, headlines, with_gate
 from sparsemm.registry.gate import Verdict
+from sparsemm.registry.logged import metric_name
 from sparsemm.registry.promote import promote
 from sparsemm.registry.publish import publish
 
@@ -46,6 +47,10 @@ def test_the_headlines_are_what_was_measured_and_no_more():
     first, second = headlines(metrics, "sparsemm", 48, 24)
     assert "read: 0.900 at 48" in first and "0.950" in first
     assert "25.0% of" in second and "at 24 slots" in second and "2048" in second
+    with_selector = {
+        (metric_name(name.replace("sparsemm", "sparsemm+peak")), step): value for (name, step), value in metrics.items()
+    }
+    assert headlines(with_selector, "sparsemm+peak", 48, 24) == [first, second]
     assert headlines({}, "sparsemm", 48, 24) == []
     assert headlines({("accuracy/read/sparsemm", 48): 0.9}, "sparsemm", 48, 24) == []
 

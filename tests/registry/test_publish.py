@@ -50,6 +50,7 @@ def test_a_publication_can_be_found_and_has_everything(local, tmp_path):
     for search in (f"tags.stage_hash = '{done.stage_hash}'", "tags.checkpoint_revision = 'r1'"):
         assert [v.version for v in client.search_model_versions(search)] == [version.version]
     assert run.data.metrics["accuracy/read/full"] == 0.95 and run.data.metrics["cost/full/kept_bytes"] == 64
+    assert "accuracy/read/sparsemm with peak" in run.data.metrics  # MLflow refuses a plus
     curve = client.get_metric_history(done.run_id, "accuracy/read/sparsemm")
     assert sorted((point.step, point.value) for point in curve) == [(12, 0.9), (24, 0.9), (48, 0.9)]
     assert run.info.run_name == "m v1: checkpoint r1, commit unknown"
