@@ -388,7 +388,7 @@ def test_a_step_behind_the_prompts_never_waits_for_the_device(flash_kernel):
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="this is the device")
 def test_all_of_it_on_a_stand_in_for_a_cuda_device():
     root = Path(__file__).parents[2]
-    options = ["--confcutdir", "tests/vllm", "-p", "no:cacheprovider", "-q", "-o", "addopts="]
+    options = ["--confcutdir", "tests/vllm", "-p", "no:cacheprovider", "-o", "filterwarnings=error:::sparsemm"]
     command = [sys.executable, "tests/cuda_stand_in", "-m", "pytest", "tests/vllm/test_cuda.py", *options]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-3000:]
