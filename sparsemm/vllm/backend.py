@@ -134,7 +134,7 @@ class HeadwiseBuilder(AttentionMetadataBuilder):
         slots = (block[:, None] * self.heads + heads) * self.size + self._put(position % self.size)[:, None]
         lanes = blocks[:, None, : -(-int(length.max()) // self.size)] * self.heads + heads.int()[:, None]
         lengths = self._put(length).int()[:, None].expand(-1, self.heads)
-        return self._sequences(counts[which], token, slots[None], lengths[None], lanes[None], length, len(starts) - 1)
+        return self._sequences(counts[which], token, slots[None], lengths[None], lanes[None], length)
 
     def _after(
         self,
@@ -159,7 +159,7 @@ class HeadwiseBuilder(AttentionMetadataBuilder):
         lane = lanes[:, of_token].gather(3, (place // self.size)[..., None])[..., 0].long()
         lengths = (rows + self._put(ends)[:, None]).int()
         slots = lane * self.size + place % self.size
-        return self._sequences(counts[which], token, slots, lengths, lanes, most + ends, len(starts) - 1)
+        return self._sequences(counts[which], token, slots, lengths, lanes, most + ends)
 
     def _layout(self, prompts: tuple[int, ...], later: int) -> tuple[tuple[torch.Tensor, ...], NDArray[np.int64]]:
         """The layout of a batch.
@@ -225,11 +225,15 @@ class HeadwiseBuilder(AttentionMetadataBuilder):
         lengths: torch.Tensor,
         lanes: torch.Tensor,
         longest: np.ndarray,
-        requests: int,
     ) -> Sequences:
-        """Sequences of (layers, T, Hkv) slots, (layers, requests, Hkv) lengths and (..., J) lanes."""
+        """Sequences of (layers, T, Hkv) slots, (layers, requests, Hkv) lengths and (..., J) lanes.
+
+        `rows` is None if these are the first tokens of the batch, one of each request.
+        """
         starts = np.concatenate([[0], np.repeat(counts, self.heads).cumsum()])
         head = np.arange(self.heads, dtype=np.int64)
+        # Not so where a prompt's tokens come before one of them, as in a request that is resumed after a preemption.
+        first = (counts == 1).all() and len(token) == token[-1] + 1
         if (counts == 1).all():
             order, rows = None, token[:, None] * self.heads + head
         else:
@@ -244,7 +248,7 @@ class HeadwiseBuilder(AttentionMetadataBuilder):
         flat = slots.reshape(len(slots), -1)
         sequences = Sequences(
             counts.tolist(),
-            None if order is None and len(counts) == requests else self._put(rows.ravel()),
+            None if first else self._put(rows.ravel()),
             self._put(starts).int(),
             flat if order is None else flat[:, self._put(order)],
             lengths.reshape(len(lengths), -1).contiguous(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import tempfile
 import time
 import urllib.error
@@ -26,8 +27,8 @@ QWEN = test_server.QWEN
 PART = 100  # requests between two looks at the server
 LEAVES = 10  # every such client leaves after the first words
 PAGES, LENGTHS, NEW = 24, (5, 30, 90), (4, 12, 20)
-BLOCKS = 220  # of the pool: about two whole prompts of all groups, so preemptions come
-CLIENTS = 8
+BLOCKS = 120  # of the pool: a few prompts, so that requests are preempted
+CLIENTS = 12
 
 
 def requests() -> list[Ask]:
@@ -76,13 +77,14 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True, help="JSON file that is written after every part")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no new part after so many seconds")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: exit("stopped"))  # the server is stopped, too
     state = json.loads(args.state.read_text()) if args.state.exists() else {"done": 0, "servers": 0, "parts": []}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cache = dict(method="sparsemm", budget=48, window=8, scores=str(table(QWEN, folder)))
         pool, right = requests(), right_texts(cache)
-        options = ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", str(CLIENTS)]
+        options = ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", str(CLIENTS), "--max-model-len", "256"]
         with test_server.server(QWEN, cache, *options, log=folder / "log") as address:
             (process,) = psutil.Process().children()
             state["servers"] += 1

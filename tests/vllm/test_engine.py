@@ -108,6 +108,29 @@ def test_a_conversation_that_goes_on_while_its_first_turn_is_preempted():
     check("llama", [first, second], answers, **CACHE)
 
 
+def test_requests_are_preempted_at_every_age(sparse):
+    """A resumed request has behind its prompt as many tokens as it had answered, one among them; others decode on."""
+    from vllm import SamplingParams
+
+    requests = asks(4, new=12)
+    with engine(QWEN, sparse, enable_prefix_caching=True) as llm:
+        outputs, ages = {}, []
+        for number, ask in enumerate(requests):
+            parameters = SamplingParams(temperature=0, max_tokens=ask.new, min_tokens=ask.new)
+            llm.llm_engine.add_request(str(number), vllm_prompt(QWEN, ask), parameters)
+        while llm.llm_engine.has_unfinished_requests():
+            for output in llm.llm_engine.step():
+                outputs[int(output.request_id)] = list(output.outputs[0].token_ids)
+            # Those before it in the batch go on, and so do those behind it.
+            running = scheduler(llm).running
+            for request in [r for r in running[1:] if r.num_output_tokens == 1 + len(ages)][:1]:
+                ages.append(request.num_output_tokens)
+                running.remove(request)
+                scheduler(llm)._preempt_request(request, 0.0)
+    assert ages[:4] == [1, 2, 3, 4]
+    check(QWEN, requests, [outputs[i] for i in range(len(requests))], **sparse)
+
+
 @pytest.mark.parametrize("method", ["sparsemm+peak", "snapkv+peak"])
 def test_a_maximum_over_all_rows_is_updated_by_chunks(method, sparse, monkeypatch):
     """Also when the prompt is computed again after a preemption; prefix caching is turned off."""
