@@ -157,6 +157,9 @@ def attend_later_tokens(
 ) -> torch.Tensor:
     """Appends tokens after the prompt, returns their attention (B, T, Hq, D), and compresses again where asked to."""
     new = query.shape[2]
+    if layer.recompress and new > 1 and not layer.policy.selector.rates_turns:
+        what = f"a later turn with the selector {type(layer.policy.selector).__name__}, which rates no later turns"
+        raise CacheError(what, where=f"layer {layer.index}", hint="make the cache without hold_budget")
     valid = None if mask is None else layer.real_tokens(mask, new)
     seen = None  # causal
     if mask is not None and new > 1:  # the tokens of an image may attend to each other

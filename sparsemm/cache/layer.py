@@ -216,8 +216,7 @@ class RaggedLayer(CacheLayerMixin):
         if self.hold_budget:
             order = (prompt.valid.cumsum(-1) - 1)[:, None].expand_as(keep)
             limit = self.start_eviction(keep, rated, order)
-        assert prompt.value is not None
-        self.store(prompt.key, prompt.value, keep, limit)
+        self.store(*self.policy.selector.merge(prompt, keep), keep, limit)
 
     def store(
         self, key: torch.Tensor, value: torch.Tensor, keep: torch.Tensor, limit: torch.Tensor | None = None

@@ -37,6 +37,8 @@ METHODS: dict[str, str | type[Policy]] = {
     "meda": "meda.MEDA",
     "duo": "duo.Duo",
     "fastv": "fastv.FastV",
+    "look-m": "look_m.LookM",
+    "elasticcache": "elasticcache.ElasticCache",
 }
 
 # The same for selectors: a new one is its file, its test, a line here, and a row in docs/cache.md.
@@ -61,6 +63,8 @@ SELECTORS: dict[str, str | type[Selector]] = {
     "random-visual-per-head": "random_visual.RandomVisualPerHead",
     "behind-image": "behind_image.BehindImage",
     "kvzip": "kvzip.KVzip",
+    "merge-similar": "look_m.MergeSimilar",
+    "merge-nearest": "elasticcache.MergeNearest",
 }
 
 

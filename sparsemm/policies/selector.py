@@ -119,6 +119,21 @@ class Selector(ABC):
         """
         return worth
 
+    def merge(self, prompt: Prompt, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the keys and values to store: the prompt's own, unless a selector puts evicted ones into kept ones.
+
+        A selector that overrides this names "value" in `reads` and has no `rates_turns`: a later turn merges nothing.
+
+        Args:
+            prompt: the rated prompt, whose tensors are not to be changed in place.
+            keep: (B, Hkv, S) bool; rows of other positions are not stored.
+
+        Returns:
+            (B, Hkv, S, D) each, in the prompt's dtype.
+        """
+        assert prompt.value is not None
+        return prompt.key, prompt.value
+
     def update(
         self, worth: torch.Tensor, weights: torch.Tensor, age: torch.Tensor, since: torch.Tensor, window: int
     ) -> torch.Tensor:

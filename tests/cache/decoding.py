@@ -20,14 +20,15 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import sparsemm  # noqa: E402
 from sparsemm.ops.argmax_rows import argmax_rows  # noqa: E402
-from sparsemm.policies import METHODS, policy_class  # noqa: E402
+from sparsemm.policies import METHODS, policy_class, selector_of  # noqa: E402
 
 SIZES = dict(vocab_size=48, hidden_size=48, intermediate_size=32, num_hidden_layers=3, num_attention_heads=6)
 CONFIG = LlamaConfig(num_key_value_heads=3, eos_token_id=None, pad_token_id=0, initializer_range=0.3, **SIZES)
 SCORES = np.random.default_rng(5).random((3, 3))
 ANY_LENGTH = [method for method in METHODS if not policy_class(method).whole_heads]
 WAYS = [*((method, {}) for method in ANY_LENGTH), ("snapkv", {"storage": "int8"}), ("snapkv", {"storage": "fp8"})]
-WAYS += [(method, {"hold_budget": True}) for method in ANY_LENGTH if method != "full"]
+HELD = [method for method in ANY_LENGTH if method != "full" and selector_of(method).rates_answers]
+WAYS += [(method, {"hold_budget": True}) for method in HELD]
 
 
 def answers(model: LlamaForCausalLM) -> list[list[int]]:

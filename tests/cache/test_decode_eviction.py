@@ -9,10 +9,12 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sparsemm.errors import CacheError
+from sparsemm.policies import selector_of
 from tests.cache.reading import NoHostReads
 from tests.policies.making import ANY_LENGTH
 
-COMPRESSED = [method for method in ANY_LENGTH if method != "full"]
+COMPRESSED = [method for method in ANY_LENGTH if method != "full" and selector_of(method).rates_answers]
+TURNS = [method for method in COMPRESSED if selector_of(method).rates_turns]
 
 
 @pytest.mark.parametrize("method", COMPRESSED)
@@ -48,6 +50,18 @@ def test_streaming_is_the_first_four_and_the_newest_for_ever(lab):
         lab.run(cache, tokens[:, seen : seen + 1])
         want = [0, 1, 2, 3, *range(seen + 1 - 8, seen + 1)]
         assert all(numbers(layer, row, head) == want for layer in cache.ragged for row in range(2) for head in range(3))
+
+
+def test_elastic_cache_evicts_the_token_that_leaves_the_window(lab):
+    cache, tokens = lab.cache("elasticcache", 12, hold_budget=True), lab.ids(length=50)
+    lab.run(cache, tokens[:, :30])
+    first = [numbers(layer, 1, head) for layer in cache.ragged for head in range(3)]
+    for seen in range(30, 50):
+        lab.run(cache, tokens[:, seen : seen + 1])
+    for before, after in zip(first, (numbers(layer, 1, h) for layer in cache.ragged for h in range(3)), strict=True):
+        assert after == [*before[:8], *range(46, 50)]
+    with pytest.raises(CacheError, match=r"MergeNearest, which rates no later turns .*without hold_budget"):
+        lab.run(cache, tokens[:, :2])
 
 
 @pytest.mark.parametrize("method", ["snapkv", "sparsemm", "h2o"])
@@ -119,7 +133,7 @@ def test_padded_rows_of_a_batch_evict_like_the_row_alone(lab):
         assert [numbers(a, 0, h) for h in range(3)] == [numbers(b, 0, h) for h in range(3)]
 
 
-@pytest.mark.parametrize("method", COMPRESSED)
+@pytest.mark.parametrize("method", TURNS)
 def test_turns_go_on_at_the_budget(lab, method):
     cache, tokens = lab.cache(method, 12, hold_budget=True), lab.ids(length=99)
     seen = 0
@@ -131,7 +145,7 @@ def test_turns_go_on_at_the_budget(lab, method):
             assert all(numbers(layer, 1, h)[-4:] == list(range(seen - 4, seen)) for h in range(3))
 
 
-@pytest.mark.parametrize("method", COMPRESSED)
+@pytest.mark.parametrize("method", TURNS)
 @pytest.mark.parametrize("length", [3, 13, 14])
 def test_a_turn_after_evictions_cannot_raise_the_total_or_lower_it(lab, method, length):
     """Budgets that the first prompt was too short for are not there later either: the layer's others get them."""

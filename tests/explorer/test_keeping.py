@@ -12,7 +12,7 @@ from sparsemm.cache import compressed_cache
 from sparsemm.explorer.keeping import caches, kept_positions
 from sparsemm.policies import make_policy_from
 from sparsemm.prompts import build_inputs
-from tests.policies.making import UNTOLD
+from tests.policies.making import MERGING, UNTOLD
 
 SETTINGS = {"window": 4, "rho": 0.1, "mode": "exact"}
 
@@ -29,7 +29,7 @@ def prompt(tiny):
     return model, inputs, [layer.keys[0] for layer in full.layers]
 
 
-@pytest.mark.parametrize("method", [method for method in UNTOLD if method != "full"])
+@pytest.mark.parametrize("method", [method for method in UNTOLD if method not in ("full", *MERGING)])
 def test_kept_keys_are_those_of_a_real_prefill(prompt, method):
     model, inputs, keys = prompt
     config = model.config.get_text_config()
