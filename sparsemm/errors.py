@@ -54,6 +54,10 @@ class BudgetError(SparseMMError):
     """A method, budget, option or matrix of scores is invalid."""
 
 
+class PromptTooLong(BudgetError):
+    """A method cannot serve a prompt of this length within its budget; it may serve shorter ones."""
+
+
 class CacheError(SparseMMError):
     """The compressed cache does not support this model or this use."""
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -149,11 +150,18 @@ class Recipe(_Part):
         return "\n".join(lines)
 
 
+@cache
+def _log_once(level: int, message: str) -> None:
+    """Logs a message, but only once in a process: a service makes a cache for every request."""
+    log.log(level, message)
+
+
 def automatic(scores: Any, scenario: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns the method of "auto" and its options: those of the recipe of `scores`, and `options` above them.
 
-    It logs which method this is. A score table without a recipe, or a bare matrix, gets the paper's method, with a
-    warning. Raises BudgetError if there are no scores, or the scenario is unknown.
+    It logs which method this is, every different choice once in a process. A score table without a recipe, or a bare
+    matrix, gets the paper's method, with a warning, once for each model. Raises BudgetError if there are no scores, or
+    the scenario is unknown.
     """
     if scores is None:
         hint = 'pass scores=sparsemm.load_scores("models:/...@champion"), which brings the recipe along'
@@ -162,9 +170,12 @@ def automatic(scores: Any, scenario: str, options: dict[str, Any]) -> tuple[str,
         raise BudgetError(f"scenario {scenario!r} is unknown", hint=f"use {' or '.join(SCENARIOS)}")
     recipe = getattr(scores, "recipe", None)
     if recipe is None:
-        what = "sparsemm: the score table has no recipe, so auto is %s as published; `sparsemm tune KEY` finds a recipe"
-        log.warning(what, PUBLISHED)
+        what = f"the score table of {scores.header['model']}" if hasattr(scores, "header") else "a matrix of scores"
+        how = f"so auto is {PUBLISHED} as published; `sparsemm tune KEY` finds a recipe"
+        _log_once(logging.WARNING, f"sparsemm: {what} has no recipe, {how}")
         return PUBLISHED, options
     choice = recipe.choice(scenario)
-    log.info("sparsemm: auto is %s (question %s), %s", choice.name, scenario, choice.options | options)
-    return choice.method, choice.options | options
+    options = choice.options | options
+    what = f"sparsemm: auto is {choice.name} (question {scenario}) for {recipe.model}, {options}"
+    _log_once(logging.INFO, what)
+    return choice.method, options

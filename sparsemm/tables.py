@@ -38,7 +38,7 @@ def check_interval(low: float | None, high: float | None, name: str) -> None:
 
 
 def read_rows(path: Path, kind: type[AnyRow], expected: Mapping[str, str] | None = None) -> list[AnyRow]:
-    """The rows of a CSV file.
+    """The rows of a CSV file, but those that say in a column `refused` why nothing was measured.
 
     Args:
         path: the file.
@@ -63,7 +63,8 @@ def read_rows(path: Path, kind: type[AnyRow], expected: Mapping[str, str] | None
         for column, value in (expected or {}).items():
             if row[column] != value:
                 raise DataError(f"a row of {row[column]!r}, not of {value!r}", where=where, hint=HINT)
-        rows.append(_checked(kind, row, where))
+        if not row.get("refused"):
+            rows.append(_checked(kind, row, where))
     return rows
 
 

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import BudgetError, DataError, ScoreTableError
-from sparsemm.recipes import Recipe, automatic
+from sparsemm.recipes import Recipe, _log_once, automatic
 from sparsemm.scores import ScoreTable
 from tests.recipes import recipe
 
 HEADER = {"model": "m", "revision": "r1", "fingerprint": "f", "num_kv_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_yet():
+    _log_once.cache_clear()
 
 
 @pytest.fixture
@@ -69,6 +74,18 @@ def test_without_a_recipe_auto_is_the_papers_method_with_a_warning(table, caplog
         caplog.clear()
         assert automatic(scores, "known", {"window": 2}) == ("sparsemm", {"window": 2})
         assert [record.levelname for record in caplog.records] == ["WARNING"] and "no recipe" in caplog.text
+
+
+def test_every_choice_is_logged_once_however_many_caches_are_made(table, caplog):
+    own = table.with_recipe(recipe(table))
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            automatic(own, "known", {})
+            automatic(own, "known", {"window": 8})
+            automatic(own, "later", {})
+            automatic(table, "known", {})
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "INFO", "WARNING"]
+    assert len({record.getMessage() for record in caplog.records}) == 4
 
 
 def test_auto_needs_scores_and_a_scenario_that_exists(table):

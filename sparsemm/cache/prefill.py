@@ -218,22 +218,31 @@ def prefill(
     for layer in cache.ragged:
         layer.image = image_mask
     positions: list[torch.Tensor | None] = []
+    steps, cut = [dict(inputs)], cache.ragged[0].prompt_length
+    if cache.ragged[0].policy.measures and cut is not None and cut < inputs["input_ids"].shape[1]:
+        # Its layers are split after the last one, so tokens behind the prompt need a forward of their own.
+        shape = inputs["input_ids"].shape
+        head = {name: one[:, :cut] if one.shape == shape else one for name, one in inputs.items()}
+        steps = [head, {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}]
     # Not in every family are positions token numbers (M-RoPE): later positions continue from those of the prompt.
     hook = model.register_forward_pre_hook(
         lambda _, __, kwargs: positions.append(kwargs.get("position_ids")), with_kwargs=True
     )
     try:
-        out = model.generate(
-            **inputs,
-            **cache_argument(cache),
-            do_sample=False,
-            use_cache=True,
-            max_new_tokens=1,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        for step in steps:
+            out = model.generate(
+                **step,
+                **cache_argument(cache),
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=1,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
     finally:
         hook.remove()
-    growing = {"position_ids": positions[0], "attention_mask": inputs.get("attention_mask")}
-    tensors = {name: tensor for name, tensor in growing.items() if tensor is not None}
+    tensors = {"attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+    if known := [one for one in positions if one is not None]:
+        shape = known[0].shape[:-1]  # text behind an image may have one axis for the three of M-RoPE
+        tensors["position_ids"] = torch.cat([one.expand(*shape, one.shape[-1]) for one in known], dim=-1)
     return Prefill(model, out.sequences, out.logits[0], window, image_mask, cache, tensors)

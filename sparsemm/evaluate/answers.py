@@ -14,6 +14,7 @@ from sparsemm.cache.compressed import CompressedCache, compressed_cache
 from sparsemm.cache.prefill import prefill
 from sparsemm.cache.replay import replay_attention
 from sparsemm.cache.served import shape_of
+from sparsemm.errors import PromptTooLong
 from sparsemm.evaluate.questions import Question
 from sparsemm.policies.policy import Policy
 from sparsemm.processes import processes, share
@@ -77,11 +78,13 @@ class Reply(NamedTuple):
         tokens: new tokens of each row.
         kept: slots of each row after prefill, summed over layers and KV heads; None if no cache was compressed.
         slot_bytes: bytes of the key and value in one slot.
+        refused: why the method cannot serve these prompts, which then have no answers; empty if it can.
     """
 
     tokens: list[list[int]]
     kept: list[int] | None = None
     slot_bytes: int = 0
+    refused: str = ""
 
 
 def make_batch(
@@ -104,7 +107,8 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     """Returns greedy answers to one batch for every variant.
 
     Several variants of a whole prompt share one prefill that keeps everything, and each compresses from there. A single
-    variant is compressed layer by layer, which needs less memory. The answers are the same.
+    variant is compressed layer by layer, which needs less memory. The answers are the same. A method for whose budget a
+    prompt is too long gives a refused `Reply`; the others answer.
 
     Raises:
         BudgetError, ScoreTableError, CacheError: as in `sparsemm.compressed_cache`.
@@ -120,11 +124,14 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     def generate(name: str) -> Reply:
         options: dict[str, Any] = {"storage": variants[name].storage, "hold_budget": variants[name].hold_budget}
         options["replay"] = replay
-        if shared is None:
-            cache = compressed_cache(model, policies[name], prompt_length=batch.cut, **options)
-            prompt = prefill(model, inputs, cache=cache)
-        else:
-            cache, prompt = shared.compress(policies[name], **options), shared
+        try:
+            if shared is None:
+                cache = compressed_cache(model, policies[name], prompt_length=batch.cut, **options)
+                prompt = prefill(model, inputs, cache=cache)
+            else:
+                cache, prompt = shared.compress(policies[name], **options), shared
+        except PromptTooLong as error:
+            return Reply([], refused=str(error))
         kept, slot_bytes = _kept_slots(cache), cache.slot_bytes()
         return Reply(prompt.generate(cache, max_new_tokens)[:, prompt.length :].tolist(), kept, slot_bytes)
 

@@ -52,6 +52,7 @@ class Evaluator:
         scores: the model's score table.
         settings: options that all methods share, such as window, rho, mode and seed.
         store: the answers so far.
+        refused: arm -> why its method cannot serve one of the prompts.
 
     Raises:
         DataError: if one of the inputs is missing.
@@ -79,6 +80,7 @@ class Evaluator:
         self.params, self.key, self.root, self.name = params, key, root, name
         shared = {"pooling_kernel": params.evaluate.pooling_kernel, "seed": params.evaluate.seed}
         self.settings = {**shared, **settings}
+        self.refused: dict[Arm, str] = {}
         table = root / "artifacts" / "scores" / f"{key}.safetensors"
         self.scores = ScoreTable.load(table)
         missing = [str(path) for path in inputs if not path.is_file()]
@@ -129,7 +131,7 @@ class Evaluator:
         ask: Ask = answer,
         make_batches: Callable[[], Iterable[Batch]] | None = None,
     ) -> dict[Arm, Outcome]:
-        """Returns the outcome of every arm. Stored answers are not asked for again.
+        """Returns the outcome of every arm but those that are `refused`. Stored answers are not asked for again.
 
         Args:
             tasks: the tasks by their names in the arms.
@@ -143,10 +145,13 @@ class Evaluator:
         for name, task in tasks.items():
             arms = {arm: {_name(arm, i): one for i, one in enumerate(draws[arm])} for arm in draws if arm.task == name}
             named = {one: variant for own in arms.values() for one, variant in own.items()}
-            answers = self._ask(name, task.questions, named, ask, make_batches)
+            answers, refused = self._ask(name, task.questions, named, ask, make_batches)
             for arm, own in arms.items():
-                outcomes[arm] = over_seeds(self._outcome(task, answers[one]) for one in own)
-        return {arm: outcomes[arm] for arm in variants}
+                if reasons := [refused[one] for one in own if one in refused]:
+                    self.refused[arm] = reasons[0]
+                else:
+                    outcomes[arm] = over_seeds(self._outcome(task, answers[one]) for one in own)
+        return {arm: outcomes[arm] for arm in variants if arm in outcomes}
 
     def _outcome(self, task: AnyTask, answers: list[Answer]) -> Outcome:
         heads = self.scores.scores.shape[0] * int(self.scores.header["num_kv_heads"])
@@ -160,8 +165,10 @@ class Evaluator:
         variants: Mapping[str, Any],
         ask: Ask,
         make_batches: Callable[[], Iterable[Batch]] | None,
-    ) -> dict[str, list[Answer]]:
+    ) -> tuple[dict[str, list[Answer]], dict[str, str]]:
+        """Returns the answers of each variant, and why the others were refused, which are asked no further question."""
         known = {name: self.store.answers(task, name) for name in variants}
+        refused: dict[str, str] = {}
         if any(len(one) < len(questions) for one in known.values()):
             size = self.params.evaluate.batch_size
             every: list[Any] = batches(questions, size) if make_batches is None else list(make_batches())
@@ -170,7 +177,10 @@ class Evaluator:
                 index = batch if make_batches is None else batch.index
                 missing = [name for name in variants if not known[name].keys() >= set(index)]
                 jobs += [(batch, index, missing)] if missing else []
-            for batch, index, missing in progress(jobs, len(jobs), f"{self.name} {self.key}: {task}"):
+            for batch, index, wanted in progress(jobs, len(jobs), f"{self.name} {self.key}: {task}"):
+                missing = [name for name in wanted if name not in refused]
+                if not missing:
+                    continue
                 ready = batch
                 if make_batches is None:
                     ready = make_batch(self.processor, questions, index, self.reading)
@@ -179,12 +189,16 @@ class Evaluator:
                 )
                 replies = ask(self.model, ready, {name: variants[name] for name in missing}, limit)
                 for name, reply in replies.items():
+                    if reply.refused:
+                        refused[name] = reply.refused
+                        continue
                     texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
                     kept: Sequence[int | None] = reply.kept or [None] * len(texts)
                     each = [Answer(text, k, reply.slot_bytes) for text, k in zip(texts, kept, strict=True)]
                     self.store.put(task, name, index, each)
                     known[name] |= dict(zip(index, each, strict=True))
-        return {name: [known[name][at] for at in range(len(questions))] for name in variants}
+        whole = (name for name in variants if name not in refused)
+        return {name: [known[name][at] for at in range(len(questions))] for name in whole}, refused
 
 
 def _name(arm: Arm, draw: int) -> str:

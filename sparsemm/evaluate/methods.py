@@ -28,8 +28,9 @@ class Comparison:
     Attributes:
         rows: one per task, method and budget: `kept_slots` and `bytes` after the prompt (means), `value` with its 95 %
             interval (`ci_low`, `ci_high`) over `n` pages, and, where "full" was among the methods, the paired
-            difference `diff_vs_full` with `diff_full_ci_low` and `diff_full_ci_high`. `pandas.DataFrame(rows)` takes
-            them as they are.
+            difference `diff_vs_full` with `diff_full_ci_low` and `diff_full_ci_high`. A method for whose budget a
+            prompt is too long has a row with the reason as `refused` instead. `pandas.DataFrame(rows)` takes them as
+            they are.
     """
 
     rows: list[Row]
@@ -38,6 +39,9 @@ class Comparison:
         """Returns a table of text: accuracy in per cent with its interval, and the size of the cache."""
         lines = [f"{'task':<6} {'method':<20} {'budget':>6} {'slots':>8} {'MiB':>8}  accuracy, 95 % interval"]
         for row in self.rows:
+            if "refused" in row:
+                lines.append(f"{row['task']:<6} {row['method']:<20} {row['budget']!s:>6} refused: {row['refused']}")
+                continue
             value, low, high = (100 * row[name] for name in ("value", "ci_low", "ci_high"))
             size, budget = f"{row['bytes'] / 2**20:.2f}", str(row["budget"]) or "-"
             lines.append(
@@ -111,10 +115,15 @@ def evaluate_methods(
         questions = task.questions
         limit = longest_answer(processor, questions, max_new_tokens)
         answers: dict[str, dict[int, Answer]] = {one: {} for one in names}
+        refused: dict[str, str] = {}
         index = batches(questions, batch_size)
         for rows_of_batch in progress(index, len(index), f"evaluate {name}"):
             batch = make_batch(processor, questions, rows_of_batch, Reading(prompt, max_new_tokens))
-            for one, reply in answer(model, batch, {one: variants[way] for one, way in names.items()}, limit).items():
+            left = {one: variants[way] for one, way in names.items() if one not in refused}
+            for one, reply in answer(model, batch, left, limit).items():
+                if reply.refused:
+                    refused[one] = reply.refused
+                    continue
                 texts = processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
                 kept: Sequence[int | None] = reply.kept or [None] * len(texts)
                 answers[one] |= {
@@ -124,6 +133,7 @@ def evaluate_methods(
         outcomes = {
             names[one]: score_answers(task, [replies[at] for at in range(len(questions))], heads)
             for one, replies in answers.items()
+            if one not in refused
         }
         full = outcomes.get((FULL, None))
         for (method, budget), outcome in outcomes.items():
@@ -132,4 +142,7 @@ def evaluate_methods(
             if full is not None and full is not outcome:
                 row |= rounded(difference(outcome.values, full.values, resamples, seed), "diff_vs_full", "diff_full_ci")
             rows.append(row)
+        for one, reason in refused.items():
+            method, budget = names[one]
+            rows.append({"task": name, "method": method, "budget": budget, "refused": reason})
     return Comparison(rows)

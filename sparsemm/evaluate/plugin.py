@@ -13,11 +13,12 @@ from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from sparsemm.cache.served import shape_of
-from sparsemm.errors import DataError, ModelError
+from sparsemm.errors import DataError, ModelError, PromptTooLong
 from sparsemm.evaluate.answers import Variant, answer, make_batch
 from sparsemm.evaluate.questions import batches, question
 from sparsemm.models import load_model, new_entry
 from sparsemm.policies import every_option, make_policy_from
+from sparsemm.recipes import automatic
 from sparsemm.registry.lookup import load_scores
 
 OPTIONS = sorted(every_option() - {"selector"})  # options of the methods that a command line can set
@@ -29,7 +30,7 @@ class SparseMM(lmms):
     The arguments are given in --model_args, device and batch_size as --device and --batch_size:
         pretrained: local folder or hub id of a checkpoint of a supported family.
         revision: revision on the hub, or the content hash of the folder.
-        method, budget: as in `sparsemm.compressed_cache`.
+        method, budget: as in `sparsemm.compressed_cache`; "auto" is the method of the recipe for known questions.
         scores: path of a score table, or models:/visual-heads.<key>@champion.
         dtype: float32, float16 or bfloat16; by default the dtype in the checkpoint's config.
         device: by default the GPU of this process if there is one, else the CPU.
@@ -75,6 +76,8 @@ class SparseMM(lmms):
         entry = new_entry(pretrained, None if revision is None else str(revision), dtype)
         self.model, self.processor = load_model(entry, device)
         table = None if scores is None else load_scores(scores, self.model.config)
+        if method == "auto":
+            method, options = automatic(table, "known", options)
         self.policy = make_policy_from(method, budget, table, options).for_model(shape_of(self.model))
 
     @classmethod
@@ -115,6 +118,7 @@ class SparseMM(lmms):
 
         Raises:
             DataError: if a task wants sampling, beams, or other things than images.
+            PromptTooLong: if the method cannot serve one of the prompts at its budget.
         """
         questions = [question(request, self.task_dict[request.args[4]], self.max_new_tokens) for request in requests]
         answers = [""] * len(questions)
@@ -122,6 +126,8 @@ class SparseMM(lmms):
             limit = questions[chosen[0]].max_new_tokens or self.max_new_tokens
             batch = make_batch(self.processor, questions, chosen)
             (reply,) = answer(self.model, batch, {"": Variant(self.policy)}, limit).values()
+            if reply.refused:
+                raise PromptTooLong(reply.refused)
             texts = self.processor.tokenizer.batch_decode(reply.tokens, skip_special_tokens=True)
             for at, text in zip(chosen, texts, strict=True):
                 answers[at] = questions[at].trim(text)

@@ -176,6 +176,12 @@ def name(other: Arm, arm: Arm) -> str:
     return f"{other.setting} ({', '.join(parts)})" if any(parts) else other.setting
 
 
+def refused_rows(head: Mapping[str, str], refused: Mapping[Arm, str]) -> list[Row]:
+    """Returns a row with the reason, in the column `refused`, for every arm whose method cannot serve the prompts."""
+    cells = ({name: "" if value is None else value for name, value in arm._asdict().items()} for arm in refused)
+    return [{**head, **one, "refused": reason} for one, reason in zip(cells, refused.values(), strict=True)]
+
+
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Writes rows as CSV, atomically."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
@@ -185,10 +191,14 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def write_table(folder: Path, key: str, columns: Sequence[str], rows: Sequence[Row], at: Sequence[str]) -> None:
-    """Writes rows to <key>.csv, and their values to <key>.json as metrics, by the columns `at`, level and budget."""
-    write_rows(folder / f"{key}.csv", columns, rows)
+    """Writes rows to <key>.csv, and their values to <key>.json as metrics, by the columns `at`, level and budget.
+
+    Where something was refused there is a last column `refused` with the reason. Such a row has no value.
+    """
+    measured = [row for row in rows if "refused" not in row]
+    write_rows(folder / f"{key}.csv", [*columns, *(["refused"] if len(measured) < len(rows) else [])], rows)
     metrics: Row = {}
-    for row in rows:
+    for row in measured:
         inner = metrics
         for column in at:
             inner = inner.setdefault(row[column], {}) if row[column] else inner

@@ -12,7 +12,7 @@ from sparsemm.datasets.records import read_records
 from sparsemm.errors import DataError
 from sparsemm.evaluate.downsampled import downsampled_outcomes, downsampled_tasks
 from sparsemm.evaluate.evaluator import Evaluator
-from sparsemm.evaluate.rows import Arm, Outcome, Row, measured, rounded, write_table
+from sparsemm.evaluate.rows import Arm, Outcome, Row, measured, refused_rows, rounded, write_table
 from sparsemm.evaluate.tasks import LOCAL, Task, load_published
 from sparsemm.evaluate.tasks.pages import documents, load_local
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
@@ -61,7 +61,7 @@ def run(params: Params, key: str, root: Path = Path("."), limit: int | None = No
     smaller = downsampled_tasks(evaluator.processor, tasks, plan.budgets) if config.downsampled else {}
     outcomes = evaluator.outcomes(tasks, variants) | downsampled_outcomes(evaluator, smaller)
     folder = root / "artifacts" / ("evaluate" if limit is None else "work/limited")
-    write_results(config, key, outcomes, folder)
+    write_results(config, key, outcomes, folder, evaluator.refused)
     if limit is None:
         evaluator.store.clear()
     else:
@@ -107,8 +107,13 @@ def _tasks(params: Params, files: Files, root: Path, folder: Path) -> dict[str, 
     return result
 
 
-def write_results(config: EvaluateParams, key: str, outcomes: Mapping[Arm, Outcome], folder: Path) -> None:
-    """Writes <key>.csv with bootstrap intervals, <key>.json with metrics, and <key>.samples.parquet with answers."""
+def write_results(
+    config: EvaluateParams, key: str, outcomes: Mapping[Arm, Outcome], folder: Path, refused: Mapping[Arm, str]
+) -> None:
+    """Writes <key>.csv with bootstrap intervals, <key>.json with metrics, and <key>.samples.parquet with answers.
+
+    A method that cannot serve one of a task's prompts at a budget has a row with the reason, and no value.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,6 +130,8 @@ def write_results(config: EvaluateParams, key: str, outcomes: Mapping[Arm, Outco
                 paired = difference(outcome.values, other.values, *bootstrap, outcome.pages)
                 row |= rounded(paired, f"diff_vs_{method}", interval)
         rows.append(row)
+    for row in refused_rows({"model": key}, refused):
+        rows.append({name: row[name] for name in ("model", "task", "budget", "refused")} | {"method": row["setting"]})
     samples = [
         {"task": arm.task, "method": arm.setting, "budget": arm.budget, "draw": draw}
         | {"id": one.id, "page": one.page, "answer": one.answer, "prediction": one.prediction, "value": one.value}

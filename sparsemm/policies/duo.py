@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from sparsemm.budgets import Slots, fill, normalized
-from sparsemm.errors import BudgetError
+from sparsemm.errors import BudgetError, PromptTooLong
 from sparsemm.policies.selector import Selector
 from sparsemm.policies.sparsemm import SparseMM
 from sparsemm.policies.streaming import Recency
@@ -44,7 +44,7 @@ class Duo(SparseMM):
         """(L, Hkv) int64.
 
         Raises:
-            BudgetError: if the budget has no room for a single full head.
+            PromptTooLong: if the budget has no room for a single full head.
         """
         shares = normalized(self.scores, self.budget, self.window)
         if length <= self.budget:
@@ -55,7 +55,7 @@ class Duo(SparseMM):
         if full == 0:
             what = f"a full head of {length} tokens does not fit into a budget of {self.budget} slots per head"
             hint = f"{spare} slots are left beside {least} for each head: choose a larger budget, or another method"
-            raise BudgetError(what, hint=hint)
+            raise PromptTooLong(what, hint=hint)
         slots = np.full(shares.size, least, dtype=np.int64)
         slots[np.argsort(-shares.ravel(), kind="stable")[:full]] = length
         rest = self.budget * shares.size - int(slots.sum())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sparsemm.budgets import Slots, largest_remainder
-from sparsemm.errors import BudgetError
+from sparsemm.errors import PromptTooLong
 from sparsemm.policies.policy import Policy
 from sparsemm.policies.selector import Prompt, Selector
 from sparsemm.policies.tova import LastRow
@@ -57,7 +57,7 @@ class FastV(Policy):
         """(L, Hkv) int64 slots for a prompt of `length` tokens.
 
         Raises:
-            BudgetError: if the first layers leave the others less than their window.
+            PromptTooLong: if the first layers leave the others less than their window.
         """
         slots = np.full((self.num_layers, self.num_kv_heads), length, dtype=np.int64)
         rest = slots[WHOLE:]
@@ -65,7 +65,9 @@ class FastV(Policy):
             total = self.budget * slots.size - length * slots[:WHOLE].size
             if total < self.window * max(rest.size, 1):
                 what = f"{WHOLE} whole layers of {length} tokens leave too few of {self.budget} slots per head"
-                raise BudgetError(what, hint="choose a larger budget, or another method; the others need their window")
+                raise PromptTooLong(
+                    what, hint="choose a larger budget, or another method; the others need their window"
+                )
             rest[:] = largest_remainder(np.ones(rest.shape), total)
         return slots
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsemm.datasets.records import Record, read_records
-from sparsemm.errors import DataError
+from sparsemm.errors import DataError, PromptTooLong
 from sparsemm.evaluate.answers import Batch, Variant
 from sparsemm.evaluate.evaluator import Evaluator
 from sparsemm.evaluate.rows import AREA, OVERALL, Arm, Outcome
@@ -84,6 +84,8 @@ class Tuner(Evaluator):
             if scenario == "later":
                 make_batches = partial(self._later, questions)
             measured = self.outcomes({name: questions}, variants, make_batches=make_batches)
+            if reasons := [self.refused[arm] for arm in variants if arm in self.refused]:
+                raise PromptTooLong(reasons[0])
             outcomes |= {arm._replace(task=task): outcome for arm, outcome in measured.items()}
         return outcomes
 

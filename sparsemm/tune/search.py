@@ -62,12 +62,16 @@ class Search:
             left.sort(key=lambda candidate: (-self.accuracy(candidate), self.candidates.index(candidate)))
         return left[0]
 
-    def _ask(self, candidates: list[Candidate], start: int, stop: int) -> list[Candidate]:
-        """Asks candidates about new pages, and returns those that answered."""
+    def measure(self, candidates: list[Candidate], start: int, stop: int) -> Outcomes:
+        """Returns the outcomes of candidates on some pages, but of those that fail, which `failures` then has.
+
+        Raises:
+            SparseMMError: if every candidate fails.
+        """
         try:
-            outcomes = self.tuner.measure(self.scenario, candidates, start, stop)
+            return self.tuner.measure(self.scenario, candidates, start, stop)
         except SparseMMError as error:  # of at least one of them: each is asked alone
-            outcomes = {}
+            outcomes: Outcomes = {}
             for one in candidates:
                 try:
                     outcomes |= self.tuner.measure(self.scenario, [one], start, stop)
@@ -75,6 +79,11 @@ class Search:
                     self.failures[one.name] = str(failure)
             if not outcomes:
                 raise error
+            return outcomes
+
+    def _ask(self, candidates: list[Candidate], start: int, stop: int) -> list[Candidate]:
+        """Asks candidates about new pages, and returns those that answered."""
+        outcomes = self.measure(candidates, start, stop)
         answered = [one for one in candidates if one.name not in self.failures]
         for one in answered:
             own = {arm: outcome for arm, outcome in outcomes.items() if arm.setting == one.name}
@@ -93,14 +102,18 @@ class Search:
         for one in self.candidates:
             head = {"model": self.tuner.key, "study": "tune", "scenario": self.scenario, "split": "search"}
             if one.name in self.failures:
-                outcome = f"failed: {self.failures[one.name]}"
-                tried.append(dict.fromkeys(TRIED, "") | head | {"setting": one.name, "outcome": outcome})
+                tried.append(self.failed(one.name, "search"))
                 continue
             parts = self.parts[one.name]
             head |= {"outcome": "reached the last round" if len(parts) == most else f"left after round {len(parts)}"}
             rounds = {"rounds": len(parts)}
             tried += [row | head | rounds for row in tabulated(self.tuner, with_means(joined(parts)), lambda arm: [])]
         return tried
+
+    def failed(self, name: str, split: str) -> Row:
+        """Returns the row of a candidate that cannot serve this model."""
+        head = {"model": self.tuner.key, "study": "tune", "scenario": self.scenario, "split": split}
+        return dict.fromkeys(TRIED, "") | head | {"setting": name, "outcome": f"failed: {self.failures[name]}"}
 
 
 def tabulated(tuner: Tuner, outcomes: Outcomes, against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:

@@ -11,7 +11,7 @@ from sparsemm.errors import ParamsError
 from sparsemm.evaluate.rows import FULL, OVERALL, Arm, Row, write_rows
 from sparsemm.files import sha256_file
 from sparsemm.params import Params
-from sparsemm.policies import method_options, policy_class
+from sparsemm.policies import is_drawn, method_options, policy_class
 from sparsemm.recipes import BASELINE, Choice, Comparison, Data, Recipe
 from sparsemm.statistics import BETTER, WORSE
 from sparsemm.tune.candidates import make_candidate
@@ -103,9 +103,10 @@ def choose(search: Search) -> tuple[Choice, list[Row]]:
     """Searches one scenario, measures the winner on the other pages, and returns the choice and all rows."""
     tuner = search.tuner
     winner = search.winner()
+    tried, failed = search.rows(), len(search.failures)
     proven = {one.name: one for one in (winner, *search.against)}
-    pages = tuner.searched, tuner.options.samples
-    outcomes = with_means(tuner.measure(search.scenario, list(proven.values()), *pages))
+    outcomes = with_means(search.measure(list(proven.values()), tuner.searched, tuner.options.samples))
+    answered = {arm.setting for arm in outcomes}
 
     def against(arm: Arm) -> list[Arm]:
         others = list(proven) if arm.setting == winner.name else [BASELINE]
@@ -113,8 +114,8 @@ def choose(search: Search) -> tuple[Choice, list[Row]]:
 
     rows = tabulated(tuner, outcomes, against)
     comparisons = [_comparison(row) for row in rows if row["against"]]
-    usable = [one for one in proven if policy_class(proven[one].method).compresses]
-    usable = [one for one in usable if not policy_class(proven[one].method).drawn]  # controls are no recipes
+    usable = [one for one in proven if one in answered and policy_class(proven[one].method).compresses]
+    usable = [one for one in usable if not is_drawn(proven[one].method)]  # controls are no recipes
     name, why = decide(winner.name, comparisons, usable)
     chosen = proven[name]
     options = {k: v for k, v in (tuner.settings | dict(chosen.options)).items() if k in method_options(chosen.method)}
@@ -124,26 +125,27 @@ def choose(search: Search) -> tuple[Choice, list[Row]]:
         options={name: value for name, value in options.items() if name != "seed"},
         winner=winner.name,
         candidates=len(search.candidates),
-        failed=len(search.failures),
+        failed=failed,
         why=why,
         evidence=tuple(row for row in comparisons if row.method in (name, winner.name)),
     )
     head = {"scenario": search.scenario, "split": "confirmation", "rounds": ""}
     outcome = {winner.name: "won the search"} | {name: "chosen"}
-    return choice, search.rows() + [row | head | {"outcome": outcome.get(row["setting"], "")} for row in rows]
+    tried += [row | head | {"outcome": outcome.get(row["setting"], "")} for row in rows]
+    return choice, tried + [search.failed(one, "confirmation") for one in proven if one not in answered]
 
 
 def decide(winner: str, comparisons: Sequence[Comparison], names: Sequence[str]) -> tuple[str, str]:
     """Returns the method that is chosen, and why.
 
     The winner of the search is chosen if it is safe: better than uniform SnapKV at equal slots beyond the 95 % interval
-    of the mean over tasks and budgets, and worse in no task. Otherwise the best safe one of the methods beside it is
-    chosen, and SnapKV itself if there is none.
+    of the mean over tasks and budgets, worse in no task, and no control. Otherwise the best safe one of the methods
+    beside it is chosen, and SnapKV itself if there is none.
 
     Args:
         winner: name of the winner.
         comparisons: of all methods with SnapKV, on pages the search never saw.
-        names: methods that may be chosen.
+        names: methods that may be chosen: neither a control nor one that cannot serve the last pages.
     """
     rows = {(row.method, row.task): row for row in comparisons if row.against == BASELINE and row.budget is None}
 
@@ -154,15 +156,17 @@ def decide(winner: str, comparisons: Sequence[Comparison], names: Sequence[str])
     pages = comparisons[0].pages if comparisons else 0
     if winner == BASELINE:
         return BASELINE, f"{BASELINE} itself won the search."
+    others = [name for name in names if name not in (winner, BASELINE) and safe(name)]
+    best = max(others, key=lambda name: rows[name, OVERALL].value, default=BASELINE)
+    kind = "the best method that is safe" if others else "the safe choice"
+    if winner not in names:
+        return best, f"{winner} won the search but is a control or fails on other pages, so {best} is used, {kind}."
     overall = rows[winner, OVERALL]
     measured = f"{overall.difference.text('+')} against {BASELINE} at equal slots on {pages} pages not searched on"
     if safe(winner):
         return winner, f"{winner} won the search and is better: {measured}."
     worse = [task for (method, task), row in rows.items() if method == winner and row.verdict == WORSE]
     reason = f"is worse in {', '.join(worse)}" if worse else "is not shown to be better"
-    others = [name for name in names if name not in (winner, BASELINE) and safe(name)]
-    best = max(others, key=lambda name: rows[name, OVERALL].value, default=BASELINE)
-    kind = "the best method that is safe" if others else "the safe choice"
     return best, f"{winner} won the search but {reason} ({measured}), so {best} is used, {kind}."
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ import sparsemm
 from sparsemm.cache.prefill import prefill
 from sparsemm.errors import CacheError
 from sparsemm.policies import SELECTORS, make_policy
+from sparsemm.policies.layer_shares import LayerShares
+from sparsemm.policies.snapkv import SnapKV
 from tests.cache.test_device import prompt
 from tests.cache.test_prefill import same_bits
 from tests.policies.making import ANY_LENGTH
@@ -88,6 +92,46 @@ def test_tokens_behind_the_prompt_in_the_same_forward_are_refused(lab):
         lab.run(lab.cache("vl-cache", 9, prompt_length=20), lab.ids())
     with pytest.raises(CacheError, match="use another method with assisted decoding"):
         lab.cache("vl-cache", 9, prompt_length=30).activate_past_recording()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Even(LayerShares):
+    """As SnapKV, but all layers are measured first."""
+
+    def measure(self, prompt):
+        return prompt.key.new_ones(len(prompt.key))
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen2-vl", "tiny-llava-next-vicuna"])
+def test_a_prefill_whose_question_comes_later_runs_in_two_parts(tiny, name):
+    model, processor = tiny(name)
+    inputs = prompt(processor)
+    cut = inputs["input_ids"].shape[1] - 3
+    said = []
+    for policy in (SnapKV(budget=B, window=W), Even(budget=B, window=W)):
+        cache = sparsemm.compressed_cache(model, policy, prompt_length=cut)
+        start = prefill(model, inputs, cache=cache)
+        said.append((start.logits, start.generate(cache, 6), cache))
+    torch.testing.assert_close(said[1][0], said[0][0], rtol=1e-4, atol=1e-4)
+    assert torch.equal(said[1][1], said[0][1])
+    assert torch.equal(*(torch.stack(cache.budgets()) for *_, cache in said))
+
+
+@pytest.mark.parametrize("method", ["vl-cache", "meda"])
+def test_methods_that_measure_all_layers_serve_questions_that_come_later(tiny, method):
+    model, processor = tiny("tiny-qwen2-vl")
+    inputs = prompt(processor)
+    cut = inputs["input_ids"].shape[1] - 3
+    later = sparsemm.compressed_cache(model, method, B, window=W, prompt_length=cut)
+    prefill(model, inputs, cache=later)
+    page = sparsemm.compressed_cache(model, method, B, window=W)
+    head = {name: one[:, :cut] if one.shape == inputs["input_ids"].shape else one for name, one in inputs.items()}
+    prefill(model, head, cache=page)
+    assert torch.equal(torch.stack(later.budgets()), torch.stack(page.budgets()))
+    assert len(torch.stack(later.budgets()).unique()) > 1
+    assert (later.kept_slots() - page.kept_slots()).unique().tolist() == [
+        3 * later.budgets()[0].shape[1] * len(later.ragged)
+    ]
 
 
 def test_a_forward_that_broke_off_leaves_nothing_behind(lab):

@@ -53,6 +53,14 @@ def test_a_policy_that_knows_its_model_says_the_same(tiny):
     assert ready == named and ready.kept == [12 * text.num_hidden_layers * text.num_key_value_heads] * 3
 
 
+def test_a_method_whose_budget_is_too_small_is_refused_and_the_others_answer(tiny):
+    policies = [make_policy("snapkv", 12, window=4), make_policy("fastv", 12, window=4)]
+    answered, refused = ask(tiny, policies)
+    assert answered == ask(tiny, policies[:1])[0] and not answered.refused
+    assert refused.refused.startswith("2 whole layers of ") and not refused.tokens and refused.kept is None
+    assert ask(tiny, policies[1:]) == [refused]
+
+
 def test_an_impossible_variant_is_refused_before_the_model_runs(tiny):
     with pytest.raises(BudgetError, match="head scores"):
         ask(tiny, [make_policy("full"), make_policy("sparsemm", 12, window=4)])

@@ -22,7 +22,7 @@ from sparsemm.params import load_params
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "data" / "checkpoints" / "tiny-qwen2-vl"
 RECORDS = [draw_record("evaluation", 0, i, PageStyle(1, 6, (2, 3))) for i in range(4)]
-WAYS = {"methods": ["full", "sparsemm", "sparsemm+peak", "snapkv"], "budgets": [12, 24]}
+WAYS = {"methods": ["full", "sparsemm", "sparsemm+peak", "snapkv", "fastv"], "budgets": [12, 24]}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,11 @@ def test_the_function_measures_what_the_stage_does(reader, scores, tmp_path):
     with open(tmp_path / "artifacts" / "evaluate" / "m.csv", newline="", encoding="utf-8") as handle:
         stored = list(csv.DictReader(handle))
     text = repr(compared).splitlines()
-    assert len(text) == 1 + len(compared.rows) == 1 + len(stored) == 1 + 2 * 7 and "sparsemm+peak" in text[4]
+    assert len(text) == 1 + len(compared.rows) == 1 + len(stored) == 1 + 2 * 9 and "sparsemm+peak" in text[4]
+    refused = [(row["method"], row["budget"]) for row in compared.rows if "refused" in row]
+    assert ("fastv", 12) in refused and {method for method, _ in refused} == {"fastv"}
+    assert "refused: 2 whole layers" in text[-1]
+    stored.sort(key=lambda row: (row["task"] == "qa", bool(row["refused"])))
     for row, other in zip(compared.rows, stored, strict=True):
         # The stage draws pages in the order of their hashes, so that its intervals are those of other resamples.
         ends = {name: row.pop(name) for name in [*row] if name.endswith(("_low", "_high"))}

@@ -22,6 +22,12 @@ from sparsemm.errors import BudgetError, DataError, ModelError, ScoreTableError
 from sparsemm.evaluate.tasks import load_published
 from sparsemm.evaluate.tasks.published import PUBLISHED, task_files
 from sparsemm.policies import METHODS, SELECTORS, method_options
+from sparsemm.policies.peak import Peak
+from sparsemm.policies.sparsemm import SparseMM
+from sparsemm.policies.window_attention import WindowAttention
+from sparsemm.recipes import _log_once
+from sparsemm.registry.lookup import load_scores
+from tests.recipes import recipe
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "tiny-qwen2-vl"
@@ -139,6 +145,20 @@ def test_every_option_of_a_method_is_an_argument(make, table):
     known = "method=sparsemm-adaptive,budget=24,window=4,rho=0.3,adapt=1,pooling_kernel=3"
     policy = make.create_from_arg_string(f"pretrained={CHECKPOINT},scores={table},sinks=2,{known}").policy
     assert (policy.window, policy.rho, policy.adapt, policy.selector.pooling_kernel) == (4, 0.3, 1, 3)
+
+
+def test_auto_is_the_recipes_method_for_known_questions(make, table, monkeypatch, caplog):
+    from sparsemm.evaluate import plugin
+
+    loaded = load_scores(table)
+    monkeypatch.setattr(plugin, "load_scores", lambda *_: loaded.with_recipe(recipe(loaded, rows=3)))
+    policy = make(CHECKPOINT, method="auto", budget=24, scores="models:/m@champion", window=5).policy
+    assert isinstance(policy, SparseMM) and policy.selector == Peak(rows=3)
+    assert (policy.window, policy.rho, policy.budget) == (5, 0.4, 24)
+    monkeypatch.undo()
+    _log_once.cache_clear()
+    plain = make(CHECKPOINT, method="auto", budget=24, scores=str(table), window=5).policy
+    assert isinstance(plain, SparseMM) and plain.selector == WindowAttention() and "no recipe" in caplog.text
 
 
 def test_what_cannot_be_served_is_refused(make, table):

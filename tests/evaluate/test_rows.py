@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from sparsemm.errors import DataError
-from sparsemm.evaluate.rows import COLUMNS, Arm, Outcome, by_method, name, over_seeds, tabulate, write_table
+from sparsemm.evaluate.rows import (
+    COLUMNS,
+    Arm,
+    Outcome,
+    by_method,
+    name,
+    over_seeds,
+    refused_rows,
+    tabulate,
+    write_table,
+)
 from sparsemm.statistics import estimate
 from sparsemm.studies import read_study
 
@@ -39,6 +49,19 @@ def test_an_arm_compared_with_two_has_two_rows_and_one_page_shows_nothing():
     rows = table(made, lambda arm: made)
     assert [row["against"] for row in rows] == ["b", "a (B=4)", "a", "a (B=4)", "a (B=8)", "b (B=8)"]
     assert {row["verdict"] for row in rows} == {"no difference shown"}
+
+
+def test_what_was_refused_is_a_row_with_its_reason_and_no_value(tmp_path):
+    measured = table({A: Outcome(np.ones(2), "x")}, lambda arm: [])
+    refused = refused_rows({"model": "m", "study": "s"}, {B: "too long"})
+    for rows, key in ((measured, "without"), (measured + refused, "with")):
+        write_table(tmp_path, key, COLUMNS, rows, ("task", "setting"))
+    with open(tmp_path / "with.csv", newline="", encoding="utf-8") as handle:
+        *_, last = csv.DictReader(handle)
+    assert (last["setting"], last["budget"], last["refused"], last["value"]) == ("b", "8", "too long", "")
+    assert "refused" not in (tmp_path / "without.csv").read_text()
+    assert (tmp_path / "with.json").read_text() == (tmp_path / "without.json").read_text()
+    assert read_study(tmp_path / "with.csv", "s", "m") == read_study(tmp_path / "without.csv", "s", "m")
 
 
 def test_only_what_differs_is_named():

@@ -10,7 +10,11 @@ from sparsemm.params.tune import TuneParams
 from tests.studies.crafted import begin
 
 SMALL = {"samples": 6, "first": 2, "tasks": ("qa",), "budgets": (12,), "methods": ("snapkv", "sparsemm")}
-SMALL |= {"selectors": ("snapkv", "peak"), "rhos": (0.1,), "against": ("full", "sparsemm", "snapkv", "random")}
+SMALL |= {
+    "selectors": ("snapkv", "peak"),
+    "rhos": (0.1,),
+    "against": ("full", "sparsemm", "snapkv", "snapkv+random-visual"),
+}
 
 
 @pytest.fixture(scope="session")

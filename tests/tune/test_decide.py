@@ -34,5 +34,11 @@ def test_the_winner_is_chosen_only_if_it_is_safe(evidence, chosen, reason):
     assert name == chosen and reason in why and why.endswith(".")
 
 
+def test_a_control_that_wins_and_one_that_fails_later_are_no_recipes():
+    name, why = decide("w", rows("w", 1, 1, 1) + rows("a", 1, 1, 1), ["a", "snapkv"])
+    assert name == "a" and "w won the search but is a control or fails on other pages, so a is used" in why
+    assert decide("w", rows("a", 0, 0, 0), ["a", "snapkv"])[0] == "snapkv"
+
+
 def test_snapkv_may_win_itself():
     assert decide("snapkv", [comparison("snapkv", "all tasks", "worse", against="full")], ["snapkv"])[0] == "snapkv"

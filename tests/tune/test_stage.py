@@ -15,6 +15,7 @@ from sparsemm.errors import BudgetError, DataError, ParamsError, ScoreTableError
 from sparsemm.evaluate.store import Store
 from sparsemm.recipes import Recipe
 from sparsemm.scores import ScoreTable
+from sparsemm.tune.candidates import make_candidate
 from sparsemm.tune.measure import Tuner
 from sparsemm.tune.stage import run
 from tests.studies.crafted import KEY
@@ -70,7 +71,7 @@ def test_everything_that_was_tried_is_written(tuned):
         assert {row["n"] for row in search if row["rounds"] == "2"} == {"4"}
         assert len({row["setting"] for row in search if row["rounds"] == "2"}) == 2
         proven = [row for row in rows if (row["scenario"], row["split"]) == (scenario, "confirmation")]
-        assert {"full", "sparsemm", "snapkv", "random"} <= {row["setting"] for row in proven}
+        assert {"full", "sparsemm", "snapkv", "snapkv+random-visual"} <= {row["setting"] for row in proven}
         assert {row["n"] for row in proven} == {"2"} and "chosen" in {row["outcome"] for row in proven}
 
 
@@ -146,6 +147,26 @@ def test_a_candidate_that_fails_is_a_row_and_no_winner(tuned, tmp_path, monkeypa
     assert {row["setting"] for row in failed} == {"sparsemm+peak"} and "full head" in failed[0]["outcome"]
     choices = Recipe.load(recipe_file(folder, "json")).scenarios.values()
     assert all(one.failed == 1 and one.winner != "sparsemm+peak" for one in choices)
+
+
+def test_a_comparison_that_fails_on_the_last_pages_is_a_row(tuned, tmp_path):
+    """The budget of 12 does not hold the two whole layers of FastV."""
+    params, root = tuned
+    tune = params.tune.model_copy(update={"against": (*params.tune.against, "fastv"), "scenarios": ("known",)})
+    folder = copy(root, tmp_path)
+    run(params.model_copy(update={"tune": tune}), KEY, folder)
+    (failed,) = [row for row in read(folder) if row["outcome"].startswith("failed")]
+    assert (failed["setting"], failed["split"]) == ("fastv", "confirmation") and "whole layers" in failed["outcome"]
+    (choice,) = Recipe.load(recipe_file(folder, "json")).scenarios.values()
+    assert choice.failed == 0 and choice == Recipe.load(recipe_file(root, "json")).scenarios["known"]
+
+
+def test_a_replay_serves_questions_that_come_later(made):
+    params, root = made
+    tuner = Tuner(params, KEY, root)
+    one = make_candidate("sparsemm+kvzip", tuner.usual, tuner.usual)
+    (outcome,) = tuner.measure("later", [one], 0, 2).values()
+    assert outcome.kept == 12 and len(outcome.values) == 2
 
 
 def test_a_search_in_which_everything_fails_raises_the_first_error(made, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from sparsemm.datasets.records import Record, read_records
 from sparsemm.errors import DataError
 from sparsemm.evaluate.answers import Batch, answer
 from sparsemm.evaluate.evaluator import Ask, Evaluator
-from sparsemm.evaluate.rows import Arm, Outcome, Row
+from sparsemm.evaluate.rows import Arm, Outcome, Row, refused_rows
 from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.params import Params
 from sparsemm.studies.common.evaluated import study_rows
@@ -58,5 +58,6 @@ class Experiment(Evaluator):
         return self.outcomes(tasks, variants, ask, make_batches)
 
     def rows(self, outcomes: Mapping[Arm, Outcome], against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:
-        """Returns the rows of `tabulate` with this study's settings."""
-        return study_rows(self.params, self.study, self.key, self.options, outcomes, against)
+        """Returns the rows of `tabulate` with this study's settings, and a row for every arm that was refused."""
+        rows = study_rows(self.params, self.study, self.key, self.options, outcomes, against)
+        return rows + refused_rows({"model": self.key, "study": self.study}, self.refused)
