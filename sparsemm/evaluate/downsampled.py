@@ -99,6 +99,13 @@ class DownsampledTask:
         return self.task.score(texts)
 
 
+def downsampled(task: AnyTask, factors: Sequence[float | None]) -> DownsampledTask:
+    """Returns a task with the sides of each question's images times its factor; None leaves them as they are."""
+    rows = zip(task.questions, factors, strict=True)
+    smaller = [replace(one, images=partial(smaller_images, one, factor or 1.0)) for one, factor in rows]
+    return DownsampledTask(task, smaller)
+
+
 def downsampled_tasks(
     processor: Any, tasks: Mapping[str, AnyTask], budgets: Sequence[int]
 ) -> dict[tuple[str, int], DownsampledTask]:
@@ -120,13 +127,7 @@ def downsampled_tasks(
                 )
                 logging.getLogger(__name__).warning(what, name, budget, NAME, unfit, len(factors))
                 continue
-            result[name, budget] = DownsampledTask(
-                task,
-                [
-                    replace(question, images=partial(smaller_images, question, factor or 1.0))
-                    for question, factor in zip(task.questions, factors, strict=True)
-                ],
-            )
+            result[name, budget] = downsampled(task, factors)
     if not result:
         what = f"no size of the images gives prompts of {max(budgets)} tokens or fewer"
         hint = "leave evaluate.downsampled out: the processor resizes images to a fixed size, or texts are too long"

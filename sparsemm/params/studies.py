@@ -25,7 +25,7 @@ class StudyParams(WithoutRepeats):
         """Returns what does not fit the other parts of params.yaml, or None."""
         window = params.allocate.window
         budgets = getattr(self, "budgets", (getattr(self, "budget", window),))
-        if min(budgets) < window:
+        if min(budgets, default=window) < window:
             return f"budget {min(budgets)} is below allocate.window {window}"
         return None
 

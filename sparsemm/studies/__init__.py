@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, model_validator
 
@@ -49,6 +49,7 @@ class StudyRow(Row):
     diff_ci_high: float | None
     verdict: str | None
     needed: int | None
+    steady: float | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -108,6 +109,14 @@ GROUPS: tuple[Group, ...] = ("derived", "measured", "compared")
 STUDIES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py")))
 
 
+class Table(NamedTuple):
+    """A table of one model in the report; the first cell names a row."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """A study: its options, how it runs, and its words in the report.
@@ -127,6 +136,8 @@ class Study:
         level: name of the horizontal axis if rows have levels.
         drawn: selects the rows of one model that are drawn in its charts.
         open: whether the chart over all models is always visible, as for the strongest evidence, or folded.
+        tables: returns the tables of one model, which the report shows in place of a list of all its rows.
+        columns: columns that its rows have beside those of every study.
     """
 
     params: type[BaseModel]
@@ -139,6 +150,8 @@ class Study:
     level: str = "level"
     drawn: Callable[[Rows], Rows] = lambda rows: rows
     open: bool = False
+    tables: Callable[[Rows], Sequence[Table]] | None = None
+    columns: tuple[str, ...] = ()
 
 
 @cache

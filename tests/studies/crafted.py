@@ -33,6 +33,14 @@ ENTRIES = {
     "storage": FEW | {"methods": ["snapkv"], "budgets": [12]},
     "retrieval": FEW | {"budgets": [12], "prompts": 2, "words": 5},
     "oracle": FEW | {"budgets": [12], "rhos": [0.1, 0.4], "later": [24]},
+    "protocol": FEW
+    | {
+        "methods": ["snapkv", "sparsemm", "random", "duo"],
+        "shares": [0.1, 0.5],
+        "budgets": [12],
+        "seeds": 2,
+        "repetitions": 2,
+    },
     "registered": FEW | {"candidate": "sparsemm+peak", "first": 1, "methods": ["full", "random"], "budgets": [12]},
     "language": {"fractions": [0.1], "seeds": 2, "windows": 3, "tokens": 16, "copies": 2, "words": 4},
 }

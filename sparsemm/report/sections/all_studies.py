@@ -47,9 +47,12 @@ def of_model(one: StudyResults, model: Model) -> str:
     """Shows a study's charts and numbers of one model."""
     rows = one.rows[model.key]
     alt = f"{one.study.title}: what was measured of {model.key}."
-    return chart(charts.study_values(one, one.study.drawn(rows)), alt, f"{model.label}: {_behind(rows)}") + details(
-        "All numbers", _numbers(model, rows)
-    )
+    drawn = one.study.drawn(rows)
+    picture = chart(charts.study_values(one, drawn), alt, f"{model.label}: {_behind(rows)}") if drawn else ""
+    if one.study.tables is None:
+        return picture + details("All numbers", _numbers(model, rows))
+    own = [table(each.header, each.rows, f"{model.label}: {each.caption}") for each in one.study.tables(rows)]
+    return own[0] + picture + details("All numbers", *own[1:])
 
 
 def _behind(rows: Sequence[StudyRow]) -> str:

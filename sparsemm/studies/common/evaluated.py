@@ -174,13 +174,17 @@ def study_rows(
     options: Any,
     outcomes: Mapping[Arm, Outcome],
     against: Callable[[Arm], Iterable[Arm]],
+    shift: int = 0,
 ) -> list[Cells]:
-    """Returns the rows of `tabulate` for a study of a model, with the study's own precision."""
+    """Returns the rows of `tabulate` for a study of a model, with the study's own precision.
+
+    `shift` is added to the seed of the bootstrap.
+    """
     return tabulate(
         {"model": key, "study": study},
         outcomes,
         against,
         resamples=params.evaluate.bootstrap,
-        seed=params.evaluate.seed,
+        seed=params.evaluate.seed + shift,
         precision=options.precision,
     )

@@ -57,7 +57,12 @@ class Experiment(Evaluator):
         tasks = {name: self.task(name, pages) for name in dict.fromkeys(arm.task for arm in variants)}
         return self.outcomes(tasks, variants, ask, make_batches)
 
-    def rows(self, outcomes: Mapping[Arm, Outcome], against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:
-        """Returns the rows of `tabulate` with this study's settings, and a row for every arm that was refused."""
-        rows = study_rows(self.params, self.study, self.key, self.options, outcomes, against)
+    def rows(
+        self, outcomes: Mapping[Arm, Outcome], against: Callable[[Arm], Iterable[Arm]], shift: int = 0
+    ) -> list[Row]:
+        """Returns the rows of `tabulate` with this study's settings, and a row for every arm that was refused.
+
+        `shift` is added to the seed of the bootstrap.
+        """
+        rows = study_rows(self.params, self.study, self.key, self.options, outcomes, against, shift)
         return rows + refused_rows({"model": self.key, "study": self.study}, self.refused)

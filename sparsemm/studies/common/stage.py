@@ -39,4 +39,10 @@ def run(params: Params, name: str, key: str, root: Path = Path(".")) -> None:
 
 def write(rows: list[Row], name: str, key: str, root: Path) -> None:
     """Writes rows as CSV, and their values as metrics, by task, condition, setting and level or budget."""
-    write_table(root / "artifacts" / "studies" / name, key, COLUMNS, rows, ("task", "condition", "setting"))
+    write_table(
+        root / "artifacts" / "studies" / name,
+        key,
+        (*COLUMNS, *load(name).columns),
+        rows,
+        ("task", "condition", "setting"),
+    )
