@@ -22,10 +22,11 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 BASELINE = "snapkv"  # uniform budgets: no recipe may be worse than it at equal bytes
 PUBLISHED = "sparsemm"  # what "auto" uses for a score table without a recipe
-Scenario = Literal["known", "later"]
+Scenario = Literal["known", "later", "long"]
 SCENARIOS: dict[Scenario, str] = {
     "known": "the question is part of the prompt that is compressed",
     "later": "the question comes after the page was compressed",
+    "long": "the answer is long and its tokens count: no step ends above the budget",
 }
 
 

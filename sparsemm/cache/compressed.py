@@ -367,7 +367,7 @@ def compressed_cache(
         replay: what `sparsemm.cache.replay.replay_attention` returns for the prompt, for methods that ask for it; other
             methods ignore it.
         scenario: for "auto", which of the recipe's methods: "known" where the question is part of the prompt, "later"
-            where it comes after the prompt was compressed.
+            where it comes after the prompt was compressed, "long" for long answers, which holds the budget too.
         options: options of the method (`sparsemm.policies.method_options`). Most have `window` (32, the newest prompt
             tokens, which every head keeps and which rate the others) and `pooling_kernel` (5); methods with head scores
             have `rho` (0.1, the share of the slots beyond the window that is split evenly).
@@ -392,6 +392,7 @@ def compressed_cache(
     else:
         if method == "auto":
             method, options = automatic(scores, scenario, options)
+            hold_budget = hold_budget or scenario == "long"
         policy = make_policy(method, budget, scores, **options).for_model(shape_of(model))
     if hold_budget and (not policy.compresses or max_new_tokens is not None):
         hint = "leave hold_budget out: method full has no budget, and with hold_budget the cache does not grow anyway"

@@ -85,7 +85,7 @@ def _recipe(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str]]
         return
     for scenario, choice in candidate.recipe.scenarios.items():
         worse = choice.worse()
-        text = f"recipe, question {scenario}: {choice.name}"
+        text = f"recipe, scenario {scenario}: {choice.name}"
         if not worse:
             lines.append((True, f"{text} is not shown to be worse than {BASELINE}"))
         lines += [(False, f"{text} in {row.task} {row.difference.text('+')} against {BASELINE}") for row in worse]

@@ -54,8 +54,9 @@ class Tuner(Evaluator):
         return 2 * self.options.samples // 3
 
     def tasks(self, scenario: str) -> tuple[str, ...]:
-        """Returns what is asked in a scenario; later, questions if there are any, else to read the page."""
-        return ("qa",) if scenario == "later" and "qa" in self.options.tasks else self.options.tasks
+        """Returns what is asked: later, questions; for long answers, to read; else, or without that task, all tasks."""
+        only = {"later": "qa", "long": "read"}.get(scenario)
+        return tuple(task for task in self.options.tasks if task == only) or self.options.tasks
 
     def generations(self, scenario: str, candidates: Sequence[Candidate], pages: int) -> int:
         """Returns how many answers it takes to measure candidates on so many pages."""
@@ -76,7 +77,9 @@ class Tuner(Evaluator):
             name = f"{scenario}, {task}, pages {start} to {stop - 1}"  # batches depend on which pages there are
             questions = PageTask(task, self.records[start:stop], self.params.chase.prompt, self.params.evaluate.seed)
             variants: dict[Arm, Variant] = {
-                Arm(name, "", one.name, None, budget): self.variant(one.method, budget, **one.options)
+                Arm(name, "", one.name, None, budget): self.variant(
+                    one.method, budget, hold_budget=scenario == "long" and budget is not None, **one.options
+                )
                 for one in candidates
                 for budget in budgets_of(one.method, self.options.budgets)
             }

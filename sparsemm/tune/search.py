@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsemm.errors import SparseMMError
+from sparsemm.errors import BudgetError, SparseMMError
 from sparsemm.evaluate.rows import AREA, COLUMNS, OVERALL, Arm, Row, tabulate
+from sparsemm.policies import policy_class, selector_of
 from sparsemm.tune.candidates import Candidate, make_candidate, make_candidates, plan_rounds
 from sparsemm.tune.measure import Outcomes, Tuner, joined, with_means
 
@@ -30,33 +31,41 @@ class Search:
     tuner: Tuner
     scenario: str
     candidates: list[Candidate] = field(init=False)
-    failures: dict[str, str] = field(init=False, default_factory=dict)
+    failures: dict[str, str] = field(init=False)
     parts: dict[str, list[Outcomes]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.candidates = make_candidates(self.tuner.options, self.tuner.usual)
+        reason = "its selector rates no tokens of an answer, so none of them can be evicted"
+        self.failures = {one.name: reason for one in self.candidates if not self._serves(one.method)}
 
     @property
     def against(self) -> list[Candidate]:
         """The methods that the winner is compared with, as published: with the options of `allocate`."""
-        return [make_candidate(method, self.tuner.usual, self.tuner.usual) for method in self.tuner.options.against]
+        methods = [method for method in self.tuner.options.against if self._serves(method)]
+        return [make_candidate(method, self.tuner.usual, self.tuner.usual) for method in methods]
+
+    def _serves(self, method: str) -> bool:
+        """Tells whether the scenario suits a method: where the budget holds for the answer, its tokens are rated."""
+        return self.scenario != "long" or not policy_class(method).compresses or selector_of(method).rates_answers
 
     def generations(self) -> int:
         """Returns how many answers the search and the confirmation need, if no candidate fails."""
-        tuner, plan = self.tuner, plan_rounds(len(self.candidates), self.tuner.searched, self.tuner.options.first)
-        asked = sum(
-            tuner.generations(self.scenario, self.candidates[: one.candidates], one.stop - one.start) for one in plan
-        )
-        proven = [*self.against, self.candidates[-1]]
+        tuner, able = self.tuner, [one for one in self.candidates if one.name not in self.failures]
+        plan = plan_rounds(len(able), tuner.searched, tuner.options.first)
+        asked = sum(tuner.generations(self.scenario, able[: one.candidates], one.stop - one.start) for one in plan)
+        proven = [*self.against, *able[-1:]]
         return asked + tuner.generations(self.scenario, proven, tuner.options.samples - tuner.searched)
 
     def winner(self) -> Candidate:
         """Runs the rounds and returns the candidate with the largest mean accuracy; of equal ones the first.
 
         Raises:
-            SparseMMError: if every candidate fails.
+            SparseMMError: if every candidate fails, or none suits the scenario.
         """
-        left = list(self.candidates)
+        left = [one for one in self.candidates if one.name not in self.failures]
+        if not left:
+            raise BudgetError("no candidate can hold its budget while it answers", hint="add others to tune.selectors")
         for one in plan_rounds(len(left), self.tuner.searched, self.tuner.options.first):
             left = self._ask(left[: one.candidates], one.start, one.stop)
             left.sort(key=lambda candidate: (-self.accuracy(candidate), self.candidates.index(candidate)))

@@ -91,7 +91,7 @@ def announce(tuner: Tuner, searches: Iterable[Search]) -> None:
         spent = tuner.store.once(f"seconds, {search.scenario}", seconds)
         each, needed = spent / tuner.generations(search.scenario, first, pages), search.generations()
         print(
-            f"tune {tuner.key}, question {search.scenario}: {len(search.candidates)} candidates, {needed} answers, "
+            f"tune {tuner.key}, scenario {search.scenario}: {len(search.candidates)} candidates, {needed} answers, "
             f"{each:.2f} s each",
             flush=True,
         )

@@ -144,8 +144,11 @@ def resolve(vllm_config: Any, options: dict[str, Any]) -> tuple[Plan, str | None
     )
     version = None
     if method == "auto":
-        version = _look_up(source, method)
-        method, of_method = automatic(version.table, of_method.pop("scenario", "known"), of_method)
+        version, scenario = _look_up(source, method), of_method.pop("scenario", "known")
+        if scenario == "long":
+            hint = "use known or later, or transformers with sparsemm.compressed_cache"
+            raise EngineError("vLLM keeps all tokens of an answer, so scenario long is not served", hint=hint)
+        method, of_method = automatic(version.table, scenario, of_method)
     if why := methods.why_not(method):
         served = f"use one of {', '.join(methods.STATIC)}, alone or with a selector of {', '.join(methods.RATES)}"
         hint = f"{served}, or transformers with sparsemm.compressed_cache"

@@ -64,9 +64,9 @@ def test_every_threshold_can_fail(candidate, reason):
 @pytest.mark.parametrize(
     ("verdict", "require", "passed", "line"),
     [
-        ("better", True, True, "pass: recipe, question known: sparsemm+peak is not shown to be worse than snapkv"),
-        ("no difference shown", True, True, "pass: recipe, question known"),
-        ("worse", False, False, "FAIL: recipe, question known: sparsemm+peak in read -0.100 [-0.150, -0.050] against"),
+        ("better", True, True, "pass: recipe, scenario known: sparsemm+peak is not shown to be worse than snapkv"),
+        ("no difference shown", True, True, "pass: recipe, scenario known"),
+        ("worse", False, False, "FAIL: recipe, scenario known: sparsemm+peak in read -0.100 [-0.150, -0.050] against"),
         (None, False, True, "pass: no recipe, so `auto` is the paper's method (a warning)"),
         (None, True, False, "FAIL: no recipe"),
     ],

@@ -193,6 +193,36 @@ def test_auto_is_served_by_the_recipe(tuned, tiny):
         assert policies[0] == policies[1] and policies[0].window == choice.options["window"]
 
 
+def test_a_long_answer_is_measured_and_served_at_the_budget(made, tiny, tmp_path, monkeypatch):
+    params, root = made
+    change = {
+        "scenarios": ("long",),
+        "tasks": ("read", "qa"),
+        "methods": ("sparsemm",),
+        "selectors": ("snapkv", "knorm"),
+    }
+    params = params.model_copy(update={"tune": params.tune.model_copy(update=change)})
+    folder, real, held = copy(root, tmp_path), Tuner.outcomes, {}
+
+    def outcomes(self, tasks, variants, **options):
+        held.update({(arm.setting, arm.budget): one.hold_budget for arm, one in variants.items()})
+        assert all(name.startswith("long, read,") for name in tasks)
+        return real(self, tasks, variants, **options)
+
+    monkeypatch.setattr(Tuner, "outcomes", outcomes)
+    run(params, KEY, folder)
+    assert held == {("full", None): False, ("sparsemm", 12): True, ("snapkv", 12): True, ("random", 12): True}
+    failed = [row for row in read(folder) if row["outcome"].startswith("failed")]
+    assert [row["setting"] for row in failed] == ["sparsemm+knorm"] and "rates no tokens" in failed[0]["outcome"]
+    model, _ = tiny(KEY)
+    table = ScoreTable.load(root / "artifacts" / "scores" / f"{KEY}.safetensors")
+    table = table.with_recipe(recipe_file(folder, "json"))
+    assert compressed_cache(model, "auto", budget=16, scores=table, scenario="long").ragged[0].hold_budget
+    nothing = params.tune.model_copy(update={"selectors": ("knorm",)})
+    with pytest.raises(BudgetError, match="no candidate can hold its budget"):
+        run(params.model_copy(update={"tune": nothing}), KEY, folder)
+
+
 def test_what_is_missing_is_said(made, tmp_path):
     params, root = made
     with pytest.raises(ParamsError, match="no part `tune`"):

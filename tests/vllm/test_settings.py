@@ -207,6 +207,8 @@ def test_auto_is_the_method_of_the_recipe_with_its_options(checkpoint, champion)
     config = vllm_config(checkpoint, options | {"scenario": "later"})
     configure(config, TESTED[0], "cpu")
     assert (plan_of(config).method, plan_of(config).window) == ("snapkv", 8)
+    with pytest.raises(EngineError, match="scenario long is not served"):
+        configure(vllm_config(checkpoint, options | {"scenario": "long"}), TESTED[0], "cpu")
 
 
 def test_auto_is_refused_where_the_recipes_method_is_not_served(checkpoint, champion):
