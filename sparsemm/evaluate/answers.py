@@ -114,11 +114,17 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
         BudgetError, ScoreTableError, CacheError: as in `sparsemm.compressed_cache`.
     """
     shape, inputs = shape_of(model), move_inputs(batch.inputs, model)
-    policies = {name: one.policy.for_pages(shape, batch.index) for name, one in variants.items()}
+    policies: dict[str, Policy] = {}
+    refused: dict[str, Reply] = {}
+    for name, one in variants.items():
+        try:
+            policies[name] = one.policy.for_pages(shape, batch.index)
+        except PromptTooLong as error:  # for a prompt of any length above the budget
+            refused[name] = Reply([], refused=str(error))
     replayed = any("replay" in policy.reads for policy in policies.values())
     replay = batch.replay(model) if replayed and batch.replay is not None else None
     shared = None
-    if batch.cut is None and len(variants) > 1:
+    if batch.cut is None and len(policies) > 1:
         shared = prefill(model, inputs, _observed_rows(list(policies.values())))
 
     def generate(name: str) -> Reply:
@@ -135,7 +141,7 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
         kept, slot_bytes = _kept_slots(cache), cache.slot_bytes()
         return Reply(prompt.generate(cache, max_new_tokens)[:, prompt.length :].tolist(), kept, slot_bytes)
 
-    return replies(model, {name: partial(generate, name) for name in variants})
+    return refused | replies(model, {name: partial(generate, name) for name in policies})
 
 
 def replies(model: Any, calls: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
