@@ -14,7 +14,7 @@ import shutil
 import sys
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -78,6 +78,7 @@ class Run(Strict):
     seed: int = Field(ge=0, description="seed of the projector, the updates, and the pages and their order")
     rank: int = Field(RANK, ge=0, description="rank of the updates; 0 trains the weights themselves")
     prose_share: float = Field(0.1, ge=0.0, lt=1.0, description="share of the steps on prose")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="of the products; bf16 is slow without instructions")
     tower: str | None = Field(str(TOWER), description="checkpoint with the initial vision tower; null: random weights")
 
 
@@ -139,7 +140,7 @@ def train_run(
     if (folder / UPDATES).is_file():
         return folder, settings.steps
     options: dict[str, Any] = {"tower": run.tower and HERE / run.tower, "rank": run.rank}
-    options |= {"precision": "bf16", "stages": STAGES}
+    options |= {"precision": run.precision, "stages": STAGES}
     if not unfinished:
         options |= {"prose": prose if run.prose_share else None, "prose_share": run.prose_share}
         options |= {"save_every": SAVE_STEPS, "every": 5}

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from flows.copies import copy_of_head, demo
 
 FOLDER = Path("build") / "demo"
+
+
+def stage_seconds(lines: Iterable[str]) -> dict[str, float]:
+    """Prints the lines of `dvc repro` as they come; returns the wall-clock seconds of every stage that it ran."""
+    starts: dict[str, float] = {}
+    for line in lines:
+        print(line, end="", flush=True)
+        if stage := re.match(r"Running stage '(.+)':", line):
+            starts[stage[1]] = time.monotonic()
+    ends = [*starts.values(), time.monotonic()][1:]
+    return {name: end - start for (name, start), end in zip(starts.items(), ends, strict=True)}
 
 
 def main() -> int:
@@ -27,7 +41,12 @@ def main() -> int:
         stamp.write_text(head, encoding="utf-8")
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([str(programs / "dvc"), "repro"], cwd=FOLDER, env=environment, check=False)
+    command = [str(programs / "dvc"), "repro"]
+    with subprocess.Popen(command, cwd=FOLDER, env=environment, stdout=subprocess.PIPE, text=True) as done:
+        assert done.stdout is not None
+        seconds = stage_seconds(done.stdout)
+    for name, spent in sorted(seconds.items(), key=lambda one: -one[1]):
+        print(f"{spent:6.0f} s  {name}")
     if done.returncode:
         print("It stopped; the same command continues from there.", file=sys.stderr)
         return done.returncode

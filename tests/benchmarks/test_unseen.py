@@ -1,0 +1,118 @@
+"""What the pretrained model was not trained on: how pages, questions and texts are taken, and what is stored."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import unseen
+from examples.sample_pdfs import pdf
+from sparsemm.datasets.records import Entry, Record
+from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
+from sparsemm.errors import DataError
+from sparsemm.training.batches import READ_PROMPT
+from tests import tiny_base
+
+
+def page(*boxes):
+    """A white page with a black word in every box."""
+    image = Image.new("RGB", (400, 300), "white")
+    entries = []
+    for i, box in enumerate(boxes):
+        image.paste("black", box)
+        entries.append(Entry(f"w{i}", tuple(map(float, box)), "word"))
+    return Record("page", image, tuple(entries), "s", "l")
+
+
+def test_a_part_holds_most_whole_words_and_no_other_ink():
+    whole = [(200, 100, 230, 110), (240, 100, 260, 110), (200, 150, 220, 160)]
+    part = unseen.crop(page((0, 0, 20, 10), *whole, (360, 100, 399, 110)))
+    assert page_text(part) == "w1 w2 w3"  # not w4, which the right edge cuts
+    assert part.image.size == (unseen.WIDTH, unseen.HEIGHT)
+    black = np.asarray(part.image)[..., 0] == 0
+    expected = np.zeros_like(black)
+    for box in (entry.box for entry in part.entries):
+        expected[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
+    assert (black == expected).all() and part.validate()
+
+
+def test_words_are_drawn_until_the_page_is_full():
+    record = unseen.redrawn(["one", "a-word-that-is-longer-than-a-line", *["seven77"] * 40], 0)
+    assert page_text(record).split()[:2] == ["one", "seven77"] and record.validate()
+    assert len(record.entries) == 18  # three in each of six lines
+    assert len({entry.box[1] for entry in record.entries}) == 6
+
+
+def test_pages_from_all_over_a_document_that_have_enough_words(tmp_path, monkeypatch):
+    record = draw_record("evaluation", 0, 0, PageStyle(1, 6, (6, 6)))
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf(record))
+    monkeypatch.setattr(unseen, "WORDS", 12)
+    (found,) = unseen.spread_pages(path, 1)
+    assert page_text(found) == page_text(record)
+    monkeypatch.setattr(unseen, "WORDS", 13)
+    assert unseen.spread_pages(path, 1) == []
+
+
+def test_questions_and_answers_of_the_faq():
+    long = "yes " * 60
+    text = f"preface\n\n1.1. Is this a\nquestion?\n\n{long}\n\n1.2. Not one\n\n{long}\n\n1.3. Short?\n\nno\n"
+    assert unseen.faq(text) == [("Is this a question?", long.strip())]
+
+
+def test_twenty_different_instructions_that_are_not_ours():
+    assert len({unseen.letters(text) for text in unseen.INSTRUCTIONS}) == 20
+    assert unseen.letters(READ_PROMPT) not in {unseen.letters(text) for text in unseen.INSTRUCTIONS}
+
+
+def test_a_model_does_not_differ_from_itself_but_from_a_better_one(tmp_path):
+    tiny_base.write_gguf(tmp_path / "base.gguf", tiny_base.language_model())
+    tokenizer = unseen.Base(tmp_path / "base.gguf").tokenizer()
+    one, other = tiny_base.language_model(0), tiny_base.language_model(1)
+    texts = [(tokenizer(f"text number {i} of a list", add_special_tokens=False).input_ids, 3) for i in range(4)]
+    same = unseen.compared(one, one, tokenizer, texts)
+    assert same["after minus before"] == [0, 0, 0] and same["after"] == same["before"] and same["n"] == 4
+    result = unseen.compared(other, one, tokenizer, texts)
+    difference = result["after"][0] - result["before"][0]
+    assert result["after minus before"][0] == pytest.approx(difference, abs=2e-4) and difference != 0
+
+
+def test_shared_text():
+    words = " ".join(map(str, range(10)))
+    assert unseen.shared(words, set(unseen.sequences(words))) == 1.0
+    assert unseen.shared(words + " other words", set(unseen.sequences(words))) == pytest.approx(3 / 5)
+
+
+def test_parts_are_stored_one_by_one_and_not_measured_again(tmp_path, monkeypatch):
+    calls = []
+
+    @contextmanager
+    def loaded(folder):
+        yield tiny_base.language_model(), "processor"
+
+    def part(name):
+        def run(model, processor, documents, count):
+            calls.append((name, count))
+            if name == "broken":
+                raise DataError("a document is missing")
+            return {"count": count}
+
+        return run
+
+    monkeypatch.setattr(unseen, "loaded", loaded)
+    monkeypatch.setattr(unseen, "PARTS", {name: (part(name), 3) for name in ("whole", "broken")})
+    stored = tmp_path / "unseen.json"
+    with pytest.raises(DataError, match="missing"):
+        unseen.measure(tmp_path, ["whole", "broken"], stored)
+    assert json.loads(stored.read_text())["whole"] == {"count": 3}
+    unseen.measure(tmp_path, ["whole"], stored)
+    assert calls == [("whole", 3), ("broken", 3)]
+
+
+def test_a_document_that_is_missing_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"policy\.txt"):
+        unseen.at(tmp_path, "policy.txt")
