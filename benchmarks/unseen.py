@@ -58,6 +58,12 @@ UPDATES, STORED = ROOT / "data" / "checkpoints" / NAME, ROOT / "artifacts" / "be
 RESAMPLES, SEED = 2000, 0
 DPI = 84  # draws a leading of 12 points 14 pixels high, as lines of the training pages are
 WIDTH, HEIGHT = 168, 84  # pixels of the widest page that the model was trained on
+SHOWN = (  # ways of showing a real page
+    "whole page",
+    "part at training size",
+    "its words in our print",
+    "the same, lower case without punctuation",
+)
 WORDS = 100  # least words of a page
 BODY = 0.15  # share of a document before the pages that are read: its table of contents is there
 PDFS = ("policy.pdf", "debian-reference.en.pdf", "developers-reference.pdf", "maint-guide.en.pdf", "debmake-doc.en.pdf")
@@ -200,8 +206,7 @@ def real_pages(model: Any, processor: Any, documents: Path, pages: int) -> Part:
     parts = [crop(page) for page in whole]
     drawn = [redrawn((e.text for e in part.entries), i) for i, part in enumerate(parts)]
     plain = [redrawn(letters(page_text(part)).split(), i) for i, part in enumerate(parts)]
-    kinds = {"whole page": whole, "part at training size": parts, "its words in our print": drawn}
-    kinds["the same, lower case without punctuation"] = plain
+    kinds = dict(zip(SHOWN, (whole, parts, drawn, plain), strict=True))
     result: Part = {"documents": {name: sha256_file(at(documents, name)) for name in PDFS}, "dpi": DPI}
     for kind, records in kinds.items():
         texts = answers(model, processor, records, [READ_PROMPT] * len(records), 12 if kind == "whole page" else 64)
@@ -224,11 +229,12 @@ def instructions(model: Any, processor: Any, documents: Path, pages: int) -> Par
     """Reads the same held-out pages with our instruction and with `INSTRUCTIONS`."""
     records = [draw_record("evaluation", 2, i, style) for style in STYLES.values() for i in range(pages)]
 
-    def read(prompt: str) -> list[float]:
-        texts = answers(model, processor, records, [prompt] * len(records))
-        return [word_accuracy(text, page_text(record)) for text, record in zip(texts, records, strict=True)]
-
-    ours, each = read(READ_PROMPT), {prompt: read(prompt) for prompt in INSTRUCTIONS}
+    asked = [(prompt, record) for prompt in (READ_PROMPT, *INSTRUCTIONS) for record in records]
+    texts = answers(model, processor, [record for _, record in asked], [prompt for prompt, _ in asked])
+    each: dict[str, list[float]] = {}
+    for (prompt, record), text in zip(asked, texts, strict=True):
+        each.setdefault(prompt, []).append(word_accuracy(text, page_text(record)))
+    ours = each.pop(READ_PROMPT)
     values = np.array(list(each.values()))
     rng = np.random.default_rng(SEED)
     rows, columns = (rng.integers(0, size, (RESAMPLES, size)) for size in values.shape)
@@ -404,10 +410,10 @@ def long_pages(model: Any, processor: Any, documents: Path, pages: int) -> Part:
 
 PARTS: dict[str, tuple[Callable[..., Part], int]] = {  # name -> what measures it, and how many samples it takes
     "real_pages": (real_pages, 25),
-    "chat": (chat, 20),
-    "prose": (prose, 12),
-    "instructions": (instructions, 5),
-    "long_pages": (long_pages, 8),
+    "chat": (chat, 10),
+    "prose": (prose, 6),
+    "instructions": (instructions, 3),
+    "long_pages": (long_pages, 6),
 }
 TEXT_ONLY = ("chat", "prose")
 
@@ -455,10 +461,10 @@ def nats_per_character(ends: Sequence[float], sign: str = "") -> str:
 def real_table(part: Part) -> list[str]:
     """Returns a row per way of showing real pages."""
     lines = ["| shown | pages | words a page | words read | letters and digits alone |", "|---" * 5 + "|"]
-    for name, row in part.items():
-        if isinstance(row, dict) and "n" in row:
-            cells = name, row["n"], row["words"], percent(row["word_accuracy"]), percent(row["letters_alone"])
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+    for name in SHOWN:
+        row = part[name]
+        cells = name, row["n"], row["words"], percent(row["word_accuracy"]), percent(row["letters_alone"])
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
