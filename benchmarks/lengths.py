@@ -30,8 +30,7 @@ def run(params: Params, key: str, lengths: Sequence[int] = LENGTHS, root: Path =
     """
     head = heading("lengths", device_of(None), model=key)
     profile = params.profile.model_copy(update={"lengths": tuple(lengths)})
-    found = profile_model(params.model_copy(update={"profile": profile}), key, root)
-    table = rows(found)
+    table = rows(profile_model(params.model_copy(update={"profile": profile}), key, root))
     longest = {row["method"]: row for row in table if row["prompt_length"] == max(lengths)}
     return head | {"rows": table, "ratios": _ratios(longest)}
 

@@ -72,5 +72,5 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3, help="turns of each way (3)")
     chosen = parser.parse_args()
     torch.set_num_threads(1)  # with more, a small model shares the methods between processes, but not a single one
-    found = measure(load_params(chosen.root / "params.yaml"), chosen.key, chosen.root, chosen.samples, chosen.repeats)
-    print(json.dumps(found, indent=2))
+    figures = measure(load_params(chosen.root / "params.yaml"), chosen.key, chosen.root, chosen.samples, chosen.repeats)
+    print(json.dumps(figures, indent=2))

@@ -61,18 +61,18 @@ def read(folder: Path) -> Results:
     Raises:
         DataError: if a file is not what a bench prints.
     """
-    found: Results = {}
+    results: Results = {}
     for path in sorted(folder.glob("*-cpu.json")):
         name = path.name.removesuffix("-cpu.json")
         try:
-            found[name] = value = json.loads(path.read_text(encoding="utf-8"))
+            results[name] = value = json.loads(path.read_text(encoding="utf-8"))
             missing = [key for key in KEYS if key not in value]
         except (ValueError, TypeError) as error:
             raise DataError(f"not what a bench prints: {error!r}", where=str(path), hint=f"run bench {name}") from error
         if missing:
             what = f"not what a bench prints: no {', '.join(missing)}"
             raise DataError(what, where=str(path), hint=f"run bench {name}")
-    return found
+    return results
 
 
 def _one(results: Results, bench: str) -> dict[str, Any]:
@@ -150,12 +150,12 @@ def chases(results: Results) -> list[str]:
 def lengths(results: Results) -> list[str]:
     """A model's prompts of growing length: prefill, and decoding with the full cache and with a budget."""
     result = _one(results, "lengths")
-    found = {(row["prompt_length"], row["method"]): row for row in result["rows"]}
+    by_case = {(row["prompt_length"], row["method"]): row for row in result["rows"]}
     heads = ["prompt", "prefill, s", "share of it that compresses", "full cache, ms a token", "ours, ms a token"]
     heads += ["ours over full", "its bytes over full", "peak memory over full"]
     lines = [_when(result), "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for length in dict.fromkeys(length for length, _ in found):
-        full, ours = found[length, "transformers"], found[length, "sparsemm"]
+    for length in dict.fromkeys(length for length, _ in by_case):
+        full, ours = by_case[length, "transformers"], by_case[length, "sparsemm"]
         cells = [f"{length:,}", f"{ours['prefill_ms'] / 1e3:.2f}", f"{ours['compression_share']:.1%}"]
         cells += [f"{row['decode_ms_per_token']:.2f}" for row in (full, ours)]
         shares = [ours[name] / full[name] for name in ("decode_ms_per_token", "slab_bytes", "peak_bytes")]
@@ -201,11 +201,11 @@ def main() -> int:
     """Rewrite the tables of docs/ in place; 0, or 1 after printing what was wrong."""
     try:
         results = read(FOLDER)
-        made = {path: rewritten(path.read_text(encoding="utf-8"), results, str(path)) for path in DOCS}
+        texts = {path: rewritten(path.read_text(encoding="utf-8"), results, str(path)) for path in DOCS}
     except (SparseMMError, OSError) as error:
         print(f"sparsemm: {error}", file=sys.stderr)
         return 1
-    for path, text in made.items():
+    for path, text in texts.items():
         with atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from benchmarks import front_page
-from benchmarks.figures import figures, files_to_touch
+from benchmarks.figures import LIBRARY, figures, files_to_touch
 from tests.conftest import MARKED, ROOT
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -75,8 +76,29 @@ def test_figures_are_printed_as_json():
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     values = json.loads(printed)
     assert values == json.loads(json.dumps(figures()))
+    assert sum(values["lines_by_folder"].values()) == values["by_folder"]["sparsemm"]["lines"]
     assert values["import_circles"]["count"] == 0 and values["library"]["lines"] > 10_000
     assert set(values["files_to_touch"]) == {"a method", "a study", "a model family", "an operation", "a data source"}
+
+
+def badly_named(code):
+    """Names that code gives to values, functions and classes and that say how a thing came, not what it is."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+    return {name for name in names if name.strip("_") in {"found", "given", "said", "got", "told", "mine", "made"}}
+
+
+def test_names_hold_what_a_thing_is_and_not_how_it_came():
+    code = "found = told.text = 1\nfor got, x in y: pass\ndef _made(given): return said\nlambda mine: [a for told in b]"
+    assert badly_named(code) == {"found", "got", "_made", "given", "mine", "told"}
+    files = [path for folder in (*LIBRARY, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    assert {str(path): names for path in files if (names := badly_named(path.read_text(encoding="utf-8")))} == {}
 
 
 @pytest.mark.parametrize("document", front_page.BLOCKS)

@@ -173,10 +173,10 @@ class HeadwiseBuilder(AttentionMetadataBuilder):
             self.laid_out.move_to_end(key)
             return self.laid_out[key]
         later = (key[1] + 1) * 4 * self.size
-        made = [self._pages(prompt) for prompt in prompts]
-        runs = max(-(-(int(pages.rows.max()) + later) // self.size) for pages, _ in made)
-        numbers = [(pages.numbers(runs), columns) for pages, columns in made]
-        rows = np.stack([pages.rows for pages, _ in made], axis=1)
+        layouts = [self._pages(prompt) for prompt in prompts]
+        runs = max(-(-(int(pages.rows.max()) + later) // self.size) for pages, _ in layouts)
+        numbers = [(pages.numbers(runs), columns) for pages, columns in layouts]
+        rows = np.stack([pages.rows for pages, _ in layouts], axis=1)
         column = np.stack([columns.column(number // self.heads) for number, columns in numbers], axis=1)
         part = np.stack([number % self.heads for number, _ in numbers], axis=1)
         result = (self._put(rows), self._put(column), self._put(part).int()), rows.max(axis=(0, 2))
@@ -282,8 +282,8 @@ class HeadwiseImpl(AttentionImpl):
             "a soft cap of its logits": bool(logits_soft_cap),
             "another layer's cache": shared_layer is not None,
         }
-        for what, found in refused.items():
-            if found:
+        for what, present in refused.items():
+            if present:
                 hint = "use transformers with sparsemm.compressed_cache"
                 raise EngineError(f"a layer with {what} is not served with a compressed cache", hint=hint)
         plan = plan_of(get_current_vllm_config())

@@ -127,8 +127,8 @@ def refuse(vllm_config: Any) -> None:
          "disable_hybrid_kv_cache_manager", "groups of layers need the hybrid manager"),
         (stated not in ("0", "false", "False"), "model runner V2", "unset VLLM_USE_V2_MODEL_RUNNER"),
     ]  # fmt: skip
-    for found, what, hint in asked:
-        if found:
+    for unsupported, what, hint in asked:
+        if unsupported:
             raise EngineError(f"{what} is not served with a compressed cache", hint=hint)
 
 
