@@ -1,7 +1,8 @@
 """Prints the Python calls of one decode step per layer, as JSON: `python -m benchmarks.calls`.
 
 Counted are calls of functions of this package while a small model with a compressed cache decodes one token of an
-unpadded batch, divided by its layers; so is the time of such a step against transformers' own cache, in turns.
+unpadded batch, divided by its layers. The time of such a step is compared with transformers' own cache, in turns: on
+random weights, and on the checkpoints named on the command line.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ define_missing_torchvision_operators()
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import sparsemm  # noqa: E402
+from sparsemm.models import load_model, new_entry  # noqa: E402
 
 PACKAGE = str(Path(sparsemm.__file__).parent)
 LAYERS, HEADS, HEAD_DIM = 6, 16, 16
@@ -67,17 +69,18 @@ def calls(model: Any, cache: Any) -> Counter[str]:
 
 @torch.inference_mode()
 def ratio(model: Any, length: int, steps: int, turns: int) -> float:
-    """Median processor time of a decode step over that with transformers' DynamicCache; the two take turns."""
+    """Median over turns of the processor time of steps over that with DynamicCache; either is first in every other."""
     tokens = torch.ones(1, 1, dtype=torch.int64, device="cpu")
     ratios = []
-    for _ in range(turns):
-        seconds = []
-        for cache in (sparsemm.compressed_cache(model, "snapkv", 24, window=8), DynamicCache(config=model.config)):
-            filled(model, cache, length)
+    for turn in range(turns):
+        caches = [sparsemm.compressed_cache(model, "snapkv", 24, window=8), DynamicCache(config=model.config)]
+        seconds = [0.0, 0.0]
+        for which in (turn % 2, 1 - turn % 2):
+            filled(model, caches[which], length)
             began = time.process_time()
             for _ in range(steps):
-                model(tokens, past_key_values=cache)
-            seconds.append(time.process_time() - began)
+                model(tokens, past_key_values=caches[which])
+            seconds[which] = time.process_time() - began
         ratios.append(seconds[0] / seconds[1])
     return median(ratios)
 
@@ -85,6 +88,7 @@ def ratio(model: Any, length: int, steps: int, turns: int) -> float:
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoints", type=Path, nargs="*", help="folders of models to time too")
     parser.add_argument("--length", type=int, default=128, help="tokens of the prompt (128)")
     parser.add_argument("--steps", type=int, default=32, help="decode steps of a turn (32)")
     parser.add_argument("--turns", type=int, default=15, help="turns (15)")
@@ -93,11 +97,15 @@ def main() -> None:
     model = small_model()
     counted = calls(model, filled(model, sparsemm.compressed_cache(model, "snapkv", 24, window=8), chosen.length))
     per_layer = {name: count / LAYERS for name, count in counted.most_common() if count >= LAYERS}
+    sizes = chosen.length, chosen.steps, chosen.turns
+    ratios = {"random weights": ratio(model, *sizes)}
+    for path in chosen.checkpoints:
+        ratios[path.name] = ratio(load_model(new_entry(str(path), dtype="float32"))[0], *sizes)
     figures = {
         "calls_per_layer": round(sum(per_layer.values()), 2),
         "files": len({name.partition(":")[0] for name in per_layer}),
         "calls_per_step_besides": sum(count for name, count in counted.items() if count < LAYERS),
-        "decode_ratio_to_dynamic_cache": round(ratio(model, chosen.length, chosen.steps, chosen.turns), 3),
+        "decode_ratio_to_dynamic_cache": {name: round(value, 3) for name, value in ratios.items()},
         "calls": per_layer,
     }
     print(json.dumps(figures, indent=2))

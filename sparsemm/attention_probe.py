@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from inspect import unwrap
 from typing import Any
 
@@ -33,19 +33,19 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 class Detour(str):
     """The name of a model's own attention implementation, under which another function is registered.
 
-    It equals that name and is stored as that name, but has a place of its own in the tables of transformers.
+    It equals that name and is stored as that name, but has a place of its own in the tables of transformers, which look
+    it up four times in every layer of a step: a hash by identity, of one object per name, costs no Python call.
     """
 
     __slots__ = ()
     __eq__ = str.__eq__
-
-    def __hash__(self) -> int:
-        return hash(("sparsemm", str(self)))
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
         return str, (str(self),)
 
 
+detour_of = cache(Detour)  # the one detour of each name
 _lock = threading.Lock()
 _holders: dict[int, set[object]] = {}  # id of a config's attributes -> who wants its attention calls at the moment
 
@@ -67,7 +67,7 @@ class Switch:
         return self  # a copy of a cache serves the same model
 
     def _register(self, own: str) -> None:
-        self.own, self.detour = own, Detour(own)
+        self.own, self.detour = own, detour_of(own)
         if own in ALL_MASK_ATTENTION_FUNCTIONS:
             AttentionMaskInterface.register(self.detour, partial(_own_mask, own))
         if self.function is not None or self.detour not in ALL_ATTENTION_FUNCTIONS:

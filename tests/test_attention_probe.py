@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AttentionInterface, DynamicCache, Gemma2Config, Gemma2ForCausalLM
 
-from sparsemm.attention_probe import PLACE, AttentionCall, Detour, attention_weights, observe_attention
+from sparsemm.attention_probe import PLACE, AttentionCall, attention_weights, detour_of, observe_attention
 from sparsemm.errors import ModelError
 from sparsemm.prompts import build_inputs
 from tests.cache.conftest import SIZES, Lab, _text_model
@@ -260,7 +260,7 @@ def test_threads_see_their_own_calls(lab):
 def test_a_compressed_cache_shows_its_prompt(lab, monkeypatch, implementation, first):
     """In whichever order the two register with transformers."""
     lab.model.set_attn_implementation(implementation)
-    monkeypatch.delitem(AttentionInterface._global_mapping, Detour(implementation), raising=False)
+    monkeypatch.delitem(AttentionInterface._global_mapping, detour_of(implementation), raising=False)
     if first == "cache":
         lab.run(lab.cache(), lab.ids())
     seen = []
