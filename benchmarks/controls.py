@@ -29,7 +29,7 @@ from sparsemm.chase.text import chase_text
 from sparsemm.datasets import download
 from sparsemm.datasets.synthetic import PageStyle
 from sparsemm.errors import AlignError, ModelError, ParamsError, ScoreTableError, SparseMMError
-from sparsemm.files import atomic_path, sha256_file, write_json
+from sparsemm.files import atomic_path, sha256_file, write_csv, write_json
 from sparsemm.models import load_model, new_entry
 from sparsemm.params import Params, load_params, parse_params
 from sparsemm.params.strict import Count, Strict, check_key
@@ -335,12 +335,9 @@ def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
     for one, other in combinations(tables, 2):
         alike = compare(tables[one], tables[other])
         pairs[one, other] = [Agreement(one=one, other=other, **cells) for cells in alike]
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(Agreement.model_fields), lineterminator="\n")
-        writer.writeheader()
-        for rows in pairs.values():
-            cells = [row.model_dump() for row in rows]
-            writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in cells)
+    cells = (row.model_dump() for rows in pairs.values() for row in rows)
+    rounded = ({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in cells)
+    write_csv(path, list(Agreement.model_fields), rounded)
 
 
 def table(artifacts: Path = ARTIFACTS) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import unicodedata
 from collections import Counter, defaultdict
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from sparsemm.chase.shards import Shard
 from sparsemm.datasets.records import Entry, Record
-from sparsemm.files import atomic_path
+from sparsemm.files import write_csv
 from sparsemm.scores import Scores, top_set
 from sparsemm.statistics import interval
 
@@ -111,8 +110,6 @@ def _interval(hits: NDArray[Any], tokens: NDArray[Any]) -> tuple[float, float]:
 
 def write_covariates(path: Path, shard: Shard, records: Sequence[Record], scores: Scores) -> None:
     """Writes the rows of `covariates` as CSV."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(Rates._fields)
-        for row in covariates(shard, records, scores):
-            writer.writerow([f"{value:.6f}" if isinstance(value, float) else value for value in row])
+    rows = (row._asdict() for row in covariates(shard, records, scores))
+    rounded = ({name: f"{n:.6f}" if isinstance(n, float) else n for name, n in row.items()} for row in rows)
+    write_csv(path, Rates._fields, rounded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 from collections import deque
@@ -18,7 +17,7 @@ from sparsemm.chase.early_stop import shards_needed
 from sparsemm.chase.scoring import score_table
 from sparsemm.chase.sharded import ShardedChase
 from sparsemm.chase.shards import Shard, join_shards
-from sparsemm.files import atomic_path, result_path, write_json
+from sparsemm.files import result_path, write_csv, write_json
 from sparsemm.params import Params
 from sparsemm.progress import progress
 from sparsemm.scores import SHARES, ScoreTable
@@ -51,14 +50,12 @@ def metrics(table: ScoreTable, counts: NDArray[np.int64]) -> dict[str, Any]:
 
 def write_curve(path: Path, table: ScoreTable) -> None:
     """Writes a CSV for plots: heads by falling score, with rank (from 1), share and cumulative share."""
-    heads = table.top_heads(table.scores.size)
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["rank", "share", "cumulative", "layer", "head"])
-        total = 0.0
-        for rank, (layer, head, share) in enumerate(heads, start=1):
-            total += share
-            writer.writerow([rank, f"{share:.8f}", f"{min(total, 1.0):.8f}", layer, head])
+    rows, total = [], 0.0
+    for rank, (layer, head, share) in enumerate(table.top_heads(table.scores.size), start=1):
+        total += share
+        shares = {"share": f"{share:.8f}", "cumulative": f"{min(total, 1.0):.8f}"}
+        rows.append({"rank": rank, **shares, "layer": layer, "head": head})
+    write_csv(path, ("rank", "share", "cumulative", "layer", "head"), rows)
 
 
 def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = None) -> None:

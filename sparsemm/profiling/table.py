@@ -13,7 +13,6 @@ full_bytes                keys and values of the full cache at that time
 
 from __future__ import annotations
 
-import csv
 import platform
 from pathlib import Path
 from statistics import median
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from sparsemm.files import atomic_path, write_json
+from sparsemm.files import write_csv, write_json
 from sparsemm.policies import policy_class
 from sparsemm.profiling.measurements import BASELINE, Case, Profile
 
@@ -36,11 +35,7 @@ METRICS = ("decode_ratio_to_full", "compression_share")  # shown by `dvc metrics
 def write(folder: Path, profile: Profile) -> None:
     """Writes <key>.csv and <key>.json to a folder."""
     table = rows(profile)
-    path = folder / f"{profile.key}.csv"
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    write_csv(folder / f"{profile.key}.csv", COLUMNS, table)
     metrics: dict[str, Any] = _machine(profile)
     for name in METRICS:
         for row in table:

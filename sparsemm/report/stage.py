@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 from sparsemm import __version__
 from sparsemm.errors import DataError
-from sparsemm.files import atomic_path
+from sparsemm.files import atomic_path, write_csv
 from sparsemm.params import Params
 from sparsemm.report import charts
 from sparsemm.report.charts import Chart
@@ -36,7 +35,7 @@ def run(params: Params, root: Path = Path(".")) -> None:
     text = page(TITLE, links, footer(results, root), *parts)
     folder = root / "artifacts" / "report"
     for name, chart in plots(results).items():
-        write_plot(folder / "plots" / f"{name}.csv", chart)
+        write_csv(folder / "plots" / f"{name}.csv", COLUMNS, chart.rows() if chart else [])
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -59,14 +58,6 @@ def _joined(labelled: list[tuple[str, Chart]]) -> Chart | None:
     """Joins the panels of several models in one chart."""
     panels = [replace(panel, title=f"{name}: {panel.title}") for name, chart in labelled for panel in chart.panels]
     return Chart(panels) if panels else None
-
-
-def write_plot(path: Path, chart: Chart | None) -> None:
-    """Writes the points of a chart as CSV, or only the header if there is no chart."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(chart.rows() if chart else [])
 
 
 def footer(results: Results, root: Path) -> str:
