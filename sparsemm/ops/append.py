@@ -9,7 +9,7 @@ import torch
 from sparsemm.errors import CacheError
 from sparsemm.ops.checks import check_segments, check_slab, first_true, segment_ends
 from sparsemm.ops.library import DONE, call_cpu, call_cuda, serves, wants_gradient
-from sparsemm.ops.register import register
+from sparsemm.ops.register import dispatch, register
 
 
 def append(
@@ -115,42 +115,20 @@ def _compiled_on_cpu(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
         refuse(code, keys.shape[0])
 
 
-def on_cpu(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-) -> None:
-    """Computes `append` on the CPU, in C++ where the library supports the tensors."""
-    check(keys, values, new_keys, new_values, starts, lengths)
-    if serves(keys, values):
-        return _compiled_on_cpu(keys, values, new_keys, new_values, starts, lengths)
-    rows = keys.shape[0]
+def _compiled_on_cuda(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
+    call_cuda("append", keys.device, *c_arguments(keys, *tensors))
+
+
+def _inspect(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
+    (starts, lengths), rows = tensors[-2:], keys.shape[0]
     ends = segment_ends(starts, rows)
     full = first_true((starts < 0) | (lengths < 0) | (ends > rows) | (lengths >= ends - starts))
     if full is not None:
         refuse(full, rows)
-    reference(keys, values, new_keys, new_values, starts, lengths)
 
 
-def on_cuda(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    new_keys: torch.Tensor,
-    new_values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
-) -> None:
-    """Computes `append` on a CUDA device."""
-    check(keys, values, new_keys, new_values, starts, lengths)
-    if serves(keys, values):
-        call_cuda("append", keys.device, *c_arguments(keys, values, new_keys, new_values, starts, lengths))
-    else:
-        reference(keys, values, new_keys, new_values, starts, lengths)
-
-
+on_cpu = dispatch(check, reference, _compiled_on_cpu, inspect=_inspect)
+on_cuda = dispatch(check, reference, _compiled_on_cuda)
 _OP = register(
     "append(Tensor(a!) keys, Tensor(b!) values, Tensor new_keys, Tensor new_values, Tensor starts, Tensor lengths)"
     " -> ()",

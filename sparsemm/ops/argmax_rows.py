@@ -8,8 +8,8 @@ import torch
 
 from sparsemm.errors import CacheError
 from sparsemm.ops.checks import check_bounds, check_heads, first_true
-from sparsemm.ops.library import DONE, DTYPES, aligned, call_cpu, call_cuda, checked, dense_rows, serves, strides
-from sparsemm.ops.register import register
+from sparsemm.ops.library import DONE, DTYPES, aligned, call_cpu, call_cuda, checked, dense_rows, strides
+from sparsemm.ops.register import dispatch, register
 
 MOST_LOGITS = 1 << 24  # at most so many logits are in memory at once
 
@@ -78,34 +78,32 @@ def c_arguments(
     return DTYPES[query.dtype], query, keys, begins, ends, output, *sizes, strides(query), strides(keys)
 
 
-def on_cpu(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Computes `argmax_rows` on the CPU, in C++ where the library supports the tensors."""
-    check(query, keys, begins, ends)
-    length = keys.shape[1]
-    if serves(query, keys):
-        query, keys, begins, ends = dense_rows(query), dense_rows(keys), begins.contiguous(), ends.contiguous()
-        output = torch.empty(query.shape[:2], dtype=torch.int64, device="cpu")
-        code = call_cpu("argmax_rows", *c_arguments(query, keys, begins, ends, output), torch.get_num_threads())
-        if code != DONE:
-            _refuse(code, length)
-        return output
-    outside = first_true((begins < 0) | (ends > length))
-    if outside is not None:
-        _refuse(outside, length)
-    return reference(query, keys, begins, ends)
+def _compiled_on_cpu(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    query, keys, begins, ends = dense_rows(query), dense_rows(keys), begins.contiguous(), ends.contiguous()
+    output = torch.empty(query.shape[:2], dtype=torch.int64, device="cpu")
+    code = call_cpu("argmax_rows", *c_arguments(query, keys, begins, ends, output), torch.get_num_threads())
+    if code != DONE:
+        _refuse(code, keys.shape[1])
+    return output
 
 
-def on_cuda(query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Computes `argmax_rows` on a CUDA device."""
-    check(query, keys, begins, ends)
-    if not serves(query, keys):
-        return reference(query, keys, begins, ends)
+def _compiled_on_cuda(
+    query: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
     query, keys, begins, ends = aligned(query), aligned(keys), begins.contiguous(), ends.contiguous()
     output = torch.empty(query.shape[:2], dtype=torch.int64, device=keys.device)
     call_cuda("argmax_rows", keys.device, *c_arguments(query, keys, begins, ends, output))
     return output
 
 
+def _inspect(_: torch.Tensor, keys: torch.Tensor, begins: torch.Tensor, ends: torch.Tensor) -> None:
+    outside = first_true((begins < 0) | (ends > keys.shape[1]))
+    if outside is not None:
+        _refuse(outside, keys.shape[1])
+
+
+on_cpu = dispatch(check, reference, _compiled_on_cpu, inspect=_inspect)
+on_cuda = dispatch(check, reference, _compiled_on_cuda)
 _OP = register(
     "argmax_rows(Tensor query, Tensor keys, Tensor begins, Tensor ends) -> Tensor",
     on_cpu,

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from sparsemm.errors import CacheError
 from sparsemm.ops.checks import check_bounds, check_heads, first_true
-from sparsemm.ops.library import DONE, DTYPES, call_cpu, checked, dense_rows, library, serves, strides, wants_gradient
-from sparsemm.ops.register import register
+from sparsemm.ops.library import DONE, DTYPES, call_cpu, checked, dense_rows, library, strides, wants_gradient
+from sparsemm.ops.register import dispatch, register
 
 
 def causal_attention(
@@ -117,7 +117,7 @@ def c_arguments(
     return DTYPES[query.dtype], query, keys, values, output, firsts, stops, *sizes, *steps, scaling
 
 
-def on_cpu(
+def _compiled_on_cpu(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -125,20 +125,13 @@ def on_cpu(
     stops: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """Computes `causal_attention` on the CPU, in C++ where the library supports the tensors."""
-    check(query, keys, values, firsts, stops, scaling)
-    length, dim = query.shape[2:]
-    if not serves(query, keys, values):
-        outside = first_true((firsts < 0) | (firsts > stops) | (stops > length))
-        if outside is not None:
-            _refuse(outside, length)
-        return reference(query, keys, values, firsts, stops, scaling)
     query, keys, values = dense_rows(query), dense_rows(keys), dense_rows(values)
     output = torch.zeros(query.transpose(1, 2).shape, dtype=query.dtype, device=query.device)
     arguments = c_arguments(query, keys, values, firsts.contiguous(), stops.contiguous(), output, scaling)
     threads = max(1, min(torch.get_num_threads(), keys.shape[0] * keys.shape[1]))
     loaded = library()
     assert loaded is not None
+    length, dim = query.shape[2:]
     size = threads * loaded.sparsemm_causal_attention_room(length, dim)
     room = torch.empty(size, dtype=torch.float32, device="cpu")
     room = checked("causal_attention", "room", room, torch.float32, (size,), query.device)
@@ -148,19 +141,15 @@ def on_cpu(
     return output
 
 
-def on_cuda(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    firsts: torch.Tensor,
-    stops: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    """Computes the reference implementation: on a CUDA device, that calls torch's own kernels."""
-    check(query, keys, values, firsts, stops, scaling)
-    return reference(query, keys, values, firsts, stops, scaling)
+def _inspect(query: torch.Tensor, *arguments: Any) -> None:
+    (firsts, stops), length = arguments[2:4], query.shape[2]
+    outside = first_true((firsts < 0) | (firsts > stops) | (stops > length))
+    if outside is not None:
+        _refuse(outside, length)
 
 
+on_cpu = dispatch(check, reference, _compiled_on_cpu, served=3, inspect=_inspect)
+on_cuda = dispatch(check, reference)  # torch's own kernels
 _OP = register(
     "causal_attention(Tensor query, Tensor keys, Tensor values, Tensor firsts, Tensor stops, float scaling) -> Tensor",
     on_cpu,

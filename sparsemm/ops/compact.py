@@ -8,8 +8,8 @@ import torch
 
 from sparsemm.errors import CacheError
 from sparsemm.ops.checks import check_segments, check_slab, first_true, segment_ends
-from sparsemm.ops.library import DONE, call_cpu, call_cuda, serves, strides, wants_gradient
-from sparsemm.ops.register import register
+from sparsemm.ops.library import DONE, call_cpu, call_cuda, strides, wants_gradient
+from sparsemm.ops.register import dispatch, register
 
 
 def compact(
@@ -96,46 +96,26 @@ def c_arguments(
     return keys, values, full_keys, full_values, keep, starts, *sizes, strides(full_keys), strides(full_values)
 
 
-def on_cpu(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    full_keys: torch.Tensor,
-    full_values: torch.Tensor,
-    keep: torch.Tensor,
-    starts: torch.Tensor,
-) -> None:
-    """Computes `compact` on the CPU, in C++ where the library supports the tensors."""
-    check(keys, values, full_keys, full_values, keep, starts)
-    rows = keys.shape[0]
-    if serves(keys, values):
-        arguments = c_arguments(keys, values, full_keys, full_values, keep, starts)
-        code = call_cpu("compact", *arguments, torch.get_num_threads())
-        if code != DONE:
-            _refuse(code, rows)
-        return
+def _compiled_on_cpu(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
+    code = call_cpu("compact", *c_arguments(keys, *tensors), torch.get_num_threads())
+    if code != DONE:
+        _refuse(code, keys.shape[0])
+
+
+def _compiled_on_cuda(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
+    call_cuda("compact", keys.device, *c_arguments(keys, *tensors))
+
+
+def _inspect(keys: torch.Tensor, *tensors: torch.Tensor) -> None:
+    (keep, starts), rows = tensors[-2:], keys.shape[0]
     ends, kept = segment_ends(starts, rows), keep.flatten(0, 1).sum(-1)
     full = first_true((starts < 0) | (ends > rows) | (starts > ends) | (kept > ends - starts))
     if full is not None:
         _refuse(full, rows)
-    reference(keys, values, full_keys, full_values, keep, starts)
 
 
-def on_cuda(
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    full_keys: torch.Tensor,
-    full_values: torch.Tensor,
-    keep: torch.Tensor,
-    starts: torch.Tensor,
-) -> None:
-    """Computes `compact` on a CUDA device."""
-    check(keys, values, full_keys, full_values, keep, starts)
-    if serves(keys, values):
-        call_cuda("compact", keys.device, *c_arguments(keys, values, full_keys, full_values, keep, starts))
-    else:
-        reference(keys, values, full_keys, full_values, keep, starts)
-
-
+on_cpu = dispatch(check, reference, _compiled_on_cpu, inspect=_inspect)
+on_cuda = dispatch(check, reference, _compiled_on_cuda)
 _OP = register(
     "compact(Tensor(a!) keys, Tensor(b!) values, Tensor full_keys, Tensor full_values, Tensor keep, Tensor starts)"
     " -> ()",

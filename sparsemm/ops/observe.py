@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from sparsemm.errors import CacheError
 from sparsemm.ops import library
 from sparsemm.ops.checks import check_heads
-from sparsemm.ops.library import DTYPES, aligned, call_cpu, call_cuda, checked, dense_rows, serves, strides
-from sparsemm.ops.register import register
+from sparsemm.ops.library import DTYPES, aligned, call_cpu, call_cuda, checked, dense_rows, strides
+from sparsemm.ops.register import dispatch, register
 
 MOST_LOGITS = 1 << 24  # at most so many logits are in memory at once, for any number of rows, heads and positions
 
@@ -95,22 +95,18 @@ def c_arguments(
     return code, query, keys, valid, output, *sizes, strides(query), strides(keys), pooling, scaling
 
 
-def on_cpu(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
-    """Computes `observe` on the CPU, in C++ where the library supports the tensors."""
-    check(query, keys, valid, pooling, scaling)
-    if not serves(query, keys):
-        return reference(query, keys, valid, pooling, scaling)
+def _compiled_on_cpu(
+    query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float
+) -> torch.Tensor:
     query, keys, valid = dense_rows(query), dense_rows(keys), valid.contiguous()
     output = torch.empty(keys.shape[:3], dtype=torch.float32, device="cpu")
     call_cpu("observe", *c_arguments(query, keys, valid, output, pooling, scaling), torch.get_num_threads())
     return output
 
 
-def on_cuda(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float) -> torch.Tensor:
-    """Computes `observe` on a CUDA device."""
-    check(query, keys, valid, pooling, scaling)
-    if not serves(query, keys):
-        return reference(query, keys, valid, pooling, scaling)
+def _compiled_on_cuda(
+    query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, pooling: int, scaling: float
+) -> torch.Tensor:
     query, keys, valid = aligned(query), aligned(keys), valid.contiguous()
     batch, heads, length = keys.shape[:3]
     loaded = library.cuda_library()
@@ -122,6 +118,8 @@ def on_cuda(query: torch.Tensor, keys: torch.Tensor, valid: torch.Tensor, poolin
     return output
 
 
+on_cpu = dispatch(check, reference, _compiled_on_cpu)
+on_cuda = dispatch(check, reference, _compiled_on_cuda)
 _OP = register(
     "observe(Tensor query, Tensor keys, Tensor valid, int pooling, float scaling) -> Tensor",
     on_cpu,

@@ -15,7 +15,7 @@ from sparsemm.cache import tiles
 from sparsemm.cache.graphs import DecodeStep, greedy
 from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import CacheError
-from sparsemm.ops import append
+from sparsemm.ops import append, register
 from sparsemm.prompts import build_inputs
 from tests.cache.reading import NoHostReads
 from tests.policies.making import ANY_LENGTH
@@ -75,7 +75,8 @@ def test_the_watch_sees_what_it_should():
 @pytest.mark.parametrize("method", ["sparsemm", "full"])
 def test_a_step_moves_no_buffer_and_reads_nothing_on_the_host(lab, monkeypatch, method, storage, served):
     if not served:  # the path of a device that the library does not serve
-        monkeypatch.setattr(append, "serves", lambda *_: False)
+        for module in (append, register):
+            monkeypatch.setattr(module, "serves", lambda *_: False)
         monkeypatch.setattr(tiles, "decodes", lambda *_: False)
     cache, tokens = lab.cache(method, max_new_tokens=20, storage=storage), lab.ids()
     lab.run(cache, tokens)
