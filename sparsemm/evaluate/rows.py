@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sparsemm.errors import DataError
-from sparsemm.files import atomic_path, write_json
+from sparsemm.files import write_csv, write_json
 from sparsemm.policies import METHODS
 from sparsemm.statistics import Estimate, Mean, Pages, Values, difference, estimate
 
@@ -182,21 +181,13 @@ def refused_rows(head: Mapping[str, str], refused: Mapping[Arm, str]) -> list[Ro
     return [{**head, **one, "refused": reason} for one, reason in zip(cells, refused.values(), strict=True)]
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Writes rows as CSV, atomically."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_table(folder: Path, key: str, columns: Sequence[str], rows: Sequence[Row], at: Sequence[str]) -> None:
     """Writes rows to <key>.csv, and their values to <key>.json as metrics, by the columns `at`, level and budget.
 
     Where something was refused there is a last column `refused` with the reason. Such a row has no value.
     """
     measured = [row for row in rows if "refused" not in row]
-    write_rows(folder / f"{key}.csv", [*columns, *(["refused"] if len(measured) < len(rows) else [])], rows)
+    write_csv(folder / f"{key}.csv", [*columns, *(["refused"] if len(measured) < len(rows) else [])], rows)
     metrics: Row = {}
     for row in measured:
         inner = metrics

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sparsemm.errors import ParamsError
-from sparsemm.evaluate.rows import FULL, OVERALL, Arm, Row, write_rows
-from sparsemm.files import sha256_file
+from sparsemm.evaluate.rows import FULL, OVERALL, Arm, Row
+from sparsemm.files import sha256_file, write_csv
 from sparsemm.params import Params
 from sparsemm.policies import is_drawn, method_options, policy_class
 from sparsemm.recipes import BASELINE, Choice, Comparison, Data, Recipe
@@ -67,7 +67,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         versions={name: version(name) for name in ("sparsemm", "torch", "transformers")},
     )
     folder = root / "artifacts" / "recipes"
-    write_rows(folder / f"{key}.csv", TRIED, rows)
+    write_csv(folder / f"{key}.csv", TRIED, rows)
     recipe.save(folder / f"{key}.json")
     tuner.store.clear()
 
