@@ -36,9 +36,10 @@ def test_draws_are_averaged_in_the_table_and_kept_apart_in_the_samples(tmp_path)
         Arm("qa", "", "random", None, 12): over_seeds(outcome(one) for one in values),
     }
     folder = tmp_path / "artifacts" / "evaluate"
-    write_results(given, "m", outcomes, folder)
+    write_results(given, "m", outcomes, folder, {Arm("qa", "", "duo", None, 12): "too long"})
     with open(folder / "m.csv", newline="", encoding="utf-8") as handle:
-        ours, random = csv.DictReader(handle)
+        ours, random, refused = csv.DictReader(handle)
+    assert [refused[name] for name in ("method", "budget", "refused", "value")] == ["duo", "12", "too long", ""]
     assert (ours["draws"], random["draws"]) == ("1", "3") and random["kept_slots"] == "10.0"
     assert float(random["value"]) == pytest.approx(values.mean(), abs=1e-6)
     assert float(random["diff_vs_sparsemm"]) == pytest.approx((values.mean(0) - values[0]).mean(), abs=1e-6)
@@ -54,7 +55,7 @@ def test_questions_about_one_image_do_not_make_an_interval_narrower(tmp_path):
     for asked in (1, 9):  # the same answer to every question about an image
         pages = np.repeat(np.arange(10), asked)
         outcomes = {Arm("qa", "", "sparsemm", None, 12): outcome(np.repeat(values, asked), pages)}
-        write_results(given, "m", outcomes, tmp_path)
+        write_results(given, "m", outcomes, tmp_path, {})
         with open(tmp_path / "m.csv", newline="", encoding="utf-8") as handle:
             (row,) = csv.DictReader(handle)
         assert (row["n"], row["pages"]) == (str(10 * asked), "10")
