@@ -50,6 +50,8 @@ METHODS = {
     "sparsemm+peak": Style("#7B4FD0", "diamond", "◆"),
     "sparsemm+blend-echo": Style("#B8860B", "hexagon", "⬢", "10px,2px"),
     "snapkv+peak": Style("#2F7FBF", "square", "■", "dot"),
+    "snapkv+random-visual": Style("#6E7F2E", "pentagon", "⬟", "longdash"),
+    "snapkv+random-visual-per-head": Style("#9A5B5B", "triangle-down", "▼", "longdashdot"),
     "transformers": Style("#A6761D", "triangle-right-open", "▷", "dash"),
 }
 # Styles of methods without one of their own, in the order of the registry.

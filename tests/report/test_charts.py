@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from sparsemm.params import load_params
 from sparsemm.policies import METHODS as KNOWN
 from sparsemm.policies import SELECTORS, is_method
 from sparsemm.report import charts
@@ -16,6 +19,8 @@ from sparsemm.studies.curve import STUDY as CURVE
 from sparsemm.studies.rho import STUDY as RHO
 from tests.report import crafted
 
+ROOT = Path(__file__).parents[2]
+
 
 def traces(chart, panel=0):
     return {trace["name"]: trace for trace in chart.spec()["panels"][panel]["traces"] if "name" in trace}
@@ -25,6 +30,13 @@ def test_every_method_has_a_style_of_its_own():
     styles = [*METHODS.values(), *SPARE]
     assert len({one.symbol for one in styles}) == len({one.colour for one in styles}) == len(styles)
     assert OTHER not in [method_style(method) for method in KNOWN]
+
+
+def test_methods_that_are_evaluated_together_differ_in_symbol_and_colour():
+    params = load_params(ROOT / "params.yaml")
+    for settings in (params.evaluate, *(params.of(key).evaluate for key in params.models)):
+        styles = [method_style(method) for method in settings.methods]
+        assert len({one.glyph for one in styles}) == len({one.colour for one in styles}) == len(styles)
 
 
 def test_a_new_method_takes_a_spare_style(monkeypatch):

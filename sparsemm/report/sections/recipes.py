@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sparsemm.recipes import SCENARIOS, Choice
 from sparsemm.report.findings import signed
-from sparsemm.report.html import heading, paragraph, table, tabs
+from sparsemm.report.html import details, heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results
 from sparsemm.report.style import method_label
 
@@ -29,11 +29,11 @@ def of_model(model: Model) -> str:
     html = ""
     for scenario, choice in model.recipe.scenarios.items():
         html += heading(f"{method_label(choice.name)}: {SCENARIOS[scenario]}") + paragraph(choice.why, "conclusion")
-        html += _evidence(model, choice)
+        html += details("Evidence", _evidence(model, choice, SCENARIOS[scenario]))
     return html
 
 
-def _evidence(model: Model, choice: Choice) -> str:
+def _evidence(model: Model, choice: Choice, scenario: str) -> str:
     rows = [
         [
             row.task,
@@ -47,5 +47,5 @@ def _evidence(model: Model, choice: Choice) -> str:
         if row.method == choice.winner
     ]
     winner = method_label(choice.winner)
-    caption = f"{model.label}: {winner} won the search; paired differences on pages that the search never saw"
+    caption = f"{model.label}, {scenario}: {winner} won the search; paired differences on pages that it never saw"
     return table(HEADER, rows, caption) if rows else ""

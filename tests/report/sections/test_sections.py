@@ -293,3 +293,13 @@ def test_a_recipe_is_shown_with_its_reason_and_evidence():
     assert "The method for each model" in result.text and "sparsemm+peak won the search." in result.text
     assert "+0.100 [+0.050, +0.150]" in result.text
     assert "The method for each model" not in build(crafted.results(crafted.evaluated())).text
+
+
+def test_the_evidence_of_recipes_is_folded_and_every_table_has_a_name_of_its_own():
+    both = recipe(pages.table())
+    both = both.model_copy(update={"scenarios": dict.fromkeys(both.scenarios, both.scenarios["known"])})
+    result = build(crafted.results(crafted.evaluated(recipe=both)))
+    names = [one["aria-label"] for one in result.all("div") if one.get("role") == "region"]
+    assert len(set(names)) == len(names)
+    html = "".join(sections.recipes.parts(crafted.results(crafted.evaluated(recipe=both))))
+    assert html.count("<table>") == html.count("<details>") == 2
