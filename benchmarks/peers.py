@@ -108,8 +108,8 @@ def run(pythons: dict[str, str], folder: Path, lengths: Sequence[int], turns: in
     workers = {kind: Process(python, kind=kind, **options) for kind, python in pythons.items()}
     rows = []
     for length in lengths:
-        made = {kind: worker.ask(prompt=length) for kind, worker in workers.items()}
-        names = [(kind, name) for kind, caches in made.items() for name in caches]
+        by_kind = {kind: worker.ask(prompt=length) for kind, worker in workers.items()}
+        names = [(kind, name) for kind, caches in by_kind.items() for name in caches]
         bursts: dict[tuple[str, str], list[dict[str, Any]]] = {name: [] for name in names}
         for turn in range(turns):
             first = turn % len(names)
@@ -121,7 +121,7 @@ def run(pythons: dict[str, str], folder: Path, lengths: Sequence[int], turns: in
             }
             full = [statistics.median(burst["cpu"]) for burst in bursts[kind, "dynamic"]]
             ratios = sorted(one / other for one, other in zip(medians["cpu"], full, strict=True))
-            row = {"length": length, "process": kind, "cache": name} | made[kind][name]
+            row = {"length": length, "process": kind, "cache": name} | by_kind[kind][name]
             row |= {f"{clock}_seconds": round(statistics.median(values), 5) for clock, values in medians.items()}
             ends = (statistics.median(ratios), ratios[0], ratios[-1])
             rows.append(row | {"ratio_to_dynamic": [round(end, 3) for end in ends]})

@@ -23,19 +23,19 @@ def held_bytes(cache: Any) -> int:
     """Returns the bytes that a cache has allocated for keys and values."""
     if hasattr(cache, "slab_bytes"):
         return int(cache.slab_bytes())
-    found: list[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
 
     def add(value: Any) -> None:
         if hasattr(value, "__tensor_flatten__"):  # a quantised tensor
             for name in value.__tensor_flatten__()[0]:
                 add(getattr(value, name))
         elif isinstance(value, torch.Tensor):
-            found.append(value)
+            tensors.append(value)
 
     for layer in cache.layers:
         for name in ("keys", "values", "_quantized_keys", "_quantized_values"):
             add(getattr(layer, name, None))
-    return sum(tensor.numel() * tensor.element_size() for tensor in found)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def filled(cache: Any, full: Any) -> Any:
@@ -66,12 +66,12 @@ class Worker:
         """Runs a random prompt and fills every cache; returns the bytes of each, and the CPU seconds it took."""
         self.caches, self.next = {}, {}
         ids = torch.randint(3, 49000, (1, length), generator=torch.Generator().manual_seed(length), dtype=torch.int64)
-        made = self.ours(ids) if self.kind == "ours" else self.kvpress(ids)
-        for name, (cache, _) in made.items():
+        caches = self.ours(ids) if self.kind == "ours" else self.kvpress(ids)
+        for name, (cache, _) in caches.items():
             self.caches[name], self.next[name] = cache, (ids[:, -1:], length)
         return {
             name: {"bytes": held_bytes(cache), "prompt_cpu_seconds": round(seconds, 3)}
-            for name, (cache, seconds) in made.items()
+            for name, (cache, seconds) in caches.items()
         }
 
     def ours(self, ids: torch.Tensor) -> Made:
@@ -85,8 +85,8 @@ class Worker:
         full: Any = DynamicCache()
         for index, layer in enumerate(prompt._cache.layers):
             full.update(layer.arguments[1], layer.arguments[2], index)
-        made: Made = {"dynamic": (full, forward)}
-        made["static"] = (
+        caches: Made = {"dynamic": (full, forward)}
+        caches["static"] = (
             filled(StaticCache(config=self.model.config, max_cache_len=ids.shape[1] + self.room), full),
             forward,
         )
@@ -95,8 +95,8 @@ class Worker:
             scores = torch.tensor(self.scores, dtype=torch.float64)
             began = time.process_time()
             cache = prompt.compress(make_policy_from(method, min(self.budget, ids.shape[1]), scores, options))
-            made[method] = (cache, forward + time.process_time() - began)
-        return made
+            caches[method] = (cache, forward + time.process_time() - began)
+        return caches
 
     def kvpress(self, ids: torch.Tensor) -> Made:
         """Returns the caches of kvpress and of its transformers; each press needs a forward pass of its own."""
@@ -107,10 +107,10 @@ class Worker:
         full: Any = DynamicCache()
         self.model(ids, past_key_values=full, logits_to_keep=1)
         forward = time.process_time() - began
-        made: Made = {"dynamic": (full, forward)}
+        caches: Made = {"dynamic": (full, forward)}
         began = time.process_time()
         quantized = filled(QuantizedCache("quanto", config=self.model.config, nbits=4), full)
-        made["quantized"] = (quantized, forward + time.process_time() - began)
+        caches["quantized"] = (quantized, forward + time.process_time() - began)
         ratio = 1.0 - min(self.budget, ids.shape[1]) / ids.shape[1]
         for name, press in (
             ("snapkv", SnapKVPress(ratio, self.window)),
@@ -119,9 +119,9 @@ class Worker:
             cache, began = DynamicCache(), time.process_time()
             with press(self.model):
                 self.model(ids, past_key_values=cache, logits_to_keep=1)
-            made[name] = (cache, time.process_time() - began)
+            caches[name] = (cache, time.process_time() - began)
         self.masks = [layer.self_attn.masked_key_indices for layer in self.model.model.layers]  # of AdaKV, the last one
-        return made
+        return caches
 
     @torch.inference_mode()
     def steps(self, name: str, count: int) -> dict[str, Any]:

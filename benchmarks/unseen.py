@@ -184,7 +184,7 @@ def spread_pages(document: Path, count: int) -> list[Record]:
     """Returns `count` pages of a PDF file from all over it, each the first with `WORDS` words after its place."""
     import pypdfium2
 
-    found: list[Record] = []
+    pages: list[Record] = []
     with TemporaryDirectory() as folder:
         path = Path(folder) / document.name.removesuffix(".gz")
         path.write_bytes(content(document))
@@ -192,12 +192,12 @@ def spread_pages(document: Path, count: int) -> list[Record]:
         places = np.linspace(BODY * length, length, count, endpoint=False).astype(int).tolist()
         with closing(pdf.rows(open_local(str(path), Path(".")), 0, None, DPI)) as rows:
             for index, row in enumerate(rows):
-                if isinstance(row, DataError) or len(found) == count or index < places[len(found)]:
+                if isinstance(row, DataError) or len(pages) == count or index < places[len(pages)]:
                     continue
                 with suppress(EmptyRecord):
                     page = row.read(str(document.name), "not stated")
-                    found += [page] if len(letters(page_text(page)).split()) >= WORDS else []
-    return found
+                    pages += [page] if len(letters(page_text(page)).split()) >= WORDS else []
+    return pages
 
 
 def real_pages(model: Any, processor: Any, documents: Path, pages: int) -> Part:
@@ -529,8 +529,8 @@ TABLES = {
 
 def tables(stored: Path = STORED) -> dict[str, str]:
     """Returns the tables of docs/pretrained.md by the names of `PARTS`, in Markdown."""
-    found = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-    lines = {name: table(found[name]) if name in found else ["Not measured yet."] for name, table in TABLES.items()}
+    figures = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    lines = {name: table(figures[name]) if name in figures else ["Not measured yet."] for name, table in TABLES.items()}
     return {name: "\n".join(rows) + "\n" for name, rows in lines.items()}
 
 
