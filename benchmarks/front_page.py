@@ -150,6 +150,22 @@ def served(file: str, measured: str = "measure") -> str:
     return "\n".join(vllm.table(stored[measured])) + "\n"
 
 
+def load() -> str:
+    """Returns what became of the requests of `python -m tests.vllm.load`, from its state."""
+    parts = json.loads((ROOT / "artifacts" / "benchmarks" / "vllm-load.json").read_text(encoding="utf-8"))["parts"]
+    rows = {
+        "right answers": sum(part["right"] for part in parts),
+        "wrong answers": sum(part["wrong"] for part in parts),
+        "clients that left": sum(part["left"] for part in parts),
+        "preemptions": sum(int(part["preemptions"]) for part, after in zip(parts, [*parts[1:], None], strict=True)
+                           if after is None or after["server"] != part["server"]),
+        "MiB of the server after the first, the tenth and the last hundred":
+            ", ".join(str(part["MiB"]) for part in (parts[0], parts[9], parts[-1])),
+    }  # fmt: skip
+    total = sum(part[name] for part in parts for name in ("right", "tied", "wrong", "left", "refused"))
+    return "\n".join([f"| of {total:,} requests | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]) + "\n"
+
+
 def _top_against_random(row: StudyRow) -> bool:
     return row.setting == TOP and row.against in (RANDOM, LAYERS)
 
@@ -163,6 +179,7 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         "five": served("vllm.json"),
         "step": served("vllm-step.json"),
         "scheduler": served("vllm.json", "measure_scheduler"),
+        "load": load(),
     },
     "docs/results.md": {task: table(RESULTS, task) for task in TASKS}
     | {
