@@ -200,6 +200,7 @@ def test_a_long_answer_is_measured_and_served_at_the_budget(made, tiny, tmp_path
         "tasks": ("read", "qa"),
         "methods": ("sparsemm",),
         "selectors": ("snapkv", "knorm"),
+        "against": ("full", "sparsemm", "snapkv", "random", "snapkv+random-visual"),  # the last rates no answers
     }
     params = params.model_copy(update={"tune": params.tune.model_copy(update=change)})
     folder, real, held = copy(root, tmp_path), Tuner.outcomes, {}
