@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from sparsemm.evaluate.rows import FULL, OVERALL, Arm, Outcome
 from sparsemm.evaluate.tasks import Scored
 from sparsemm.policies import METHODS, is_method
+from sparsemm.report.results import StudyResults
+from sparsemm.report.sections.all_studies import shown
 from sparsemm.studies import read_study
 from sparsemm.studies.common.experiment import Experiment
 from sparsemm.studies.common.stage import run
@@ -103,6 +107,9 @@ def test_the_report_has_a_row_per_method_and_says_what_was_refused(result):
     assert len({len(row) for row in second.rows} | {len(second.header)}) == 1
     assert {row.setting for row in drawn(rows)} >= {"snapkv", "sparsemm"}
     assert "against snapkv" in conclusion(rows) and conclusion([]) == ""
+    model = SimpleNamespace(key=KEY, label="small", number=0)
+    html = shown(StudyResults("protocol", STUDY, {KEY: rows}), [model], "protocol")
+    assert all(text in html for text in (first.caption.split(";")[0].replace("'", "&#x27;"), second.caption, "refused"))
 
 
 def test_every_method_is_measured_unless_params_say_otherwise():
