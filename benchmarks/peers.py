@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ class Process:
 
     def __init__(self, python: str, **arguments: Any) -> None:
         command, pipe = [python, str(WORKER)], subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        self.errors = TemporaryFile("w+")  # not a pipe, which progress bars would fill
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
         self.versions = self.ask(**arguments)
 
     def ask(self, **command: Any) -> dict[str, Any]:
@@ -76,14 +77,18 @@ class Process:
         except BrokenPipeError:
             line = ""
         if not line:
-            lines = self.process.communicate()[1].strip().splitlines() or ["nothing was written"]
+            self.end()
+            lines = self.written.strip().splitlines() or ["nothing was written"]
             raise ModelError(f"the worker ended: {lines[-1]}", where=str(self.process.args))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def end(self) -> None:
-        """Lets the worker end."""
+        """Lets the worker end, and keeps what it wrote to stderr."""
         self.process.communicate()
+        with self.errors:
+            self.errors.seek(0)
+            self.written = self.errors.read()
 
 
 def run(pythons: dict[str, str], folder: Path, lengths: Sequence[int], turns: int, steps: int) -> dict[str, Any]:

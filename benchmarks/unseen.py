@@ -271,9 +271,9 @@ def compared(model: Any, base: Any, tokenizer: Any, texts: Sequence[tuple[list[i
 def faq(text: str) -> list[tuple[str, str]]:
     """Returns the (question, answer) pairs of the Debian FAQ."""
     pairs = []
-    for block in re.split(r"\n(?=\d+\.\d+\. )", text)[1:]:
+    for block in re.split(r"\n(?=\d+\.\d+\.\s)", text)[1:]:
         question, _, rest = block.partition("\n\n")
-        question = re.sub(r"^\d+\.\d+\. ", "", " ".join(question.split()))
+        question = re.sub(r"^\d+\.\d+\.\s+", "", " ".join(question.split()))
         reply = " ".join(rest.split("\nChapter ")[0].split())
         if question.endswith("?") and len(reply) > 200:
             pairs.append((question, reply))

@@ -60,7 +60,7 @@ def test_pages_from_all_over_a_document_that_have_enough_words(tmp_path, monkeyp
 
 def test_questions_and_answers_of_the_faq():
     long = "yes " * 60
-    text = f"preface\n\n1.1. Is this a\nquestion?\n\n{long}\n\n1.2. Not one\n\n{long}\n\n1.3. Short?\n\nno\n"
+    text = f"preface\n\n1.1.\xa0Is this a\nquestion?\n\n{long}\n\n1.2. Not one\n\n{long}\n\n1.3. Short?\n\nno\n"
     assert unseen.faq(text) == [("Is this a question?", long.strip())]
 
 
