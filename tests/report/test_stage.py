@@ -61,7 +61,7 @@ def test_everything_that_was_made_is_in_the_page_and_the_same_every_time(tmp_pat
     write_rows(folder / "evaluate/m.csv", [crafted.cells("full", None, 0.9), crafted.cells("sparsemm", 8, 0.5)])
     timed = crafted.timing("transformers", 2048).model_dump() | {"model": "vicuna-7b"}
     write_rows(folder / "profile/shapes/vicuna-7b.csv", [timed])
-    write([one.model_dump() for one in crafted.study_rows()], "curve", "m", tmp_path)
+    write([one.model_dump(exclude_none=True) for one in crafted.study_rows()], "curve", "m", tmp_path)
     from sparsemm.explorer.stage import contents
 
     (folder / "explorer").mkdir()
