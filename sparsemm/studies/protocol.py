@@ -149,11 +149,11 @@ def over_tasks(draws: Draws, tasks: Sequence[str]) -> tuple[Draws, dict[Arm, Val
             continue
         overall = arm._replace(task=OVERALL)
         for own in zip(*filter(None, each), strict=True):
-            size = [float(np.mean([getattr(one, name) for one in own])) for name in ("kept", "bytes")]
+            kept, size = (float(np.mean([getattr(one, name) for one in own])) for name in ("kept", "bytes"))
             over = np.stack([one.values / full[task].values.mean() for task, one in zip(tasks, own, strict=True)])
             alike = [agreement(task, one, full[task]) for task, one in zip(tasks, own, strict=True)]
-            result.setdefault(overall, []).append(Outcome(over.mean(axis=0), PERFORMANCE, *size))
-            loyal = Outcome(np.mean(alike, axis=0), AGREEMENT, *size)
+            result.setdefault(overall, []).append(Outcome(over.mean(axis=0), PERFORMANCE, kept, size))
+            loyal = Outcome(np.mean(alike, axis=0), AGREEMENT, kept, size)
             result.setdefault(overall._replace(condition=LOYALTY), []).append(loyal)
             ratios[overall] = ratios.get(overall, 0.0) + over / len(each[0] or ())
     return result, ratios
@@ -218,7 +218,7 @@ def conclusion(rows: Rows) -> str:
     steady = sum(row.steady == 1.0 for row in own)
     parts.append(f"{steady} of {len(own)} verdicts are the same under every other seed")
     for at in dict.fromkeys(place(row) for row in own if row.level is not None):
-        best = {}
+        best: dict[str, StudyRow] = {}
         for row in own:
             if place(row) == at and (row.model not in best or row.value > best[row.model].value):
                 best[row.model] = row
