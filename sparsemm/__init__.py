@@ -7,12 +7,13 @@ __version__ = "0.1.0"
 PUBLIC = {  # name: the module that has it, imported when it is first used, because it needs torch
     "ScoreTable": "sparsemm.scores",
     "allocate_budgets": "sparsemm.allocate",
+    "cache_argument": "sparsemm.compat",
     "compressed_cache": "sparsemm.cache",
     "evaluate_methods": "sparsemm.evaluate.methods",
     "load_scores": "sparsemm.registry.lookup",
     "score_heads": "sparsemm.chase.score_heads",
 }
-__all__ = ["ScoreTable", "allocate_budgets", "compressed_cache", "evaluate_methods", "load_scores", "score_heads"]
+__all__ = [*PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

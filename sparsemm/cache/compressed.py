@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class CompressedCache(Cache):
-    """A cache for `model.generate(past_key_values=...)`, compressed layer by layer during prefill."""
+    """A cache for `model.generate(**cache_argument(cache))`, compressed layer by layer during prefill."""
 
     layers: list[Any]  # RaggedLayer for full attention, transformers' own layers for other kinds
 
@@ -338,7 +338,7 @@ def compressed_cache(
     scenario: str = "known",
     **options: Any,
 ) -> CompressedCache:
-    """Returns a fresh cache for one `model.generate(**inputs, past_key_values=cache)` and its later turns.
+    """Returns a fresh cache for one `model.generate(**inputs, **cache_argument(cache))` and its later turns.
 
     The prompt is compressed once, layer by layer, right after its prefill. All later tokens are kept unless
     `recompress` or `hold_budget` says otherwise. The model stays as it is: its own attention serves the prompt, and

@@ -102,7 +102,7 @@ class DecodeStep:
 
 @torch.no_grad()
 def greedy(model: Any, inputs: dict[str, torch.Tensor], cache: CompressedCache, max_new_tokens: int) -> torch.Tensor:
-    """Generates as `model.generate(**inputs, past_key_values=cache, do_sample=False)`, with `DecodeStep` per token.
+    """Generates as `model.generate(**inputs, **cache_argument(cache), do_sample=False)`, with `DecodeStep` per token.
 
     Args:
         inputs: input_ids, attention_mask and the other inputs of `generate`.

@@ -73,8 +73,16 @@ def score_heads(
         "revision": getattr(model.config, "_commit_hash", None),
         "family": family,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "dataset": _sources(records),
         "prompt": prompt,
         "mode": answer,
         **model_header(model),
     }
     return score_table(shard, header)
+
+
+def _sources(records: Sequence[Record]) -> str:
+    """Returns where the records come from: their sources in order, at most three by name."""
+    sources = list(dict.fromkeys(record.source for record in records))
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    return ", ".join(sources[:3]) + more

@@ -11,6 +11,7 @@ import pytest
 
 import sparsemm
 from sparsemm.align.stage import run as align
+from sparsemm.chase.score_heads import _sources
 from sparsemm.chase.stage import run as chase
 from sparsemm.datasets.records import write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record
@@ -42,7 +43,9 @@ def test_the_function_scores_as_the_stages_do(reader, tmp_path, answer):
     stored = ScoreTable.load(tmp_path / "artifacts" / "scores" / "m.safetensors")
     np.testing.assert_array_equal(table.scores, stored.scores)
     np.testing.assert_array_equal(table.per_sample, stored.per_sample)
-    shared = table.header.keys() & stored.header.keys() - {"model", "revision"}
+    assert table.header["dataset"] == "synthetic" and stored.header["dataset"] == "calibration"
+    assert "scored on: synthetic, " in repr(table)
+    shared = table.header.keys() & stored.header.keys() - {"model", "revision", "dataset"}
     assert {name: table.header[name] for name in shared} == {name: stored.header[name] for name in shared}
     cache = sparsemm.compressed_cache(reader[0], "sparsemm", budget=12, window=4, scores=table)
     assert cache.get_seq_length() == 0
@@ -74,3 +77,9 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch):
     assert (tmp_path / "heads.safetensors").is_file()
     assert names["answer"].shape[1] > names["inputs"]["input_ids"].shape[1]
     assert len(names["scores"].per_sample) == len(RECORDS)
+
+
+def test_a_table_names_three_sources_of_its_records():
+    records = [replace(RECORDS[0], source=source) for source in ("b", "a", "b")]
+    assert _sources(records) == "b, a"
+    assert _sources([replace(RECORDS[0], source=str(i)) for i in range(5)]) == "0, 1, 2 and 2 more"
