@@ -24,6 +24,7 @@ from sparsemm.evaluate.rows import FULL, OVERALL, PAPER
 from sparsemm.recipes import Recipe
 from sparsemm.statistics import Estimate
 from sparsemm.studies import StudyRow, read_study
+from sparsemm.studies import protocol as every_method
 from sparsemm.studies.common.cut_prompts import IMAGE
 from sparsemm.studies.common.heads import LAYERS, NONE, RANDOM, TOP
 from sparsemm.studies.oracle import ORACLE, SELECTORS
@@ -107,6 +108,15 @@ def selections(model: str = MODEL) -> str:
         values = " | ".join(_percent(dict(cells.get((task, condition, budget, name), full))) for name in settings)
         lines.append(f"| {task}, {condition} | {budget} | {values} |")
     return "\n".join(lines) + f"\n\nModel `{model}`, n = {rows[0].n}, per cent, 95 % intervals in brackets.\n"
+
+
+def protocol(model: str) -> str:
+    """Returns a row per method of the study `protocol` and a column per share of the prompt."""
+    rows = read_study(ROOT / "artifacts" / "studies" / "protocol" / f"{model}.csv", "protocol", model)
+    shown = every_method.tables(rows)[0]
+    lines = [shown.header, ["---"] * len(shown.header), *shown.rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{text}\n\nModel `{model}`, n = {rows[0].n}. {shown.caption}.\n"
 
 
 def recipes() -> str:
@@ -193,6 +203,8 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         "oracle": selections(),
         "oracle qwen2": selections("tiny-qwen2-vl"),
         "oracle vicuna": selections("tiny-llava-next-vicuna"),
+        "protocol qwen2": protocol("tiny-qwen2-vl"),
+        "protocol vicuna": protocol("tiny-llava-next-vicuna"),
         "recipes": recipes(),
         "controls": controls.table(),
     },
