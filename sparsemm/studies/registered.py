@@ -73,5 +73,4 @@ STUDY = Study(
     "which no other table of the model used.",
     conclusion=conclusion,
     headline=lambda row: bool(row.against),
-    open=True,
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from sparsemm.explorer.stage import contents
+from sparsemm.params import load_params
 from sparsemm.report.html import page
-from sparsemm.report.results import Machine, Shape
+from sparsemm.report.results import Machine, Shape, read_results
 from sparsemm.report.sections import written
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
@@ -28,6 +31,7 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver: see .ci/packages")
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
 SCREEN = 900  # pixels
+ROOT = Path(__file__).parents[2]
 
 
 class Page:
@@ -210,6 +214,20 @@ def test_the_page_is_a_few_screens_and_the_first_shows_the_picture(opened):
     assert opened.js("return document.documentElement.scrollHeight") <= 12 * SCREEN
     bottom = opened.js("return document.querySelector('#found .pictures').getBoundingClientRect().bottom")
     assert bottom <= SCREEN and opened.js("return document.querySelectorAll('#found li').length") == 3
+
+
+def test_the_page_of_the_tables_in_git_is_a_few_screens_too(opened, tmp_path):
+    """The page of all results, but without the explorer, whose files are not in Git."""
+    results = read_results(load_params(ROOT / "params.yaml"), ROOT)
+    links, parts = written(replace(results, models=[replace(model, explorer={}) for model in results.models]))
+    (tmp_path / "index.html").write_text(page("All results", links, "", *parts), encoding="utf-8")
+    stand_in = opened.driver.current_url
+    opened.size(1400, SCREEN)
+    opened.driver.get((tmp_path / "index.html").as_uri())
+    height = opened.js("return document.documentElement.scrollHeight")
+    opened.driver.get(stand_in)
+    opened.open_again()
+    assert 3 * SCREEN < height <= 12 * SCREEN
 
 
 def test_a_model_has_one_colour_in_every_chart(opened):
