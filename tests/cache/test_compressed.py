@@ -75,9 +75,16 @@ def test_full_and_large_budgets_are_token_identical(tiny, name, rows):
 @pytest.mark.parametrize("method", UNTOLD)
 def test_padded_batch_answers_like_batch_one(tiny, name, method):
     model, processor = tiny(name)
-    together = answer(model, inputs_for(processor, (0, 1, 2)), cache_for(model, method, 20))
+    model = copy.deepcopy(model).double()  # in fp32 rounding decides between positions that are rated alike
+
+    def ask(*rows):
+        inputs = inputs_for(processor, rows)
+        inputs["pixel_values"] = inputs["pixel_values"].double()
+        return answer(model, inputs, cache_for(model, method, 20))
+
+    together = ask(0, 1, 2)
     for row in range(3):
-        alone = answer(model, inputs_for(processor, (row,)), cache_for(model, method, 20))
+        alone = ask(row)
         assert padded_equal(alone, together[row : row + 1], processor.tokenizer.pad_token_id), row
 
 

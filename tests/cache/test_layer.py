@@ -389,7 +389,8 @@ def test_under_autocast_it_is_held_and_served_in_its_dtype(lab, options):
         got = lab.run(cache, tokens), lab.run(cache, step)
         own = DynamicCache()
         want = lab.run(own, tokens), lab.run(own, step)
-    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+    atol = 0.1 if options.get("storage") else 0.05  # int8 rounds on top of bf16
+    torch.testing.assert_close(got, want, rtol=0.05, atol=atol)
     assert cache.kept_bytes() == 2 * 31 * lab.heads * 2 * (8 * 2 if not options.get("storage") else 8 + 4)
     with pytest.raises(CacheError, match=r"float32 after a prompt in torch\.bfloat16"):
         lab.run(cache, step)
