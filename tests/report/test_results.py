@@ -61,7 +61,7 @@ def test_all_is_read(place):
     (folder / "explorer").mkdir()
     (folder / "explorer/m.json").write_text('{"reason": "too large"}')
     write_scores(folder / "scores/also/m/e.csv")
-    write([one.model_dump() for one in crafted.study_rows()], "curve", "m", place)
+    write([one.model_dump(exclude_none=True) for one in crafted.study_rows()], "curve", "m", place)
     more = "robustness: {e: {}}\nstudies: {derived: {curve: {}}}"
     results = read(place, PARAMS + more)
     (model,) = results.models
