@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks import controls, peers, unseen, vllm
+from benchmarks import controls, peers, unseen_tables, vllm
 from sparsemm.cli import _parser as command_parser
 from sparsemm.evaluate.rows import FULL, OVERALL, PAPER
 from sparsemm.recipes import Recipe
@@ -183,7 +183,7 @@ def _top_against_random(row: StudyRow) -> bool:
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
     "README.md": {"results": table(RESULTS, "read", ROWS)},
     "docs/reference/commands.md": {"commands": commands()},
-    "docs/pretrained.md": unseen.tables() | {"peers": peers.table()},
+    "docs/pretrained.md": unseen_tables.tables() | {"peers": peers.table()},
     "docs/vllm.md": {
         "two": served("vllm-two.json"),
         "five": served("vllm.json"),

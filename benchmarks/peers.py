@@ -22,8 +22,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from benchmarks.controls import COMMITTED, NAME, curve_table
-from benchmarks.unseen import STORED as UNSEEN
 from benchmarks.unseen import UPDATES
+from benchmarks.unseen_tables import STORED as UNSEEN
 from sparsemm.errors import ModelError, SparseMMError
 from sparsemm.files import write_json
 from sparsemm.profiling.clock import heading

@@ -65,7 +65,8 @@ class Worker:
     def prompt(self, length: int) -> dict[str, Any]:
         """Runs a random prompt and fills every cache; returns the bytes of each, and the CPU seconds it took."""
         self.caches, self.next = {}, {}
-        ids = torch.randint(3, 49000, (1, length), generator=torch.Generator().manual_seed(length), dtype=torch.int64)
+        generator = torch.Generator(self.model.device).manual_seed(length)
+        ids = torch.randint(3, 49000, (1, length), generator=generator, dtype=torch.int64, device=self.model.device)
         caches = self.ours(ids) if self.kind == "ours" else self.kvpress(ids)
         for name, (cache, _) in caches.items():
             self.caches[name], self.next[name] = cache, (ids[:, -1:], length)
@@ -92,7 +93,7 @@ class Worker:
         )
         for method in ("sparsemm", "snapkv"):
             options = {"window": self.window, "rho": 0.1, "mode": "exact", "pooling_kernel": 5}
-            scores = torch.tensor(self.scores, dtype=torch.float64)
+            scores = torch.tensor(self.scores, dtype=torch.float64, device="cpu")
             began = time.process_time()
             cache = prompt.compress(make_policy_from(method, min(self.budget, ids.shape[1]), scores, options))
             caches[method] = (cache, forward + time.process_time() - began)
@@ -132,7 +133,7 @@ class Worker:
                 layer.self_attn.masked_key_indices = mask if name == "adakv" else None
         wall, work = [], []
         for _ in range(count):
-            at = torch.tensor([[position]], dtype=torch.int64)
+            at = torch.tensor([[position]], dtype=torch.int64, device=self.model.device)
             before = time.perf_counter(), time.process_time()
             options = {} if self.kind == "ours" else {"cache_position": at[0]}
             logits = self.model(token, past_key_values=cache, position_ids=at, **options).logits

@@ -23,15 +23,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 300.0) -> None:
+def wait_for(condition: Callable[[], object], what: str | Callable[[], str], seconds: float = 900.0) -> None:
     """Poll until the condition holds; patient, because a machine may be busy with other tests.
+
+    `what` is what was awaited; a function is called when it did not come, so that it tells the last state.
 
     Raises:
         AssertionError: if it does not in time.
     """
     until = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, f"{what}: not within {seconds} s"
+        if time.monotonic() >= until:
+            raise AssertionError(f"{what if isinstance(what, str) else what()}: not within {seconds} s")
         time.sleep(0.1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import unseen
+from benchmarks import unseen, unseen_inputs
 from examples.sample_pdfs import pdf
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
@@ -30,9 +30,9 @@ def page(*boxes):
 
 def test_a_part_holds_most_whole_words_and_no_other_ink():
     whole = [(200, 100, 230, 110), (240, 100, 260, 110), (200, 150, 220, 160)]
-    part = unseen.crop(page((0, 0, 20, 10), *whole, (360, 100, 399, 110)))
+    part = unseen_inputs.crop(page((0, 0, 20, 10), *whole, (360, 100, 399, 110)))
     assert page_text(part) == "w1 w2 w3"  # not w4, which the right edge cuts
-    assert part.image.size == (unseen.WIDTH, unseen.HEIGHT)
+    assert part.image.size == (unseen_inputs.WIDTH, unseen_inputs.HEIGHT)
     black = np.asarray(part.image)[..., 0] == 0
     expected = np.zeros_like(black)
     for box in (entry.box for entry in part.entries):
@@ -41,7 +41,7 @@ def test_a_part_holds_most_whole_words_and_no_other_ink():
 
 
 def test_words_are_drawn_until_the_page_is_full():
-    record = unseen.redrawn(["one", "a-word-that-is-longer-than-a-line", *["seven77"] * 40], 0)
+    record = unseen_inputs.redrawn(["one", "a-word-that-is-longer-than-a-line", *["seven77"] * 40], 0)
     assert page_text(record).split()[:2] == ["one", "seven77"] and record.validate()
     assert len(record.entries) == 18  # three in each of six lines
     assert len({entry.box[1] for entry in record.entries}) == 6
@@ -51,22 +51,24 @@ def test_pages_from_all_over_a_document_that_have_enough_words(tmp_path, monkeyp
     record = draw_record("evaluation", 0, 0, PageStyle(1, 6, (6, 6)))
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf(record))
-    monkeypatch.setattr(unseen, "WORDS", 12)
-    (found,) = unseen.spread_pages(path, 1)
+    monkeypatch.setattr(unseen_inputs, "WORDS", 12)
+    (found,) = unseen_inputs.spread_pages(path, 1)
     assert page_text(found) == page_text(record)
-    monkeypatch.setattr(unseen, "WORDS", 13)
-    assert unseen.spread_pages(path, 1) == []
+    monkeypatch.setattr(unseen_inputs, "WORDS", 13)
+    assert unseen_inputs.spread_pages(path, 1) == []
 
 
 def test_questions_and_answers_of_the_faq():
     long = "yes " * 60
     text = f"preface\n\n1.1.\xa0Is this a\nquestion?\n\n{long}\n\n1.2. Not one\n\n{long}\n\n1.3. Short?\n\nno\n"
-    assert unseen.faq(text) == [("Is this a question?", long.strip())]
+    assert unseen_inputs.faq(text) == [("Is this a question?", long.strip())]
 
 
 def test_twenty_different_instructions_that_are_not_ours():
-    assert len({unseen.letters(text) for text in unseen.INSTRUCTIONS}) == 20
-    assert unseen.letters(READ_PROMPT) not in {unseen.letters(text) for text in unseen.INSTRUCTIONS}
+    assert len({unseen_inputs.letters(text) for text in unseen_inputs.INSTRUCTIONS}) == 20
+    assert unseen_inputs.letters(READ_PROMPT) not in {
+        unseen_inputs.letters(text) for text in unseen_inputs.INSTRUCTIONS
+    }
 
 
 def test_a_model_does_not_differ_from_itself_but_from_a_better_one(tmp_path):
@@ -83,8 +85,8 @@ def test_a_model_does_not_differ_from_itself_but_from_a_better_one(tmp_path):
 
 def test_shared_text():
     words = " ".join(map(str, range(10)))
-    assert unseen.shared(words, set(unseen.sequences(words))) == 1.0
-    assert unseen.shared(words + " other words", set(unseen.sequences(words))) == pytest.approx(3 / 5)
+    assert unseen_inputs.shared(words, set(unseen_inputs.sequences(words))) == 1.0
+    assert unseen_inputs.shared(words + " other words", set(unseen_inputs.sequences(words))) == pytest.approx(3 / 5)
 
 
 def test_parts_are_stored_one_by_one_and_not_measured_again(tmp_path, monkeypatch):
@@ -115,4 +117,4 @@ def test_parts_are_stored_one_by_one_and_not_measured_again(tmp_path, monkeypatc
 
 def test_a_document_that_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"policy\.txt"):
-        unseen.at(tmp_path, "policy.txt")
+        unseen_inputs.at(tmp_path, "policy.txt")

@@ -31,7 +31,7 @@ def state(run):
 
 def ended(run, wanted="COMPLETED"):
     """Wait until a flow run has ended, and as wanted."""
-    wait_for(lambda: state(run)[0] in FINAL, f"end of the run, which is {state(run)}")
+    wait_for(lambda: state(run)[0] in FINAL, lambda: f"end of the run, which is {state(run)}")
     assert state(run)[0] == wanted
 
 
@@ -99,7 +99,7 @@ def children(process):
 
 def nothing_left(repository):
     """No process, no worktree, no held lock."""
-    wait_for(lambda: not inside(repository), f"an end of {inside(repository)}")
+    wait_for(lambda: not inside(repository), lambda: f"an end of {inside(repository)}")
     assert repository.git("worktree", "list").count("\n") == 1
     assert not (repository.root / ".git" / "index.lock").exists()
     for path in (repository.root / "build" / "locks").iterdir():

@@ -84,7 +84,7 @@ def test_cancel_ends_every_child(deployed, worker, quiet):
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)
     wait_for(lambda: state(run)[0] == "CANCELLED", "cancellation")
-    wait_for(lambda: not inside(deployed), f"an end of {inside(deployed)}")
+    wait_for(lambda: not inside(deployed), lambda: f"an end of {inside(deployed)}")
     go_on(deployed)
     again = start("pipeline/nightly", root=".", publish=False)
     ended(again)
