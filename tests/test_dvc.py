@@ -174,7 +174,7 @@ def test_metrics_plots_and_params_can_be_looked_at(pipeline):
     drawn = (pipeline.root / "plots" / "index.html").read_text(encoding="utf-8")
     assert "index.html" in out and "failed" not in out
     titles = re.findall(r'"title": \{"text": "([^"]+)"', drawn)
-    assert len(titles) == len(set(titles)) == 9  # the tables of the stages draw nothing
+    assert len(titles) == len(set(titles)) == 10  # the tables of the stages draw nothing
     assert "evaluate/one.csv" in drawn and drawn.count('"width": 0') > 10
     pipeline.dvc("params", "diff")
 

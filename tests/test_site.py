@@ -13,6 +13,8 @@ import yaml
 
 from sparsemm.cli import _parser
 from sparsemm.policies import METHODS, SELECTORS
+from sparsemm.report.sections import SECTIONS
+from sparsemm.vllm.methods import RATES, STATIC
 from tests.test_tutorials import NOT_RUN, RUN, snippets
 
 ROOT = Path(__file__).parent.parent
@@ -101,3 +103,27 @@ def test_every_snippet_is_run_or_says_why_not():
     assert {document for document, count in counts.items() if count} == {*RUN, *NOT_RUN}
     assert all(len(left_out) <= counts[document] for document, left_out in NOT_RUN.items())
     assert {document for document in NOT_RUN if len(NOT_RUN[document]) < counts[document]} <= {*RUN}
+
+
+def rows_of(document, heading):
+    """First cells of the first table under a heading of a document."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8").partition(heading)[2]
+    return [row.partition(" | ")[0] for row in re.search(r"(?:^\| .*\n|^\|---.*\n)+", text, re.M)[0][2:].split("\n| ")]
+
+
+def test_the_document_of_the_report_lists_its_sections():
+    assert rows_of("report.md", "# The report")[1:] == [section.link for section in SECTIONS]
+
+
+def test_documents_name_what_vllm_serves():
+    (names,) = re.findall(r"vLLM plug-in serves ([^.]*)\.", (ROOT / "docs/cache.md").read_text(encoding="utf-8"))
+    assert set(re.findall(r"`([\w-]+)`", names)) == {*RATES}
+    (methods,) = re.findall(
+        r"^\| `method` \| (.*?);", (ROOT / "docs/vllm.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert set(re.findall(r"`([\w-]+)`", methods)) == {*STATIC}
+
+
+def test_the_readme_activates_the_environment_before_it_uses_its_commands():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert 0 < text.index(". .venv/bin/activate") < text.index("\npip install") < text.index("\nsparsemm ")

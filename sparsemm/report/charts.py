@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparsemm.evaluate.rows import OVERALL
+from sparsemm.recipes import Scenario
 from sparsemm.report.results import Heads, Model, PaperPoint, StudyResults, Timing
 from sparsemm.report.style import FAINT, Style, method_label, method_style, model_style, setting_styles
 from sparsemm.statistics import Estimate
@@ -250,6 +252,29 @@ def cost(timings: Sequence[Timing], points: Sequence[PaperPoint] = ()) -> Chart:
         ],
         columns=3,
     )
+
+
+def recipes(models: Sequence[Model]) -> Chart | None:
+    """Draws the winners of the searches minus other methods, on pages that no search saw; None without a recipe.
+
+    A panel per scenario, a mark per model: the difference of the mean accuracy over all tasks and budgets.
+    """
+    panels: dict[Scenario, list[Series]] = {}
+    for model in models:
+        for scenario, choice in model.recipe.scenarios.items() if model.recipe else ():
+            points = [
+                Point(method_label(row.against), row.difference)
+                for row in choice.evidence
+                if (row.method, row.task, row.budget) == (choice.winner, OVERALL, None)
+            ]
+            if points:
+                series = Series(model.label, model_style(model.number), points, joined=False)
+                panels.setdefault(scenario, []).append(series)
+    drawn = [
+        Panel(scenario, "other method", "difference", series, [str(p.at) for s in series for p in s.points], zero=True)
+        for scenario, series in panels.items()
+    ]
+    return Chart(drawn) if drawn else None
 
 
 def differences(result: StudyResults, models: Iterable[Model]) -> Chart | None:

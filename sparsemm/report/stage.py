@@ -18,7 +18,7 @@ from sparsemm.report.sections import written
 
 TITLE = "SparseMM: visual heads and KV-cache budgets"
 PAPER = "https://arxiv.org/abs/2506.05344"
-PLOTTED = ("masking", "parts", "later", "looking", "sources")  # studies among the nine charts of `dvc plots`
+PLOTTED = ("masking", "parts", "later", "looking", "sources")  # studies among the ten charts of `dvc plots`
 COLUMNS = ("panel", "series", "at", "value", "low", "high")
 
 
@@ -41,7 +41,7 @@ def run(params: Params, root: Path = Path(".")) -> None:
 
 
 def plots(results: Results) -> dict[str, Chart | None]:
-    """Returns the nine charts of `dvc plots show`; a chart is None if there is nothing to draw yet."""
+    """Returns the ten charts of `dvc plots show`; a chart is None if there is nothing to draw yet."""
     models = results.evidence or results.models
     studies = {result.name: result for result in results.studies}
     evaluated = [model for model in models if model.accuracy]
@@ -50,6 +50,7 @@ def plots(results: Results) -> dict[str, Chart | None]:
         "accuracy": _joined([(model.label, charts.accuracy(model)) for model in evaluated]),
         "heads": charts.score_curves(models),
         "cost": _joined([(model.label, charts.cost(model.timings)) for model in timed]),
+        "recipes": charts.recipes(models),
         **{n: charts.differences(studies[n], models) if n in studies else None for n in ("curve", *PLOTTED)},
     }
 

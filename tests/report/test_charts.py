@@ -17,6 +17,8 @@ from sparsemm.statistics import Estimate
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
 from sparsemm.studies.rho import STUDY as RHO
+from tests.explorer import pages
+from tests.recipes import comparison, recipe
 from tests.report import crafted
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +141,23 @@ def test_differences_have_one_colour_per_model_and_a_line_at_zero():
     assert traces(chart)["n"]["line"]["color"] == model_style(1).colour
     assert charts.differences(result, models[1:]).legend().keys() == {"n"}
     assert charts.differences(crafted.studied(CURVE, []), models) is None
+
+
+def test_recipes_are_drawn_as_the_differences_of_their_winners():
+    evidence = [comparison("w", "all tasks", "better"), comparison("w", "all tasks", "worse", "adakv")]
+    evidence += [comparison("w", "read", "worse"), comparison("w", "all tasks", "worse", "random", budget=12)]
+    evidence += [comparison("snapkv", "all tasks", "worse", "h2o")]  # the method that is used in the winner's place
+    plain = recipe(pages.table())
+    choice = plain.scenarios["known"].model_copy(update={"winner": "w", "name": "snapkv", "evidence": tuple(evidence)})
+    other = plain.model_copy(update={"scenarios": plain.scenarios | {"known": choice}})
+    models = [crafted.model(recipe=other), crafted.model(key="n", number=1, recipe=plain), crafted.model(key="o")]
+    chart = charts.recipes(models)
+    crafted.drawable(chart)
+    (panel,) = chart.spec()["panels"]  # the scenario later has no evidence
+    assert panel["title"] == "known" and panel["x"]["ticktext"] == ["snapkv", "adakv"]
+    assert traces(chart)["m"]["y"] == [0.1, -0.1] and traces(chart)["m"]["mode"] == "markers"
+    assert traces(chart)["n"]["y"] == [0.1] and traces(chart)["n"]["line"]["color"] == model_style(1).colour
+    assert charts.recipes(models[2:]) is None
 
 
 def test_levels_are_across_and_many_comparisons_are_lines_of_text():
