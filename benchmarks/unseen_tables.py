@@ -27,11 +27,12 @@ def nats_per_character(ends: Sequence[float], sign: str = "") -> str:
 
 
 def real_table(part: Part) -> list[str]:
-    """Returns a row per way of showing real pages."""
+    """Returns a row per way of showing real pages; one without figures yet has dashes."""
     lines = ["| shown | pages | words a page | words read | letters and digits alone |", "|---" * 5 + "|"]
     for name in SHOWN:
-        row = part[name]
-        cells = name, row["n"], row["words"], percent(row["word_accuracy"]), percent(row["letters_alone"])
+        row = part.get(name)
+        shares = [percent(row[share]) for share in ("word_accuracy", "letters_alone")] if row else ["-", "-"]
+        cells = name, row["n"] if row else "-", row["words"] if row else "-", *shares
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 

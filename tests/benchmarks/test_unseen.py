@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import unseen, unseen_inputs
+from benchmarks import unseen, unseen_inputs, unseen_tables
 from examples.sample_pdfs import pdf
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
@@ -118,3 +118,10 @@ def test_parts_are_stored_one_by_one_and_not_measured_again(tmp_path, monkeypatc
 def test_a_document_that_is_missing_is_named(tmp_path):
     with pytest.raises(DataError, match=r"policy\.txt"):
         unseen_inputs.at(tmp_path, "policy.txt")
+
+
+def test_a_way_of_showing_pages_without_figures_has_dashes():
+    row = {"n": 3, "words": 20.0, "word_accuracy": [0.5, 0.4, 0.6], "letters_alone": [1.0, 0.9, 1.0]}
+    rows = unseen_tables.real_table({unseen_inputs.SHOWN[0]: row})[2:]
+    assert rows[0] == f"| {unseen_inputs.SHOWN[0]} | 3 | 20.0 | 50 [40, 60] | 100 [90, 100] |"
+    assert rows[1:] == [f"| {name} | - | - | - | - |" for name in unseen_inputs.SHOWN[1:]]
