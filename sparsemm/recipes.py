@@ -79,6 +79,8 @@ class Choice(_Part):
     candidates: int  # how many candidates were tried
     failed: int  # how many of them failed
     why: str  # reason for the choice, in whole sentences
+    # tokens that run before the first token of an answer, over those of the prompt: above 1 if pages are read again
+    prefill_work: float = 1.0
     evidence: tuple[Comparison, ...]  # comparisons on the pages that the search never saw
 
     def worse(self) -> list[Comparison]:
@@ -124,8 +126,8 @@ class Recipe(_Part):
         raise BudgetError(f"the recipe has no scenario {scenario!r}", hint=f"use {' or '.join(self.scenarios)}")
 
     def save(self, path: Path) -> None:
-        """Writes the recipe as JSON, atomically; equal recipes have equal bytes."""
-        write_json(path, self.model_dump(mode="json"))
+        """Writes the recipe as JSON, atomically; equal recipes have equal bytes. A `prefill_work` of 1 is left out."""
+        write_json(path, self.model_dump(mode="json", exclude_defaults=True))
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

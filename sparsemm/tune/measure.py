@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sparsemm.datasets.records import Record, read_records
 from sparsemm.errors import DataError, PromptTooLong
-from sparsemm.evaluate.answers import Batch, Variant
+from sparsemm.evaluate.answers import Batch, Variant, make_batch
 from sparsemm.evaluate.evaluator import Evaluator
 from sparsemm.evaluate.rows import AREA, OVERALL, Arm, Outcome
 from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.params import Params
-from sparsemm.policies import budgets_of
+from sparsemm.policies import budgets_of, selector_of
 from sparsemm.statistics import area
 from sparsemm.studies.common.cut_prompts import IMAGE, cut_batches, prompt_parts
 from sparsemm.tune.candidates import Candidate
 
 Outcomes = dict[Arm, Outcome]  # the setting of an arm is the name of a candidate
+
+
+class Rereading(NamedTuple):
+    """What it costs to read a page again, which a selector such as `kvzip` needs; a mean over some pages.
+
+    Attributes:
+        work: tokens that the language model runs before the first token of an answer, over those of the prompt.
+        seconds: of one reading, without the prompt's own prefill and with one page at a time.
+    """
+
+    work: float
+    seconds: float
+
+
+def reads_again(method: str) -> bool:
+    """Tells whether a method needs each page read again: a whole answer over the full cache, and two more prefills."""
+    return "replay" in selector_of(method).reads
 
 
 class Tuner(Evaluator):
@@ -63,6 +82,40 @@ class Tuner(Evaluator):
         variants = sum(len(budgets_of(one.method, self.options.budgets)) for one in candidates)
         return variants * pages * len(self.tasks(scenario))
 
+    def rereadings(self, scenario: str, candidates: Sequence[Candidate], pages: int) -> int:
+        """Returns how many pages are read again to measure candidates on so many pages: once for all candidates."""
+        return pages * len(self.tasks(scenario)) if any(reads_again(one.method) for one in candidates) else 0
+
+    def rereading(self, scenario: str) -> Rereading:
+        """Reads the first pages again, and returns the cost, which is kept for a run that is resumed.
+
+        Raises:
+            SparseMMError: if the model cannot read a page again.
+        """
+        return Rereading(*self.store.once(f"rereading, {scenario}", partial(self._read_again, scenario)))
+
+    def _read_again(self, scenario: str) -> Rereading:
+        pages = range(min(self.options.first, self.searched))
+        batches: list[Batch] = []
+        for task in self.tasks(scenario):
+            questions = self._questions(task, 0, len(pages))
+            alone = (make_batch(self.processor, questions.questions, [page], self.reading) for page in pages)
+            batches += self._later(questions, 1) if scenario == "later" else alone
+        tokens: list[int] = []
+        hook = self.model.register_forward_pre_hook(
+            lambda _, __, inputs: tokens.append(inputs["input_ids"].numel()), with_kwargs=True
+        )
+        begin = time.perf_counter()
+        try:
+            for batch in batches:
+                assert batch.replay is not None
+                batch.replay(self.model)
+        finally:
+            hook.remove()
+        seconds = (time.perf_counter() - begin) / len(batches)
+        prompts = sum(batch.inputs["input_ids"].numel() for batch in batches)
+        return Rereading(round((prompts + sum(tokens)) / prompts, 4), seconds)
+
     def measure(self, scenario: str, candidates: Sequence[Candidate], start: int, stop: int) -> Outcomes:
         """Returns the outcomes of candidates on the pages from `start` to `stop`, by task and budget.
 
@@ -75,7 +128,7 @@ class Tuner(Evaluator):
         outcomes: Outcomes = {}
         for task in self.tasks(scenario):
             name = f"{scenario}, {task}, pages {start} to {stop - 1}"  # batches depend on which pages there are
-            questions = PageTask(task, self.records[start:stop], self.params.chase.prompt, self.params.evaluate.seed)
+            questions = self._questions(task, start, stop)
             variants: dict[Arm, Variant] = {
                 Arm(name, "", one.name, None, budget): self.variant(
                     one.method, budget, hold_budget=scenario == "long" and budget is not None, **one.options
@@ -85,18 +138,20 @@ class Tuner(Evaluator):
             }
             make_batches: Callable[[], Iterator[Batch]] | None = None
             if scenario == "later":
-                make_batches = partial(self._later, questions)
+                make_batches = partial(self._later, questions, self.params.evaluate.batch_size)
             measured = self.outcomes({name: questions}, variants, make_batches=make_batches)
             if reasons := [self.refused[arm] for arm in variants if arm in self.refused]:
                 raise PromptTooLong(reasons[0])
             outcomes |= {arm._replace(task=task): outcome for arm, outcome in measured.items()}
         return outcomes
 
-    def _later(self, task: PageTask) -> Iterator[Batch]:
+    def _questions(self, task: str, start: int, stop: int) -> PageTask:
+        return PageTask(task, self.records[start:stop], self.params.chase.prompt, self.params.evaluate.seed)
+
+    def _later(self, task: PageTask, size: int) -> Iterator[Batch]:
         """Yields batches whose prompts are compressed before the question."""
         pairs = zip(task.questions, task.records, strict=True)
         prompts = [prompt_parts(self.processor, IMAGE, question, record, "") for question, record in pairs]
-        size = self.params.evaluate.batch_size
         return cut_batches(self.processor, prompts, list(task.records), size, self.reading)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 from sparsemm.errors import BudgetError, SparseMMError
 from sparsemm.evaluate.rows import AREA, COLUMNS, OVERALL, Arm, Row, tabulate
 from sparsemm.policies import policy_class, selector_of
+from sparsemm.statistics import BETTER, Estimate, Values, difference
 from sparsemm.tune.candidates import Candidate, make_candidate, make_candidates, plan_rounds
-from sparsemm.tune.measure import Outcomes, Tuner, joined, with_means
+from sparsemm.tune.measure import Outcomes, Tuner, joined, reads_again, with_means
 
 # Columns of artifacts/recipes/<key>.csv.
 TRIED = (*COLUMNS[:2], "scenario", "split", "rounds", "outcome", *COLUMNS[2:])
+WORK = "prefill_work"  # one more column at the end where a method reads pages again
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Search:
         candidates: everything that is tried, in the order of params.
         failures: name of a candidate -> why it cannot serve this model.
         parts: name of a candidate -> its outcomes, round by round.
+        passed_over: why a candidate with a larger mean accuracy is not the winner; empty if it is.
     """
 
     tuner: Tuner
@@ -33,6 +36,7 @@ class Search:
     candidates: list[Candidate] = field(init=False)
     failures: dict[str, str] = field(init=False)
     parts: dict[str, list[Outcomes]] = field(init=False, default_factory=dict)
+    passed_over: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.candidates = make_candidates(self.tuner.options, self.tuner.usual)
@@ -57,8 +61,22 @@ class Search:
         proven = [*self.against, *able[-1:]]
         return asked + tuner.generations(self.scenario, proven, tuner.options.samples - tuner.searched)
 
+    def rereadings(self) -> int:
+        """Returns how many pages are read again at most, if a candidate that needs it stays in every round."""
+        tuner, able = self.tuner, [one for one in self.candidates if one.name not in self.failures]
+        others = [one for one in self.against if one.name not in self.failures]
+        proven = tuner.rereadings(self.scenario, [*able, *others], tuner.options.samples - tuner.searched)
+        return proven + tuner.rereadings(self.scenario, able, tuner.searched)
+
+    def work(self, method: str) -> float:
+        """Returns the tokens that a method runs before the first token of an answer, over those of the prompt."""
+        return self.tuner.rereading(self.scenario).work if reads_again(method) else 1.0
+
     def winner(self) -> Candidate:
         """Runs the rounds and returns the candidate with the largest mean accuracy; of equal ones the first.
+
+        A candidate that reads pages again wins only if it is better than the best other one beyond the 95 % interval on
+        all pages of the search. Therefore the best other one stays in every round.
 
         Raises:
             SparseMMError: if every candidate fails, or none suits the scenario.
@@ -67,9 +85,26 @@ class Search:
         if not left:
             raise BudgetError("no candidate can hold its budget while it answers", hint="add others to tune.selectors")
         for one in plan_rounds(len(left), self.tuner.searched, self.tuner.options.first):
-            left = self._ask(left[: one.candidates], one.start, one.stop)
+            left = self._ask(_best(left, one.candidates), one.start, one.stop)
             left.sort(key=lambda candidate: (-self.accuracy(candidate), self.candidates.index(candidate)))
-        return left[0]
+        return self._cheaper(left)
+
+    def _cheaper(self, ranked: list[Candidate]) -> Candidate:
+        """Returns the first candidate, or the first that reads pages once if the other is not shown to be better."""
+        best = ranked[0]
+        once = next((one for one in ranked if not reads_again(one.method)), None)
+        if once is None or not reads_again(best.method):
+            return best
+        asked = self.tuner.params.evaluate
+        gain = difference(self._overall(best), self._overall(once), asked.bootstrap, asked.seed)
+        shown = Estimate(round(gain.value, 6), round(gain.low, 6), round(gain.high, 6))
+        if shown.verdict == BETTER:
+            return best
+        self.passed_over = (
+            f"{best.name} was ahead of {once.name} in the search by {shown.text('+')}, which does not show that it is "
+            f"better, and it runs {self.work(best.method):.1f} times the prompt's tokens before an answer begins."
+        )
+        return once
 
     def measure(self, candidates: list[Candidate], start: int, stop: int) -> Outcomes:
         """Returns the outcomes of candidates on some pages, but of those that fail, which `failures` then has.
@@ -101,8 +136,11 @@ class Search:
 
     def accuracy(self, candidate: Candidate) -> float:
         """Returns the mean accuracy of a candidate over the tasks, budgets and pages it was asked about."""
-        means = with_means(joined(self.parts[candidate.name]))
-        return round(float(means[Arm(OVERALL, AREA, candidate.name)].values.mean()), 9)
+        return round(float(self._overall(candidate).mean()), 9)
+
+    def _overall(self, candidate: Candidate) -> Values:
+        """Returns (n,) accuracies of a candidate on the pages so far, averaged over tasks and budgets."""
+        return with_means(joined(self.parts[candidate.name]))[Arm(OVERALL, AREA, candidate.name)].values
 
     def rows(self) -> list[Row]:
         """Returns the rows of everything that was tried, failures included."""
@@ -119,10 +157,25 @@ class Search:
             tried += [row | head | rounds for row in tabulated(self.tuner, with_means(joined(parts)), lambda arm: [])]
         return tried
 
+    def with_work(self, rows: list[Row]) -> list[Row]:
+        """Returns rows with the work of each method, if any of this search reads pages again; otherwise as they are."""
+        methods = {one.name: one.method for one in (*self.candidates, *self.against)}
+        if not any(reads_again(method) for name, method in methods.items() if name not in self.failures):
+            return rows
+        work = {name: self.work(method) for name, method in methods.items() if name not in self.failures}
+        return [row | {WORK: work.get(row["setting"], "")} for row in rows]
+
     def failed(self, name: str, split: str) -> Row:
         """Returns the row of a candidate that cannot serve this model."""
         head = {"model": self.tuner.key, "study": "tune", "scenario": self.scenario, "split": split}
         return dict.fromkeys(TRIED, "") | head | {"setting": name, "outcome": f"failed: {self.failures[name]}"}
+
+
+def _best(ranked: list[Candidate], count: int) -> list[Candidate]:
+    """Returns the first `count` candidates; if all of them read pages again, the best other one has the last place."""
+    first = ranked[:count]
+    once = next((one for one in ranked if not reads_again(one.method)), first[-1])
+    return first if once in first else [*first[:-1], once]
 
 
 def tabulated(tuner: Tuner, outcomes: Outcomes, against: Callable[[Arm], Iterable[Arm]]) -> list[Row]:

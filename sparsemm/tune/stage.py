@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from sparsemm.errors import ParamsError
+from sparsemm.errors import ParamsError, SparseMMError
 from sparsemm.evaluate.rows import FULL, OVERALL, Arm, Row
 from sparsemm.files import sha256_file, write_csv
 from sparsemm.params import Params
@@ -15,8 +15,8 @@ from sparsemm.policies import is_drawn, method_options, policy_class
 from sparsemm.recipes import BASELINE, Choice, Comparison, Data, Recipe
 from sparsemm.statistics import BETTER, WORSE
 from sparsemm.tune.candidates import make_candidate
-from sparsemm.tune.measure import Tuner, with_means
-from sparsemm.tune.search import TRIED, Search, tabulated
+from sparsemm.tune.measure import Tuner, reads_again, with_means
+from sparsemm.tune.search import TRIED, WORK, Search, tabulated
 
 EVIDENCE = {  # field of a comparison -> column of the table
     **{
@@ -67,7 +67,7 @@ def run(params: Params, key: str, root: Path = Path(".")) -> None:
         versions={name: version(name) for name in ("sparsemm", "torch", "transformers")},
     )
     folder = root / "artifacts" / "recipes"
-    write_csv(folder / f"{key}.csv", TRIED, rows)
+    write_csv(folder / f"{key}.csv", [*TRIED, *([WORK] if any(WORK in row for row in rows) else [])], rows)
     recipe.save(folder / f"{key}.json")
     tuner.store.clear()
 
@@ -76,10 +76,10 @@ def announce(tuner: Tuner, searches: Iterable[Search]) -> None:
     """Prints how many answers are needed, and about how long they take, from the time of the first ones.
 
     The first ones are those of `BASELINE` to the pages of the first round. Their time is kept with them, for a run that
-    is resumed.
+    is resumed. Where a method reads pages again, their number and the work of these methods is printed too.
     """
     first = [make_candidate(BASELINE, tuner.usual, tuner.usual)]
-    pages, total, minutes = min(tuner.options.first, tuner.searched), 0, 0.0
+    pages, total, again, minutes = min(tuner.options.first, tuner.searched), 0, 0, 0.0
     for search in searches:
 
         def seconds(scenario: str = search.scenario) -> float:
@@ -96,14 +96,42 @@ def announce(tuner: Tuner, searches: Iterable[Search]) -> None:
             flush=True,
         )
         total, minutes = total + needed, minutes + needed * each / 60
-    print(f"tune {tuner.key}: {total} answers, about {minutes:.1f} minutes; a stopped run is resumed", flush=True)
+        readings, seconds_each = announce_rereadings(search)
+        again, minutes = again + readings, minutes + readings * seconds_each / 60
+    readings_too = f" and at most {again} readings" if again else ""
+    total_text = f"{total} answers{readings_too}, about {minutes:.1f} minutes"
+    print(f"tune {tuner.key}: {total_text}; a stopped run is resumed", flush=True)
+
+
+def announce_rereadings(search: Search) -> tuple[int, float]:
+    """Prints how many readings of a page the methods that read pages again need at most, and the work of such a method.
+
+    Returns their number and the seconds of one. If the model cannot read a page again, these candidates have failed.
+    """
+    if not search.rereadings():
+        return 0, 0.0
+    try:
+        cost = search.tuner.rereading(search.scenario)
+    except SparseMMError as error:
+        again = [one.name for one in (*search.candidates, *search.against) if reads_again(one.method)]
+        search.failures |= dict.fromkeys(again, str(error))
+        return 0, 0.0
+    names = dict.fromkeys(one.method for one in (*search.candidates, *search.against) if reads_again(one.method))
+    number = search.rereadings()
+    print(
+        f"tune {search.tuner.key}, scenario {search.scenario}: at most {number} readings of a page, "
+        f"{cost.seconds:.2f} s each, for {', '.join(names)}, which run {cost.work:.1f} times the prompt's tokens "
+        "before an answer begins",
+        flush=True,
+    )
+    return number, cost.seconds
 
 
 def choose(search: Search) -> tuple[Choice, list[Row]]:
     """Searches one scenario, measures the winner on the other pages, and returns the choice and all rows."""
     tuner = search.tuner
     winner = search.winner()
-    tried, failed = search.rows(), len(search.failures)
+    tried, failed = search.rows(), sum(one.name in search.failures for one in search.candidates)
     proven = {one.name: one for one in (winner, *search.against)}
     outcomes = with_means(search.measure(list(proven.values()), tuner.searched, tuner.options.samples))
     answered = {arm.setting for arm in outcomes}
@@ -116,8 +144,11 @@ def choose(search: Search) -> tuple[Choice, list[Row]]:
     comparisons = [_comparison(row) for row in rows if row["against"]]
     usable = [one for one in proven if one in answered and policy_class(proven[one].method).compresses]
     usable = [one for one in usable if not is_drawn(proven[one].method)]  # controls are no recipes
-    name, why = decide(winner.name, comparisons, usable)
+    name, why = decide(winner.name, comparisons, usable, [one for one in usable if reads_again(proven[one].method)])
     chosen = proven[name]
+    work = search.work(chosen.method)
+    if work > 1:
+        why += f" It reads each page again: {work:.1f} times the prompt's tokens run before an answer begins."
     options = {k: v for k, v in (tuner.settings | dict(chosen.options)).items() if k in method_options(chosen.method)}
     choice = Choice(
         name=name,
@@ -126,26 +157,31 @@ def choose(search: Search) -> tuple[Choice, list[Row]]:
         winner=winner.name,
         candidates=len(search.candidates),
         failed=failed,
-        why=why,
+        why=" ".join(filter(None, (why, search.passed_over))),
+        prefill_work=work,
         evidence=tuple(row for row in comparisons if row.method in (name, winner.name)),
     )
     head = {"scenario": search.scenario, "split": "confirmation", "rounds": ""}
     outcome = {winner.name: "won the search"} | {name: "chosen"}
     tried += [row | head | {"outcome": outcome.get(row["setting"], "")} for row in rows]
-    return choice, tried + [search.failed(one, "confirmation") for one in proven if one not in answered]
+    tried += [search.failed(one, "confirmation") for one in proven if one not in answered]
+    return choice, search.with_work(tried)
 
 
-def decide(winner: str, comparisons: Sequence[Comparison], names: Sequence[str]) -> tuple[str, str]:
+def decide(
+    winner: str, comparisons: Sequence[Comparison], names: Sequence[str], costly: Sequence[str] = ()
+) -> tuple[str, str]:
     """Returns the method that is chosen, and why.
 
     The winner of the search is chosen if it is safe: better than uniform SnapKV at equal slots beyond the 95 % interval
     of the mean over tasks and budgets, worse in no task, and no control. Otherwise the best safe one of the methods
-    beside it is chosen, and SnapKV itself if there is none.
+    beside it is chosen, and SnapKV itself if there is none. Of these, one that reads pages again is the last resort.
 
     Args:
         winner: name of the winner.
         comparisons: of all methods with SnapKV, on pages the search never saw.
         names: methods that may be chosen: neither a control nor one that cannot serve the last pages.
+        costly: those of them that read pages again.
     """
     rows = {(row.method, row.task): row for row in comparisons if row.against == BASELINE and row.budget is None}
 
@@ -157,7 +193,7 @@ def decide(winner: str, comparisons: Sequence[Comparison], names: Sequence[str])
     if winner == BASELINE:
         return BASELINE, f"{BASELINE} itself won the search."
     others = [name for name in names if name not in (winner, BASELINE) and safe(name)]
-    best = max(others, key=lambda name: rows[name, OVERALL].value, default=BASELINE)
+    best = max(others, key=lambda name: (name not in costly, rows[name, OVERALL].value), default=BASELINE)
     kind = "the best method that is safe" if others else "the safe choice"
     if winner not in names:
         return best, f"{winner} won the search but is a control or fails on other pages, so {best} is used, {kind}."
