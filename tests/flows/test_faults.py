@@ -128,7 +128,7 @@ def test_two_flows_for_the_same_model_at_once(deployed, worker, quiet):
 
 def test_more_models_than_workers(deployed, worker):
     """Two workers, each of which takes one model at a time, as with a GPU each."""
-    keys = [f"m{number}" for number in range(4)]
+    keys = [f"m{number}" for number in range(3)]
     deployed.set_models(*keys)
     for _ in range(2):
         worker("gpu", "--limit", "1")

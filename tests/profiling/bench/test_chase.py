@@ -22,7 +22,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (chase, chase_samples):
         monkeypatch.setattr(module, "SHAPES", {"small": Shape(2, 32, 32, 4, 2, 50, 8)})
     monkeypatch.setattr(shapes, "SHAPES", chase_samples.SHAPES)
-    monkeypatch.setattr(arithmetic, "SIDE", {"cpu": 64})
+    for sizes in ("SIDE", "COMPARED"):
+        monkeypatch.setattr(arithmetic, sizes, {"cpu": 64})
     for name, value in {"PAGES": 2, "BATCH": 2}.items():
         monkeypatch.setattr(chase_samples, name, value)
 
@@ -53,7 +54,7 @@ def test_one_json_object_with_named_ratios(small: None, capsys: Any, which: list
 def test_it_runs_in_the_dtype_that_this_device_multiplies_fastest(
     small: None, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
-    monkeypatch.setattr(arithmetic, "matmul_rate", lambda one, device: 2.0 if dtype in str(one) else 1.0)
+    monkeypatch.setattr(arithmetic, "matmul_rate", lambda one, *rest: 2.0 if dtype in str(one) else 1.0)
     sizes = chase_samples.Sizes(prompts=2, prompt=40, answer=3)
     assert chase.run("small", device="cpu", repeats=2, sizes=sizes)["dtype"] == dtype
 
@@ -66,7 +67,8 @@ def test_the_loop_scores_what_the_chase_scores(small: None) -> None:
     torch.testing.assert_close(torch.as_tensor(slow), torch.as_tensor(fast), rtol=1e-9, atol=1e-12)
 
 
-def test_what_is_unknown_is_refused(capsys: Any) -> None:
+def test_what_is_unknown_is_refused(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arithmetic, "COMPARED", {"cpu": 64})
     shape = ["--shape", "small"]
     wrong = {
         "gpt-2": ["--shape", "gpt-2"],
