@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks import controls, peers, unseen_tables, vllm
+from benchmarks import controls, expectations, peers, unseen_tables, vllm
 from sparsemm.cli import _parser as command_parser
 from sparsemm.evaluate.rows import FULL, OVERALL, PAPER
 from sparsemm.recipes import Recipe
@@ -110,11 +110,19 @@ def selections(model: str = MODEL) -> str:
     return "\n".join(lines) + f"\n\nModel `{model}`, n = {rows[0].n}, per cent, 95 % intervals in brackets.\n"
 
 
-def protocol(model: str) -> str:
-    """Returns a row per method of the study `protocol` and a column per share of the prompt."""
-    rows = read_study(ROOT / "artifacts" / "studies" / "protocol" / f"{model}.csv", "protocol", model)
+def protocol(model: str, folder: Path = expectations.FOLDER) -> str:
+    """Returns a row per method of the study `protocol` and a column per share of the prompt, or that it has not run."""
+    measured = expectations.read(model, folder)
+    if measured is None:
+        return f"{expectations.NOT_MEASURED}\n"
+    rows = read_study(folder / f"{model}.csv", "protocol", model)
     shown = every_method.tables(rows)[0]
-    lines = [shown.header, ["---"] * len(shown.header), *shown.rows]
+    places = shown.header[1:]
+    everywhere = dict.fromkeys(
+        one.setting for one in measured.refused if one.setting not in {row[0] for row in shown.rows}
+    )
+    refused = [[name, *("refused" for _ in places)] for name in everywhere]
+    lines = [shown.header, ["---"] * len(shown.header), *shown.rows, *refused]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{text}\n\nModel `{model}`, n = {rows[0].n}. {shown.caption}.\n"
 
@@ -203,6 +211,8 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         "oracle": selections(),
         "oracle qwen2": selections("tiny-qwen2-vl"),
         "oracle vicuna": selections("tiny-llava-next-vicuna"),
+        "expectations": expectations.table(),
+        "protocol": protocol(MODEL),
         "protocol qwen2": protocol("tiny-qwen2-vl"),
         "protocol vicuna": protocol("tiny-llava-next-vicuna"),
         "recipes": recipes(),
