@@ -45,7 +45,7 @@ TASKS = {"read": "words read", "qa": "exact answers"}
 
 
 def table(path: Path, task: str, names: Mapping[str, str] | None = None) -> str:
-    """Returns a row per method and a column per budget: accuracy with its 95 % interval, in per cent.
+    """Returns a row per method and a column per budget: accuracy with its 95 % interval, in per cent, or "refused".
 
     Args:
         path: file that the evaluate stage wrote.
@@ -69,6 +69,8 @@ def table(path: Path, task: str, names: Mapping[str, str] | None = None) -> str:
 
 
 def _percent(row: Mapping[str, Any]) -> str:
+    if row.get("refused"):
+        return "refused"
     value, low, high = (100 * float(row[name]) for name in ("value", "ci_low", "ci_high"))
     return f"{value:.0f} [{low:.0f}, {high:.0f}]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from sparsemm.report.results import Accuracy, Model, Timing
+from sparsemm.report.results import Accuracy, Model, Refusal, Timing
 from sparsemm.report.style import method_label
 from sparsemm.statistics import VERDICTS, Estimate
 
@@ -57,6 +57,17 @@ def comparison(model: Model, task: str, method: str) -> str:
 def budget_list(budgets: Iterable[int | None]) -> str:
     """Formats budgets: "B = 8, 16"."""
     return "B = " + ", ".join(map(str, budgets))
+
+
+def refusals(rows: Iterable[Refusal]) -> list[str]:
+    """Describes in a sentence for each method where it was refused, and why; of several reasons the first."""
+    methods: dict[str, list[Refusal]] = {}
+    for row in rows:
+        methods.setdefault(row.method, []).append(row)
+    return [
+        f"refused: {method_label(method)} at {', '.join(dict.fromkeys(row.place for row in own))}: {own[0].reason}"
+        for method, own in methods.items()
+    ]
 
 
 def compared_with_full(model: Model, task: str) -> list[Accuracy]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,21 @@ class Accuracy(Row):
     def against_full(self) -> Estimate | None:
         """Returns the paired difference of this method and the full cache; None if they are not compared."""
         return self._estimate(self.diff_vs_full, "diff_full_ci")
+
+
+class Refusal(NamedTuple):
+    """A row of the evaluation or of a study that was not measured, because its method cannot serve a prompt so long."""
+
+    task: str
+    method: str
+    level: str  # of a study; else empty
+    budget: str  # mean slots per KV head, or empty
+    reason: str
+
+    @property
+    def place(self) -> str:
+        """Returns what was refused: "B = 12", or "level 0.1" of a study."""
+        return ", ".join([f"level {self.level}"] * bool(self.level) + [f"B = {self.budget}"] * bool(self.budget))
 
 
 class Timing(Row):
@@ -207,6 +223,7 @@ class Model:
     heads: Heads  # scores over the calibration set
     others: dict[str, Heads] = field(default_factory=dict)  # scores over the data sets of `robustness`
     accuracy: list[Accuracy] = field(default_factory=list)  # empty if the evaluate stage has not run
+    refused: list[Refusal] = field(default_factory=list)  # what the evaluate stage could not measure
     timings: list[Timing] = field(default_factory=list)  # empty if the profile stage has not run
     machine: Machine = field(default_factory=Machine)  # machine of the timings
     # contents of artifacts/explorer/<key>.json; empty if the explore stage has not run
@@ -258,11 +275,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """One study: its declaration, and its rows by model key."""
+    """One study: its declaration, its rows by model key, and by model key what it could not measure."""
 
     name: str
     study: Study
     rows: dict[str, list[StudyRow]]
+    refused: dict[str, list[Refusal]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -320,6 +338,7 @@ def _model(params: Params, key: str, number: int, root: Path) -> Model:
         heads=heads,
         others=others,
         accuracy=read_rows(evaluation, Accuracy, {"model": key}) if evaluation.is_file() else [],
+        refused=read_refusals(evaluation) if evaluation.is_file() else [],
         timings=timings,
         machine=machine,
         explorer=read_json(explorer, _Plain).model_dump() if explorer.is_file() else {},
@@ -376,6 +395,16 @@ def read_shares(path: Path) -> NDArray[np.float64]:
     return shares
 
 
+def read_refusals(path: Path) -> list[Refusal]:
+    """Reads the rows that `read_rows` leaves out: those that say in a column `refused` why nothing was measured."""
+    with open(path, newline="", encoding="utf-8") as handle:
+        rows = [row for row in csv.DictReader(handle) if row.get("refused")]
+    return [
+        Refusal(row["task"], row.get("method") or row["setting"], row.get("level", ""), row["budget"], row["refused"])
+        for row in rows
+    ]
+
+
 def _timings(folder: Path, key: str) -> tuple[list[Timing], Machine]:
     path = folder / f"{key}.csv"
     rows = read_rows(path, Timing, {"model": key}) if path.is_file() else []
@@ -391,7 +420,7 @@ def _studies(params: Params, root: Path) -> Iterable[StudyResults]:
         paths = {key: result_path(root, f"studies/{name}", key, ".csv") for key in params.models}
         rows = {key: read_study(path, name, key) for key, path in paths.items() if path.is_file()}
         if rows:
-            yield StudyResults(name, load(name), rows)
+            yield StudyResults(name, load(name), rows, {key: read_refusals(paths[key]) for key in rows})
 
 
 def _kept(folder: Path, number: int) -> Model:

@@ -125,3 +125,13 @@ def test_what_has_not_run_is_not_measured_and_a_run_fills_the_tables(tmp_path):
     shown = front_page.protocol(PRETRAINED, tmp_path).splitlines()
     assert shown[0] == "| method | 10 % | 20 % |" and "| downsampled | refused | refused |" in shown
     assert f"| {OURS[1]} | 80 + · | 90 + · |" in shown
+
+
+def test_a_table_of_accuracy_says_what_was_refused(tmp_path):
+    columns = ("model", "task", "method", "budget", "kept_slots", "value", "pages", "ci_low", "ci_high", "refused")
+    rows = [("m", "read", "full", "", 40, 0.9, 9, 0.8, 1, ""), ("m", "read", "snapkv", 8, 8, 0.5, 9, 0.4, 0.6, "")]
+    rows += [("m", "read", "fastv", 8, "", "", "", "", "", "2 whole layers do not fit")]
+    with open(tmp_path / "m.csv", "w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([columns, *rows])
+    text = front_page.table(tmp_path / "m.csv", "read")
+    assert "| `snapkv` | 50 [40, 60] |" in text and "| `fastv` | refused |" in text

@@ -72,6 +72,25 @@ def test_all_is_read(place):
     assert [one.name for one in results.studies] == ["curve"] and results.study("curve") == []
 
 
+def test_what_a_method_refused_is_read_apart_from_what_was_measured(place):
+    rows = [row | {"refused": ""} for row in (crafted.cells("full", None, 0.9), crafted.cells("sparsemm", 8, 0.5))]
+    refused = dict.fromkeys(rows[0], "") | {"model": "m", "task": "read", "method": "fastv", "budget": 8}
+    write_rows(place / "artifacts/evaluate/m.csv", [*rows, refused | {"refused": "2 whole layers do not fit"}])
+    measured = [one.model_dump() for one in crafted.study_rows()]
+    unlike = dict.fromkeys(measured[0], "") | {"model": "m", "study": "curve", "task": "read", "setting": "duo"}
+    write_rows(
+        place / "artifacts/studies/curve/m.csv",
+        [*({**row, "refused": ""} for row in measured), unlike | {"level": 0.05, "refused": "too long"}],
+    )
+    results = read(place, PARAMS + "studies: {derived: {curve: {}}}")
+    (model,) = results.models
+    assert model.methods == ["full", "sparsemm"]
+    assert model.refused == [("read", "fastv", "", "8", "2 whole layers do not fit")]
+    (study,) = results.studies
+    assert study.refused == {"m": [("read", "duo", "0.05", "", "too long")]}
+    assert [model.refused[0].place, study.refused["m"][0].place] == ["B = 8", "level 0.05"]
+
+
 def test_only_scores_must_be_there(place):
     (model,) = read(place).models
     assert model.accuracy == [] == model.timings and model.explorer == {} and not model.small

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from sparsemm.report import charts
-from sparsemm.report.findings import against_full, comparison, count_range, enough_from, rivals, signed, verdicts
+from sparsemm.report.findings import (
+    against_full,
+    comparison,
+    count_range,
+    enough_from,
+    refusals,
+    rivals,
+    signed,
+    verdicts,
+)
 from sparsemm.report.html import bullets, chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Accuracy, Model, Results
 from sparsemm.report.sections import all_studies
@@ -38,6 +47,9 @@ def of_model(model: Model) -> str:
         tables.append(_numbers(model, task, rows))
     intervals = any(row.accuracy.low is not None for row in model.accuracy)
     caption = f"{BARS.format(resampled(model.accuracy))} {PAIRED}" if intervals else TOO_FEW
+    if model.refused:
+        names = ", ".join(dict.fromkeys(method_label(row.method) for row in model.refused))
+        caption += f" Refused where the prompts are too long: {names}; “All numbers” says at which budgets."
     alt = f"Line charts: accuracy of {model.key} against slots kept, a panel per task and a line per method."
     return (
         chart(charts.accuracy(model), alt, f"{model.label}. {caption}")
@@ -68,7 +80,10 @@ def _numbers(model: Model, task: str, rows: list[Accuracy]) -> str:
         ]
         for row in rows
     ]
-    return table(header, cells, f"{model.label}: {task}, {rows[0].metric.replace('_', ' ')}")
+    refused = [row for row in model.refused if row.task == task]
+    cells += [[f"{method_label(row.method)}, {row.place}", "refused", *("-" for _ in header[2:])] for row in refused]
+    numbers = table(header, cells, f"{model.label}: {task}, {rows[0].metric.replace('_', ' ')}")
+    return numbers + bullets(refusals(refused))
 
 
 def _verdicts(models: list[Model]) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from sparsemm.published import SOURCE, beside
 from sparsemm.report import charts
-from sparsemm.report.findings import count_range, signed
-from sparsemm.report.html import chart, details, heading, paragraph, table, tabs
+from sparsemm.report.findings import count_range, refusals, signed
+from sparsemm.report.html import bullets, chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results, StudyResults
 from sparsemm.studies import StudyRow
 
@@ -48,11 +48,12 @@ def of_model(one: StudyResults, model: Model) -> str:
     rows = one.rows[model.key]
     alt = f"{one.study.title}: what was measured of {model.key}."
     drawn = one.study.drawn(rows)
+    refused = bullets(refusals(one.refused.get(model.key, ())))
     picture = chart(charts.study_values(one, drawn), alt, f"{model.label}: {_behind(rows)}") if drawn else ""
     if one.study.tables is None:
-        return picture + details("All numbers", _numbers(model, rows))
+        return picture + details("All numbers", _numbers(model, rows), refused)
     own = [table(each.header, each.rows, f"{model.label}: {each.caption}") for each in one.study.tables(rows)]
-    return own[0] + picture + details("All numbers", *own[1:])
+    return own[0] + picture + details("All numbers", *own[1:], refused)
 
 
 def _behind(rows: Sequence[StudyRow]) -> str:

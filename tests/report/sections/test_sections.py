@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from sparsemm.explorer.stage import contents
 from sparsemm.params import parse_params
 from sparsemm.report import sections
 from sparsemm.report.html import page
-from sparsemm.report.results import HeldOut, HitRate, Results
+from sparsemm.report.results import HeldOut, HitRate, Refusal, Results
 from sparsemm.report.sections import accuracy, all_studies, first_screen, heads
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
@@ -64,6 +65,31 @@ def test_tables_have_accuracy_first_and_one_sign():
     html = accuracy.of_model(crafted.evaluated((-0.2, -0.1)))
     assert ">snapkv, B = 8</th><td>0.500 [0.400, 0.600]</td>" in html
     assert "<td>+0.150 [+0.100, +0.200]</td><td>better</td><td>-0.400 [-0.500, -0.300]</td><td>worse</td>" in html
+
+
+def test_a_method_that_was_refused_is_a_row_with_its_reason():
+    reason = "2 whole layers of 80 slots do not fit <8>"
+    refused = [Refusal("read", "fastv", "", budget, reason) for budget in ("8", "16")]
+    refused += [Refusal("read", "duo", "", "8", "1 whole head"), Refusal("qa", "duo", "", "8", "another task")]
+    plain = accuracy.of_model(crafted.evaluated())
+    result = crafted.checked(accuracy.of_model(crafted.evaluated(refused=refused)))
+    html = accuracy.of_model(crafted.evaluated(refused=refused))
+    assert ">fastv, B = 8</th><td>refused</td><td>-</td>" in html and ">duo, B = 8</th><td>refused</td>" in html
+    items = "refused: fastv at B = 8, B = 16: 2 whole layers", "refused: duo at B = 8: 1 whole head"
+    assert all(text in result.text for text in items) and "<8>" in result.text and "another task" not in result.text
+    assert "Refused where the prompts are too long: fastv, duo" in result.text
+    assert "refused" not in plain.lower() and len({len(row) for row in tabled(html) if "refused" in str(row[1:2])}) == 1
+
+
+def test_a_study_says_what_it_could_not_measure():
+    rows = crafted.study_rows("rho")
+    refused = {"m": [Refusal("read", "duo", "0.05", "", "too long"), Refusal("qa", "duo", "0.1", "", "longer")]}
+    made = crafted.studied(RHO, rows, "rho")
+    models = [crafted.evaluated()]
+    html = all_studies.shown(made, models, "rho")
+    assert "refused" not in html
+    html = all_studies.shown(replace(made, refused=refused), models, "rho")
+    assert "<li>refused: duo at level 0.05, level 0.1: too long</li>" in html.partition("<details")[2]
 
 
 def test_every_chart_is_in_the_page_and_has_words():
