@@ -5,6 +5,7 @@ A chart is a grid of panels. Every panel can be read without a tooltip: all diff
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import wrap
@@ -21,6 +22,7 @@ from sparsemm.studies import Rows, StudyRow
 
 MIB = 2**20
 WIDEST = 20  # characters in a line of a label
+LINE = 16  # pixels of a line of text, at most
 MOST_PANELS = 8
 
 
@@ -311,8 +313,8 @@ def differences(result: StudyResults, models: Iterable[Model]) -> Chart | None:
         across = "difference" if lying else _level_name(result, panel_rows)
         panels.append(Panel(title, across, "difference", series, ticks, lying=lying, zero=True))
     panels = panels[:MOST_PANELS]
-    rows_high = max(len(panel.ticks) * (14 + 9 * len(panel.series)) for panel in panels) if lying else 180
-    return Chart(panels, columns=min(len(panels), 2), row=100 + max(rows_high, 90))
+    height = max(_height(panel) for panel in panels) if lying else 180
+    return Chart(panels, columns=min(len(panels), 2), row=100 + max(height, 90))
 
 
 def study_values(result: StudyResults, rows: Rows) -> Chart:
@@ -347,7 +349,15 @@ def study_values(result: StudyResults, rows: Rows) -> Chart:
             series.append(Series(alone.setting, styles[alone.setting], [Point("", alone.estimate)], level=True))
         panels.append(Panel(title, _level_name(result, panel_rows), up, series, places, limits=limits))
     columns = 3 if len(panels) > 4 else min(len(panels), 2)
-    return Chart(panels[:MOST_PANELS], columns=columns, row=280)
+    height = max((_height(panel) for panel in panels if panel.lying), default=0)
+    return Chart(panels[:MOST_PANELS], columns=columns, row=max(280, 100 + height))
+
+
+def _height(panel: Panel) -> int:
+    """Pixels that a panel with ticks on its vertical axis needs, so that neither marks nor labels meet."""
+    marks = Counter(str(point.at) for series in panel.series for point in series.points)
+    lines = max(_wrapped(tick).count("<br>") + 1 for tick in panel.ticks)
+    return len(set(panel.ticks)) * max(14 + 9 * max(marks.values()), 4 + LINE * lines)
 
 
 def _panels(rows: Rows) -> dict[tuple[str, str], list[StudyRow]]:

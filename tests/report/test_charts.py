@@ -191,6 +191,20 @@ def test_a_study_of_one_model_draws_lines_over_budgets_and_marks_where_there_is_
     ]
 
 
+def test_a_chart_with_names_beside_it_is_as_high_as_they_are():
+    """A line of a name is at most 16 pixels high; a panel has 90 pixels for its title and the axis below."""
+    names = [f"a method with a long name, number {n}" for n in range(20)]
+    rows = [one.model_copy(update={"setting": name}) for name, one in zip(names, area_rows() * 20, strict=False)]
+    assert charts.study_values(crafted.studied(CURVE, rows), rows).row - 90 >= 20 * 2 * 16
+    few = charts.study_values(crafted.studied(CURVE, rows[:2]), rows[:2])
+    assert few.row == charts.study_values(crafted.studied(CURVE, crafted.study_rows()), crafted.study_rows()).row
+    rows = [
+        one.model_copy(update={"setting": "sparsemm", "against": name, "diff": 0.1})
+        for name, one in zip(names, rows, strict=True)
+    ]
+    assert charts.differences(crafted.studied(CURVE, rows), [crafted.model()]).row - 90 >= 20 * 2 * 16
+
+
 def test_an_arm_without_a_condition_is_what_the_others_are_measured_by():
     bare = crafted.study_rows("masking")[-1].model_copy(update={"setting": "none", "level": 0.0})
     zeroed = [

@@ -43,7 +43,7 @@ def of_model(model: Model) -> str:
     for task in model.tasks:
         rows = [row for row in model.accuracy if row.task == task]
         lines = [against_full(model, task), *(comparison(model, task, method) for method in rivals(model))]
-        sentences.append(heading(f"{task}: {_counted(rows)}", 4) + bullets(lines))
+        sentences.append(heading(f"{task}: {_counted(rows)}") + bullets(lines))
         tables.append(_numbers(model, task, rows))
     intervals = any(row.accuracy.low is not None for row in model.accuracy)
     caption = f"{BARS.format(resampled(model.accuracy))} {PAIRED}" if intervals else TOO_FEW

@@ -9,7 +9,7 @@ from sparsemm.report import charts
 from sparsemm.report.findings import count_range, refusals, signed
 from sparsemm.report.html import bullets, chart, details, heading, paragraph, table, tabs
 from sparsemm.report.results import Model, Results, StudyResults
-from sparsemm.studies import StudyRow
+from sparsemm.studies import Study, StudyRow
 
 NO_CONCLUSION = "There is no conclusion yet, because no model that counts as evidence has an interval here."
 ALL_MODELS = "Differences with 95 % intervals. If an interval includes zero, no difference is shown."
@@ -51,7 +51,7 @@ def of_model(one: StudyResults, model: Model) -> str:
     refused = bullets(refusals(one.refused.get(model.key, ())))
     picture = chart(charts.study_values(one, drawn), alt, f"{model.label}: {_behind(rows)}") if drawn else ""
     if one.study.tables is None:
-        return picture + details("All numbers", _numbers(model, rows), refused)
+        return picture + details("All numbers", _numbers(one.study, model, rows), refused)
     own = [table(each.header, each.rows, f"{model.label}: {each.caption}") for each in one.study.tables(rows)]
     return own[0] + picture + details("All numbers", *own[1:], refused)
 
@@ -68,7 +68,7 @@ def _behind(rows: Sequence[StudyRow]) -> str:
     return f"{samples}, 95 % bootstrap intervals over pages{draws}; values without a bar have no interval."
 
 
-def _numbers(model: Model, rows: Sequence[StudyRow]) -> str:
+def _numbers(study: Study, model: Model, rows: Sequence[StudyRow]) -> str:
     header = ["setting", "value", "n", "spread", "slots kept", "bytes", "difference", "verdict", "samples needed"]
     cells = [
         [
@@ -84,7 +84,8 @@ def _numbers(model: Model, rows: Sequence[StudyRow]) -> str:
         ]
         for row in rows
     ]
-    caption = f"{model.label}: differences are paired; samples needed are for the precision set in params.yaml"
+    what = "differences are paired; samples needed are for the precision set in params.yaml"
+    caption = f"{study.title}, {model.label}: {what}"
     return table(header, cells, caption)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sparsemm.explorer.stage import contents
-from sparsemm.params import parse_params
+from sparsemm.params import load_params, parse_params
 from sparsemm.report import sections
 from sparsemm.report.html import page
-from sparsemm.report.results import HeldOut, HitRate, Refusal, Results
+from sparsemm.report.results import HeldOut, HitRate, Refusal, Results, read_results
 from sparsemm.report.sections import accuracy, all_studies, first_screen, heads
 from sparsemm.studies.curve import AREA
 from sparsemm.studies.curve import STUDY as CURVE
@@ -21,6 +22,8 @@ from sparsemm.studies.rho import STUDY as RHO
 from tests.explorer import pages
 from tests.recipes import recipe
 from tests.report import crafted
+
+ROOT = Path(__file__).parents[3]
 
 
 def build(results):
@@ -329,3 +332,11 @@ def test_the_evidence_of_recipes_is_folded_and_every_table_has_a_name_of_its_own
     assert len(set(names)) == len(names)
     html = "".join(sections.recipes.parts(crafted.results(crafted.evaluated(recipe=both))))
     assert html.count("<table>") == html.count("<details>") == 2
+
+
+def test_headings_skip_no_level_and_tables_of_the_tables_in_git_have_names_of_their_own():
+    result = build(read_results(load_params(ROOT / "params.yaml"), ROOT))
+    levels = [int(tag[1]) for tag, _ in result.seen if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    names = [one["aria-label"] for one in result.all("div") if one.get("role") == "region"]
+    assert len(names) > 20 and len(set(names)) == len(names)
