@@ -54,10 +54,12 @@ class Search:
         return self.scenario != "long" or not policy_class(method).compresses or selector_of(method).rates_answers
 
     def generations(self) -> int:
-        """Returns how many answers the search and the confirmation need, if no candidate fails."""
+        """Returns how many answers the search and the confirmation need, or need at most where pages are read again."""
         tuner, able = self.tuner, [one for one in self.candidates if one.name not in self.failures]
         plan = plan_rounds(len(able), tuner.searched, tuner.options.first)
         asked = sum(tuner.generations(self.scenario, able[: one.candidates], one.stop - one.start) for one in plan)
+        if len({reads_again(one.method) for one in able}) == 2:  # one of each kind may be asked about the other pages
+            asked += tuner.generations(self.scenario, able[:2], tuner.searched - plan[-1].stop)
         proven = [*self.against, *able[-1:]]
         return asked + tuner.generations(self.scenario, proven, tuner.options.samples - tuner.searched)
 
@@ -76,7 +78,8 @@ class Search:
         """Runs the rounds and returns the candidate with the largest mean accuracy; of equal ones the first.
 
         A candidate that reads pages again wins only if it is better than the best other one beyond the 95 % interval on
-        all pages of the search. Therefore the best other one stays in every round.
+        all pages of the search. Therefore the best other one stays in every round, and where the rounds end before the
+        pages do, these two are asked about the rest.
 
         Raises:
             SparseMMError: if every candidate fails, or none suits the scenario.
@@ -84,16 +87,25 @@ class Search:
         left = [one for one in self.candidates if one.name not in self.failures]
         if not left:
             raise BudgetError("no candidate can hold its budget while it answers", hint="add others to tune.selectors")
-        for one in plan_rounds(len(left), self.tuner.searched, self.tuner.options.first):
-            left = self._ask(_best(left, one.candidates), one.start, one.stop)
-            left.sort(key=lambda candidate: (-self.accuracy(candidate), self.candidates.index(candidate)))
-        return self._cheaper(left)
+        plan = plan_rounds(len(left), self.tuner.searched, self.tuner.options.first)
+        for one in plan:
+            left = self._ranked(self._ask(_best(left, one.candidates), one.start, one.stop))
+        once = [one for one in left if not reads_again(one.method)]
+        if not once or once[0] == left[0]:
+            return left[0]
+        pair = [left[0], once[0]]
+        if plan[-1].stop < self.tuner.searched:
+            pair = self._ranked(self._ask(pair, plan[-1].stop, self.tuner.searched))
+        return self._cheaper(pair)
+
+    def _ranked(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Returns candidates by their mean accuracy; equal ones in the order of params."""
+        return sorted(candidates, key=lambda one: (-self.accuracy(one), self.candidates.index(one)))
 
     def _cheaper(self, ranked: list[Candidate]) -> Candidate:
-        """Returns the first candidate, or the first that reads pages once if the other is not shown to be better."""
-        best = ranked[0]
-        once = next((one for one in ranked if not reads_again(one.method)), None)
-        if once is None or not reads_again(best.method):
+        """Returns the first of two candidates, or the one that reads pages once if the other is not shown better."""
+        best, once = ranked[0], ranked[-1]
+        if best == once or not reads_again(best.method):
             return best
         asked = self.tuner.params.evaluate
         gain = difference(self._overall(best), self._overall(once), asked.bootstrap, asked.seed)

@@ -175,7 +175,8 @@ def decide(
 
     The winner of the search is chosen if it is safe: better than uniform SnapKV at equal slots beyond the 95 % interval
     of the mean over tasks and budgets, worse in no task, and no control. Otherwise the best safe one of the methods
-    beside it is chosen, and SnapKV itself if there is none. Of these, one that reads pages again is the last resort.
+    beside it is chosen, and SnapKV itself if there is none. Of these, one that reads pages again is the last resort. A
+    winner that reads pages again also gives way to a safe method that does not and is as accurate on the last pages.
 
     Args:
         winner: name of the winner.
@@ -200,6 +201,10 @@ def decide(
     overall = rows[winner, OVERALL]
     measured = f"{overall.difference.text('+')} against {BASELINE} at equal slots on {pages} pages not searched on"
     if safe(winner):
+        reached = [name for name in others if name not in costly and rows[name, OVERALL].value >= overall.value]
+        if winner in costly and reached:
+            reason = f"{best} is as accurate there and reads pages once, so it is used"
+            return best, f"{winner} won the search and is better ({measured}), but {reason}."
         return winner, f"{winner} won the search and is better: {measured}."
     worse = [task for (method, task), row in rows.items() if method == winner and row.verdict == WORSE]
     reason = f"is worse in {', '.join(worse)}" if worse else "is not shown to be better"

@@ -117,13 +117,17 @@ class Crafted:
         self.options = TuneParams.model_validate(options)
         self.usual = {"window": 4, "rho": 0.1}
         self.params = SimpleNamespace(evaluate=SimpleNamespace(bootstrap=200, seed=0))
-        self.asked = []
+        self.asked, self.pages = [], []
+
+    def generations(self, scenario, candidates, pages):
+        return len(candidates) * pages
 
     def rereading(self, scenario):
         return Rereading(4.25, 0.1)
 
     def measure(self, scenario, candidates, start, stop):
         self.asked.append([one.name for one in candidates])
+        self.pages.append(stop - start)
         pages = {one.name: self.accuracies[one.name][start:stop] for one in candidates}
         return {Arm("qa", "", name, None, 12): Outcome(values, "m") for name, values in pages.items()}
 
@@ -145,12 +149,31 @@ def test_near_equal_candidates_are_chosen_by_their_work():
 
 def test_the_best_candidate_that_reads_pages_once_stays_in_every_round():
     ranks = {"snapkv+kvzip": 0.9, "sparsemm+kvzip": 0.8, "sparsemm": 0.6, "snapkv": 0.5}
-    tuner = Crafted(4, {name: np.full(16, value) for name, value in ranks.items()})
+    tuner = Crafted(4, {name: np.full(8, value) for name, value in ranks.items()})
     assert Search(tuner, "known").winner().name == "snapkv+kvzip"
     assert [sorted(names) for names in tuner.asked[1:]] == [["snapkv+kvzip", "sparsemm"]]
     once = {name: value for name, value in ranks.items() if "kvzip" not in name}
-    tuner = Crafted(4, {name: np.full(16, value) for name, value in once.items()})
-    assert Search(tuner, "known").winner().name == "sparsemm"
+    assert (
+        Search(Crafted(4, {name: np.full(16, value) for name, value in once.items()}), "known").winner().name
+        == "sparsemm"
+    )
+
+
+def test_the_two_are_compared_on_all_pages_of_the_search():
+    level, ahead = np.full(32, 0.5), np.full(32, 0.5)
+    ahead[:4] += 0.3
+    for values, winner, pages in (
+        (ahead, "snapkv", [4, 4, 24]),
+        (level + 0.3, "snapkv+kvzip", [4, 4, 24]),
+        (level - 0.1, "snapkv", [4, 4]),  # the one that reads pages once leads, so the rounds decide
+    ):
+        tuner = Crafted(4, {"snapkv+kvzip": values, "snapkv": level, "snapkv+peak": level - 0.2})
+        search = Search(tuner, "known")
+        needed = search.generations()
+        assert search.winner().name == winner and tuner.pages == pages
+        asked = sum(len(names) * count for names, count in zip(tuner.asked, pages, strict=True))
+        confirmed = 16 * (len(search.against) + 1)
+        assert asked + confirmed == needed - (48 if len(pages) == 2 else 0)
 
 
 def test_a_method_that_reads_pages_again_is_the_last_resort_beside_the_winner():
@@ -158,6 +181,15 @@ def test_a_method_that_reads_pages_again_is_the_last_resort_beside_the_winner():
     assert decide("w", evidence, ["w", "a+kvzip", "b", "snapkv"])[0] == "a+kvzip"
     assert decide("w", evidence, ["w", "a+kvzip", "b", "snapkv"], ["a+kvzip"])[0] == "b"
     assert decide("w", evidence, ["w", "a+kvzip", "snapkv"], ["a+kvzip"])[0] == "a+kvzip"
+
+
+def test_a_winner_that_reads_pages_again_gives_way_to_one_that_is_as_accurate():
+    evidence = rows("w+kvzip", 1, 1, 1, value=0.6) + rows("a", 1, 1, 1, value=0.6) + rows("b", 1, 1, 1, value=0.5)
+    names = ["w+kvzip", "a", "b", "snapkv"]
+    name, why = decide("w+kvzip", evidence, names, ["w+kvzip"])
+    assert name == "a" and "a is as accurate there and reads pages once" in why
+    assert decide("w+kvzip", evidence, names)[0] == "w+kvzip"
+    assert decide("w+kvzip", evidence, ["w+kvzip", "b", "snapkv"], ["w+kvzip"])[0] == "w+kvzip"
 
 
 def test_a_recipe_keeps_what_its_method_costs(made, tmp_path):
