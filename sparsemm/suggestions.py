@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsemm.params import ModelParams, Params
 from sparsemm.params.models import OVERRIDDEN
+from sparsemm.recipes import SCENARIOS
 
 PAGE = (1224, 1584)  # pixels of a letter page at 144 dots an inch, the default of PDF data sets
 LONG = 512  # tokens; the settings in params.yaml suit prompts of about 100
@@ -66,7 +67,8 @@ def needs_of(entry: ModelParams) -> Needs:
 def overrides(params: Params, needs: Needs) -> dict[str, Any]:
     """Returns what a model's entry should override: nothing for short prompts, which params.yaml already suits.
 
-    Budgets anywhere in params.yaml become the model's own of the same rank: the smallest becomes the smallest.
+    Budgets anywhere in params.yaml become the model's own of the same rank: the smallest becomes the smallest. Where
+    params.yaml tunes, such a model is tuned for every scenario, long answers included.
     """
     if needs.prompt < LONG:
         return {}
@@ -93,6 +95,8 @@ def overrides(params: Params, needs: Needs) -> dict[str, Any]:
     result = {name: with_budgets(declared.get(name) or {}) for name in OVERRIDDEN}
     result["allocate"] = {"window": WINDOW, "budgets": budgets}
     result["profile"] |= {"lengths": sorted({1024, needs.prompt, 8192})}
+    if result["tune"]:
+        result["tune"]["scenarios"] = list(SCENARIOS)
     for name in ("chase", "evaluate"):
         result[name] |= {"batch_size": batch} if getattr(params, name).batch_size > batch else {}
         result[name] |= {"max_new_tokens": ANSWER}

@@ -66,6 +66,8 @@ def test_suggested_settings_are_valid_and_suit_the_prompt(params_file, prompt):
         budgets = getattr(study, "budgets", (getattr(study, "budget", 64),))
         assert set(budgets) <= set(own.allocate.budgets)
     assert load_params(params_file).of("tiny-qwen2-vl").allocate == params.allocate  # of no other model
+    assert own.tune.scenarios == ("known", "later", "long") and max(own.tune.budgets) <= max(own.allocate.budgets)
+    assert overrides(params.model_copy(update={"tune": None}), SEVEN_BILLION).get("tune") is None
 
 
 def test_short_prompts_need_no_settings():
