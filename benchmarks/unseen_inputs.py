@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from sparsemm.datasets import pdf
 from sparsemm.datasets.records import Entry, Record
-from sparsemm.datasets.synthetic import CELL_HEIGHT, CELL_WIDTH, FONTS, LICENCE, _draw_word, page_text
+from sparsemm.datasets.synthetic import CELL_HEIGHT, CELL_WIDTH, COLUMN_CELLS, FONTS, LICENCE, _draw_word, page_text
 from sparsemm.errors import DataError, EmptyRecord
 from sparsemm.fetch import open_local
 
@@ -107,17 +107,19 @@ def crop(page: Record) -> Record:
 
 
 def redrawn(words: Iterable[str], number: int) -> Record:
-    """Returns words as our pages draw them, as many as fit, each at the next even cell of the next line with room."""
+    """Returns words as our pages draw them, as many as fit: column by column, each at the next even cell with room."""
     image = Image.new("L", (WIDTH, HEIGHT), 235)
-    draw, entries, cells = ImageDraw.Draw(image), [], WIDTH // CELL_WIDTH
+    draw, entries, rows = ImageDraw.Draw(image), [], HEIGHT // CELL_HEIGHT
     line = cell = 0
-    for word in (word for word in words if len(word) <= cells):
-        if cell and cell + len(word) > cells:
+    for word in (word for word in words if len(word) <= COLUMN_CELLS):
+        if cell and cell + len(word) > COLUMN_CELLS:
             line, cell = line + 1, 0
-        if line == HEIGHT // CELL_HEIGHT:
+        column, row = divmod(line, rows)
+        left = column * COLUMN_CELLS
+        if left == WIDTH // CELL_WIDTH:
             break
-        _draw_word(draw, word, cell, line, FONTS[number % len(FONTS)], 10, 30, (0, 0), 1)
-        x, y = cell * CELL_WIDTH, line * CELL_HEIGHT
+        _draw_word(draw, word, left + cell, row, FONTS[number % len(FONTS)], 10, 30, (0, 0), 1)
+        x, y = (left + cell) * CELL_WIDTH, row * CELL_HEIGHT
         entries.append(Entry(word, (x, y, x + len(word) * CELL_WIDTH, y + CELL_HEIGHT), "word"))
         cell += (len(word) + 2) // 2 * 2
     return Record(f"redrawn-{number}", image.convert("RGB"), tuple(entries), "redrawn", LICENCE)

@@ -43,8 +43,9 @@ def test_a_part_holds_most_whole_words_and_no_other_ink():
 def test_words_are_drawn_until_the_page_is_full():
     record = unseen_inputs.redrawn(["one", "a-word-that-is-longer-than-a-line", *["seven77"] * 40], 0)
     assert page_text(record).split()[:2] == ["one", "seven77"] and record.validate()
-    assert len(record.entries) == 18  # three in each of six lines
+    assert len(record.entries) == 13  # one in each of six lines of two columns, and a short one before the first
     assert len({entry.box[1] for entry in record.entries}) == 6
+    assert [entry.box[0] < 84 for entry in record.entries] == [True] * 7 + [False] * 6
 
 
 def test_pages_from_all_over_a_document_that_have_enough_words(tmp_path, monkeypatch):
