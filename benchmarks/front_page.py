@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from PIL import Image
@@ -186,12 +187,25 @@ def load() -> str:
     return "\n".join([f"| of {total:,} requests | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]) + "\n"
 
 
+def both_tasks() -> str:
+    """Returns what reading and questions together keep of the full cache's accuracy, at the shares of `protocol`."""
+    measured = expectations.read(MODEL)
+    assert measured is not None
+    parts = []
+    for name in ("sparsemm+blend-echo", "sparsemm", "snapkv"):
+        rows = {every_method.place(row): _percent(dict(row)) for row in measured.rows if row.setting == name}
+        parts.append(f"`{name}` {' and '.join(rows.values())}")
+    places = " and ".join(dict.fromkeys(map(every_method.place, measured.rows)))
+    text = f"Both tasks, per cent of the full cache's accuracy at {places} of each prompt: {', '.join(parts)}."
+    return "\n".join(wrap(text, 120, break_on_hyphens=False)) + "\n"
+
+
 def _top_against_random(row: StudyRow) -> bool:
     return row.setting == TOP and row.against in (RANDOM, LAYERS)
 
 
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
-    "README.md": {"results": table(RESULTS, "read", ROWS)},
+    "README.md": {"results": table(RESULTS, "read", ROWS), "both": both_tasks()},
     "docs/reference/commands.md": {"commands": commands()},
     "docs/pretrained.md": unseen_tables.tables() | {"peers": peers.table()},
     "docs/vllm.md": {
