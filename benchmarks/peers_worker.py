@@ -10,11 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+
+with suppress(ModuleNotFoundError):  # the other environment has no SparseMM
+    from sparsemm.compat import define_missing_torchvision_operators
+
+    define_missing_torchvision_operators()
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache  # noqa: E402
 
 Made = dict[str, tuple[Any, float]]  # name -> cache after the prompt, and the CPU seconds of making it from the prompt
 

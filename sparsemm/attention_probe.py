@@ -17,12 +17,19 @@ from inspect import unwrap
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface, causal_mask_function
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sparsemm.compat import define_missing_torchvision_operators
 from sparsemm.errors import ModelError
 from sparsemm.ops.causal_attention import attend_spans, causal_attention
+
+define_missing_torchvision_operators()
+from transformers import AttentionInterface  # noqa: E402
+from transformers.masking_utils import (  # noqa: E402
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    AttentionMaskInterface,
+    causal_mask_function,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS  # noqa: E402
 
 UNSUPPORTED = {"softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices"}  # what changes the weights
 PLACE = "_attn_implementation_internal"  # where transformers keeps the name; its property takes 10 us a layer and step

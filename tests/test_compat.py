@@ -57,3 +57,25 @@ def test_neither_the_library_nor_a_document_writes_the_name_itself():
     codes["the notebook"] = ["".join(cell["source"]) for cell in cells]
     assert all(codes.values())
     assert [name for name, parts in codes.items() if any(map(names_the_cache, parts))] == []
+
+
+LIGHT = "from transformers import StoppingCriteria"  # reads no module that needs torchvision
+DEFINE = "define_missing_torchvision_operators()"
+
+
+def is_prepared(path):
+    """Whether torchvision's operators are defined when a file imports transformers: above it there, or in a package."""
+    source = path.read_text(encoding="utf-8")
+    nodes = [node for node in ast.parse(source).body if ast.unparse(node).startswith("from transformers")]
+    imports = [node.lineno for node in nodes if not ast.unparse(node).startswith(LIGHT)]
+    packages = [folder / "__init__.py" for folder in path.parents if folder.is_relative_to(ROOT) and folder != ROOT]
+    texts = [one.read_text(encoding="utf-8") for one in packages if one.is_file()]
+    before = source.splitlines()[: imports[0]] if imports else [DEFINE]
+    return any(line.strip() == DEFINE for line in before + [line for text in texts for line in text.splitlines()])
+
+
+def test_every_module_can_be_the_first_that_is_imported():
+    """Of those that import transformers: without the operators it cannot import a torchvision that does not fit."""
+    folders = ("sparsemm", "flows", "examples", "benchmarks")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert files and [str(path.relative_to(ROOT)) for path in files if not is_prepared(path)] == []
