@@ -80,10 +80,15 @@ def rechase(watch: str | None = None, root: str = ".", spread: str | None = None
         except SparseMMError as error:  # the other sources are checked nevertheless
             get_run_logger().error("%s", error)
             errors.append(str(error))
-    name_run(f"rechase {', '.join(arrived)}" if arrived else f"rechase {', '.join(keys)}: nothing new")
+    if arrived:
+        name_run(f"rechase {', '.join(arrived)}")
     entries = load_params(path).models
     models = [key for key in keys if key in entries]
     rows = run_pipeline(root, models, spread, publish=True) if models else []
+    if not arrived:  # what a stopped run left undone
+        done = [row["model"] for row in rows if row["ran"] != "nothing" or row.get("created")]
+        revisions = [f"{key} {(entries[key].revision or '')[:12]}".strip() for key in done]
+        name_run(f"rechase {', '.join(revisions)}" if done else f"rechase {', '.join(keys)}: nothing new")
     for row in (row for row in rows if "failed" not in row):
         try:
             row["champion"] = promote_model(root, row["model"], row["version"])

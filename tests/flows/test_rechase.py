@@ -126,6 +126,23 @@ def test_runs_are_named_by_model_and_revision_and_a_refusal_is_reported_once(wat
     assert options["payload"]["version"] == "1" and "FAIL" in options["payload"]["reasons"]
 
 
+def test_a_run_that_does_what_a_stopped_one_left_is_named_by_what_it_did(watched):
+    """It says "nothing new" only where nothing was left, and not while it runs."""
+    from prefect.client.orchestration import get_client
+
+    write_checkpoint(watched.root / "data" / "incoming" / "one" / "v1")
+    (watched.told / "fail").write_text("chase one")
+    with pytest.raises(PipelineError, match="one failed"):
+        rechase(watched, watch="one")
+    (watched.told / "fail").unlink()
+    with get_client(sync_client=True) as client:
+        before = {run.id for run in client.read_flow_runs(limit=200)}
+        (row,) = rechase(watched, watch="one")
+        names = [run.name for run in client.read_flow_runs(limit=200) if run.id not in before]
+    revision = load_params(watched.root / "params.yaml").models["one"].revision
+    assert row["created"] and names == [f"rechase one {revision[:12]}"]
+
+
 def test_the_link_to_the_report_opens_on_the_registrys_pages(watched):
     from prefect.client.orchestration import get_client
 
