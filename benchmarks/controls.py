@@ -323,18 +323,27 @@ def curve_table(path: Path) -> ScoreTable:
 
 
 def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
-    """Writes agreement.csv: `compare` of the committed scores and those in `work`. Rows of other pairs stay."""
-    paths = {name: work / "artifacts" / "scores" / f"{name}.safetensors" for name in (BEFORE, *settings.runs)}
-    tables = {NAME: curve_table(COMMITTED)} | {
-        name: ScoreTable.load(one) for name, one in paths.items() if one.is_file()
-    }
+    """Writes agreement.csv: `compare` of the committed scores and those in `work`. Rows of other pairs stay.
+
+    A run that was measured on another machine has its curve in `artifacts` alone, so its pages cannot be resampled; it
+    is compared where it has not been compared yet.
+    """
+    tables, elsewhere = {NAME: curve_table(COMMITTED)}, set()
+    for name in (BEFORE, *settings.runs):
+        table, curve = work / "artifacts" / "scores" / f"{name}.safetensors", artifacts / f"{name}.csv"
+        if table.is_file():
+            tables[name] = ScoreTable.load(table)
+        elif curve.is_file():
+            tables[name] = curve_table(curve)
+            elsewhere.add(name)
     path = artifacts / "agreement.csv"
     pairs: dict[tuple[str, str], list[Agreement]] = {}
     for row in read_rows(path, Agreement) if path.is_file() else ():
         pairs.setdefault((row.one, row.other), []).append(row)
     for one, other in combinations(tables, 2):
-        alike = compare(tables[one], tables[other])
-        pairs[one, other] = [Agreement(one=one, other=other, **cells) for cells in alike]
+        if (one, other) not in pairs or not elsewhere & {one, other}:
+            alike = compare(tables[one], tables[other])
+            pairs[one, other] = [Agreement(one=one, other=other, **cells) for cells in alike]
     cells = (row.model_dump() for rows in pairs.values() for row in rows)
     rounded = ({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in cells)
     write_csv(path, list(Agreement.model_fields), rounded)

@@ -229,3 +229,16 @@ def test_settings_that_do_not_fit_are_refused(place, tmp_path, capsys):
     with pytest.raises(ModelError, match="begun with other settings"):
         controls.train_run("first", settings, None, work)
     assert controls.table(artifacts) == "No run has been measured yet.\n"
+
+
+def test_runs_of_other_machines_are_compared_once_by_their_curves(tmp_path, monkeypatch):
+    monkeypatch.setattr(controls, "RESAMPLES", 4)
+    for name in ("seed-2", "seed-3"):
+        shutil.copy(controls.ARTIFACTS / f"{name}.csv", tmp_path)
+    settings = controls.load_settings(ROOT / "benchmarks" / "controls.yaml")
+    for _ in range(2):  # the second time nothing is new
+        controls.write_agreement(settings, tmp_path / "work", tmp_path)
+        rows = read_rows(tmp_path / "agreement.csv", controls.Agreement)
+        pairs = [(controls.NAME, "seed-2"), (controls.NAME, "seed-3"), ("seed-2", "seed-3")]
+        assert list(dict.fromkeys((row.one, row.other) for row in rows)) == pairs and len(rows) == 9
+        monkeypatch.setattr(controls, "compare", None)
