@@ -6,7 +6,6 @@ beside the numbers that decide it, so that a run of the study fills this table w
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from sparsemm.evaluate.rows import PAPER
 from sparsemm.policies import is_method, policy_class
 from sparsemm.policies.snapkv import SnapKV
+from sparsemm.report.results import read_refusals
 from sparsemm.statistics import BETTER, Estimate
 from sparsemm.studies import StudyRow, read_study
 from sparsemm.studies.protocol import BASELINE, overall, place
@@ -53,11 +53,9 @@ def read(model: str, folder: Path = FOLDER) -> Measured | None:
     path = folder / f"{model}.csv"
     if not path.is_file():
         return None
-    with open(path, newline="", encoding="utf-8") as handle:
-        cells = [row for row in csv.DictReader(handle) if row.get("refused")]
     refused = [
-        Refusal(row["setting"], f"{100 * float(row['level']):g} %" if row["level"] else f"B = {row['budget']}")
-        for row in cells
+        Refusal(row.method, f"{100 * float(row.level):g} %" if row.level else f"B = {row.budget}")
+        for row in read_refusals(path)
     ]
     return Measured(overall(read_study(path, STUDY, model)), list(dict.fromkeys(refused)))
 
