@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
 from sparsemm.align import stage as align_stage
@@ -33,7 +34,7 @@ from sparsemm.files import atomic_path, sha256_file, write_csv, write_json
 from sparsemm.models import load_model, new_entry
 from sparsemm.params import Params, load_params, parse_params
 from sparsemm.params.strict import Count, Strict, check_key
-from sparsemm.scores import ScoreTable, top_count
+from sparsemm.scores import ScoreTable, rank_correlation, top_count
 from sparsemm.statistics import Estimate, interval
 from sparsemm.studies import read_study
 from sparsemm.studies.common import stage as study_stage
@@ -350,7 +351,10 @@ def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
 
 
 def table(artifacts: Path = ARTIFACTS) -> str:
-    """Returns two tables in Markdown: what every run reads and shows, and how alike the runs rank the heads."""
+    """Returns two tables in Markdown: what every run reads and shows, and how alike the runs rank the heads.
+
+    Under them stands how many heads have no score. The last column of the second comes from the curves alone.
+    """
     paths = [path for path in sorted(artifacts.glob("*.json")) if path.stem != BEFORE]
     if not paths:
         return "No run has been measured yet.\n"
@@ -381,9 +385,22 @@ def table(artifacts: Path = ARTIFACTS) -> str:
         cell = f"{row.value:.{digits}f} [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]"
         cell += "" if row.chance is None else f", chance {row.chance:.1f}"
         pairs.setdefault((row.one, row.other), []).append(cell)
-    lines += ["", "| run | and | best 14 shared | best 27 shared | rank correlation |", "|---" * 5 + "|"]
-    lines += [f"| `{one}` | `{other}` | {' | '.join(cells)} |" for (one, other), cells in pairs.items()]
+    curves = {NAME: COMMITTED} | {path.stem: artifacts / f"{path.stem}.csv" for path in paths}
+    scores = {name: curve_table(path).scores for name, path in curves.items() if path.is_file()}
+    heads = "| run | and | best 14 shared | best 27 shared | rank correlation | over heads that have a score in both |"
+    lines += ["", heads, "|---" * 6 + "|"]
+    for (one, other), cells in pairs.items():
+        both = scored_in_both(scores[one], scores[other]) if {one, other} <= scores.keys() else "-"
+        lines.append(f"| `{one}` | `{other}` | {' | '.join(cells)} | {both} |")
+    unscored = (f"`{name}` {np.count_nonzero(own == 0)} of {own.size}" for name, own in scores.items())
+    lines += ["", f"Heads without any score: {', '.join(unscored)}."]
     return "\n".join(lines) + "\n"
+
+
+def scored_in_both(one: NDArray[np.float64], other: NDArray[np.float64]) -> str:
+    """Returns the rank correlation over the heads whose score is not zero in either, and their number."""
+    both = (one > 0) & (other > 0)
+    return f"{rank_correlation(one[both], other[both]):.2f}, {np.count_nonzero(both)} heads"
 
 
 def signed(ends: list[float]) -> str:

@@ -2,7 +2,8 @@
 
 DOCUMENTS is a folder with unpacked Debian packages (`apt-get download`, `dpkg -x`): debian-policy, debian-reference-en,
 developers-reference, maint-guide, debmake-doc and debian-faq. Each part is stored as soon as it is measured, and a
-command that was stopped measures only what is missing. `table` writes what docs/pretrained.md shows.
+command that was stopped measures only what is missing. `benchmarks.unseen_tables` writes what
+docs/pretrained.md shows.
 """
 
 from __future__ import annotations

@@ -242,3 +242,9 @@ def test_runs_of_other_machines_are_compared_once_by_their_curves(tmp_path, monk
         pairs = [(controls.NAME, "seed-2"), (controls.NAME, "seed-3"), ("seed-2", "seed-3")]
         assert list(dict.fromkeys((row.one, row.other) for row in rows)) == pairs and len(rows) == 9
         monkeypatch.setattr(controls, "compare", None)
+
+
+def test_heads_that_one_run_does_not_score_are_left_out():
+    one, other = np.array([[0.0, 0.5, 0.3], [0.2, 0.0, 0.1]]), np.array([[0.9, 0.5, 0.3], [0.1, 0.0, 0.2]])
+    assert controls.scored_in_both(one, other) == "0.80, 4 heads"  # 1, 2, 3, 4 against 1, 2, 4, 3
+    assert controls.scored_in_both(other, other) == "1.00, 5 heads"
