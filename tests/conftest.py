@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from sparsemm.compat import define_missing_torchvision_operators
@@ -47,6 +48,10 @@ MARKED = {
     ),
     "cuda": ("cache/test_device.py", "cuda_stand_in", "ops/test_cuda.py"),
 }
+
+# Machines are busy, so no example fails for the time that it takes.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 define_missing_torchvision_operators()  # before any test module imports transformers
 ROOT = Path(__file__).parent.parent

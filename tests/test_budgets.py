@@ -16,7 +16,7 @@ scores_strategy = hnp.arrays(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(scores_strategy, st.integers(1, 300), st.integers(1, 40), st.floats(0, 1), st.integers(0, 400) | st.none())
 def test_totals_floors_and_caps(scores: np.ndarray, budget: int, window: int, rho: float, length: int | None) -> None:
     window = min(window, budget)
@@ -29,7 +29,7 @@ def test_totals_floors_and_caps(scores: np.ndarray, budget: int, window: int, rh
         assert (slots <= length).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scores_strategy, st.integers(40, 300))
 def test_a_higher_score_never_gets_fewer_slots(scores: np.ndarray, length: int) -> None:
     slots = allocate(scores, 40, 4, 0.1, length).ravel()
@@ -38,7 +38,7 @@ def test_a_higher_score_never_gets_fewer_slots(scores: np.ndarray, length: int) 
     assert (np.diff(slots[order]) >= -1).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0, 100)), st.data())
 def test_fill_takes_all_and_never_overflows(shares: np.ndarray, data: st.DataObject) -> None:
     room = data.draw(hnp.arrays(np.int64, len(shares), elements=st.integers(0, 50)))

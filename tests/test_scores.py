@@ -144,7 +144,7 @@ def test_kv_scores_are_sums_over_the_group() -> None:
             one.to_kv(wrong)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20))
 def test_rank_correlation_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
     a, b = (np.array(values, dtype=float) for values in zip(*pairs, strict=True))

@@ -43,7 +43,7 @@ def slow(query: torch.Tensor, key: torch.Tensor, rows: list[int], mask: torch.Te
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 12), st.integers(0, 4), st.booleans(), st.integers(0, 999))
 def test_argmax_is_that_of_the_slow_loop(kv: int, group: int, length: int, pads: int, masked: bool, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

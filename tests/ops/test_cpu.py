@@ -30,7 +30,7 @@ def slabs(draw, least_gap=0):
 
 
 @needs_compiler
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=75)
 @given(slabs(), st.integers(1, 7), st.floats(0.01, 2), st.sampled_from([1, 2, 5]))
 def test_ragged_decode_equals_its_twin(slab, group, scaling, threads):
     batch, heads, keys, values, starts, lengths = slab
@@ -48,7 +48,7 @@ def test_ragged_decode_equals_its_twin(slab, group, scaling, threads):
 
 
 @needs_compiler
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(slabs(least_gap=1))
 def test_append_equals_its_twin(slab):
     _, _, keys, values, starts, lengths = slab
@@ -62,7 +62,7 @@ def test_append_equals_its_twin(slab):
 
 
 @needs_compiler
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 3),
     st.integers(1, 4),
@@ -94,7 +94,7 @@ def test_compact_equals_its_twin(batch, heads, length, dim, dtype, share, layout
 
 
 @needs_compiler
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 2),
     st.integers(1, 3),
@@ -128,7 +128,7 @@ def test_observe_equals_its_twin(batch, heads, group, window, before, dim, dtype
 
 
 @needs_compiler
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 3),
     st.integers(1, 7),
@@ -158,7 +158,7 @@ def test_argmax_rows_equals_its_twin(heads, group, rows, length, dim, dtype, tie
 
 
 @needs_compiler
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(1, 3),
     st.integers(1, 3),
