@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks import controls, expectations, peers, unseen_tables, vllm
 from sparsemm.cli import _parser as command_parser
 from sparsemm.evaluate.rows import FULL, OVERALL, PAPER
+from sparsemm.files import sha256_file, write_json
 from sparsemm.recipes import Recipe
 from sparsemm.statistics import Estimate
 from sparsemm.studies import StudyRow, read_study
@@ -32,6 +33,8 @@ from sparsemm.studies.oracle import ORACLE, SELECTORS
 from sparsemm.studies.retrieval import BEFORE, RETRIEVAL
 
 ROOT = Path(__file__).parents[1]
+ARTIFACTS = ROOT / "artifacts" / "benchmarks"
+PICTURE = ROOT / "docs" / "method.png"
 MODEL = "smollm2-llava-next"
 RESULTS = ROOT / "artifacts" / "evaluate" / f"{MODEL}.csv"
 ROWS = {  # of README; docs/results.md has all
@@ -119,13 +122,8 @@ def protocol(model: str, folder: Path = expectations.FOLDER) -> str:
     if measured is None:
         return f"{expectations.NOT_MEASURED}\n"
     rows = read_study(folder / f"{model}.csv", "protocol", model)
-    shown = every_method.tables(rows)[0]
-    places = shown.header[1:]
-    everywhere = dict.fromkeys(
-        one.setting for one in measured.refused if one.setting not in {row[0] for row in shown.rows}
-    )
-    refused = [[name, *("refused" for _ in places)] for name in everywhere]
-    lines = [shown.header, ["---"] * len(shown.header), *shown.rows, *refused]
+    shown = every_method.tables(rows, [one.setting for one in measured.refused])[0]
+    lines = [shown.header, ["---"] * len(shown.header), *shown.rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{text}\n\nModel `{model}`, n = {rows[0].n}. {shown.caption}.\n"
 
@@ -167,13 +165,13 @@ def commands() -> str:
 
 def served(file: str, measured: str = "measure") -> str:
     """Returns the medians of stock vLLM and of the plug-in in a file of `python -m benchmarks.vllm --json`."""
-    stored = json.loads((ROOT / "artifacts" / "benchmarks" / file).read_text(encoding="utf-8"))
+    stored = json.loads((ARTIFACTS / file).read_text(encoding="utf-8"))
     return "\n".join(vllm.table(stored[measured])) + "\n"
 
 
 def load() -> str:
     """Returns what became of the requests of `python -m tests.vllm.load`, from its state."""
-    parts = json.loads((ROOT / "artifacts" / "benchmarks" / "vllm-load.json").read_text(encoding="utf-8"))["parts"]
+    parts = json.loads((ARTIFACTS / "vllm-load.json").read_text(encoding="utf-8"))["parts"]
     rows = {
         "right answers": sum(part["right"] for part in parts),
         "wrong answers": sum(part["wrong"] for part in parts),
@@ -265,11 +263,14 @@ def picture(path: Path) -> tuple[Image.Image, list[str]]:
 
 
 def main() -> None:
-    """Fills the tables of README.md and docs/results.md, and docs/method.png if its source is named."""
+    """Fills the tables of README.md and docs/results.md; draws docs/method.png if its source is named.
+
+    What the picture says goes to artifacts/benchmarks/method.json, with its hash.
+    """
     if sys.argv[1:]:
         whole, texts = picture(Path(sys.argv[1]))
-        whole.save(ROOT / "docs" / "method.png", optimize=True)
-        print("\n".join(texts))
+        whole.save(PICTURE, optimize=True)
+        write_json(ARTIFACTS / "method.json", {"picture_sha256": sha256_file(PICTURE), "texts": texts})
     for document in BLOCKS:
         (ROOT / document).write_text(filled(document), encoding="utf-8")
 

@@ -136,7 +136,8 @@ class Study:
         level: name of the horizontal axis if rows have levels.
         drawn: selects the rows of one model that are drawn in its charts.
         open: whether the chart over all models is always visible, as for the strongest evidence, or folded.
-        tables: returns the tables of one model, which the report shows in place of a list of all its rows.
+        tables: returns the tables of one model from its rows and the methods that were refused somewhere, which the
+            report shows in place of a list of all rows.
         columns: columns that its rows have beside those of every study.
     """
 
@@ -150,7 +151,7 @@ class Study:
     level: str = "level"
     drawn: Callable[[Rows], Rows] = lambda rows: rows
     open: bool = False
-    tables: Callable[[Rows], Sequence[Table]] | None = None
+    tables: Callable[[Rows, Sequence[str]], Sequence[Table]] | None = None
     columns: tuple[str, ...] = ()
 
 

@@ -226,15 +226,21 @@ def conclusion(rows: Rows) -> str:
     return sentence("Accuracy over the full cache's, mean over tasks, at equal slots, ", parts)
 
 
-def tables(rows: Rows) -> list[Table]:
-    """Returns the tables of one model: performance by method and share, and all measures."""
+def tables(rows: Rows, refused: Sequence[str]) -> list[Table]:
+    """Returns the tables of one model: performance by method and share, and all measures.
+
+    Args:
+        rows: what was measured.
+        refused: methods that were refused somewhere; one that was refused everywhere is the last row of the first.
+    """
     own = overall(rows)
     places = list(dict.fromkeys(place(row) for row in own))
     cells: dict[str, dict[str, list[StudyRow]]] = {}
     for row in own:
         cells.setdefault(row.setting, {}).setdefault(place(row), []).append(row)
     order = sorted(cells, key=lambda name: -sum(each[0].value for each in cells[name].values()) / len(cells[name]))
-    first = [[name, *(_cell(cells[name].get(at, [])) for at in places)] for name in order]
+    nowhere = [name for name in dict.fromkeys(refused) if name not in cells]
+    first = [[name, *(_cell(cells.get(name, {}).get(at, [])) for at in places)] for name in [*order, *nowhere]]
     others = {(r.setting, place(r), r.condition): r for r in rows if r.condition in (LOYALTY, GENERALISATION)}
     full = next((row.bytes for row in rows if row.task == OVERALL and row.setting == FULL), None)
     second = []

@@ -100,10 +100,11 @@ def test_a_task_that_the_full_cache_fails_has_no_ratio():
 
 def test_the_report_has_a_row_per_method_and_says_what_was_refused(result):
     _, rows = result
-    first, second = tables(rows)
+    first, second = tables(rows, ["duo", "fastv", "fastv"])
     assert first.header == ["method", "10 %", "50 %", "B = 12"]
     assert {row[0] for row in first.rows} >= {"snapkv", "sparsemm", "random"} and all(map(len, first.rows))
     assert next(row for row in first.rows if row[0] == "duo")[1] == "refused"
+    assert first.rows[-1] == ["fastv", *["refused"] * 3], "refused everywhere: the last row, once"
     assert len({len(row) for row in second.rows} | {len(second.header)}) == 1
     assert {row.setting for row in drawn(rows)} >= {"snapkv", "sparsemm"}
     assert "against snapkv" in conclusion(rows) and conclusion([]) == ""

@@ -48,12 +48,14 @@ def of_model(one: StudyResults, model: Model) -> str:
     rows = one.rows[model.key]
     alt = f"{one.study.title}: what was measured of {model.key}."
     drawn = one.study.drawn(rows)
-    refused = bullets(refusals(one.refused.get(model.key, ())))
+    refused = one.refused.get(model.key, [])
+    reasons = bullets(refusals(refused))
     picture = chart(charts.study_values(one, drawn), alt, f"{model.label}: {_behind(rows)}") if drawn else ""
     if one.study.tables is None:
-        return picture + details("All numbers", _numbers(one.study, model, rows), refused)
-    own = [table(each.header, each.rows, f"{model.label}: {each.caption}") for each in one.study.tables(rows)]
-    return own[0] + picture + details("All numbers", *own[1:], refused)
+        return picture + details("All numbers", _numbers(one.study, model, rows), reasons)
+    shown = one.study.tables(rows, [row.method for row in refused])
+    own = [table(each.header, each.rows, f"{model.label}: {each.caption}") for each in shown]
+    return own[0] + picture + details("All numbers", *own[1:], reasons)
 
 
 def _behind(rows: Sequence[StudyRow]) -> str:
