@@ -9,16 +9,16 @@ from typing import Literal
 from sparsemm.doctor.finding import Finding
 
 CORE = ("torch", "transformers", "numpy", "safetensors", "pillow", "pydantic", "pyyaml")
-OPTIONAL = {
-    "pyarrow": "the stages that read and write data sets",
-    "lmms-eval": "`sparsemm evaluate`",
-    "plotly": "`sparsemm report`",
-    "dvc": "`dvc repro`",
-    "prefect": "flows/",
-    "mlflow": "the registry",
-    "boto3": "s3:// addresses",
-    "pypdfium2": "PDF data sets",
-    "flash-attn": "one more decode backend on GPUs",
+OPTIONAL = {  # package -> the extra that has it in the right version, and what it is for
+    "pyarrow": ("stages", "the stages that read and write data sets"),
+    "lmms-eval": ("stages", "`sparsemm evaluate`"),
+    "plotly": ("stages", "`sparsemm report`"),
+    "dvc": ("flows", "`dvc repro`"),
+    "prefect": ("flows", "flows/"),
+    "mlflow": ("registry", "the registry"),
+    "boto3": ("s3", "s3:// addresses"),
+    "pypdfium2": ("pdf", "PDF data sets"),
+    "flash-attn": ("gpu", "one more decode backend on GPUs"),
 }
 
 
@@ -29,7 +29,8 @@ def packages() -> list[Finding]:
         try:
             findings.append(Finding(f"package {name}", "ok", version(name)))
         except PackageNotFoundError:
-            use = f", for {OPTIONAL[name]}" if name in OPTIONAL else ""
             status: Literal["absent", "broken"] = "absent" if name in OPTIONAL else "broken"
-            findings.append(Finding(f"package {name}", status, "not installed", f"pip install {name}{use}"))
+            extra, use = OPTIONAL.get(name, ("", "everything"))
+            hint = f"`pip install '.{f'[{extra}]' if extra else ''}'` in a clone of SparseMM, for {use}"
+            findings.append(Finding(f"package {name}", status, "not installed", hint))
     return findings

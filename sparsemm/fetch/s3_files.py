@@ -71,7 +71,8 @@ def connect(location: str, seconds: float | None = None, endpoint: str | None = 
         import boto3
         from botocore.config import Config
     except ImportError as error:
-        raise FetchError("boto3 is not installed", where=location, hint="pip install boto3") from error
+        hint = "`pip install '.[s3]'` in a clone of SparseMM"
+        raise FetchError("boto3 is not installed", where=location, hint=hint) from error
     seconds = seconds or retry.TIMEOUT
     timeouts: dict[str, Any] = {"connect_timeout": seconds, "read_timeout": seconds}
     once: Any = {"mode": "standard", "total_max_attempts": 1}  # `retry` also repeats requests whose body breaks off

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import yaml
 from sparsemm.cli import main
 from sparsemm.doctor import examine
 from sparsemm.doctor.machine import compiled, disk, torchvision
+from sparsemm.doctor.packages import OPTIONAL, packages
 from sparsemm.doctor.services import dvc_remotes, hub, knock, prefect, public, registry, stores
 from sparsemm.params import parse_params
 from tests.servers import free_port
@@ -228,3 +231,16 @@ def test_outside_a_repository_nothing_is_broken(tmp_path, monkeypatch):
     findings = examine(Path("params.yaml"))
     assert only(findings, "params").status == "absent" and [one for one in findings if one.status == "broken"] == []
     assert only(examine(Path("other.yaml")), "params").status == "broken"  # a file that was asked for
+
+
+def test_what_is_missing_is_installed_by_the_extra_that_pins_it(monkeypatch):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for name, (extra, _) in OPTIONAL.items():
+        assert any(re.split(r"[\[<>=]", requirement)[0] == name for requirement in extras[extra]), name
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(sys.modules["sparsemm.doctor.packages"], "version", missing)
+    hints = {finding.name: finding.hint for finding in packages() if finding.status != "ok"}
+    assert "pip install '.[registry]'" in hints["package mlflow"] and "pip install '.'" in hints["package torch"]
