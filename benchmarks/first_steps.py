@@ -1,8 +1,8 @@
 """Times what a newcomer does first, in a fresh clone of the last commit: `python -m benchmarks.first_steps`.
 
-`make setup`, `make demo`, and in an environment of its own `pip install '.[pdf]'`, with the bytes that each leaves on the
-disk. README states the figures, from artifacts/benchmarks/first-steps.json: `--json > FILE` writes it. Downloads are part
-of the times, unless pip or uv have them in their caches.
+`make setup`, `make demo`, and in an environment of its own `pip install '.[pdf]'`, with the bytes that each leaves on
+the disk. README states the figures, from artifacts/benchmarks/first-steps.json, which `--json` prints. Downloads are
+part of the times, unless pip or uv have them in their caches.
 """
 
 from __future__ import annotations

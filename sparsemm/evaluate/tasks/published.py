@@ -69,7 +69,8 @@ def task_config(task: str, name: str, files: Sequence[Path] | None, cache: Path 
     published = PUBLISHED[task]
     package = importlib.util.find_spec("lmms_eval")
     if package is None or package.origin is None:
-        raise DataError("lmms-eval is not installed", where=task, hint="`pip install '.[stages]'` in a clone of SparseMM")
+        hint = "`pip install '.[stages]'` in a clone of SparseMM"
+        raise DataError("lmms-eval is not installed", where=task, hint=hint)
     config: dict[str, Any] = {"include": str(Path(package.origin).parent / "tasks" / published.file), "task": name}
     if files is not None:
         options: dict[str, Any] = {"data_files": {published.split: [escape(str(path.resolve())) for path in files]}}
