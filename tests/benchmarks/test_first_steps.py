@@ -13,7 +13,7 @@ from benchmarks import first_steps
 def test_each_step_is_timed_and_its_bytes_are_counted(tmp_path, monkeypatch):
     steps = {
         "one": (["sh", "-c", "mkdir made && head -c 100000 /dev/zero > made/file && sleep 0.2"], "made"),
-        "two": (["sh", "-c", "test -z \"$PYTHONPATH\" && cp -r made again"], "again"),
+        "two": (["sh", "-c", 'test -z "$PYTHONPATH" && cp -r made again'], "again"),
     }
     monkeypatch.setattr(first_steps, "STEPS", steps)
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
