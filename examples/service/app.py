@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from examples.service.champion import Follower
@@ -79,37 +79,48 @@ def cache_options(method: str, params: Params) -> dict[str, Any]:
     return {name: options[name] for name in method_options(method) if name in options}
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Returns the service, which loads model and score table when it starts.
+def start(app: FastAPI) -> None:
+    """Loads model and score table, and starts the threads of the service.
 
     Raises:
-        SparseMMError: at its start, if model, score table or budget cannot be used.
+        SparseMMError: if model, score table or budget cannot be used.
     """
+    settings, metrics = app.state.settings, app.state.metrics
+    params = load_params(settings.params).of(settings.model)
+    entry = params.model(settings.model)
+    model, processor = load_model(entry)
+    follower = Follower(settings.scores, model.config, settings.refresh_seconds)
+    budget = settings.budget or max(params.allocate.budgets)
+    options = cache_options(settings.method, params)
+    compressed_cache(model, settings.method, budget, follower.current.table, **options)  # fails now, not later
+    engine = Engine(model, processor, budget, settings.max_batch, settings.method, **options)
+    engine.on_batch, engine.on_answer = metrics.batches.observe, metrics.answered
+    special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
+    app.state.reserved = special | {token for token in [getattr(processor, "image_token", None)] if token}
+    app.state.entry, app.state.follower, app.state.engine = entry, follower, engine
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Returns the service, which calls `start` when it is served, unless that was done."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        params = load_params(settings.params).of(settings.model)
-        entry = params.model(settings.model)
-        model, processor = load_model(entry)
-        follower = Follower(settings.scores, model.config, settings.refresh_seconds)
-        budget = settings.budget or max(params.allocate.budgets)
-        options = cache_options(settings.method, params)
-        compressed_cache(model, settings.method, budget, follower.current.table, **options)  # fails now, not later
-        engine = Engine(model, processor, budget, settings.max_batch, settings.method, **options)
-        engine.on_batch, engine.on_answer = metrics.batches.observe, metrics.answered
-        special = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
-        app.state.settings, app.state.entry, app.state.in_flight = settings, entry, 0
-        app.state.follower, app.state.engine = follower, engine
-        app.state.reserved = special | {token for token in [getattr(processor, "image_token", None)] if token}
+        if not hasattr(app.state, "engine"):
+            start(app)
         try:
             yield
         finally:
-            follower.close()
-            await asyncio.to_thread(engine.close)
+            app.state.follower.close()
+            await asyncio.to_thread(app.state.engine.close)
 
     metrics = Metrics()
     app = FastAPI(title="SparseMM", lifespan=lifespan)
+    app.state.settings, app.state.metrics, app.state.in_flight = settings, metrics, 0
     app.add_middleware(CountRequests, metrics=metrics)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @app.post("/answer", openapi_extra=BODY)
     async def answer(request: Request, job: Admitted) -> Answer:
@@ -187,9 +198,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO)
     try:
         settings = Settings.from_environment(os.environ)
+        app = create_app(settings)
+        start(app)
     except SparseMMError as error:
         sys.exit(str(error))
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, server_header=False)
+    uvicorn.run(app, host=settings.host, port=settings.port, server_header=False)
 
 
 if __name__ == "__main__":

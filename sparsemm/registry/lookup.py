@@ -235,8 +235,10 @@ def _read_pointer(path: Path) -> Resolved | None:
 
 
 def _from_cache(cache: Path, pointer: Path, source: str) -> VersionedTable:
+    hint = "start the registry (`sparsemm registry serve`) or set MLFLOW_TRACKING_URI; a file of scores needs neither"
+    if not pointer.is_file():
+        raise RegistryUnreachable("no earlier look-up is stored on this machine", where=source, hint=hint)
     resolved = _read_pointer(pointer)
     if resolved is None or not all(_is_whole(path) for path, _ in _files(cache, resolved)):
-        hint = "look it up once while the registry can be reached"
-        raise RegistryUnreachable("missing from the cache, or damaged there", where=source, hint=hint)
+        raise RegistryUnreachable("what an earlier look-up stored here is damaged", where=source, hint=hint)
     return _load(cache, resolved)

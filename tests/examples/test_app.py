@@ -34,6 +34,7 @@ from tests.examples.services import (
     until,
 )
 from tests.recipes import recipe
+from tests.servers import free_port
 
 
 def test_an_answer_is_what_generate_says(service, tiny, folder):
@@ -112,7 +113,7 @@ def test_the_command_starts_says_nothing_secret_and_stops(folder, tmp_path):
         until(lambda: process.poll() is not None or "running on" in (tmp_path / "log").read_text(), seconds=120)
         address = re.search(r"http://127\.0\.0\.1:[0-9]+", (tmp_path / "log").read_text())
         reply = httpx.post(f"{address[0]}/answer", **form("What is canary-9b2c?"), timeout=60)
-        assert reply.status_code == 200
+        assert reply.status_code == 200 and httpx.get(address[0]).headers["location"] == "/docs"
         process.terminate()
         process.wait(60)
     finally:
@@ -120,6 +121,19 @@ def test_the_command_starts_says_nothing_secret_and_stops(folder, tmp_path):
         process.wait()
     said = (tmp_path / "log").read_text()
     assert "/answer" in said and "shutdown complete" in said and "canary" not in said and "Traceback" not in said
+
+
+def test_without_a_registry_the_command_ends_with_one_line_that_says_what_to_do(folder, tmp_path):
+    environment = os.environ | {
+        "SPARSEMM_SERVICE_MODEL": MODEL,
+        "SPARSEMM_SERVICE_PARAMS": str(folder / "params.yaml"),
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "examples.service.app"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "no earlier look-up is stored" in done.stderr and "sparsemm registry serve" in done.stderr
 
 
 def test_the_method_is_a_setting(tiny, folder):

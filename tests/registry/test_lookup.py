@@ -177,6 +177,11 @@ def test_a_damaged_pointer_is_written_again_or_refused(made, content):
     assert json.loads(pointer.read_text())["digest"] == good["digest"]
 
 
+def test_without_a_registry_or_an_earlier_look_up_one_is_told_what_to_start(made, tmp_path):
+    with pytest.raises(RegistryUnreachable, match="no earlier look-up is stored.*sparsemm registry serve"):
+        sparsemm.load_scores(CHAMPION, cache_dir=tmp_path / "empty", offline=True)
+
+
 def test_a_cache_that_cannot_be_written_is_told(made, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(RegistryError, match="the cache cannot be used"):
