@@ -1,4 +1,4 @@
-"""One decode step of one layer on the CPU: `append` and `ragged_decode` in two calls of the C++ library.
+"""One decode step of one layer on the CPU: `append` and `ragged_decode` in one call of the C++ library.
 
 The result is that of the two operations one after the other, but their checks are written out in one place: this runs
 for every token of every layer, where a Python call costs as much as the arithmetic of a small head.
@@ -10,8 +10,8 @@ import os
 
 import torch
 
-from sparsemm.ops import append, fastest, ragged_decode
-from sparsemm.ops.library import DONE, DTYPES, library, serves
+from sparsemm.ops import append, fastest
+from sparsemm.ops.library import DONE, DTYPES, NO_MEMORY, library, serves
 
 
 def serves_steps(keys: torch.Tensor, values: torch.Tensor) -> bool:
@@ -49,6 +49,7 @@ def decode_step(
 
     Raises:
         CacheError: if a segment has no room or leaves the slab.
+        MemoryError: if there is no memory for partial results; the token is appended then.
     """
     segments, dim, dtype = lengths.shape[0], keys.shape[1], keys.dtype
     batch, heads = query.shape[0], query.shape[1]
@@ -77,28 +78,27 @@ def decode_step(
         return None
     query, new_keys, new_values = query.contiguous(), new_keys.contiguous(), new_values.contiguous()
     output = torch.empty((batch, 1, heads, dim), dtype=dtype, device="cpu")
-    pointers = keys.data_ptr(), values.data_ptr()
-    bounds = starts.data_ptr(), lengths.data_ptr()
     rows = keys.shape[0]
-    code = compiled.sparsemm_append(
-        *pointers, new_keys.data_ptr(), new_values.data_ptr(), *bounds, segments, dim * keys.element_size(), rows
-    )
-    if code != DONE:
-        append.refuse(code, rows)
-    lengths += 1
-    code = compiled.sparsemm_ragged_decode(
+    code = compiled.sparsemm_decode_step(
         DTYPES[dtype],
         query.data_ptr(),
-        *pointers,
-        *bounds,
+        keys.data_ptr(),
+        values.data_ptr(),
+        new_keys.data_ptr(),
+        new_values.data_ptr(),
+        starts.data_ptr(),
+        lengths.data_ptr(),
         output.data_ptr(),
         segments,
         batch * heads // segments,
         dim,
+        dim * keys.element_size(),
         rows,
         scaling,
         torch.get_num_threads(),
     )
+    if code == NO_MEMORY:
+        raise MemoryError("sparsemm_decode_step: no memory for partial results")
     if code != DONE:
-        ragged_decode.refuse(code, rows)
+        append.refuse(code, rows)
     return output

@@ -43,6 +43,7 @@ P, N, C, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 ARGUMENTS: dict[str, list[Any]] = {
     "sparsemm_ragged_decode": [C, X, X, X, I64, I64, X, N, N, N, N, F, C],
     "sparsemm_append": [X, X, X, X, I64, I64, N, N, N],
+    "sparsemm_decode_step": [C, X, X, X, X, X, I64, I64, X, N, N, N, N, N, F, C],
     "sparsemm_compact": [X, X, XS, XS, BOOL, I64, N, N, N, N, N, P, P, C],
     "sparsemm_observe": [C, XS, XS, BOOL, F32, N, N, N, N, N, N, P, P, N, F, C],
     "sparsemm_argmax_rows": [C, XS, XS, I64, I64, I64, N, N, N, N, N, P, P, C],

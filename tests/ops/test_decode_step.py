@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from sparsemm.errors import CacheError
 from sparsemm.ops import append, ragged_decode
 from sparsemm.ops.decode_step import decode_step, serves_steps
+from sparsemm.ops.library import NO_MEMORY
 from tests.ops.operations import DTYPES, needs_compiler, ragged
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("fresh_library")]
@@ -72,6 +76,13 @@ def test_a_segment_without_room_is_refused_and_nothing_written():
     with pytest.raises(CacheError, match="segment 1: it has no room"):
         decode_step(*arguments)
     assert all(torch.equal(one, other) for one, other in zip(arguments[:4], before, strict=True))
+
+
+def test_without_memory_for_partial_results_there_is_an_error(monkeypatch):
+    lacking = SimpleNamespace(sparsemm_decode_step=lambda *arguments: NO_MEMORY)
+    monkeypatch.setattr(importlib.import_module("sparsemm.ops.decode_step"), "library", lambda: lacking)
+    with pytest.raises(MemoryError, match="no memory"):
+        decode_step(*step())
 
 
 def test_another_backend_is_left_to_the_operations(monkeypatch):
