@@ -58,7 +58,8 @@ def demo(params: Raw) -> None:
         "measured": {"masking": {"samples": 6, "tasks": ["read"], "fractions": [0.1], "zero": ["output"], "seeds": 1}},
         "compared": {},
     }
-    params["profile"] |= {"lengths": [128, 512]}
+    params["profile"] |= {"lengths": [128, 512], "budget": 24}
+    params["tune"] |= {"samples": 12, "tasks": ["read"], "budgets": [24], "selectors": ["snapkv", "blend-echo"]}
 
 
 def _few(params: Raw, key: str, pages: int, methods: list[str]) -> None:

@@ -20,7 +20,7 @@ def open_local(path: str, root: Path, revision: str | None = None) -> Place:
     """
     base = as_on_disk(root / path)
     if not base.exists():
-        raise FetchError("no such file or folder", where=path, hint="the path counts from the repository's root")
+        raise FetchError("no such file or folder", where=path, hint="in params.yaml a path counts from its folder")
     try:
         paths = [base] if base.is_file() else sorted(p for p in base.rglob("*") if p.is_file())
         names = {p.name if p == base else p.relative_to(base).as_posix(): p for p in paths}

@@ -77,7 +77,7 @@ def _copy(root: Path, name: str, folder: Path, outs: dict[str, str]) -> None:
     try:
         shutil.copyfile(root / path, copied)
     except OSError as error:
-        hint = "`dvc checkout` restores it, `dvc repro` makes it again"
+        hint = "`dvc repro` makes it; `dvc checkout` restores it where this clone has made it before"
         raise RegistryError(f"cannot be read: {error}", where=path, hint=hint) from error
     if not _is(copied, outs.get(path)):
         raise RegistryError("differs from what the stage wrote", where=path, hint="run `dvc repro` or `dvc checkout`")

@@ -38,12 +38,14 @@ def draw_heads(scores: npt.NDArray[np.float64], path: Path) -> None:
 def headlines(metrics: dict[tuple[str, int], float], method: str, budget: int, profiled: int) -> list[str]:
     """Returns two sentences, as far as they were measured: a method's accuracy at a budget, and the size of its cache.
 
-    The accuracy is that of the task `read`, or of the first one if there is no such task. The cache was measured at the
-    budget `profiled`. Metrics have a name and a step (`sparsemm.registry.logged.measured`).
+    The accuracy is that of the task `read`, or of the first one if there is no such task, at the budget `profiled`, at
+    which the cache was measured, or else at `budget`. Metrics have a name and a step (`sparsemm.registry.logged.measured`).
     """
     lines, method = [], metric_name(method)
     tasks = sorted({name.split("/")[1] for name, _ in metrics if name.startswith("accuracy/")})
     task = "read" if "read" in tasks else next(iter(tasks), "")
+    if (f"accuracy/{task}/{method}", profiled) in metrics:
+        budget = profiled
     accuracy, full = metrics.get((f"accuracy/{task}/{method}", budget)), metrics.get((f"accuracy/{task}/full", 0))
     if accuracy is not None and full is not None:
         lines.append(f"**{task}: {accuracy:.3f} at {budget} slots per KV head**, {full:.3f} with the full cache")

@@ -86,7 +86,9 @@ def _recipe(candidate: Evidence, gate: GateParams, lines: list[tuple[bool, str]]
     for scenario, choice in candidate.recipe.scenarios.items():
         worse = choice.worse()
         text = f"recipe, scenario {scenario}: {choice.name}"
-        if not worse:
+        if choice.name == BASELINE:
+            lines.append((True, f"{text}, because nothing was shown to be better"))
+        elif not worse:
             lines.append((True, f"{text} is not shown to be worse than {BASELINE}"))
         lines += [(False, f"{text} in {row.task} {row.difference.text('+')} against {BASELINE}") for row in worse]
 

@@ -45,7 +45,8 @@ def test_the_headlines_are_what_was_measured_and_no_more():
         ("cost/full/kept_bytes", 2048): 100.0,
     }
     first, second = headlines(metrics, "sparsemm", 48, 24)
-    assert "read: 0.900 at 48" in first and "0.950" in first
+    assert "read: 0.600 at 24" in first and "0.950" in first, "the budget of the second sentence"
+    assert "read: 0.900 at 48" in headlines(metrics, "sparsemm", 48, 32)[0]
     assert "25.0% of" in second and "at 24 slots" in second and "2048" in second
     with_selector = {
         (metric_name(name.replace("sparsemm", "sparsemm+peak")), step): value for (name, step), value in metrics.items()

@@ -77,6 +77,13 @@ def test_a_recipe_must_not_be_worse_than_snapkv(verdict, require, passed, line):
     assert judged.passed == passed and any(reason.startswith(line) for reason in judged.reasons), judged.reasons
 
 
+def test_a_recipe_that_is_snapkv_itself_is_not_compared_with_it():
+    one = recipe(table(), "no difference shown")
+    own = one.model_copy(update={"scenarios": {"known": one.scenarios["known"].model_copy(update={"name": "snapkv"})}})
+    lines = judge(evidence(recipe=own), None, GATE).reasons
+    assert "pass: recipe, scenario known: snapkv, because nothing was shown to be better" in lines
+
+
 def test_a_drop_of_exactly_the_threshold_passes_and_a_gain_always():
     before = evidence(accuracy=accuracy(mine=0.95))
     assert judge(evidence(accuracy=accuracy(mine=0.9)), before, GATE).passed

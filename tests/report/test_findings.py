@@ -77,11 +77,12 @@ def test_speed_is_claimed_beyond_the_noise(ratio, word):
 def test_speed_is_not_claimed_within_the_noise_on_a_busy_machine_or_without_a_second_measurement():
     within = [crafted.timing(ms=2.0, ratio=0.7), crafted.timing("snapkv", ms=3.6)]
     assert "neither" in findings.speed(crafted.model(timings=within))[1]
+    whole = [crafted.timing(ratio=0.7), crafted.timing("transformers", ms=2.0), crafted.timing("full", ms=3.6)]
+    assert "factor of 1.80" in findings.speed(crafted.model(timings=whole))[1], "full caches tell of noise too"
     busy = [crafted.timing(ms=78.0, ratio=43.0), crafted.timing("snapkv", ms=2.4, length=512)]
     said = findings.speed(crafted.model(timings=busy))[1]
     assert "no claim about time" in said and "32.5" in said and "slower" not in said
-    alone = [crafted.timing(ratio=0.1), crafted.timing("full", ms=9)]
-    said = findings.speed(crafted.model(timings=alone))[1]
+    said = findings.speed(crafted.model(timings=[crafted.timing(ratio=0.1)]))[1]
     assert "no claim is made" in said and "faster" not in said
 
 

@@ -10,7 +10,7 @@ from sparsemm.report.style import method_label
 
 HEADER = ["task", "slots per head", "compared with", "accuracy", "difference", "verdict"]
 INTRODUCTION = (
-    "`sparsemm tune` searches a method for each model on some pages, and measures the winner on other pages. A winner "
+    "The command tune searches a method for each model on some pages, and measures the winner on other pages. A winner "
     "that is not shown to be better than uniform SnapKV at equal bytes is replaced by a method that is, or by SnapKV."
 )
 
