@@ -37,6 +37,7 @@ CHAMPION = f"models:/visual-heads.{KEY}@champion"
 FOLDER = Path("build") / "end-to-end"
 WATCHED = Path("data") / "incoming" / "watched"
 PATIENCE = 3600.0  # seconds for a re-chase, on a busy machine
+NEWS = 60.0  # seconds between two lines while it waits
 
 
 def free_port() -> int:
@@ -60,15 +61,19 @@ def get(url: str) -> Any:
 
 
 def wait_for(event: str, condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """Waits for the condition's first true value, prints how long it took, and returns the value.
+    """Waits for the condition's first true value, prints how long it takes, and returns the value.
 
     Raises:
         SystemExit: if there is none in time.
     """
-    began = time.monotonic()
+    began, shown = time.monotonic(), 0.0
     while not (value := condition()):
-        if time.monotonic() - began > seconds:
+        passed = time.monotonic() - began
+        if passed > seconds:
             raise SystemExit(f"{event}: not within {seconds:.0f} s; logs are in {FOLDER}")
+        if passed > shown + NEWS:
+            shown = passed
+            print(f"{event}: not yet after {passed:.0f} s", flush=True)
         time.sleep(0.5)
     print(f"{event}: {time.monotonic() - began:.0f} s", flush=True)
     return value
@@ -201,6 +206,7 @@ def main() -> None:
     os.environ |= settings(root, api, registry)
     with ExitStack() as stack:
         start_servers(stack, root, api, registry)
+        print(f"flow runs: {api}/runs\nregistry: {registry}\nlogs: {FOLDER}\na re-chase takes minutes", flush=True)
         arrive(root, "first", None)
         wait_for("first revision dropped, chased, published, champion", lambda: champion(registry) == "1")
         print("looked up:", {name: look_up(root)[name] for name in ("name", "version", "digest")})
@@ -208,6 +214,7 @@ def main() -> None:
             "SPARSEMM_SERVICE_MODEL": KEY,
             "SPARSEMM_SERVICE_PORT": service.rpartition(":")[2],
             "SPARSEMM_SERVICE_REFRESH_SECONDS": "2",
+            "SPARSEMM_SERVICE_BUDGET": "24",  # of 52 tokens
         }
         start(stack, root, "service", "examples.service.app", **variables)
         wait_for("service", lambda: get(f"{service}/health"))

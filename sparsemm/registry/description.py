@@ -39,7 +39,8 @@ def headlines(metrics: dict[tuple[str, int], float], method: str, budget: int, p
     """Returns two sentences, as far as they were measured: a method's accuracy at a budget, and the size of its cache.
 
     The accuracy is that of the task `read`, or of the first one if there is no such task, at the budget `profiled`, at
-    which the cache was measured, or else at `budget`. Metrics have a name and a step (`sparsemm.registry.logged.measured`).
+    which the cache was measured, or else at `budget`. Metrics have a name and a step
+    (`sparsemm.registry.logged.measured`).
     """
     lines, method = [], metric_name(method)
     tasks = sorted({name.split("/")[1] for name, _ in metrics if name.startswith("accuracy/")})

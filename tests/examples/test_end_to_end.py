@@ -31,6 +31,13 @@ def test_what_does_not_come_in_time_ends_the_example(monkeypatch):
         end_to_end.wait_for("a champion", lambda: None, seconds=0)
 
 
+def test_long_waiting_is_heard_of(monkeypatch, capsys):
+    monkeypatch.setattr(end_to_end, "NEWS", 0.2)
+    answers = iter([None, None, "there"])
+    assert end_to_end.wait_for("a champion", lambda: next(answers)) == "there"
+    assert "a champion: not yet after" in capsys.readouterr().out
+
+
 def test_the_pages_that_stay_open_are_printed(monkeypatch, capsys, tmp_path):
     def interrupt():
         raise KeyboardInterrupt
