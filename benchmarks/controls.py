@@ -8,7 +8,6 @@ for each run a JSON file and the curve of its scores, and how alike the runs ran
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import sys
@@ -18,9 +17,19 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import Field, ValidationError, field_validator
 
+from benchmarks import controls_tables
+from benchmarks.controls_tables import (
+    BEFORE,
+    COMMITTED,
+    DIFFERENCE,
+    NAME,
+    RANKS,
+    Agreement,
+    curve_table,
+    shared_metric,
+)
 from sparsemm.align import stage as align_stage
 from sparsemm.assemble import stage as assemble_stage
 from sparsemm.assemble.base import Base
@@ -34,13 +43,13 @@ from sparsemm.files import atomic_path, sha256_file, write_csv, write_json
 from sparsemm.models import load_model, new_entry
 from sparsemm.params import Params, load_params, parse_params
 from sparsemm.params.strict import Count, Strict, check_key
-from sparsemm.scores import ScoreTable, rank_correlation, top_count
+from sparsemm.scores import ScoreTable, top_count
 from sparsemm.statistics import Estimate, interval
 from sparsemm.studies import read_study
 from sparsemm.studies.common import stage as study_stage
 from sparsemm.studies.common.heads import LAYERS, TOP
-from sparsemm.tables import Row, read_rows
-from sparsemm.training.card import FEW_WINDOWS, STYLES, held_out
+from sparsemm.tables import read_rows
+from sparsemm.training.card import FEW_WINDOWS, held_out
 from sparsemm.training.prose import FOLDERS, Prose, held_out_loss, read_prose
 from sparsemm.training.state import load_state
 from sparsemm.training.train import train
@@ -48,29 +57,13 @@ from sparsemm.training.tuning import BASES, LITTLE_PROSE, RANK, TOWER, Tuning
 
 HERE = Path(__file__).parents[1]
 ARTIFACTS, WORK = HERE / "artifacts" / "controls", HERE / "build" / "controls"
-NAME = "smollm2-llava-next"
-COMMITTED = HERE / "artifacts" / "scores" / f"{NAME}.csv"
-BEFORE = "text-before-tuning"  # the language model before any tuning, scored on text
 MASKED = 0.1  # share of the heads that are switched off
 RESAMPLES = 1000  # each ranks all heads again
 SAVE_STEPS = 25
-RANKS, DIFFERENCE = "rank correlation", "top minus random, same layers"
 TEXTS: dict[str, Any] = {"prompts": 16, "words": 40}  # as in the study `retrieval`
 _ONE, _TWO = PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))
 # The curriculum of a short run: it leaves the short pages earlier than `sparsemm.training.tuning.STAGES`.
 STAGES = (((PageStyle(1, 6, (1, 2)),), 0.60, 0.0), ((_ONE,), 0.65, 0.0), ((_ONE, _TWO), 2.0, 2.0))
-
-
-class Agreement(Row):
-    """A row of artifacts/controls/agreement.csv; `compare` explains the columns."""
-
-    one: str
-    other: str
-    metric: str
-    value: float
-    ci_low: float
-    ci_high: float
-    chance: float | None
 
 
 class Run(Strict):
@@ -238,11 +231,6 @@ def expected_shared(one: ScoreTable, other: ScoreTable, count: int) -> float:
     return float(per_layer[0] @ per_layer[1]) / heads
 
 
-def shared_metric(count: int) -> str:
-    """Returns the name of a metric of `compare`."""
-    return f"best {count} shared"
-
-
 def run(
     settings: Settings, names: list[str], work: Path = WORK, artifacts: Path = ARTIFACTS, unfinished: bool = False
 ) -> None:
@@ -312,17 +300,6 @@ def measure(
         write_json(path, figures)
 
 
-def curve_table(path: Path) -> ScoreTable:
-    """Returns the scores of a curve that the chase wrote, which are shares of the sum, as a table without pages."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        shares = {(int(row["layer"]), int(row["head"])): float(row["share"]) for row in csv.DictReader(handle)}
-    scores = np.zeros((1, *(1 + max(column) for column in zip(*shares, strict=True))), dtype=np.float64)
-    for (layer, head), share in shares.items():
-        scores[0, layer, head] = share
-    header = {"model": path.stem, "revision": None, "fingerprint": "", "num_kv_heads": 1}
-    return ScoreTable.from_samples(scores, np.zeros(scores.shape[1:], np.int64), header)
-
-
 def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
     """Writes agreement.csv: `compare` of the committed scores and those in `work`. Rows of other pairs stay.
 
@@ -350,65 +327,6 @@ def write_agreement(settings: Settings, work: Path, artifacts: Path) -> None:
     write_csv(path, list(Agreement.model_fields), rounded)
 
 
-def table(artifacts: Path = ARTIFACTS) -> str:
-    """Returns two tables in Markdown: what every run reads and shows, and how alike the runs rank the heads.
-
-    Under them stands how many heads have no score. The last column of the second comes from the curves alone.
-    """
-    paths = [path for path in sorted(artifacts.glob("*.json")) if path.stem != BEFORE]
-    if not paths:
-        return "No run has been measured yet.\n"
-    lines = [
-        "| run | steps | words read, 1 / 2 columns | best 5 / 10 % hold | split-half "
-        "| best 10 % off, minus random of the same layers | prose |",
-        "|---" * 7 + "|",
-    ]
-    for path in [*paths, artifacts / f"{BEFORE}.json"]:
-        figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        about, scores, masking = figures.get("about"), figures.get("scores"), figures.get("masking")
-        cells = [f"`{path.stem}`", "-", "-", "-", "-", "-", "-"]
-        if about:
-            cells[1] = f"{about['steps']}" + (f" of {about['of_steps']}" if about["steps"] < about["of_steps"] else "")
-        if "held_out" in figures:
-            cells[2] = " / ".join(f"{100 * figures['held_out'][style]['word_accuracy']:.0f}" for style in STYLES)
-        if scores:
-            cells[3] = " / ".join(f"{100 * scores['top_share'][share]:.0f}" for share in ("5%", "10%"))
-            cells[4] = f"{scores['split_half']:.3f}"
-        if masking:
-            cells[5] = signed(masking[DIFFERENCE])
-        if "prose" in figures:
-            cells[6] = f"{figures['prose']:.3f}"
-        lines.append(f"| {' | '.join(cells)} |")
-    pairs: dict[tuple[str, str], list[str]] = {}
-    for row in read_rows(artifacts / "agreement.csv", Agreement):
-        digits = 2 if row.metric == RANKS else 0
-        cell = f"{row.value:.{digits}f} [{row.ci_low:.{digits}f}, {row.ci_high:.{digits}f}]"
-        cell += "" if row.chance is None else f", chance {row.chance:.1f}"
-        pairs.setdefault((row.one, row.other), []).append(cell)
-    curves = {NAME: COMMITTED} | {path.stem: artifacts / f"{path.stem}.csv" for path in paths}
-    scores = {name: curve_table(path).scores for name, path in curves.items() if path.is_file()}
-    heads = "| run | and | best 14 shared | best 27 shared | rank correlation | over heads that have a score in both |"
-    lines += ["", heads, "|---" * 6 + "|"]
-    for (one, other), cells in pairs.items():
-        both = scored_in_both(scores[one], scores[other]) if {one, other} <= scores.keys() else "-"
-        lines.append(f"| `{one}` | `{other}` | {' | '.join(cells)} | {both} |")
-    unscored = (f"`{name}` {np.count_nonzero(own == 0)} of {own.size}" for name, own in scores.items())
-    lines += ["", f"Heads without any score: {', '.join(unscored)}."]
-    return "\n".join(lines) + "\n"
-
-
-def scored_in_both(one: NDArray[np.float64], other: NDArray[np.float64]) -> str:
-    """Returns the rank correlation over the heads whose score is not zero in either, and their number."""
-    both = (one > 0) & (other > 0)
-    return f"{rank_correlation(one[both], other[both]):.2f}, {np.count_nonzero(both)} heads"
-
-
-def signed(ends: list[float]) -> str:
-    """Returns a difference with its interval, in per cent."""
-    value, low, high = (100 * end for end in ends)
-    return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs what is not done and prints the tables; returns 0, or 1 after printing what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -426,7 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     except SparseMMError as error:
         print(f"controls: {error}", file=sys.stderr)
         return 1
-    print(table())
+    print(controls_tables.table(ARTIFACTS))
     return 0
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from benchmarks import controls
+from benchmarks import controls, controls_tables
 from sparsemm.assemble.updates import UPDATES
 from sparsemm.chase.stage import metrics, write_curve
 from sparsemm.errors import ModelError, ParamsError
@@ -47,12 +47,13 @@ def score_table(seed, header=None, shape=(4, 4), pages=6):
 def place(tmp_path, monkeypatch):
     """(settings, work, artifacts): a tiny language model in the place of the real one, and committed scores."""
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setitem(tuning.BASES, controls.NAME, tiny_base.install(tmp_path / "site"))
+    monkeypatch.setitem(tuning.BASES, controls_tables.NAME, tiny_base.install(tmp_path / "site"))
     monkeypatch.setattr(controls, "FOLDERS", (write_prose(tmp_path / "prose"),))
     monkeypatch.setattr(controls, "SAVE_STEPS", 1)
     monkeypatch.setattr(controls, "RESAMPLES", 20)
-    monkeypatch.setattr(controls, "COMMITTED", tmp_path / "committed.csv")
-    write_curve(controls.COMMITTED, score_table(8))
+    for module in (controls, controls_tables):
+        monkeypatch.setattr(module, "COMMITTED", tmp_path / "committed.csv")
+    write_curve(controls_tables.COMMITTED, score_table(8))
     # A random model copies nothing, so the scores on text are crafted too.
     monkeypatch.setattr(controls, "chase_text", lambda model, tokenizer, **options: score_table(9))
     return controls.load_settings(write_settings(tmp_path)), tmp_path / "work", tmp_path / "artifacts"
@@ -93,21 +94,21 @@ def test_a_run_that_was_stopped_is_measured_as_it_is_and_then_resumed(place, mon
         controls.run(settings, ["first"], work, artifacts)
     controls.run(settings, ["first"], work, artifacts, unfinished=True)
     about = read(artifacts / "first.json")["about"]
-    assert (about["steps"], about["of_steps"]) == (2, 3) and "| 2 of 3 |" in controls.table(artifacts)
+    assert (about["steps"], about["of_steps"]) == (2, 3) and "| 2 of 3 |" in controls_tables.table(artifacts)
     assert "resumed" not in capsys.readouterr().out
     controls.run(settings, ["first"], work, artifacts)
     assert "resumed at step 2" in capsys.readouterr().out
     whole = read(artifacts / "first.json")["about"]
     assert whole["steps"] == 3 and whole["updates_sha256"] != about["updates_sha256"]
     first = load_file(work / "first" / UPDATES)
-    train.train(controls.NAME, work / "again", **training_of(settings, "first"))
+    train.train(controls_tables.NAME, work / "again", **training_of(settings, "first"))
     assert all((first[name] == value).all() for name, value in load_file(work / "again" / UPDATES).items())
 
 
 def training_of(settings, name):
     """What a run is trained with, all in one go."""
     one = settings.runs[name]
-    tokenizer = controls.Base(tuning.BASES[controls.NAME].locate()).tokenizer()
+    tokenizer = controls.Base(tuning.BASES[controls_tables.NAME].locate()).tokenizer()
     options = {"prose": controls.read_prose([*controls.FOLDERS], tokenizer), "prose_share": one.prose_share}
     options |= {"tower": ROOT / one.tower, "rank": one.rank, "precision": "bf16", "stages": controls.STAGES}
     return options | {"steps": settings.steps, "batch_size": settings.batch_size, "seed": one.seed}
@@ -123,10 +124,10 @@ def test_what_is_measured_is_kept_and_not_measured_again(place, monkeypatch):
     assert figures["about"]["rank"] == 2 and figures["held_out"]["one column"]["n"] == SMALL["evaluation"]
     for value, low, high in figures["masking"].values():
         assert low <= value <= high
-    assert {"none", "top", controls.DIFFERENCE} <= figures["masking"].keys()
-    assert set(read(artifacts / f"{controls.BEFORE}.json")) == {"prose", "texts"}
-    names = [controls.NAME, controls.BEFORE, *RUNS]
-    rows = read_rows(artifacts / "agreement.csv", controls.Agreement)
+    assert {"none", "top", controls_tables.DIFFERENCE} <= figures["masking"].keys()
+    assert set(read(artifacts / f"{controls_tables.BEFORE}.json")) == {"prose", "texts"}
+    names = [controls_tables.NAME, controls_tables.BEFORE, *RUNS]
+    rows = read_rows(artifacts / "agreement.csv", controls_tables.Agreement)
     assert Counter((row.one, row.other) for row in rows) == {
         (one, other): 3 for i, one in enumerate(names) for other in names[i + 1 :]
     }
@@ -138,8 +139,8 @@ def test_what_is_measured_is_kept_and_not_measured_again(place, monkeypatch):
     shutil.rmtree(work / "artifacts" / "scores")
     controls.write_agreement(settings, work, artifacts)  # without the tables the rows stay
     assert (artifacts / "agreement.csv").read_bytes() == before["agreement.csv"]
-    assert controls.curve_table(controls.COMMITTED).rank_correlation(score_table(8)) == pytest.approx(1.0)
-    text = controls.table(artifacts)
+    assert controls_tables.curve_table(controls_tables.COMMITTED).rank_correlation(score_table(8)) == pytest.approx(1.0)
+    text = controls_tables.table(artifacts)
     assert text.count("\n| `first` |") == 2 and f"| {100 * figures['scores']['top_share']['5%']:.0f} / " in text
 
 
@@ -167,9 +168,9 @@ def test_a_run_that_reads_nothing_is_shown_without_scores(place, capsys):
     assert figures["held_out"]["two columns"]["word_accuracy"] == 0.0
     assert figures["scores"] is None and figures["masking"] is None and figures["prose"] > 0.0
     assert "no answer token belongs to any word" in capsys.readouterr().out
-    assert "| `first` | 3 | 0 / 0 | - | - | - | " in controls.table(artifacts)
-    rows = read_rows(artifacts / "agreement.csv", controls.Agreement)
-    assert {(row.one, row.other) for row in rows} == {(controls.NAME, controls.BEFORE)}
+    assert "| `first` | 3 | 0 / 0 | - | - | - | " in controls_tables.table(artifacts)
+    rows = read_rows(artifacts / "agreement.csv", controls_tables.Agreement)
+    assert {(row.one, row.other) for row in rows} == {(controls_tables.NAME, controls_tables.BEFORE)}
 
 
 def test_agreement_is_that_of_plain_loops():
@@ -189,9 +190,9 @@ def test_agreement_is_that_of_plain_loops():
 
 def test_committed_agreement_is_that_of_the_committed_curves():
     curves = {path.stem: path for path in controls.ARTIFACTS.glob("*.csv") if path.stem != "agreement"}
-    tables = {name: controls.curve_table(path) for name, path in curves.items()}
-    tables[controls.NAME] = controls.curve_table(controls.COMMITTED)
-    rows = read_rows(controls.ARTIFACTS / "agreement.csv", controls.Agreement)
+    tables = {name: controls_tables.curve_table(path) for name, path in curves.items()}
+    tables[controls_tables.NAME] = controls_tables.curve_table(controls_tables.COMMITTED)
+    rows = read_rows(controls.ARTIFACTS / "agreement.csv", controls_tables.Agreement)
     pairs = {(row.one, row.other) for row in rows if {row.one, row.other} <= tables.keys()}
     assert len(pairs) == len(tables) * (len(tables) - 1) / 2 > 0
     for one, other in pairs:
@@ -214,7 +215,7 @@ def test_settings_that_do_not_fit_are_refused(place, tmp_path, capsys):
         ({"runs": {"a": {"seed": 1, "prose_share": 1.0}}}, "runs.a.prose_share"),
         ({"runs": {"a": {"seed": "1"}}}, "runs.a.seed"),
         ({"runs": {"a/b": {"seed": 1}}}, "may hold only"),
-        ({"runs": {controls.NAME: {"seed": 1}}}, "name of something else"),
+        ({"runs": {controls_tables.NAME: {"seed": 1}}}, "name of something else"),
     ):
         with pytest.raises(ParamsError, match=reason):
             controls.load_settings(write_settings(tmp_path, **changes))
@@ -228,7 +229,7 @@ def test_settings_that_do_not_fit_are_refused(place, tmp_path, capsys):
     write_json(work / "first.json", {"seed": 1})
     with pytest.raises(ModelError, match="begun with other settings"):
         controls.train_run("first", settings, None, work)
-    assert controls.table(artifacts) == "No run has been measured yet.\n"
+    assert controls_tables.table(artifacts) == "No run has been measured yet.\n"
 
 
 def test_runs_of_other_machines_are_compared_once_by_their_curves(tmp_path, monkeypatch):
@@ -238,13 +239,7 @@ def test_runs_of_other_machines_are_compared_once_by_their_curves(tmp_path, monk
     settings = controls.load_settings(ROOT / "benchmarks" / "controls.yaml")
     for _ in range(2):  # the second time nothing is new
         controls.write_agreement(settings, tmp_path / "work", tmp_path)
-        rows = read_rows(tmp_path / "agreement.csv", controls.Agreement)
-        pairs = [(controls.NAME, "seed-2"), (controls.NAME, "seed-3"), ("seed-2", "seed-3")]
+        rows = read_rows(tmp_path / "agreement.csv", controls_tables.Agreement)
+        pairs = [(controls_tables.NAME, "seed-2"), (controls_tables.NAME, "seed-3"), ("seed-2", "seed-3")]
         assert list(dict.fromkeys((row.one, row.other) for row in rows)) == pairs and len(rows) == 9
         monkeypatch.setattr(controls, "compare", None)
-
-
-def test_heads_that_one_run_does_not_score_are_left_out():
-    one, other = np.array([[0.0, 0.5, 0.3], [0.2, 0.0, 0.1]]), np.array([[0.9, 0.5, 0.3], [0.1, 0.0, 0.2]])
-    assert controls.scored_in_both(one, other) == "0.80, 4 heads"  # 1, 2, 3, 4 against 1, 2, 4, 3
-    assert controls.scored_in_both(other, other) == "1.00, 5 heads"
