@@ -163,12 +163,30 @@ def lengths(results: Results) -> list[str]:
     return lines
 
 
+READS = {
+    "model": "one token",
+    "int8": "one token, int8",
+    "fp8": "one token, fp8",
+    "hold_budget": "one token, `hold_budget`",
+    "turn": "a turn of 8 tokens",
+}
+
+
+def skew(results: Results) -> list[str]:
+    """What a read of one layer allocates over the bytes of its rows, for even heads and for one that has most rows."""
+    result = _one(results, "skew")
+    lines = [_when(result), "", "| read | 256 rows in every head | 7,200 in one, 32 in the others |", "|---|---|---|"]
+    shares = {name: [result["ratios"][f"{name}_{case}_peak_over_rows"] for case in ("even", "one")] for name in READS}
+    return lines + [f"| {READS[name]} | {even:.3g} | {one:.3g} |" for name, (even, one) in shares.items()]
+
+
 KINDS: dict[str, Callable[[Results], list[str]]] = {
     "kernels": kernels,
     "steps": steps,
     "agreement": agreement,
     "chases": chases,
     "lengths": lengths,
+    "skew": skew,
 }
 
 

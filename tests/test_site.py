@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 import shlex
+import subprocess
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -127,3 +130,14 @@ def test_documents_name_what_vllm_serves():
 def test_the_readme_activates_the_environment_before_it_uses_its_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert 0 < text.index(". .venv/bin/activate") < text.index("\npip install") < text.index("\nsparsemm ")
+
+
+def test_modules_that_documents_run_are_found_in_a_clone():
+    """`tests` is not: a package of lmms-eval's installs a package of that name, which comes first. vLLM's has none."""
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md"))}
+    named = {name for text in texts.values() for name in re.findall(r"python -m ((?:\w+)(?:\.\w+)*)", text)}
+    own = sorted(n for n in named if (ROOT / n.split(".")[0]).is_dir() and not n.startswith("tests.vllm."))
+    code = "import sys; from importlib.util import find_spec; print(*(n for n in sys.argv[1:] if find_spec(n) is None))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code, *own], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert len(own) > 10 and done.stdout.split() == [] and done.returncode == 0, done.stderr

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.interval_coverage import covered
 from sparsemm.errors import DataError
 from sparsemm.statistics import Estimate, area, bootstrap_means, difference, estimate, interval
-from tests.interval_coverage import covered
 
 RNG = np.random.default_rng(7)
 

@@ -1,4 +1,6 @@
-"""How often 95 % intervals of a paired difference hold the truth: `python -m tests.interval_coverage`, a minute.
+"""How often 95 % intervals of a paired difference hold the truth: `python -m benchmarks.interval_coverage`, a minute.
+
+It prints JSON; that of the present code is artifacts/benchmarks/interval-coverage.json.
 
 Exact matches of n pages, of which one method alone has `better` right and the other alone `worse`, drawn many times;
 with the intervals of the evaluation and with those of the plain bootstrap of the differences.
@@ -6,6 +8,7 @@ with the intervals of the evaluation and with those of the plain bootstrap of th
 
 from __future__ import annotations
 
+import json
 from itertools import product
 
 import numpy as np
@@ -31,11 +34,14 @@ def covered(pages: int, better: float, worse: float, trials: int = TRIALS) -> tu
     return float(ours), float(plain_share)
 
 
+def measure() -> list[dict[str, float]]:
+    """Returns the shares of every case."""
+    rows = []
+    for pages, (better, worse) in product(PAGES, RATES):
+        evaluation, plain = covered(pages, better, worse)
+        rows.append({"pages": pages, "better": better, "worse": worse, "evaluation": evaluation, "plain": plain})
+    return rows
+
+
 if __name__ == "__main__":
-    print("pages  better  worse  evaluation  plain bootstrap")
-    every = []
-    for n, (more, less) in product(PAGES, RATES):
-        every.append(covered(n, more, less))
-        print(f"{n:5}  {more:6}  {less:5}  {every[-1][0]:10.1%}  {every[-1][1]:15.1%}")
-    for name, shares in zip(("evaluation", "plain bootstrap"), zip(*every, strict=True), strict=True):
-        print(f"{name}: {min(shares):.1%} to {max(shares):.1%}")
+    print(json.dumps({"trials": TRIALS, "resamples": RESAMPLES, "rows": measure()}, indent=2))
