@@ -199,6 +199,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.end_to_end", description=__doc__, epilog=example)
     parser.add_argument("--keep", action="store_true", help="leave the servers running until Ctrl-C")
     keep = parser.parse_args().keep
+    with suppress(KeyboardInterrupt):
+        run(keep)
+
+
+def run(keep: bool) -> None:
+    """Starts everything, lets two revisions arrive, and with `keep` waits for Ctrl-C at the end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the ExitStack stops all processes
     shutil.rmtree(FOLDER, ignore_errors=True)
     root = prepare()
@@ -236,13 +242,12 @@ def stay(root: Path, api: str, registry: str, service: str) -> None:
     pages = {
         "Prefect, flow runs": f"{api}/runs",
         "registry, versions": f"{registry}/#/models/{name}",
-        "service, its interface": f"{service}/docs",
+        "service, its interface": service,
         "service, metrics": f"{service}/metrics",
     }
     print("\n".join(f"{page}: {address}" for page, address in pages.items()))
     print(f"checkpoints that are copied into {root / WATCHED} are chased too; Ctrl-C ends everything", flush=True)
-    with suppress(KeyboardInterrupt):
-        signal.pause()
+    signal.pause()
 
 
 def _with_version(service: str, png: bytes, version: str) -> dict[str, Any] | None:

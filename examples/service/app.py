@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from examples.service.champion import Follower
@@ -114,13 +114,16 @@ def create_app(settings: Settings) -> FastAPI:
             await asyncio.to_thread(app.state.engine.close)
 
     metrics = Metrics()
-    app = FastAPI(title="SparseMM", lifespan=lifespan)
+    # The pages of FastAPI fetch their scripts from other servers.
+    app = FastAPI(title="SparseMM", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings, app.state.metrics, app.state.in_flight = settings, metrics, 0
     app.add_middleware(CountRequests, metrics=metrics)
 
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    @app.get("/", response_class=PlainTextResponse, include_in_schema=False)
+    async def root() -> str:
+        calls = [(path, *call) for path, verbs in app.openapi()["paths"].items() for call in verbs.items()]
+        lines = [f"{verb.upper()} {path}: {about['description']}" for path, verb, about in calls]
+        return "\n".join([*lines, "GET /openapi.json: all of this for programs"]) + "\n"
 
     @app.post("/answer", openapi_extra=BODY)
     async def answer(request: Request, job: Admitted) -> Answer:
@@ -155,7 +158,8 @@ def create_app(settings: Settings) -> FastAPI:
             "status": "ok" if state.engine.alive else "dead",
             "model": settings.model,
             "revision": state.entry.revision,
-            "scores": asdict(current.identity) | {"offline": current.offline},
+            "scores": asdict(current.identity)
+            | {"offline": current.offline, "checkpoint_revision": current.table.header["revision"]},
             "checked_seconds_ago": None if checked is None else round(time.monotonic() - checked, 3),
             "check_failed": state.follower.error,
             "in_flight": state.in_flight,

@@ -81,12 +81,17 @@ class Follower:
         self.checked: float | None = None  # time.monotonic() of the last answer of the registry
         self.error: str | None = None  # type of the last failure; None after a check that succeeded
         self._stop = threading.Event()
+        refusal: SparseMMError | None = None  # where nothing is stored here, it says what is wrong
         try:
             identify(source)
             self.checked = time.monotonic()
         except Exception as error:
             self._failed(error)
-        self.current = load(source, config, offline=self.checked is None)
+            refusal = error if isinstance(error, SparseMMError) else None
+        try:
+            self.current = load(source, config, offline=self.checked is None)
+        except SparseMMError as error:
+            raise (error if refusal is None or type(refusal) is type(error) else refusal) from None
         # A daemon thread, so that a registry that does not answer cannot delay the end of the service.
         threading.Thread(target=self._follow, name="champion", daemon=True).start()
 

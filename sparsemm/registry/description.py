@@ -49,11 +49,11 @@ def headlines(metrics: dict[tuple[str, int], float], method: str, budget: int, p
         budget = profiled
     accuracy, full = metrics.get((f"accuracy/{task}/{method}", budget)), metrics.get((f"accuracy/{task}/full", 0))
     if accuracy is not None and full is not None:
-        lines.append(f"**{task}: {accuracy:.3f} at {budget} slots per KV head**, {full:.3f} with the full cache")
+        lines.append(f"{task}: {accuracy:.3f} at {budget} slots per KV head, {full:.3f} with the full cache")
     length = max((step for name, step in metrics if name == f"cost/{method}/kept_bytes"), default=0)
     kept, whole = (metrics.get((f"cost/{name}/kept_bytes", length)) for name in (method, "full"))
     if kept is not None and whole:
-        text = f"**cache: {kept / whole:.1%} of the full cache's bytes at {profiled} slots per KV head**"
+        text = f"cache: {kept / whole:.1%} of the full cache's bytes at {profiled} slots per KV head"
         lines.append(f"{text}, after a prompt of {length} tokens")
     return lines
 

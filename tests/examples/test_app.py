@@ -113,7 +113,7 @@ def test_the_command_starts_says_nothing_secret_and_stops(folder, tmp_path):
         until(lambda: process.poll() is not None or "running on" in (tmp_path / "log").read_text(), seconds=120)
         address = re.search(r"http://127\.0\.0\.1:[0-9]+", (tmp_path / "log").read_text())
         reply = httpx.post(f"{address[0]}/answer", **form("What is canary-9b2c?"), timeout=60)
-        assert reply.status_code == 200 and httpx.get(address[0]).headers["location"] == "/docs"
+        assert reply.status_code == 200 and "POST /answer: Returns" in httpx.get(address[0]).text
         process.terminate()
         process.wait(60)
     finally:

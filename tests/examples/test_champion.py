@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from examples.service.app import create_app
+from examples.service.champion import Follower
 from examples.service.settings import Settings
-from sparsemm.errors import ScoreTableError
+from sparsemm.errors import RegistryError, ScoreTableError
 from sparsemm.files import sha256_file, write_json
 from sparsemm.registry import manifest
 from sparsemm.registry.client import connect
@@ -74,6 +75,8 @@ def test_it_follows_a_registry_and_starts_without_one(folder, tmp_path, monkeypa
     with registry_server(tmp_path) as (uri, server):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         client = connect(uri)
+        with pytest.raises(RegistryError, match="no such version"):  # it answers, so it is not unreachable
+            Follower(f"models:/visual-heads.{MODEL}@champion", None, 1.0)
         publish(client, folder, 1)
         with served(folder, scores="", refresh_seconds=0.1) as service:
             assert service.client.post("/answer", **form()).json()["score_version"] == "1"

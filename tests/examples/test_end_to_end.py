@@ -43,8 +43,9 @@ def test_the_pages_that_stay_open_are_printed(monkeypatch, capsys, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("signal.pause", interrupt)
-    end_to_end.stay(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3")
+    with pytest.raises(KeyboardInterrupt):
+        end_to_end.stay(tmp_path, "http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3")
     shown = capsys.readouterr().out
-    for page in ("1/runs", "2/#/models/visual-heads.tiny-qwen2-vl", "3/docs", "3/metrics"):
+    for page in ("1/runs", "2/#/models/visual-heads.tiny-qwen2-vl", "3", "3/metrics"):
         assert f"http://127.0.0.1:{page}\n" in shown
     assert str(tmp_path / "data" / "incoming" / "watched") in shown
