@@ -28,11 +28,12 @@ from sparsemm.models import (
     new_entry,
     read_config,
 )
-from sparsemm.params import ModelParams
+from sparsemm.params import ModelParams, load_params
 from sparsemm.prompts import build_inputs
 from sparsemm.training.architectures import build
 from tests.families import MODELS, made
 from tests.faults import Repo
+from tests.repository import ROOT
 from tests.servers import free_port
 
 NAME = "tiny-qwen2-vl"
@@ -110,6 +111,21 @@ def test_what_cannot_be_added_is_told_with_its_place(tmp_path, capsys, config, r
     assert said.startswith(f"sparsemm: {tmp_path}: ") and reason in said
     assert main([*given, "--key", "../one"]) == 1  # before a folder of that name could be made
     assert "--key" in capsys.readouterr().err
+
+
+def test_another_checkpoint_does_not_take_an_entrys_place(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    monkeypatch.chdir(tmp_path)
+    assert main(["models", "add", str(tmp_path / "data" / "checkpoints" / "tiny-qwen2-vl")]) == 0, "the same, absolute"
+    assert load_params(tmp_path / "params.yaml").models["tiny-qwen2-vl"].checkpoint == "data/checkpoints/tiny-qwen2-vl"
+    before = (tmp_path / "params.yaml").read_bytes()
+    capsys.readouterr()
+    assert main(["models", "add", "data/checkpoints/small-qwen2-vl", "--key", "tiny-qwen2-vl"]) == 1
+    said = capsys.readouterr().err
+    assert "this is the key of data/checkpoints/tiny-qwen2-vl" in said and "models remove tiny-qwen2-vl" in said
+    assert (tmp_path / "params.yaml").read_bytes() == before
 
 
 def test_the_hub_is_asked_with_the_revision(monkeypatch, checkpoint):

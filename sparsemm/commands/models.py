@@ -35,7 +35,8 @@ def run_add(args: argparse.Namespace) -> None:
     """Writes the entry of a checkpoint, with settings for the length of its prompts, and says what it will take.
 
     A checkpoint on S3 is downloaded first. Raises ModelError if there is no complete checkpoint, or its config is of no
-    supported family, and ParamsError if the key or the params file is not valid.
+    supported family, and ParamsError if the key or the params file is not valid, or the key is that of another
+    checkpoint.
     """
     from sparsemm.models import check_weights, default_key, new_entry
     from sparsemm.suggestions import advice, needs_of, suggested_entry
@@ -60,6 +61,10 @@ def run_add(args: argparse.Namespace) -> None:
             hint = "every safetensors file named in its index must be present and complete"
             raise ModelError("not a complete checkpoint", where=checkpoint, hint=hint)
         check_weights(place)  # weights on the hub are checked when they are loaded
+        with contextlib.suppress(ValueError):  # an absolute path below the repository would hold on this machine alone
+            checkpoint = Path(checkpoint).relative_to(args.root.resolve()).as_posix()
+    if not fetched:  # what was fetched lies in a folder of its revision
+        check_same(args.params, key, checkpoint)
     entry = entry.model_copy(update={"checkpoint": checkpoint})
     lines = []
     try:
@@ -125,6 +130,14 @@ def from_s3(location: str, key: str, root: Path) -> str:
         hint = "upload config.json and every safetensors shard"
         raise ModelError("no complete checkpoint", where=location, hint=hint)
     return arrival.checkpoint
+
+
+def check_same(path: Path, key: str, checkpoint: str) -> None:
+    """Raises ParamsError if `key` names another checkpoint, whose entry would be lost."""
+    known = load_params(path).models.get(key)
+    if known is not None and known.checkpoint != checkpoint:
+        hint = f"--key NAME adds this one beside it; to replace it, `sparsemm models remove {key}` first"
+        raise ParamsError(f"this is the key of {known.checkpoint}", where=f"{path}: models.{key}", hint=hint)
 
 
 def run_list(args: argparse.Namespace) -> None:

@@ -61,7 +61,9 @@ def conclusion(rows: Rows) -> str:
     if not compared:
         return ""
     lost = tally(compared)["worse"]
-    verdict = "the visual heads carry what the model reads" if 2 * lost > len(compared) else "most show no such loss"
+    verdict = "most show no such loss" if 2 * lost < len(compared) else "the other half shows no such loss"
+    if 2 * lost > len(compared):
+        verdict = "the visual heads carry what the model reads"
     by = spread([row.diff for row in compared if row.diff is not None], "+")
     return (
         f"Without the best heads, accuracy is lower than without as many random heads in {lost} of {len(compared)} "

@@ -94,7 +94,7 @@ def main(folder: Path) -> int:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(work), found])),
     }
     commands = [["sparsemm", "models", "add", HUB_ID, "--dtype", "bfloat16"]]
-    commands += [["sparsemm", "models", "add", str(ROOT / "data" / "checkpoints" / SMALL)]]
+    commands += [["sparsemm", "models", "add", f"data/checkpoints/{SMALL}"]]
     commands += [["dvc", "repro", "-q", f"{stage}@{key}"] for key in (KEY, SMALL) for stage in STAGES]
     with running(hub):
         for command in commands:

@@ -12,7 +12,18 @@ from PIL import Image
 from sparsemm.errors import ModelError
 from sparsemm.prompts import build_inputs
 from sparsemm.scores import ScoreTable
-from sparsemm.studies.common.heads import Off, best_heads, heads_off, random_heads, random_heads_by_page
+from sparsemm.studies.common.heads import (
+    LAYERS,
+    RANDOM,
+    TOP,
+    Off,
+    best_heads,
+    heads_off,
+    random_heads,
+    random_heads_by_page,
+)
+from sparsemm.studies.masking import conclusion
+from tests.report.crafted import study_rows
 
 FAMILIES = ("tiny-llava-next-vicuna", "tiny-llava-next-mistral", "tiny-qwen2-vl")
 
@@ -115,3 +126,23 @@ def test_the_best_heads_and_as_many_random_ones(fraction, count):
         assert np.array_equal(anywhere, random_heads(top, seed, False))
     if count == 12:
         assert len({random_heads(top, seed, True).tobytes() for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("lower", "words"),
+    [
+        (0, "in 0 of 2 comparisons"),
+        (0, "most show no such loss"),
+        (1, "the other half shows no such loss"),
+        (2, "the visual heads carry what the model reads"),
+    ],
+)
+def test_the_conclusion_counts_as_it_says(lower, words):
+    one = next(row for row in study_rows("masking") if row.verdict)
+    change = {"condition": "output zeroed", "setting": TOP}
+    verdicts = ["worse"] * lower + ["no difference shown"] * (2 - lower)
+    rows = [
+        one.model_copy(update=change | {"against": control, "verdict": verdict})
+        for control, verdict in zip((RANDOM, LAYERS), verdicts, strict=True)
+    ]
+    assert words in conclusion(rows)
