@@ -25,9 +25,9 @@ def covered(pages: int, better: float, worse: float, trials: int = TRIALS) -> tu
     hits = np.zeros(2)
     for trial in range(trials):
         drawn = np.random.default_rng(trial).random(pages)
-        mine, other = (drawn < better) * 1.0, ((drawn >= better) & (drawn < better + worse)) * 1.0
-        result = difference(mine, other, RESAMPLES, trial)
-        plain = interval(bootstrap_means(mine - other, RESAMPLES, trial))
+        one, other = (drawn < better) * 1.0, ((drawn >= better) & (drawn < better + worse)) * 1.0
+        result = difference(one, other, RESAMPLES, trial)
+        plain = interval(bootstrap_means(one - other, RESAMPLES, trial))
         for i, (low, high) in enumerate([(result.low, result.high), plain]):
             hits[i] += low - 1e-9 <= better - worse <= high + 1e-9
     ours, plain_share = hits / trials
