@@ -25,7 +25,8 @@ def covered(pages: int, better: float, worse: float, trials: int = TRIALS) -> tu
     hits = np.zeros(2)
     for trial in range(trials):
         drawn = np.random.default_rng(trial).random(pages)
-        one, other = (drawn < better) * 1.0, ((drawn >= better) & (drawn < better + worse)) * 1.0
+        alone = drawn < better, (drawn >= better) & (drawn < better + worse)
+        one, other = (right.astype(np.float64) for right in alone)
         result = difference(one, other, RESAMPLES, trial)
         plain = interval(bootstrap_means(one - other, RESAMPLES, trial))
         for i, (low, high) in enumerate([(result.low, result.high), plain]):
