@@ -60,7 +60,7 @@ def test_a_version_its_report_and_a_comparison(local, browser):
     with registry_server(made.root) as (address, _):
         base = "http://127.0.0.1:5000"
         browser.get(first.page.replace(base, address))
-        shows(browser, "Version 1", "read: 0.900 at 48 slots", "pass: split-half correlation", "Gate: passed")
+        shows(browser, "Version 1", "read: 0.900 at 24 slots", "pass: split-half correlation", "Gate: passed")
         picture = browser.find_element(By.CSS_SELECTOR, "img[src*='heads.png']")
         assert browser.execute_script("return arguments[0].naturalWidth", picture) > 50
         browser.get(first.report.replace(base, address))
