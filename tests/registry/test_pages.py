@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 import yaml
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -41,7 +42,10 @@ def shows(browser, *texts):
     def all_shown(driver):
         return all(text in driver.find_element(By.TAG_NAME, "body").text for text in texts)
 
-    WebDriverWait(browser, 120).until(all_shown, f"{texts} in {browser.find_element(By.TAG_NAME, 'body').text!r}")
+    try:
+        WebDriverWait(browser, 120).until(all_shown)
+    except TimeoutException as error:
+        pytest.fail(f"{texts} are not in {browser.find_element(By.TAG_NAME, 'body').text!r}: {error.msg}")
 
 
 def test_a_version_its_report_and_a_comparison(local, browser):

@@ -59,7 +59,7 @@ class Page:
         self.wait(lambda: self.at("app").get_attribute("data-drawn") != before)
 
     def wait(self, condition):
-        WebDriverWait(self.driver, 10, poll_frequency=0.02).until(lambda _: condition())
+        WebDriverWait(self.driver, 120, poll_frequency=0.02).until(lambda _: condition())
 
     def open_again(self):
         """The page as it is at first."""
