@@ -115,14 +115,14 @@ def retrieval() -> Iterator[str]:
 
 
 def controls() -> Iterator[str]:
-    names = ("seed-2", "seed-3", "other-tower", "no-prose")
+    names = ("seed-2", "seed-3", "other-tower", "no-prose", "full-tuning")
     runs = {name: load(f"artifacts/controls/{name}.json") for name in names}
     assert {run["about"]["steps"] for run in runs.values()} == {300}
     yield f"{NUMBERS[len(runs)].capitalize()} runs were trained, for their 300 steps"
     one, two = ([run["held_out"][style]["word_accuracy"] for run in runs.values()] for style in STYLES)
     yield f"they read {span(one)} % of the words with one column, and {span(two)} % with two."
     reading = {LLM, *(name for name, run in runs.items() if controls_tables.reads(run))}
-    assert reading == {LLM, "seed-2", "seed-3", "no-prose"}
+    assert reading == {LLM, *names} - {"other-tower"}
     pairs: dict[frozenset[str], list[controls_tables.Agreement]] = {}
     for row in read_rows(ROOT / "artifacts" / "controls" / "agreement.csv", controls_tables.Agreement):
         pairs.setdefault(frozenset((row.one, row.other)), []).append(row)
@@ -141,11 +141,16 @@ def controls() -> Iterator[str]:
     assert max(runs, key=lambda name: runs[name]["held_out"]["one column"]["word_accuracy"]) == "no-prose"
     same = pairs[frozenset((LLM, "no-prose"))][0].value
     yield f"shares {same:.0f} of its best 14 heads with the committed checkpoint"
+    same = pairs[frozenset((LLM, "full-tuning"))][0].value
+    yield f"`full-tuning` shares {same:.0f} of its best 14 heads with the committed checkpoint."
     prose = [load(f"artifacts/controls/{name}.json")["prose"] for name in ("no-prose", controls_tables.BEFORE)]
     yield f"its loss on prose is {prose[0]:.3f} nats per character; before any tuning it was {prose[1]:.3f}."
     held = [run["scores"]["top_share"]["5%"] for run in runs.values()]
     yield f"the best 5 % of the heads hold {span(held)} % of them."
-    assert [name for name, run in runs.items() if run["masking"][controls_tables.DIFFERENCE][2] >= 0] == ["seed-2"]
+    assert [name for name, run in runs.items() if run["masking"][controls_tables.DIFFERENCE][2] >= 0] == [
+        "seed-2",
+        "full-tuning",
+    ]
     whole, top, random = (
         span([run["masking"][arm][0] for run in runs.values()]) for arm in ("none", TOP, "random, same layers")
     )
