@@ -33,7 +33,6 @@ from benchmarks.unseen_inputs import (
     docstrings,
     faq,
     letters,
-    redrawn,
     sequences,
     shared,
     spread_pages,
@@ -53,6 +52,7 @@ from sparsemm.prompts import chat_prompt
 from sparsemm.statistics import bootstrap_means, difference, estimate, interval
 from sparsemm.training.batches import READ_PROMPT
 from sparsemm.training.card import STYLES, answers, loaded
+from sparsemm.training.parts import redrawn
 from sparsemm.training.prose import LENGTH, clean, plain_characters, read_prose
 from sparsemm.training.tuning import LITTLE_PROSE
 
@@ -257,7 +257,13 @@ PARTS: dict[str, tuple[Callable[..., Part], int]] = {  # name -> what measures i
 TEXT_ONLY = ("chat", "prose")
 
 
-def measure(documents: Path, names: Iterable[str], stored: Path = STORED, counts: int | None = None) -> dict[str, Any]:
+def measure(
+    documents: Path,
+    names: Iterable[str],
+    stored: Path = STORED,
+    counts: int | None = None,
+    updates: Path = UPDATES,
+) -> dict[str, Any]:
     """Measures parts that `stored` does not have, writes it after each of them, and returns all.
 
     Args:
@@ -265,6 +271,7 @@ def measure(documents: Path, names: Iterable[str], stored: Path = STORED, counts
         names: keys of `PARTS`.
         stored: file of the results.
         counts: samples of every part; None for those of `PARTS`.
+        updates: folder of what was trained.
 
     Raises:
         DataError: if a document is missing.
@@ -274,9 +281,9 @@ def measure(documents: Path, names: Iterable[str], stored: Path = STORED, counts
     missing = [name for name in names if name not in results]
     if not missing:
         return results
-    with loaded(UPDATES) as (model, processor):
-        results = heading("unseen", model.device, model=NAME) | results
-        base = Base(read_pin(UPDATES).locate()).model() if set(missing) & set(TEXT_ONLY) else None
+    with loaded(updates) as (model, processor):
+        results = heading("unseen", model.device, model=updates.name) | results
+        base = Base(read_pin(updates).locate()).model() if set(missing) & set(TEXT_ONLY) else None
         for name in missing:
             part, count = PARTS[name]
             models = (model, base) if name in TEXT_ONLY else (model,)
@@ -290,13 +297,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("documents", type=Path, metavar="DOCUMENTS", help="folder with the unpacked packages")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure now; all")
+    parser.add_argument(
+        "--updates", type=Path, default=UPDATES, help="folder of what was trained, of another checkpoint"
+    )
+    parser.add_argument("--stored", type=Path, default=STORED, help="file of the results")
     args = parser.parse_args(arguments)
     try:
-        measure(args.documents, args.parts)
+        measure(args.documents, args.parts, args.stored, updates=args.updates)
     except SparseMMError as error:
         print(f"unseen: {error}", file=sys.stderr)
         return 1
-    print("\n".join(tables().values()))
+    print("\n".join(tables(args.stored).values()))
     return 0
 
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import ast
 import gzip
 import re
-from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from sparsemm.datasets import pdf
-from sparsemm.datasets.records import Entry, Record
-from sparsemm.datasets.synthetic import CELL_HEIGHT, CELL_WIDTH, COLUMN_CELLS, FONTS, LICENCE, _draw_word, page_text
+from sparsemm.datasets.records import Record
+from sparsemm.datasets.synthetic import page_text
 from sparsemm.errors import DataError, EmptyRecord
 from sparsemm.fetch import open_local
+from sparsemm.training.parts import SIZES, cut_out, whole_words
 
 DPI = 84  # draws a leading of 12 points 14 pixels high, as lines of the training pages are
-WIDTH, HEIGHT = 168, 84  # pixels of the widest page that the model was trained on
+SIZE = WIDTH, HEIGHT = SIZES[-1]  # pixels of the widest page that the model was trained on
 WORDS = 100  # least words of a page
 BODY = 0.15  # share of a document before the pages that are read: its table of contents is there
 OVERLAP = 8  # words in a row that count as the same text
@@ -88,41 +87,9 @@ def letters(text: str) -> str:
 
 
 def crop(page: Record) -> Record:
-    """Returns the part of a page, as large as the training pages, that holds most whole words; cut words are erased."""
-
-    def inside(x: float, y: float) -> list[Entry]:
-        return [
-            e
-            for e in page.entries
-            if x <= e.box[0] and y <= e.box[1] and e.box[2] <= x + WIDTH and e.box[3] <= y + HEIGHT
-        ]
-
-    left, top = max(((int(e.box[0]), int(e.box[1])) for e in page.entries), key=lambda corner: len(inside(*corner)))
-    image, entries = Image.new("RGB", (WIDTH, HEIGHT), "white"), []
-    for entry in inside(left, top):
-        x0, y0, x1, y1 = (round(side) for side in entry.box)
-        image.paste(page.image.crop((x0, y0, x1 + 1, y1 + 1)), (x0 - left, y0 - top))
-        entries.append(Entry(entry.text, (x0 - left, y0 - top, min(x1 - left, WIDTH), min(y1 - top, HEIGHT)), "word"))
-    return Record(page.id, image, tuple(entries), page.source, page.licence)
-
-
-def redrawn(words: Iterable[str], number: int) -> Record:
-    """Returns words as our pages draw them, as many as fit: column by column, each at the next even cell with room."""
-    image = Image.new("L", (WIDTH, HEIGHT), 235)
-    draw, entries, rows = ImageDraw.Draw(image), [], HEIGHT // CELL_HEIGHT
-    line = cell = 0
-    for word in (word for word in words if len(word) <= COLUMN_CELLS):
-        if cell and cell + len(word) > COLUMN_CELLS:
-            line, cell = line + 1, 0
-        column, row = divmod(line, rows)
-        left = column * COLUMN_CELLS
-        if left == WIDTH // CELL_WIDTH:
-            break
-        _draw_word(draw, word, left + cell, row, FONTS[number % len(FONTS)], 10, 30, (0, 0), 1)
-        x, y = (left + cell) * CELL_WIDTH, row * CELL_HEIGHT
-        entries.append(Entry(word, (x, y, x + len(word) * CELL_WIDTH, y + CELL_HEIGHT), "word"))
-        cell += (len(word) + 2) // 2 * 2
-    return Record(f"redrawn-{number}", image.convert("RGB"), tuple(entries), "redrawn", LICENCE)
+    """Returns the part of a page, as large as the training pages, that holds most whole words."""
+    corners = [(int(e.box[0]), int(e.box[1])) for e in page.entries]
+    return cut_out(page, *max(corners, key=lambda corner: len(whole_words(page, *corner, SIZE))), SIZE)
 
 
 def spread_pages(document: Path, count: int) -> list[Record]:

@@ -121,9 +121,9 @@ def draw_record(split: str, seed: int, index: int, style: PageStyle) -> Record:
         is_pair = rng.random() < 0.6
         left = anchor + ":" if is_pair else anchor
         x, y = column * COLUMN_CELLS, row
-        _draw_word(draw, left, x, y, font, size, ink, (dx, dy), s)
+        draw_word(draw, left, x, y, font, size, ink, (dx, dy), s)
         stop = x + (len(left) + 2) // 2 * 2  # tab stops every two characters, with at least one blank before
-        _draw_word(draw, value, stop, y, font, size, ink, (dx, dy), s)
+        draw_word(draw, value, stop, y, font, size, ink, (dx, dy), s)
         entries.append(Entry(left, _box(left, x, y, s), "key" if is_pair else "word"))
         entries.append(Entry(value, _box(value, stop, y, s), "value" if is_pair else kind))
     noise = np.random.default_rng(rng.getrandbits(63)).normal(0.0, rng.uniform(0.0, 12.0), (height, width))
@@ -137,7 +137,7 @@ def _box(text: str, cell: int, line: int, scale: int) -> tuple[float, float, flo
     return float(x), float(y), float(x + len(text) * CELL_WIDTH * scale), float(y + CELL_HEIGHT * scale)
 
 
-def _draw_word(
+def draw_word(
     draw: ImageDraw.ImageDraw,
     text: str,
     cell: int,

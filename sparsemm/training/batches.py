@@ -20,6 +20,8 @@ from sparsemm.training.architectures import PATCH, TILE
 READ_PROMPT = "Read the page."
 CHARACTERS = " abcdefghijklmnopqrstuvwxyz0123456789:"  # class 0 is blank
 IGNORE = -100
+# Prompt, answer, and the raster index of the visual token under each character of the answer; None: not known.
+Turn = tuple[str, str, list[int] | None]
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,16 @@ def qwen_positions(start: int, rows: int, columns: int, length: int) -> torch.Te
     return torch.cat([before.expand(3, -1), grid, after.expand(3, -1)], dim=1)
 
 
-def _targets(record: Record) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the characters (rows, columns, 2) and the line's anchor (rows, columns) under the visual tokens."""
+def _targets(record: Record, is_drawn: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the characters (rows, columns, 2) and the line's anchor (rows, columns) under the visual tokens.
+
+    Only for pages that are drawn are they known: other pages have neither.
+    """
     width, height = record.image.size
     grid = np.zeros((height // CELL_HEIGHT, width // CELL_WIDTH), dtype=np.int64)
     lines = np.full((height // PATCH, width // PATCH), IGNORE, dtype=np.int64)
+    if not is_drawn:
+        return grid.reshape(*lines.shape, 2), lines
     for left, right in zip(record.entries[::2], record.entries[1::2], strict=True):
         for entry in (left, right):
             row, cell = int(entry.box[1]) // CELL_HEIGHT, int(entry.box[0]) // CELL_WIDTH
@@ -123,8 +130,8 @@ class BatchMaker:
         self.drawn = 0
         self.rng = random.Random(f"batches/{seed}")
 
-    def _turns(self, record: Record, read: bool, count: int) -> list[tuple[str, str, list[int]]]:
-        """Returns (prompt, answer, visual token under each character of the answer) of every turn."""
+    def _turns(self, record: Record, read: bool, count: int) -> list[Turn]:
+        """Returns the turns about a page: one that reads it, or `count` questions."""
         columns = record.image.size[0] // PATCH
         under = [_pointers(entry, columns) for entry in record.entries]
         if read:
@@ -135,7 +142,7 @@ class BatchMaker:
         pairs = list(zip(questions(record), under[1::2], strict=True))
         return [(q.prompt, q.answer, where) for q, where in (self.rng.choice(pairs) for _ in range(count))]
 
-    def _tokens(self, turns: list[tuple[str, str, list[int]]], visual: int) -> tuple[list[int], list[int], list[int]]:
+    def _tokens(self, turns: list[Turn], visual: int) -> tuple[list[int], list[int], list[int]]:
         """Returns token ids, labels and pointers of a conversation; the image placeholder becomes `visual` tokens."""
         ids: list[int] = []
         labels: list[int] = []
@@ -161,7 +168,7 @@ class BatchMaker:
                 labels += expanded[: end + 1] + [IGNORE] * (len(expanded) - end - 1)
                 character = 0
                 for token in expanded[:end]:
-                    pointers.append(under[character])
+                    pointers.append(under[character] if under else IGNORE)
                     character += len(self.tokenizer.convert_ids_to_tokens(token))
                 pointers += [IGNORE] * (len(expanded) - end)
         return ids, labels, pointers
@@ -170,8 +177,13 @@ class BatchMaker:
         """Draws a batch of `size` pages of one style, for reading (one turn) or for answering `turns` questions."""
         records = [draw_record("train", self.seed, self.drawn + i, style) for i in range(size)]
         self.drawn += size
+        return self.batch(records, [self._turns(record, read, turns) for record in records])
+
+    def batch(self, records: list[Record], turns: list[list[Turn]]) -> Batch:
+        """Returns the batch of these pages, which have one size, with a conversation about each."""
         pages = np.stack([np.asarray(record.image)[:, :, 0] for record in records])
-        targets = [_targets(record) for record in records]
+        # Where the characters of the answers are is known of drawn pages alone.
+        targets = [_targets(record, rows[0][2] is not None) for record, rows in zip(records, turns, strict=True)]
         characters = torch.from_numpy(np.stack([t[0] for t in targets]))
         lines = torch.from_numpy(np.stack([t[1] for t in targets]))
         rows, columns = lines.shape[1:]
@@ -179,12 +191,14 @@ class BatchMaker:
         if self.qwen:
             visual = rows * columns
             extra["pixel_values"] = qwen_pixels(pages)
-            extra["image_grid_thw"] = torch.tensor([[1, 2 * rows, 2 * columns]] * size, dtype=torch.int64, device="cpu")
+            extra["image_grid_thw"] = torch.tensor(
+                [[1, 2 * rows, 2 * columns]] * len(pages), dtype=torch.int64, device="cpu"
+            )
         else:
             visual = (TILE // PATCH) ** 2 + rows * (columns + 1)  # thumbnail, then the grid with a newline per row
             extra["pixel_values"] = llava_pixels(pages)
-            extra["image_sizes"] = torch.tensor([pages.shape[1:]] * size, dtype=torch.int64, device="cpu")
-        rows_of_tokens = [self._tokens(self._turns(record, read, turns), visual) for record in records]
+            extra["image_sizes"] = torch.tensor([pages.shape[1:]] * len(pages), dtype=torch.int64, device="cpu")
+        rows_of_tokens = [self._tokens(conversation, visual) for conversation in turns]
         longest = max(len(row[0]) for row in rows_of_tokens)
         pad = self.tokenizer.pad_token_id
         # Right padding: under a causal mask no answer token sees it, so no attention mask is needed.
@@ -196,7 +210,7 @@ class BatchMaker:
         if self.qwen:
             extra["mm_token_type_ids"] = (ids == self.image_id).long()
             start = rows_of_tokens[0][0].index(self.image_id)
-            extra["position_ids"] = qwen_positions(start, rows, columns, longest)[:, None].repeat(1, size, 1)
+            extra["position_ids"] = qwen_positions(start, rows, columns, longest)[:, None].repeat(1, len(pages), 1)
         return Batch({"input_ids": ids, **extra}, labels, characters.flatten(1, 2), lines.flatten(1, 2), pointers)
 
 

@@ -19,6 +19,7 @@ from sparsemm.assemble.base import Base
 from sparsemm.training.architectures import base_name, build_tokenizer
 from sparsemm.training.batches import BatchMaker, PageFeed
 from sparsemm.training.card import write_card
+from sparsemm.training.parts import Parts
 from sparsemm.training.precision import EXACT, PRECISIONS, autocast
 from sparsemm.training.prose import FOLDERS, Prose, read_prose
 from sparsemm.training.scratch import Scratch
@@ -29,7 +30,10 @@ SAVE_STEPS = 200  # steps between saved states
 
 
 def pages_before(step: int, share: float, first: int = 0) -> int:
-    """Counts the steps on pages among the first `step`; from step `first` on, a share of them is on prose instead."""
+    """Counts the steps on pages among the first `step`; from step `first` on, a share of them is on prose instead.
+
+    In the same way it counts the pages that are drawn among all batches of pages; the share is that of real ones.
+    """
     return step - int(max(step - first, 0) * share)
 
 
@@ -52,6 +56,8 @@ def train(
     rate: float = 1.0,
     prose: Prose | None = None,
     prose_share: float = 0.0,
+    parts: Parts | None = None,
+    parts_share: float = 0.0,
     workers: int = 0,
     precision: str = "fp32",
     save_every: int = SAVE_STEPS,
@@ -70,6 +76,7 @@ def train(
         rate: multiplier of the learning rates.
         prose: text for steps on prose; None trains on pages alone.
         prose_share: share of the steps on prose.
+        parts, parts_share: parts of real pages, and their share of the steps on pages; None draws all pages.
         workers: processes that draw pages ahead; 0 draws them in this process.
         precision: one of `PRECISIONS`; the weights are fp32 in both.
 
@@ -96,6 +103,7 @@ def train(
     maker.rng.seed(f"batches/{seed}/{start}")
     feed = PageFeed(maker, batch_size, recipe.plan, workers, pin=cuda)
     share = 0.0 if prose is None else prose_share
+    real = 0.0 if parts is None else parts_share
     running: dict[str, float] = {}
     began = time.monotonic()
     for step in range(start, steps):
@@ -104,13 +112,17 @@ def train(
         if prose is not None and pages_before(step + 1, share, recipe.prose_from) == number:
             kind = "prose"
             with autocast(device, precision):
-                parts = {"answer": recipe.prose_loss(prose.batch(batch_size, seed, step).to(device))}
+                losses = {"answer": recipe.prose_loss(prose.batch(batch_size, seed, step).to(device))}
         else:
-            kind = "read" if recipe.plan(number, stage)[1] else "ask"
-            batch = feed.next(number, stage).to(device)
+            drawn = pages_before(number, real)  # index of the next batch of pages that are drawn
+            if parts is not None and pages_before(number + 1, real) == drawn:
+                kind, batch = "part", parts.batch(maker, batch_size, number - drawn)
+            else:
+                kind, batch = "read" if recipe.plan(drawn, stage)[1] else "ask", feed.next(drawn, stage)
+            batch = batch.to(device)
             with autocast(device, precision):
-                parts = recipe.losses(batch, number)
-        weighted = [recipe.weights[key] * value for key, value in parts.items() if key in recipe.weights]
+                losses = recipe.losses(batch, number)
+        weighted = [recipe.weights[key] * value for key, value in losses.items() if key in recipe.weights]
         torch.stack(weighted).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for optimizer, rates in zip(recipe.optimizers, base, strict=True):
@@ -118,8 +130,8 @@ def train(
                 group["lr"] = base_rate * rate * recipe.rate_at(progress, step)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        values = torch.stack([value.detach() for value in parts.values()]).tolist()  # a single transfer
-        for key, value in zip(parts, values, strict=True):
+        values = torch.stack([value.detach() for value in losses.values()]).tolist()  # a single transfer
+        for key, value in zip(losses, values, strict=True):
             label = f"{kind}_{key}" if key in ("answer", "accuracy") else key
             running[label] = 0.8 * running.get(label, value) + 0.2 * value
         if learnt(recipe.stages[stage], running):
@@ -141,6 +153,8 @@ def train(
     run |= {"stage": stage, "precision": precision}
     if prose is not None:
         run["prose_share"] = prose_share
+    if parts is not None:
+        run["parts"] = parts.source | {"share": parts_share}
     if initial is not None:
         run["after"] = json.loads((initial / "card.json").read_text(encoding="utf-8"))["training"]
     return run | {"seconds": round(seconds), "last": last}
@@ -161,6 +175,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--prose-share", type=float, help="share of the steps; default: 0.4 for small-, 0 for tiny-, else 0.1"
     )
+    parser.add_argument("--records", type=Path, help="real pages at 84 dpi: records that `sparsemm download` wrote")
+    parser.add_argument("--records-share", type=float, default=0.5, help="their share of the steps on pages")
     parser.add_argument("--workers", type=int, help="processes that draw pages; default: 0, on a GPU at most 6")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the matrix products")
     parser.add_argument("--save-every", type=int, default=SAVE_STEPS, help="steps between two saved states")
@@ -176,6 +192,12 @@ def main(arguments: list[str] | None = None) -> None:
         share = 0.1 if pin else 0.4 if args.name.startswith("small-") else 0.0
     if not 0.0 <= share < 1.0:
         parser.error("--prose-share must be at least 0 and below 1")
+    if not 0.0 < args.records_share < 1.0:
+        parser.error("--records-share must be above 0 and below 1")
+    if args.records and not pin:
+        parser.error(
+            "--records is for a pretrained language model: what the others learn is known of drawn pages alone"
+        )
     if args.prose and not share:
         parser.error("--prose needs a --prose-share")
     prose = None
@@ -195,6 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
         rate=args.rate,
         prose=prose,
         prose_share=share,
+        parts=args.records and Parts(args.records, args.seed),
+        parts_share=args.records_share,
         workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if args.workers is None else args.workers,
         precision=args.precision,
         save_every=args.save_every,

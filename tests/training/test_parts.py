@@ -1,0 +1,125 @@
+"""Parts of real pages as training batches: what is on them, and that training with them stops and goes on."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsemm.datasets.records import Entry, Record, write_records
+from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
+from sparsemm.errors import DataError
+from sparsemm.training import parts
+from sparsemm.training.batches import IGNORE, BatchMaker
+from sparsemm.training.parts import SIZES, Parts, cut_out, redrawn
+from sparsemm.training.train import main, pages_before, train
+from sparsemm.training.tuning import Tuning
+from tests.training.runs import check_resumed_run, same
+from tests.training.test_tuning import FEW, NAME, base, run  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("base")
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Pages of eight columns, of which a part shows two."""
+    path = tmp_path / "pages.parquet"
+    write_records(path, [draw_record("train", 9, i, PageStyle(8, 12, (48, 60))) for i in range(3)])
+    return path
+
+
+def page(*boxes: tuple[int, int, int, int]) -> Record:
+    """A white page with a black word in every box."""
+    image = Image.new("RGB", (400, 300), "white")
+    for box in boxes:
+        image.paste("black", box)
+    entries = tuple(Entry(f"w{i}", tuple(map(float, box)), "word") for i, box in enumerate(boxes))
+    return Record("page", image, entries, "s", "l")
+
+
+def test_a_part_holds_whole_words_and_no_other_ink():
+    whole = [(200, 100, 230, 110), (240, 100, 260, 110), (200, 150, 220, 160)]
+    part = cut_out(page((0, 0, 20, 10), *whole, (360, 100, 399, 110)), 200, 100, (168, 84))
+    assert page_text(part) == "w1 w2 w3"  # not w4, which the right edge cuts
+    black = np.asarray(part.image)[..., 0] == 0
+    expected = np.zeros_like(black)
+    for box in (entry.box for entry in part.entries):
+        expected[int(box[1]) : int(box[3]), int(box[0]) : int(box[2])] = True
+    assert part.image.size == (168, 84) and (black == expected).all() and part.validate()
+
+
+def test_words_are_drawn_until_the_page_is_full():
+    record = redrawn(["one", "a-word-that-is-longer-than-a-line", *["seven77"] * 40], 0)
+    assert page_text(record).split()[:2] == ["one", "seven77"] and record.validate()
+    assert len(record.entries) == 13  # one in each of six lines of two columns, and a short one before the first
+    assert len({entry.box[1] for entry in record.entries}) == 6
+    assert [entry.box[0] < 84 for entry in record.entries] == [True] * 7 + [False] * 6
+
+
+def test_both_kinds_of_parts_are_drawn_in_both_sizes(records):
+    source, rng = Parts(records, 0), random.Random(0)
+    drawn = [source.draw(rng, SIZES[i % 2]) for i in range(40)]
+    assert {part.image.size for part in drawn} == set(SIZES)
+    assert 5 < sum(part.source == "redrawn" for part in drawn) < 35
+    assert all(len(part.validate().entries) >= parts.LEAST_WORDS for part in drawn)
+
+
+def test_a_batch_asks_for_the_words_of_its_parts(records):
+    processor = Tuning(NAME, 0, "cpu", **FEW).processor
+    source, maker = Parts(records, 0), BatchMaker(processor, 0)
+    batch, again, other = (source.batch(maker, 3, number) for number in (5, 5, 7))
+    assert same(batch.inputs, again.inputs) and not same({"labels": batch.labels}, {"labels": other.labels})
+    rng = random.Random("parts/0/5")
+    wanted = [source.draw(rng, SIZES[5 % 2]) for _ in range(3)]
+    answers = [processor.tokenizer.decode(row[row != IGNORE], skip_special_tokens=True) for row in batch.labels]
+    assert answers == [page_text(part) for part in wanted]
+    images = processor.image_processor([part.image for part in wanted], return_tensors="np")["pixel_values"]
+    assert np.allclose(batch.to("cpu").inputs["pixel_values"][:, 1:], images[:, 1:], atol=1e-5)
+    assert batch.inputs["input_ids"].shape == batch.pointers.shape and (batch.pointers == IGNORE).all()
+
+
+def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(records, tmp_path, capsys):
+    options = {"steps": 6, "save_every": 3, "parts": Parts(records, 0), "parts_share": 0.5}
+    whole = check_resumed_run(Tuning, run, tmp_path, capsys, last=5, **options)
+    assert not same(whole, run(tmp_path / "drawn", **options | {"parts": None}))
+    assert same(run(tmp_path / "none", **options | {"parts_share": 0.0}), run(tmp_path / "no", steps=6))
+
+
+def test_the_card_tells_of_them(records, tmp_path):
+    entry = train(NAME, tmp_path / "out", steps=4, batch_size=2, parts=Parts(records, 0), parts_share=0.5, **FEW)
+    assert (
+        entry["parts"]["share"] == 0.5 and entry["parts"]["pages"] == 3 and len(entry["parts"]["records_sha256"]) == 64
+    )
+    assert "part_answer" in entry["last"] and "read_answer" in entry["last"]
+
+
+def test_pages_without_a_part_are_refused(tmp_path):
+    sparse, large = tmp_path / "sparse.parquet", tmp_path / "large.parquet"
+    write_records(sparse, [page((0, 0, 20, 10))])
+    with pytest.raises(DataError, match="no page with 4 words"):
+        Parts(sparse, 0)
+    write_records(large, [page(*((0, 75 * i, 390, 75 * i + 70) for i in range(4)))])
+    with pytest.raises(DataError, match="no part of 84 x 84 pixels with 4 words.*lower resolution"):
+        Parts(large, 0).draw(random.Random(0), (84, 84))
+    with pytest.raises(DataError, match="no such file"):
+        Parts(tmp_path / "missing.parquet", 0)
+
+
+@pytest.mark.parametrize(
+    "name, more, message",
+    [
+        (NAME, ["--records-share", "1"], "above 0 and below 1"),
+        (NAME, ["--records-share", "nan"], "above 0 and below 1"),
+        ("tiny-qwen2-vl", ["--records", "x"], "pretrained language model"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(name, more, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--output", str(tmp_path / "out"), *more])
+    assert message in capsys.readouterr().err
+
+
+def test_real_pages_have_their_share_of_the_pages():
+    assert [pages_before(number, 0.5) for number in range(7)] == [0, 1, 1, 2, 2, 3, 3]
