@@ -50,6 +50,7 @@ from sparsemm.studies.common import stage as study_stage
 from sparsemm.studies.common.heads import LAYERS, TOP
 from sparsemm.tables import read_rows
 from sparsemm.training.card import FEW_WINDOWS, held_out
+from sparsemm.training.parts import Parts
 from sparsemm.training.prose import FOLDERS, Prose, held_out_loss, read_prose
 from sparsemm.training.state import load_state
 from sparsemm.training.train import train
@@ -66,6 +67,14 @@ _ONE, _TWO = PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))
 STAGES = (((PageStyle(1, 6, (1, 2)),), 0.60, 0.0), ((_ONE,), 0.65, 0.0), ((_ONE, _TWO), 2.0, 2.0))
 
 
+class Continued(Strict):
+    """What a run starts from, and the real pages that it reads."""
+
+    start: str = Field(description="folder of updates to start from, in the curriculum's last stage")
+    records: str = Field(description="real pages at 84 dpi, as `sparsemm download` writes them")
+    share: float = Field(0.8, gt=0.0, lt=1.0, description="their share of the steps on pages")
+
+
 class Run(Strict):
     """The settings of one run."""
 
@@ -74,6 +83,11 @@ class Run(Strict):
     prose_share: float = Field(0.1, ge=0.0, lt=1.0, description="share of the steps on prose")
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the products; bf16 is slow without instructions")
     tower: str | None = Field(str(TOWER), description="checkpoint with the initial vision tower; null: random weights")
+    continued: Continued | None = Field(None, description="null: the run starts from the language model")
+
+    def written(self) -> dict[str, Any]:
+        """Returns the settings as the files of a run have them."""
+        return self.model_dump(exclude={"continued"} if self.continued is None else set())
 
 
 class Settings(Strict):
@@ -126,7 +140,7 @@ def train_run(
         ModelError: if the run was begun with other settings, or base or tower cannot be read.
     """
     run, folder, about = settings.runs[name], work / name, work / f"{name}.json"
-    known = run.model_dump() | {"steps": settings.steps, "batch_size": settings.batch_size}
+    known = run.written() | {"steps": settings.steps, "batch_size": settings.batch_size}
     if about.is_file() and json.loads(about.read_text(encoding="utf-8")) != known:
         hint = "give it another name, or delete what is there under this one"
         raise ModelError(f"the run {name!r} was begun with other settings", where=str(about), hint=hint)
@@ -135,9 +149,14 @@ def train_run(
         return folder, settings.steps
     options: dict[str, Any] = {"tower": run.tower and HERE / run.tower, "rank": run.rank}
     options |= {"precision": run.precision, "stages": STAGES}
+    more = run.continued
+    if more is not None:
+        options["initial"] = HERE / more.start
     if not unfinished:
         options |= {"prose": prose if run.prose_share else None, "prose_share": run.prose_share}
         options |= {"save_every": SAVE_STEPS, "every": 5}
+        if more is not None:
+            options |= {"parts": Parts(HERE / more.records, run.seed), "parts_share": more.share}
         train(NAME, folder, steps=settings.steps, batch_size=settings.batch_size, seed=run.seed, **options)
         return folder, settings.steps
     state = work / f".{name}.state.safetensors"
@@ -270,7 +289,7 @@ def measure(
     `held_out` is as in a card, `prose` is the loss on held-out prose in nats per character.
     """
     table, path = work / "artifacts" / "scores" / f"{name}.safetensors", artifacts / f"{name}.json"
-    about = settings.runs[name].model_dump() | settings.model_dump(exclude={"runs", "steps"})
+    about = settings.runs[name].written() | settings.model_dump(exclude={"runs", "steps"})
     about |= {"steps": steps, "of_steps": settings.steps, "updates_sha256": sha256_file(updates / UPDATES)}
     figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if figures.get("about") != about:
@@ -332,6 +351,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="runs to train or measure now; default: all")
     parser.add_argument("--settings", type=Path, default=Path(__file__).with_suffix(".yaml"), help="file of the runs")
+    parser.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="folder of the figures")
     parser.add_argument("--unfinished", action="store_true", help="measure runs that are not done as they are")
     args = parser.parse_args(arguments)
     try:
@@ -340,11 +360,12 @@ def main(arguments: list[str] | None = None) -> int:
         if unknown:
             hint = f"known: {', '.join(settings.runs)}"
             raise ParamsError(f"no run {unknown[0]!r}", where=str(args.settings), hint=hint)
-        run(settings, args.runs or list(settings.runs), unfinished=args.unfinished)
+        names = args.runs or list(settings.runs)
+        run(settings, names, artifacts=args.artifacts, unfinished=args.unfinished)
     except SparseMMError as error:
         print(f"controls: {error}", file=sys.stderr)
         return 1
-    print(controls_tables.table(ARTIFACTS))
+    print(controls_tables.table(args.artifacts))
     return 0
 
 

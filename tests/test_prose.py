@@ -17,6 +17,7 @@ import pytest
 from benchmarks import controls_tables, expectations
 from sparsemm.evaluate.rows import FULL
 from sparsemm.files import sha256_file
+from sparsemm.params import load_params
 from sparsemm.studies import StudyRow, read_study
 from sparsemm.studies.common.heads import LAYERS, TOP
 from sparsemm.studies.oracle import ORACLE
@@ -26,7 +27,7 @@ from sparsemm.training.card import STYLES
 from tests.repository import ROOT
 
 LLM, QWEN, VICUNA = "smollm2-llava-next", "tiny-qwen2-vl", "tiny-llava-next-vicuna"
-NUMBERS = {4: "four", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}  # counts that prose writes as words
+NUMBERS = {3: "three", 4: "four", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}  # counts that prose writes as words
 SHARES = {
     "an eighth": 1 / 8, "a fifth": 1 / 5, "a quarter": 1 / 4, "a third": 1 / 3, "half": 1 / 2,
     "three quarters": 3 / 4, "nearly all": 0.96,
@@ -291,6 +292,14 @@ def make_report() -> Iterator[str]:
     yield f"make setup && . .venv/bin/activate # {size} GB, {minutes} after the download"
 
 
+def recipe_time() -> Iterator[str]:
+    measured = load("artifacts/benchmarks/recipe-time.json")
+    models = [target.partition("@")[2] for row in measured["rows"] for target in row["targets"] if "tune@" in target]
+    assert models == list(load_params(ROOT / "params.yaml").models) and measured["lanes"] == 2
+    yield f"the recipes of the {NUMBERS[len(models)]} models and their tables of all methods"
+    yield f"take {measured['seconds'] / 60:.0f} minutes of two CPU cores, from data sets to proof"
+
+
 def picture() -> Iterator[str]:
     drawn = load("artifacts/benchmarks/method.json")
     assert drawn["picture_sha256"] == sha256_file(ROOT / "docs" / "method.png"), "drawn without its texts"
@@ -331,6 +340,7 @@ CLAIMS: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "docs/pretrained.md": (pretrained,),
     "docs/checkpoints.md": (checkpoints,),
     "docs/chase.md": (chase,),
+    "docs/recipes.md": (recipe_time,),
     "docs/studies.md": (studies,),
 }
 COMPLETE = ("README.md", "docs/results.md", "docs/pretrained.md")

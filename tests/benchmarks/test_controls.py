@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from benchmarks import controls, controls_tables
 from sparsemm.assemble.updates import UPDATES
 from sparsemm.chase.stage import metrics, write_curve
+from sparsemm.datasets.records import write_records
+from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import ModelError, ParamsError
 from sparsemm.files import write_json
 from sparsemm.models import fingerprint, load_model
@@ -112,6 +114,23 @@ def training_of(settings, name):
     options = {"prose": controls.read_prose([*controls.FOLDERS], tokenizer), "prose_share": one.prose_share}
     options |= {"tower": ROOT / one.tower, "rank": one.rank, "precision": "bf16", "stages": controls.STAGES}
     return options | {"steps": settings.steps, "batch_size": settings.batch_size, "seed": one.seed}
+
+
+def test_a_run_goes_on_from_updates_with_real_pages(place, monkeypatch, tmp_path):
+    _, work, artifacts = place
+    crafted_chase(monkeypatch)
+    start, records = tmp_path / "start", tmp_path / "pages.parquet"
+    train.train(controls_tables.NAME, start, steps=1, batch_size=2, rank=2, tower=ROOT / tuning.TOWER)
+    write_json(start / "card.json", {"training": {"steps": 1}})
+    write_records(records, [draw_record("train", 9, i, PageStyle(8, 12, (48, 60))) for i in range(2)])
+    more = {"start": str(start), "records": str(records), "share": 0.5}
+    runs = {"more": {"seed": 2, "rank": 2, "prose_share": 0.0, "continued": more}}
+    controls.run(controls.load_settings(write_settings(tmp_path, runs=runs)), ["more"], work, artifacts)
+    assert read(artifacts / "more.json")["about"]["continued"] == more
+    before, after = (load_file(folder / UPDATES) for folder in (start, work / "more"))
+    assert before.keys() == after.keys()
+    moved = max((after[name].float() - value.float()).abs().max() for name, value in before.items())
+    assert 0.0 < moved < 0.1  # three steps of the warm-up, from there
 
 
 def test_what_is_measured_is_kept_and_not_measured_again(place, monkeypatch):
@@ -214,6 +233,7 @@ def test_settings_that_do_not_fit_are_refused(place, tmp_path, capsys):
         ({"runs": {"a": {"seed": -1}}}, "runs.a.seed"),
         ({"runs": {"a": {"seed": 1, "prose_share": 1.0}}}, "runs.a.prose_share"),
         ({"runs": {"a": {"seed": "1"}}}, "runs.a.seed"),
+        ({"runs": {"a": {"seed": 1, "continued": {"start": "x"}}}}, "runs.a.continued.records"),
         ({"runs": {"a/b": {"seed": 1}}}, "may hold only"),
         ({"runs": {controls_tables.NAME: {"seed": 1}}}, "name of something else"),
     ):
