@@ -84,5 +84,5 @@ docs: .venv-docs/.stamp
 .venv-docs/.stamp: requirements-docs.txt
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --no-deps -r requirements-docs.txt
-	.venv-docs/bin/python -m pip check # a pin that is missing
+	.venv-docs/bin/python -I -m pip check # a pin that is missing, wherever PYTHONPATH points
 	touch $@

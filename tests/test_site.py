@@ -57,6 +57,11 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(navigation(CONFIG["nav"])) == sorted(PAGES)
 
 
+def test_long_lines_of_code_go_on_in_the_next_line():
+    (style,) = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in CONFIG["extra_css"]]
+    assert re.search(r"pre > code \{\s*white-space: pre-wrap;", style)
+
+
 @pytest.mark.parametrize("page", sorted(PAGES))
 def test_links_between_pages_resolve(page):
     links = re.findall(r"\]\(([^)\s#]*)(#[^)\s]*)?\)", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL))
