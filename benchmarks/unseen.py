@@ -207,44 +207,66 @@ def prose(model: Any, base: Any, processor: Any, documents: Path, windows: int) 
     return result
 
 
-def long_pages(model: Any, processor: Any, documents: Path, pages: int) -> Part:
+def with_budgets(
+    model: Any, processor: Any, scores: Path, task: PageTask, methods: Sequence[str], new_tokens: int
+) -> Part:
+    """Asks about pages whose prompts are equally long, with the full cache and with methods at `SHARES` of the prompt.
+
+    `against_snapkv` is the paired difference to SnapKV at the same budget.
+    """
+    questions = task.questions
+    batch = make_batch(processor, questions, range(len(questions)))
+    tokens = batch.inputs["input_ids"].shape[1]
+    budgets = [round(share * tokens) for share in SHARES]
+    options = {"window": WINDOW, "rho": 0.1, "mode": "exact", "pooling_kernel": 5, "seed": SEED}
+    table = torch.from_numpy(curve_table(scores).scores)
+    chosen = {"full": make_policy_from("full", None, table, options)} | {
+        f"{method} {budget}": make_policy_from(method, budget, table, options)
+        for method in methods
+        for budget in budgets
+    }
+    replies = answer(model, batch, {name: Variant(policy) for name, policy in chosen.items()}, new_tokens)
+    texts = {
+        name: [processor.tokenizer.decode(row, skip_special_tokens=True) for row in reply.tokens]
+        for name, reply in replies.items()
+    }
+    values = {name: [one.value for one in task.score(text)] for name, text in texts.items()}
+    return {
+        "n": len(questions),
+        "prompt_tokens": tokens,
+        "budgets": budgets,
+        "accuracy": {name: mean(row) for name, row in values.items()},
+        "against_snapkv": {
+            f"{method} {budget}": minus(values[f"{method} {budget}"], values[f"snapkv {budget}"])
+            for method in methods
+            if method != "snapkv"
+            for budget in budgets
+        },
+        "examples": [{"wanted": q.answer, "answer": texts["full"][i]} for i, q in enumerate(questions[:3])],
+    }
+
+
+def long_pages(model: Any, processor: Any, documents: Path, pages: int, scores: Path) -> Part:
     """Asks about and reads pages of more paper than in training, with as much text; questions also with less cache."""
-    scores = torch.from_numpy(curve_table(COMMITTED).scores)
     result: Part = {"window": WINDOW, "shares": [round(share, 4) for share in SHARES]}
     before = model.config.image_grid_pinpoints, processor.image_processor.image_grid_pinpoints
     for size, style in SIZES.items():
         tiles = [[style.rows * CELL_HEIGHT, style.columns * WIDTH // 2]]
         model.config.image_grid_pinpoints = processor.image_processor.image_grid_pinpoints = tiles
         records = [draw_record("evaluation", 3, i, style) for i in range(pages)]
-        for task in ("qa", "read"):
-            questions = PageTask(task, records, READ_PROMPT, SEED).questions
-            batch = make_batch(processor, questions, range(len(questions)))
-            tokens = batch.inputs["input_ids"].shape[1]
-            budgets = [round(share * tokens) for share in SHARES]
-            options = {"window": WINDOW, "rho": 0.1, "mode": "exact", "pooling_kernel": 5, "seed": SEED}
-            chosen = {"full": make_policy_from("full", None, scores, options)} | {
-                f"{method} {budget}": make_policy_from(method, budget, scores, options)
-                for method in (METHODS if task == "qa" else ())
-                for budget in budgets
-            }
-            variants = {name: Variant(policy) for name, policy in chosen.items()}
-            texts = {
-                name: [processor.tokenizer.decode(row, skip_special_tokens=True) for row in reply.tokens]
-                for name, reply in answer(model, batch, variants, 8 if task == "qa" else 96).items()
-            }
-            values = {
-                name: [one.value for one in PageTask(task, records, READ_PROMPT, SEED).score(text)]
-                for name, text in texts.items()
-            }
-            result[f"{size}, {task}"] = {
-                "n": pages,
-                "prompt_tokens": tokens,
-                "budgets": budgets,
-                "accuracy": {name: mean(row) for name, row in values.items()},
-                "examples": [{"wanted": q.answer, "answer": texts["full"][i]} for i, q in enumerate(questions[:3])],
-            }
+        for name, methods, new_tokens in (("qa", METHODS, 8), ("read", (), 96)):
+            task = PageTask(name, records, READ_PROMPT, SEED)
+            result[f"{size}, {name}"] = with_budgets(model, processor, scores, task, methods, new_tokens)
     model.config.image_grid_pinpoints, processor.image_processor.image_grid_pinpoints = before
     return result
+
+
+def real_budgets(model: Any, processor: Any, documents: Path, pages: int, scores: Path) -> Part:
+    """Reads parts of real pages, as large as training pages, with the full cache and with less."""
+    whole = [page for name in PDFS for page in spread_pages(at(documents, name), pages // len(PDFS))]
+    task = PageTask("read", [crop(page) for page in whole], READ_PROMPT, SEED)
+    result: Part = {"window": WINDOW, "shares": [round(share, 4) for share in SHARES]}
+    return result | {"part, read": with_budgets(model, processor, scores, task, (*METHODS, "random"), 64)}
 
 
 PARTS: dict[str, tuple[Callable[..., Part], int]] = {  # name -> what measures it, and how many samples it takes
@@ -253,8 +275,10 @@ PARTS: dict[str, tuple[Callable[..., Part], int]] = {  # name -> what measures i
     "prose": (prose, 6),
     "instructions": (instructions, 3),
     "long_pages": (long_pages, 6),
+    "real_budgets": (real_budgets, 100),
 }
 TEXT_ONLY = ("chat", "prose")
+COMPRESSED = ("long_pages", "real_budgets")
 
 
 def measure(
@@ -263,6 +287,7 @@ def measure(
     stored: Path = STORED,
     counts: int | None = None,
     updates: Path = UPDATES,
+    scores: Path = COMMITTED,
 ) -> dict[str, Any]:
     """Measures parts that `stored` does not have, writes it after each of them, and returns all.
 
@@ -272,6 +297,7 @@ def measure(
         stored: file of the results.
         counts: samples of every part; None for those of `PARTS`.
         updates: folder of what was trained.
+        scores: its curve of scores, as the chase writes it.
 
     Raises:
         DataError: if a document is missing.
@@ -287,7 +313,8 @@ def measure(
         for name in missing:
             part, count = PARTS[name]
             models = (model, base) if name in TEXT_ONLY else (model,)
-            results[name] = part(*models, processor, documents, count if counts is None else counts)
+            more = (scores,) if name in COMPRESSED else ()
+            results[name] = part(*models, processor, documents, count if counts is None else counts, *more)
             write_json(stored, results)
     return results
 
@@ -303,7 +330,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stored", type=Path, default=STORED, help="file of the results")
     args = parser.parse_args(arguments)
     try:
-        measure(args.documents, args.parts, args.stored, updates=args.updates)
+        measure(args.documents, args.parts, args.stored, updates=args.updates, scores=args.scores)
     except SparseMMError as error:
         print(f"unseen: {error}", file=sys.stderr)
         return 1

@@ -13,8 +13,10 @@ from examples.sample_pdfs import pdf
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
 from sparsemm.errors import DataError
+from sparsemm.evaluate.tasks.pages import PageTask
 from sparsemm.training.batches import READ_PROMPT
 from tests import tiny_base
+from tests.repository import ROOT
 
 
 def page(*boxes):
@@ -100,6 +102,24 @@ def test_parts_are_stored_one_by_one_and_not_measured_again(tmp_path, monkeypatc
     assert json.loads(stored.read_text())["whole"] == {"count": 3}
     unseen.measure(tmp_path, ["whole"], stored)
     assert calls == [("whole", 3), ("broken", 3)]
+
+
+def test_methods_are_compared_at_shares_of_the_prompt(tiny):
+    name = "tiny-llava-next-vicuna"
+    records = [draw_record("evaluation", 3, i, PageStyle(1, 6, (3, 3))) for i in range(4)]
+    scores = ROOT / "artifacts" / "scores" / f"{name}.csv"
+    result = unseen.with_budgets(
+        *tiny(name), scores, PageTask("read", records, READ_PROMPT, 0), ("snapkv", "random"), 24
+    )
+    assert result["n"] == 4 and result["budgets"] == [round(s * result["prompt_tokens"]) for s in unseen.SHARES]
+    assert result["accuracy"].keys() == {"full", *(f"{m} {b}" for m in ("snapkv", "random") for b in result["budgets"])}
+    assert result["against_snapkv"].keys() == {f"random {budget}" for budget in result["budgets"]}
+    assert result["accuracy"]["full"][0] > 0.8  # it was trained on such pages
+    for budget in result["budgets"]:
+        less = result["accuracy"][f"random {budget}"][0] - result["accuracy"][f"snapkv {budget}"][0]
+        assert result["against_snapkv"][f"random {budget}"][0] == pytest.approx(less, abs=2e-4)
+    rows = unseen_tables.long_table({"shares": [0.1, 0.2, 0.4], "part": result})
+    assert len(rows) == 5 and rows[2].startswith("| part, n = 4 |") and rows[4].startswith("| | | `random` |")
 
 
 def test_a_document_that_is_missing_is_named(tmp_path):
