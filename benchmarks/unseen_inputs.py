@@ -89,7 +89,8 @@ def letters(text: str) -> str:
 def crop(page: Record) -> Record:
     """Returns the part of a page, as large as the training pages, that holds most whole words."""
     corners = [(int(e.box[0]), int(e.box[1])) for e in page.entries]
-    return cut_out(page, *max(corners, key=lambda corner: len(whole_words(page, *corner, SIZE))), SIZE)
+    left, top = max(corners, key=lambda corner: len(whole_words(page, *corner, SIZE)))
+    return cut_out(page, whole_words(page, left, top, SIZE), left, top, SIZE)
 
 
 def spread_pages(document: Path, count: int) -> list[Record]:

@@ -27,7 +27,15 @@ from sparsemm.training.card import STYLES
 from tests.repository import ROOT
 
 LLM, QWEN, VICUNA = "smollm2-llava-next", "tiny-qwen2-vl", "tiny-llava-next-vicuna"
-NUMBERS = {3: "three", 4: "four", 5: "five", 7: "seven", 8: "eight", 9: "nine", 10: "ten"}  # counts that prose writes as words
+NUMBERS = {
+    3: "three",
+    4: "four",
+    5: "five",
+    7: "seven",
+    8: "eight",
+    9: "nine",
+    10: "ten",
+}  # counts that prose writes as words
 SHARES = {
     "an eighth": 1 / 8, "a fifth": 1 / 5, "a quarter": 1 / 4, "a third": 1 / 3, "half": 1 / 2,
     "three quarters": 3 / 4, "nearly all": 0.96,

@@ -17,6 +17,7 @@ from sparsemm.training.batches import READ_PROMPT, Batch, BatchMaker
 
 SIZES = ((84, 84), (168, 84))  # width and height of a part, those of the drawn pages, batch by batch in turn
 LEAST_WORDS = 4
+MOST_WORDS, GROWTH = 2, 12  # words of a part in the first batch, at most, and batches until there may be one more
 TRIES = 200  # corners that are tried for a part with `LEAST_WORDS` whole words
 REDRAWN = 0.5  # share of the parts whose words are drawn anew, as on our own pages
 
@@ -29,10 +30,10 @@ def whole_words(page: Record, left: float, top: float, size: tuple[int, int]) ->
     ]
 
 
-def cut_out(page: Record, left: int, top: int, size: tuple[int, int]) -> Record:
-    """Returns the part of a page of (width, height) `size` in pixels at a corner; words that it cuts are erased."""
+def cut_out(page: Record, words: Iterable[Entry], left: int, top: int, size: tuple[int, int]) -> Record:
+    """Returns the part of a page of (width, height) `size` in pixels at a corner, with these whole words alone."""
     image, entries = Image.new("RGB", size, "white"), []
-    for entry in whole_words(page, left, top, size):
+    for entry in words:
         x0, y0, x1, y1 = (round(side) for side in entry.box)
         image.paste(page.image.crop((x0, y0, x1 + 1, y1 + 1)), (x0 - left, y0 - top))
         box = (x0 - left, y0 - top, min(x1 - left, size[0]), min(y1 - top, size[1]))
@@ -66,6 +67,8 @@ def redrawn(words: Iterable[str], number: int, size: tuple[int, int] = SIZES[1])
 class Parts:
     """The parts of a data set's pages, half of them with their words drawn anew.
 
+    The first ones have a word or two, and of longer text a few words in a row; batch by batch there may be more.
+
     Args:
         path: records whose lines are about as high as those of our pages (14 pixels): a 12 point leading at 84 dpi.
         seed: seed of the parts and their order.
@@ -83,22 +86,25 @@ class Parts:
         if not self.pages:
             raise DataError(f"no page with {LEAST_WORDS} words", where=str(path))
 
-    def draw(self, rng: random.Random, size: tuple[int, int]) -> Record:
-        """Draws a part of a page with at least `LEAST_WORDS` whole words.
+    def draw(self, rng: random.Random, size: tuple[int, int], most: int) -> Record:
+        """Draws a part of a page that has `LEAST_WORDS` whole words, and of these at most `most` in a row.
 
         Raises DataError if `TRIES` corners of pages have none, as where the type is too large.
         """
         for _ in range(TRIES):
             page = rng.choice(self.pages)
             corner = rng.choice(page.entries).box
-            left, top = int(corner[0]) - rng.randrange(8), int(corner[1]) - rng.randrange(8)
+            left, top = int(corner[0]) - rng.randrange(3), int(corner[1]) - rng.randrange(3)
             words = whole_words(page, left, top, size)
             if len(words) < LEAST_WORDS:
                 continue
+            count = min(len(words), rng.randint(1, most))
+            first = rng.randrange(len(words) - count + 1)
+            words = words[first : first + count]
             if rng.random() >= REDRAWN:
-                return cut_out(page, left, top, size)
+                return cut_out(page, words, left, top, size)
             part = redrawn((entry.text for entry in words), rng.randrange(len(FONTS)), size)
-            if len(part.entries) >= LEAST_WORDS:
+            if part.entries:
                 return part
         raise DataError(
             f"no part of {size[0]} x {size[1]} pixels with {LEAST_WORDS} words",
@@ -109,5 +115,6 @@ class Parts:
     def batch(self, maker: BatchMaker, size: int, number: int) -> Batch:
         """Returns batch `number` of `size` parts to be read; the same for the same seed and number."""
         rng = random.Random(f"parts/{self.seed}/{number}")
-        parts = [self.draw(rng, SIZES[number % len(SIZES)]) for _ in range(size)]
+        most = MOST_WORDS + number // GROWTH
+        parts = [self.draw(rng, SIZES[number % len(SIZES)], most) for _ in range(size)]
         return maker.batch(parts, [[(READ_PROMPT, page_text(part), None)] for part in parts])

@@ -11,9 +11,8 @@ from PIL import Image
 from sparsemm.datasets.records import Entry, Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
 from sparsemm.errors import DataError
-from sparsemm.training import parts
 from sparsemm.training.batches import IGNORE, BatchMaker
-from sparsemm.training.parts import SIZES, Parts, cut_out, redrawn
+from sparsemm.training.parts import GROWTH, MOST_WORDS, SIZES, Parts, cut_out, redrawn, whole_words
 from sparsemm.training.train import main, pages_before, train
 from sparsemm.training.tuning import Tuning
 from tests.training.runs import check_resumed_run, same
@@ -41,8 +40,12 @@ def page(*boxes: tuple[int, int, int, int]) -> Record:
 
 def test_a_part_holds_whole_words_and_no_other_ink():
     whole = [(200, 100, 230, 110), (240, 100, 260, 110), (200, 150, 220, 160)]
-    part = cut_out(page((0, 0, 20, 10), *whole, (360, 100, 399, 110)), 200, 100, (168, 84))
-    assert page_text(part) == "w1 w2 w3"  # not w4, which the right edge cuts
+    whole_page = page((0, 0, 20, 10), *whole, (360, 100, 399, 110))
+    words = whole_words(whole_page, 200, 100, (168, 84))
+    assert [word.text for word in words] == ["w1", "w2", "w3"]  # not w4, which the right edge cuts
+    assert page_text(cut_out(whole_page, words[1:], 200, 100, (168, 84))) == "w2 w3"
+    part = cut_out(whole_page, words, 200, 100, (168, 84))
+    assert page_text(part) == "w1 w2 w3"
     black = np.asarray(part.image)[..., 0] == 0
     expected = np.zeros_like(black)
     for box in (entry.box for entry in part.entries):
@@ -60,10 +63,22 @@ def test_words_are_drawn_until_the_page_is_full():
 
 def test_both_kinds_of_parts_are_drawn_in_both_sizes(records):
     source, rng = Parts(records, 0), random.Random(0)
-    drawn = [source.draw(rng, SIZES[i % 2]) for i in range(40)]
+    drawn = [source.draw(rng, SIZES[i % 2], 6) for i in range(60)]
     assert {part.image.size for part in drawn} == set(SIZES)
-    assert 5 < sum(part.source == "redrawn" for part in drawn) < 35
-    assert all(len(part.validate().entries) >= parts.LEAST_WORDS for part in drawn)
+    assert 10 < sum(part.source == "redrawn" for part in drawn) < 50
+    assert {len(part.validate().entries) for part in drawn} == {1, 2, 3, 4, 5, 6}
+
+
+def test_parts_have_few_words_at_first(records):
+    source, maker = Parts(records, 0), BatchMaker(Tuning(NAME, 0, "cpu", **FEW).processor, 0)
+
+    def longest(number: int) -> int:
+        texts = maker.tokenizer.batch_decode(
+            source.batch(maker, 8, number).labels.clamp(min=0), skip_special_tokens=True
+        )
+        return max(len(text.split()) for text in texts)
+
+    assert longest(0) <= MOST_WORDS < longest(20 * GROWTH)
 
 
 def test_a_batch_asks_for_the_words_of_its_parts(records):
@@ -72,7 +87,7 @@ def test_a_batch_asks_for_the_words_of_its_parts(records):
     batch, again, other = (source.batch(maker, 3, number) for number in (5, 5, 7))
     assert same(batch.inputs, again.inputs) and not same({"labels": batch.labels}, {"labels": other.labels})
     rng = random.Random("parts/0/5")
-    wanted = [source.draw(rng, SIZES[5 % 2]) for _ in range(3)]
+    wanted = [source.draw(rng, SIZES[5 % 2], MOST_WORDS) for _ in range(3)]
     answers = [processor.tokenizer.decode(row[row != IGNORE], skip_special_tokens=True) for row in batch.labels]
     assert answers == [page_text(part) for part in wanted]
     images = processor.image_processor([part.image for part in wanted], return_tensors="np")["pixel_values"]
@@ -102,7 +117,7 @@ def test_pages_without_a_part_are_refused(tmp_path):
         Parts(sparse, 0)
     write_records(large, [page(*((0, 75 * i, 390, 75 * i + 70) for i in range(4)))])
     with pytest.raises(DataError, match="no part of 84 x 84 pixels with 4 words.*lower resolution"):
-        Parts(large, 0).draw(random.Random(0), (84, 84))
+        Parts(large, 0).draw(random.Random(0), (84, 84), 4)
     with pytest.raises(DataError, match="no such file"):
         Parts(tmp_path / "missing.parquet", 0)
 
