@@ -205,7 +205,12 @@ def _top_against_random(row: StudyRow) -> bool:
 BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- end -->`
     "README.md": {"results": table(RESULTS, "read", ROWS), "both": both_tasks()},
     "docs/reference/commands.md": {"commands": commands()},
-    "docs/pretrained.md": unseen_tables.tables() | {"peers": peers.table()},
+    "docs/pretrained.md": unseen_tables.tables()
+    | {
+        "real_pages continued": unseen_tables.tables(ARTIFACTS / "unseen-real-pages.json")["real_pages"],
+        "controls continued": controls_tables.table(ROOT / "artifacts" / "real-pages"),
+        "peers": peers.table(),
+    },
     "docs/vllm.md": {
         "two": served("vllm-two.json"),
         "five": served("vllm.json"),

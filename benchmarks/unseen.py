@@ -246,7 +246,7 @@ def with_budgets(
     }
 
 
-def long_pages(model: Any, processor: Any, documents: Path, pages: int, scores: Path) -> Part:
+def long_pages(model: Any, processor: Any, documents: Path, pages: int) -> Part:
     """Asks about and reads pages of more paper than in training, with as much text; questions also with less cache."""
     result: Part = {"window": WINDOW, "shares": [round(share, 4) for share in SHARES]}
     before = model.config.image_grid_pinpoints, processor.image_processor.image_grid_pinpoints
@@ -256,17 +256,9 @@ def long_pages(model: Any, processor: Any, documents: Path, pages: int, scores: 
         records = [draw_record("evaluation", 3, i, style) for i in range(pages)]
         for name, methods, new_tokens in (("qa", METHODS, 8), ("read", (), 96)):
             task = PageTask(name, records, READ_PROMPT, SEED)
-            result[f"{size}, {name}"] = with_budgets(model, processor, scores, task, methods, new_tokens)
+            result[f"{size}, {name}"] = with_budgets(model, processor, COMMITTED, task, methods, new_tokens)
     model.config.image_grid_pinpoints, processor.image_processor.image_grid_pinpoints = before
     return result
-
-
-def real_budgets(model: Any, processor: Any, documents: Path, pages: int, scores: Path) -> Part:
-    """Reads parts of real pages, as large as training pages, with the full cache and with less."""
-    whole = [page for name in PDFS for page in spread_pages(at(documents, name), pages // len(PDFS))]
-    task = PageTask("read", [crop(page) for page in whole], READ_PROMPT, SEED)
-    result: Part = {"window": WINDOW, "shares": [round(share, 4) for share in SHARES]}
-    return result | {"part, read": with_budgets(model, processor, scores, task, (*METHODS, "random"), 64)}
 
 
 PARTS: dict[str, tuple[Callable[..., Part], int]] = {  # name -> what measures it, and how many samples it takes
@@ -275,10 +267,8 @@ PARTS: dict[str, tuple[Callable[..., Part], int]] = {  # name -> what measures i
     "prose": (prose, 6),
     "instructions": (instructions, 3),
     "long_pages": (long_pages, 6),
-    "real_budgets": (real_budgets, 100),
 }
 TEXT_ONLY = ("chat", "prose")
-COMPRESSED = ("long_pages", "real_budgets")
 
 
 def measure(
@@ -287,7 +277,6 @@ def measure(
     stored: Path = STORED,
     counts: int | None = None,
     updates: Path = UPDATES,
-    scores: Path = COMMITTED,
 ) -> dict[str, Any]:
     """Measures parts that `stored` does not have, writes it after each of them, and returns all.
 
@@ -297,7 +286,6 @@ def measure(
         stored: file of the results.
         counts: samples of every part; None for those of `PARTS`.
         updates: folder of what was trained.
-        scores: its curve of scores, as the chase writes it.
 
     Raises:
         DataError: if a document is missing.
@@ -313,8 +301,7 @@ def measure(
         for name in missing:
             part, count = PARTS[name]
             models = (model, base) if name in TEXT_ONLY else (model,)
-            more = (scores,) if name in COMPRESSED else ()
-            results[name] = part(*models, processor, documents, count if counts is None else counts, *more)
+            results[name] = part(*models, processor, documents, count if counts is None else counts)
             write_json(stored, results)
     return results
 
@@ -330,7 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stored", type=Path, default=STORED, help="file of the results")
     args = parser.parse_args(arguments)
     try:
-        measure(args.documents, args.parts, args.stored, updates=args.updates, scores=args.scores)
+        measure(args.documents, args.parts, args.stored, updates=args.updates)
     except SparseMMError as error:
         print(f"unseen: {error}", file=sys.stderr)
         return 1

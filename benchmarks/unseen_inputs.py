@@ -89,7 +89,7 @@ def letters(text: str) -> str:
 def crop(page: Record) -> Record:
     """Returns the part of a page, as large as the training pages, that holds most whole words."""
     corners = [(int(e.box[0]), int(e.box[1])) for e in page.entries]
-    left, top = max(corners, key=lambda corner: len(whole_words(page, *corner, SIZE)))
+    left, top = max(corners, key=lambda corner: len(whole_words(page, corner[0], corner[1], SIZE)))
     return cut_out(page, whole_words(page, left, top, SIZE), left, top, SIZE)
 
 

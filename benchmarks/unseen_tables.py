@@ -93,7 +93,6 @@ TABLES = {
     "chat": chat_table,
     "prose": loss_table,
     "long_pages": long_table,
-    "real_budgets": long_table,
 }
 
 
