@@ -45,6 +45,7 @@ ATTRIBUTION = {
     "base_licence": "Apache-2.0",
     "changes": "a token for images, a vision tower with its projector, and an update of low rank to every linear layer",
 }
+DRAWN = "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once a run"
 TEXT_MODELS = {"llama": "Llama", "mistral": "Mistral", "qwen2_vl_text": "Qwen2-VL with M-RoPE"}
 
 
@@ -135,7 +136,7 @@ def write_card(folder: Path, run: dict[str, Any], prose: Prose | None = None) ->
                 },
                 "vision": {"model_type": vision.model_type, "patch_size": vision.patch_size},
             },
-            "data": "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once a run",
+            "data": DRAWN + ("; parts of real pages" if "parts" in run else ""),
             "licence": "Apache-2.0",
             "training": run,
             "held_out": held_out(model, processor),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from PIL import Image
 from sparsemm.datasets.records import Entry, Record, write_records
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
 from sparsemm.errors import DataError
+from sparsemm.files import sha256_file
+from sparsemm.training import card
 from sparsemm.training.batches import IGNORE, BatchMaker
 from sparsemm.training.parts import GROWTH, MOST_WORDS, SIZES, Parts, cut_out, redrawn, whole_words
-from sparsemm.training.train import main, pages_before, train
+from sparsemm.training.train import main, pages_before
 from sparsemm.training.tuning import Tuning
-from tests.training.runs import check_resumed_run, same
-from tests.training.test_tuning import FEW, NAME, base, run  # noqa: F401
+from tests.training.runs import check_resumed_run, same, write_prose
+from tests.training.test_tuning import FEW, NAME, TOWER, base, run  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("base")
 
@@ -102,12 +106,17 @@ def test_a_run_that_was_stopped_ends_where_one_that_was_not_does(records, tmp_pa
     assert same(run(tmp_path / "none", **options | {"parts_share": 0.0}), run(tmp_path / "no", steps=6))
 
 
-def test_the_card_tells_of_them(records, tmp_path):
-    entry = train(NAME, tmp_path / "out", steps=4, batch_size=2, parts=Parts(records, 0), parts_share=0.5, **FEW)
-    assert (
-        entry["parts"]["share"] == 0.5 and entry["parts"]["pages"] == 3 and len(entry["parts"]["records_sha256"]) == 64
-    )
-    assert "part_answer" in entry["last"] and "read_answer" in entry["last"]
+def test_the_card_tells_of_them(records, tmp_path, monkeypatch):
+    monkeypatch.setattr(card, "held_out", partial(card.held_out, pages=1))
+    prose = write_prose(tmp_path / "prose")
+    arguments = ["--steps", "4", "--batch-size", "2", "--device", "cpu", "--prose", str(prose), "--tower", str(TOWER)]
+    for name, more in (("with", ["--records", str(records)]), ("without", [])):
+        main([NAME, "--output", str(tmp_path / name), *arguments, "--alignment-steps", "1", "--rank", "2", *more])
+    written, without = (json.loads((tmp_path / name / "card.json").read_text()) for name in ("with", "without"))
+    training = written["training"]
+    assert training["parts"] == {"share": 0.5, "pages": 3, "records_sha256": sha256_file(records)}
+    assert "part_answer" in training["last"] and "read_answer" in training["last"]
+    assert written["data"] == without["data"] + "; parts of real pages" and "parts" not in without["training"]
 
 
 def test_pages_without_a_part_are_refused(tmp_path):
