@@ -1,6 +1,6 @@
 """Times the recipes of all models, from nothing, in a copy of the last commit: `python -m benchmarks.recipe_time`.
 
-That is data sets, scores, budgets, the search with its proof, and the table of all methods (the study `protocol`). DVC
+That is data sets, scores, budgets, the search with its proof, and the table of methods (the study `protocol`). DVC
 runs one stage at a time, so as many commands as there are cores run side by side, with one thread each. docs/recipes.md
 states the figures, from artifacts/benchmarks/recipe-time.json, which `--json` prints.
 """

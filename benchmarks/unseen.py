@@ -210,10 +210,7 @@ def prose(model: Any, base: Any, processor: Any, documents: Path, windows: int) 
 def with_budgets(
     model: Any, processor: Any, scores: Path, task: PageTask, methods: Sequence[str], new_tokens: int
 ) -> Part:
-    """Asks about pages whose prompts are equally long, with the full cache and with methods at `SHARES` of the prompt.
-
-    `against_snapkv` is the paired difference to SnapKV at the same budget.
-    """
+    """Asks about pages whose prompts are equally long, with the full cache and with methods at `SHARES`."""
     questions = task.questions
     batch = make_batch(processor, questions, range(len(questions)))
     tokens = batch.inputs["input_ids"].shape[1]
@@ -236,12 +233,6 @@ def with_budgets(
         "prompt_tokens": tokens,
         "budgets": budgets,
         "accuracy": {name: mean(row) for name, row in values.items()},
-        "against_snapkv": {
-            f"{method} {budget}": minus(values[f"{method} {budget}"], values[f"snapkv {budget}"])
-            for method in methods
-            if method != "snapkv"
-            for budget in budgets
-        },
         "examples": [{"wanted": q.answer, "answer": texts["full"][i]} for i, q in enumerate(questions[:3])],
     }
 

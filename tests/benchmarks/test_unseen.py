@@ -113,11 +113,9 @@ def test_methods_are_compared_at_shares_of_the_prompt(tiny):
     )
     assert result["n"] == 4 and result["budgets"] == [round(s * result["prompt_tokens"]) for s in unseen.SHARES]
     assert result["accuracy"].keys() == {"full", *(f"{m} {b}" for m in ("snapkv", "random") for b in result["budgets"])}
-    assert result["against_snapkv"].keys() == {f"random {budget}" for budget in result["budgets"]}
     assert result["accuracy"]["full"][0] > 0.8  # it was trained on such pages
-    for budget in result["budgets"]:
-        less = result["accuracy"][f"random {budget}"][0] - result["accuracy"][f"snapkv {budget}"][0]
-        assert result["against_snapkv"][f"random {budget}"][0] == pytest.approx(less, abs=2e-4)
+    shares = [value for ends in result["accuracy"].values() for value in ends]
+    assert all(0.0 <= share <= 1.0 for share in shares) and len(set(shares)) > 3
     rows = unseen_tables.long_table({"shares": [0.1, 0.2, 0.4], "part": result})
     assert len(rows) == 5 and rows[2].startswith("| part, n = 4 |") and rows[4].startswith("| | | `random` |")
 

@@ -207,6 +207,7 @@ def test_continuous_batching_works_afterwards(lab, monkeypatch, name):
     assert torch.equal(own.generate(lab.ids(), own.cache("full"), new=4, eos_token_id=None)[:, 30:], torch.tensor(want))
 
 
+# What a user does who stores a whole model; the file is one that this test has just written.
 READ = """
 import sys
 from sparsemm import compressed_cache  # torchvision may need it
