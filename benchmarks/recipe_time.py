@@ -1,8 +1,7 @@
 """Times the recipes of all models, from nothing, in a copy of the last commit: `python -m benchmarks.recipe_time`.
 
-That is data sets, scores, budgets, the search with its proof, and the table of methods (the study `protocol`). DVC
-runs one stage at a time, so as many commands as there are cores run side by side, with one thread each. docs/recipes.md
-states the figures, from artifacts/benchmarks/recipe-time.json, which `--json` prints.
+That is one `dvc repro` of data sets, scores, budgets, the search with its proof, and the table of all methods (study
+`protocol`). docs/recipes.md states the figures, from artifacts/benchmarks/recipe-time.json, which `--json` prints.
 """
 
 from __future__ import annotations
@@ -10,10 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +24,47 @@ from sparsemm.profiling.clock import heading
 
 HERE = Path(__file__).parents[1]
 COPY = HERE / "build" / "recipe-time"
+BEGINS = re.compile(r"Running stage '(.+)':")  # what DVC prints before a stage
 
 
-def rounds(params: Params) -> list[list[list[str]]]:
-    """Returns the targets of `dvc repro` in three rounds; a round is of commands that can run side by side.
-
-    They are the data sets and checkpoints, the budgets of every model, and its search and table, in the order of
-    params.yaml.
-    """
-    data = [f"download@{name}" for name in dict.fromkeys((params.chase.dataset, params.evaluate.dataset))]
-    checkpoints = [f"assemble@{key}" for key in params.assembled]
-    budgets = ("align", "chase", "allocate")
-    proofs = [[f"{stage}{key}"] for key in params.models for stage in ("tune@", "study@protocol-")]
-    return [[data + checkpoints], [[f"{stage}@{key}" for stage in budgets] for key in params.models], proofs]
+def targets(params: Params) -> list[str]:
+    """Returns what is asked for: the search and the table of every model, in the order of params.yaml."""
+    return [f"{stage}{key}" for key in params.models for stage in ("tune@", "study@protocol-")]
 
 
-def measure(copy: Path, lanes: int) -> dict[str, Any]:
-    """Runs everything in a copy of the repository; returns the seconds of every command, and of all together.
+def measure(copy: Path) -> dict[str, Any]:
+    """Runs everything in a copy of the repository; returns the seconds of every stage that ran, and of all together.
 
     Raises:
         subprocess.CalledProcessError: if a stage fails; what it printed went to stderr.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // lanes))
-    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": threads}
-
-    def repro(targets: list[str]) -> dict[str, Any]:
-        begin = time.monotonic()
-        # DVC locks what stages share, also stages that are not stale: without --single-item commands would collide.
-        command = ["dvc", "repro", "--single-item", *targets]
-        subprocess.run(command, cwd=copy, env=environment, check=True, stdout=sys.stderr)
-        return {"targets": targets, "seconds": round(time.monotonic() - begin, 1)}
-
-    rows: list[dict[str, Any]] = []
+    command = ["dvc", "repro", *targets(load_params(copy / "params.yaml"))]
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    begins: list[tuple[str, float]] = []
     begin = time.monotonic()
-    with ThreadPoolExecutor(lanes) as pool:
-        for commands in rounds(load_params(copy / "params.yaml")):
-            rows += pool.map(repro, commands)
-    return {"lanes": lanes, "seconds": round(time.monotonic() - begin, 1), "rows": rows}
+    with subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", file=sys.stderr, flush=True)
+            if match := BEGINS.search(line):
+                begins.append((match[1], time.monotonic()))
+    end = time.monotonic()
+    if running.returncode:
+        raise subprocess.CalledProcessError(running.returncode, command)
+    ends = [at for _, at in begins[1:]] + [end]
+    rows = [{"stage": name, "seconds": round(b - a, 1)} for (name, a), b in zip(begins, ends, strict=True)]
+    return {"seconds": round(end - begin, 1), "rows": rows}
 
 
 def main() -> int:
-    """Prints the seconds of every command, or with --json everything."""
+    """Prints the seconds of every stage, or with --json everything."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe_time", description=__doc__)
-    parser.add_argument("--lanes", type=int, default=os.cpu_count(), help="commands side by side; default: cores")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     args = parser.parse_args()
     head = heading("recipe_time", torch.device("cpu"), cores=os.cpu_count())
-    result = measure(copy_of_head(HERE, COPY, lambda params: None), args.lanes)
+    result = measure(copy_of_head(HERE, COPY, lambda params: None))
     for row in result["rows"] if not args.json else ():
-        print(f"{row['seconds']:8.1f} s  {' '.join(row['targets'])}")
+        print(f"{row['seconds']:8.1f} s  {row['stage']}")
     print(json.dumps(head | result, indent=2) if args.json else f"{result['seconds']:8.1f} s  all")
     return 0
 

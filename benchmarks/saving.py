@@ -1,10 +1,11 @@
-"""Measures the time that sharing prefills saves: `python -m benchmarks.saving KEY` times questions both ways."""
+"""Measures what methods save that share a prefill and decode together: `python -m benchmarks.saving KEY`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,12 +25,13 @@ from sparsemm.scores import ScoreTable
 
 
 def measure(params: Params, key: str, root: Path, samples: int, repeats: int) -> dict[str, Any]:
-    """Seconds for one batch of the `read` task under every method and budget, with shared and with separate prefills.
+    """Returns the seconds of one batch of the task `read` under every method and budget, in three ways.
 
-    The two take turns; medians are over `repeats` turns each.
+    With a prefill for each method, with one that they share, and with a shared one and decode steps of several methods
+    at once. The ways take turns; medians are over `repeats` turns each.
 
     Raises:
-        DataError: if the two ways do not say the same.
+        DataError: if the ways differ in an answer.
     """
     settings = params.evaluate
     records = read_records(root / "artifacts" / "datasets" / f"{settings.dataset}.parquet", limit=samples)
@@ -45,23 +47,27 @@ def measure(params: Params, key: str, root: Path, samples: int, repeats: int) ->
         for method in settings.methods
         for budget in budgets_of(method, plan.budgets)
     }
-    separate = [{name: one} for name, one in variants.items()]
-    seconds: dict[str, list[float]] = {"shared": [], "separate": []}
-    work: dict[str, list[float]] = {"shared": [], "separate": []}  # of the processor: what others do does not count
+    ways = {
+        "together": (replace(batch, most_rows=settings.batch_size), [variants]),
+        "shared": (batch, [variants]),
+        "separate": (batch, [{name: one} for name, one in variants.items()]),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    work: dict[str, list[float]] = {way: [] for way in ways}  # of the processor: what others do does not count
     for _ in range(repeats):
         outputs = {}
-        for way, groups in (("shared", [variants]), ("separate", separate)):
+        for way, (asked, groups) in ways.items():
             start, before = time.perf_counter(), time.process_time()
-            replies = [answer(model, batch, group, settings.max_new_tokens) for group in groups]
+            replies = [answer(model, asked, group, settings.max_new_tokens) for group in groups]
             outputs[way] = {name: reply for group in replies for name, reply in group.items()}
             seconds[way].append(time.perf_counter() - start)
             work[way].append(time.process_time() - before)
-        if outputs["shared"] != outputs["separate"]:
-            raise DataError("answers from a shared prefill are not those of separate ones", where=key)
+        if not outputs["together"] == outputs["shared"] == outputs["separate"]:
+            raise DataError("the answers depend on how methods share their work", where=key)
     result = {f"{way}_seconds": round(median(times), 3) for way, times in seconds.items()}
     result |= {f"{way}_cpu_seconds": round(median(times), 3) for way, times in work.items()}
-    ratio = result["separate_seconds"] / result["shared_seconds"]
-    return head | {"variants": len(variants), "rows": len(questions), **result, "ratio": round(ratio, 3)}
+    ratios = {way: round(result["separate_seconds"] / result[f"{way}_seconds"], 3) for way in ("shared", "together")}
+    return head | {"variants": len(variants), "rows": len(questions), **result, "separate_over": ratios}
 
 
 if __name__ == "__main__":

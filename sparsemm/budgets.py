@@ -15,6 +15,8 @@ from sparsemm.errors import BudgetError
 Scores = NDArray[np.float64]
 Slots = NDArray[np.int64]
 
+MOST_POWER = 16.0  # of scores; beyond it nearly all slots go to a single head
+
 
 def normalized(scores: Scores, budget: int, window: int, rho: float = 0.0) -> Scores:
     """Returns scores as shares with sum 1, even ones if all scores are zero.
@@ -32,6 +34,14 @@ def normalized(scores: Scores, budget: int, window: int, rho: float = 0.0) -> Sc
         raise BudgetError(f"rho is {rho}", hint="choose rho between 0 and 1")
     total = scores.sum()
     return scores / total if total > 0 else np.full_like(scores, 1.0 / scores.size)
+
+
+def raised(scores: Scores, power: float) -> Scores:
+    """Returns scores to a power, up to a common factor, which no split of slots depends on; for power 1 the same."""
+    largest = np.max(scores, initial=0.0)
+    if power == 1.0 or not 0.0 < largest < np.inf or (scores < 0).any():  # impossible scores are refused later
+        return scores
+    return (scores / largest) ** power  # at most 1, so that nothing overflows
 
 
 def largest_remainder(shares: NDArray[np.float64], total: int) -> Slots:

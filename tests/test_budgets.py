@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sparsemm.budgets import allocate, allocate_paper, fill, largest_remainder
+from sparsemm.budgets import allocate, allocate_paper, fill, largest_remainder, normalized, raised
 from sparsemm.errors import BudgetError
 
 scores_strategy = hnp.arrays(
@@ -45,6 +45,28 @@ def test_fill_takes_all_and_never_overflows(shares: np.ndarray, data: st.DataObj
     total = data.draw(st.integers(0, int(room.sum())))
     taken = fill(shares, total, room)
     assert taken.sum() == total and (taken <= room).all() and (taken >= 0).all()
+
+
+@settings(max_examples=200)
+@given(scores_strategy, st.floats(1e-3, 16))
+def test_powers_keep_the_order_and_move_shares_to_or_from_the_largest(scores: np.ndarray, power: float) -> None:
+    shares, powered = normalized(scores, 4, 2), normalized(raised(scores, power), 4, 2)
+    order = np.argsort(shares.ravel(), kind="stable")
+    assert (np.diff(powered.ravel()[order]) >= -1e-12).all() and abs(powered.sum() - 1) < 1e-9
+    assert (powered.max() - shares.max()) * (power - 1) >= -1e-9
+    assert raised(scores, 1.0) is scores
+
+
+@pytest.mark.parametrize("largest", [1e-300, 1.0, 1e300])
+def test_no_power_overflows(largest: float) -> None:
+    shares = normalized(raised(np.array([[1.0, 0.5, 0.0]]) * largest, 16.0), 4, 2)
+    assert np.allclose(shares, np.array([[1.0, 0.5**16, 0.0]]) / (1 + 0.5**16), rtol=1e-12)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
+def test_impossible_scores_stay_so_under_a_power(wrong: float) -> None:
+    with pytest.raises(BudgetError, match="finite and not negative"):
+        allocate(raised(np.array([[1.0, wrong]]), 0.5), 8, 2, 0.1)
 
 
 def test_without_caps_the_equation_holds() -> None:

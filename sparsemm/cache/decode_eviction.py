@@ -118,6 +118,12 @@ class Eviction:
             for name in ("limit", "newest", "start"):
                 setattr(self, name, getattr(self, name).view(batch, -1)[index].flatten())
 
+    def add_rows(self, *others: Eviction) -> None:
+        """Adds the batch rows of others, with the same selector and window, after its own, as `Slab.add_rows`."""
+        with torch.inference_mode(False):
+            for name in ("limit", "worth", "order", "newest", "start"):
+                setattr(self, name, torch.cat([getattr(one, name) for one in (self, *others)]))
+
     def allocated_bytes(self) -> int:
         """Returns the bytes of these tensors."""
         return sum(t.element_size() * t.numel() for t in (self.worth, self.order, self.limit, self.newest, self.start))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sparsemm.cache.compressed import CompressedCache, build, compressed_cache
+from sparsemm.cache.generation import generate, stops, until_all_end
+from sparsemm.cache.joining import join
 from sparsemm.cache.layer import RaggedLayer
 from sparsemm.cache.served import image_token
 from sparsemm.compat import cache_argument
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from sparsemm.scores import ScoreTable
 
 
-ROUND_TOKENS = 16  # tokens between two checks which rows have ended
-COMPACT_BELOW = 0.75  # ended rows leave the batch, which copies the cache, once at most this share of rows is left
 RELATIVE = ("forced_eos_token_id", "min_new_tokens", "exponential_decay_length_penalty")  # they count new tokens
 
 
@@ -64,17 +63,6 @@ class Recorder(RaggedLayer):
         layer.compress(query, key, value, mask, scaling)
 
 
-class Ended(StoppingCriteria):
-    """Stops the rows, (B,) bool, that had ended before this generation began."""
-
-    def __init__(self, rows: torch.Tensor) -> None:
-        self.rows = rows
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Returns the same rows at every step."""
-        return self.rows
-
-
 @dataclass(frozen=True, eq=False)
 class Prefill:
     """A prompt after its only forward, which is the same for all methods: layers are compressed after their attention.
@@ -85,6 +73,7 @@ class Prefill:
         logits: (B, vocabulary) fp32 of the prompt's last position, before any logits processor.
         rows: newest query rows that every layer keeps; None for all.
         image_mask: (B, S) bool, the image tokens; None for a model without images.
+        following: mask (B, S) and positions (..., B, S), from which those of later tokens follow.
     """
 
     model: Any
@@ -92,8 +81,8 @@ class Prefill:
     logits: torch.Tensor
     rows: int | None
     image_mask: torch.Tensor | None
+    following: dict[str, torch.Tensor]
     _cache: CompressedCache
-    _inputs: dict[str, torch.Tensor]  # mask and positions, which grow with the tokens
 
     @property
     def length(self) -> int:
@@ -148,49 +137,7 @@ class Prefill:
         Returns:
             (B, S + T) int64: the prompt and at most `max_new_tokens` tokens, padded after each row's end.
         """
-        ends, pad = self.stops()
-        rows = torch.arange(len(self.tokens), dtype=torch.int64, device=self.tokens.device)
-        result = self.tokens.new_full((len(rows), self.length + max_new_tokens), pad)
-        tokens, inputs = self.tokens, self._inputs
-        while True:
-            length = tokens.shape[1]
-            result[rows, :length] = tokens
-            active = ~torch.isin(tokens[:, self.length :], tokens.new_tensor(ends)).any(dim=1)
-            left = self.length + max_new_tokens - length
-            if left == 0 or not bool(active.any()):
-                return result[:, :length]
-            if int(active.sum()) <= COMPACT_BELOW * len(rows):
-                cache.batch_select_indices(active.nonzero().flatten().cpu())  # layers may lie on several devices
-                rows, tokens = rows[active], tokens[active]
-                inputs = {name: tensor[..., active, :] for name, tensor in inputs.items()}
-                active = active[active]
-            tokens = self.model.generate(
-                input_ids=tokens,
-                **_extended(inputs, length),
-                **cache_argument(cache),
-                do_sample=False,
-                use_cache=True,
-                max_new_tokens=min(left, ROUND_TOKENS),
-                stopping_criteria=StoppingCriteriaList([Ended(~active)]),
-            )
-            tokens[~active, length:] = pad  # stopping criteria run after a token: these rows have one too many
-
-    def stops(self) -> tuple[list[int], int]:
-        """Returns the tokens that end a row, and the one that pads after them."""
-        config = self.model.generation_config
-        ends = config.eos_token_id
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-        return ends, (ends or [0])[0] if config.pad_token_id is None else config.pad_token_id
-
-
-def _extended(inputs: Mapping[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
-    """Extends positions (..., B, T), by one per token, and a mask (B, T), with real tokens, to `length` columns."""
-    result = {}
-    for name, tensor in inputs.items():
-        more = torch.arange(1, length - tensor.shape[-1] + 1, dtype=torch.int64, device=tensor.device)
-        step = more if name == "position_ids" else torch.zeros_like(more)
-        result[name] = torch.cat([tensor, tensor[..., -1:] + step], dim=-1)
-    return result
+        return generate(self.model, cache, self.tokens, self.following, max_new_tokens)
 
 
 def prefill(
@@ -245,4 +192,30 @@ def prefill(
     if known := [one for one in positions if one is not None]:
         shape = known[0].shape[:-1]  # text behind an image may have one axis for the three of M-RoPE
         tensors["position_ids"] = torch.cat([one.expand(*shape, one.shape[-1]) for one in known], dim=-1)
-    return Prefill(model, out.sequences, out.logits[0], window, image_mask, cache, tensors)
+    return Prefill(model, out.sequences, out.logits[0], window, image_mask, tensors, cache)
+
+
+def generate_together(
+    prompts: Sequence[Prefill], caches: Sequence[CompressedCache], max_new_tokens: int
+) -> list[torch.Tensor]:
+    """Generates the tokens of `Prefill.generate` for several caches in one batch.
+
+    A step with few rows takes the time to read the model's weights, however few there are; the caches share it.
+
+    Args:
+        prompts: prefills of the same prompts, one for each cache; for caches from `Prefill.compress` the same one.
+        caches: unused caches that `join` can join; it empties all but the first.
+        max_new_tokens: length of the answers, the first token included.
+
+    Returns:
+        For each cache (B, S + T) int64, as from `Prefill.generate`.
+
+    Raises:
+        CacheError: if the caches do not go together.
+    """
+    first = prompts[0]
+    tokens = torch.cat([one.tokens for one in prompts])
+    following = {name: torch.cat([one.following[name] for one in prompts], dim=-2) for name in first.following}
+    result = generate(first.model, join(caches), tokens, following, max_new_tokens)
+    ends, _ = stops(first.model)
+    return [until_all_end(one, first.length, ends) for one in result.chunk(len(prompts))]

@@ -10,6 +10,7 @@ import torch
 
 from sparsemm.attention_probe import AttentionCall, observe_attention
 from sparsemm.cache.compressed import compressed_cache
+from sparsemm.cache.generation import stops
 from sparsemm.cache.prefill import prefill
 from sparsemm.cache.served import image_token, shape_of
 from sparsemm.errors import CacheError
@@ -49,7 +50,7 @@ def replay_attention(
     reading = move_inputs(reading, model)
     cache = compressed_cache(model, "full")
     start = prefill(model, reading, cache=cache)
-    ends, pad = start.stops()
+    ends, pad = stops(model)
     tokens = start.generate(cache, max_new_tokens)[:, start.length :].tolist()
     answers = [[*takewhile(lambda token: token not in ends, row)] for row in tokens]
     worth = answer_attention(model, reading, answers, pad)

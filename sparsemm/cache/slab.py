@@ -271,6 +271,19 @@ class Slab:
         self.batch = len(index)
         self.rearrange(rows_of(starts, lengths), lengths, capacity=capacity)
 
+    def add_rows(self, *others: Slab) -> None:
+        """Adds the batch rows of other slabs, of the same kind and room, after its own; copies all buffers."""
+        slabs = (self, *others)
+        sizes = [len(slab.keys) for slab in slabs]
+        with torch.inference_mode(False):  # as in `_lay_out`
+            for name in self.BUFFERS:
+                setattr(self, name, torch.cat([getattr(slab, name) for slab in slabs]))
+            before = [sum(sizes[:i]) for i in range(len(sizes))]
+            self.starts = torch.cat([slab.starts + rows for slab, rows in zip(slabs, before, strict=True)])
+            self.lengths = torch.cat([slab.lengths for slab in slabs])
+        self.batch = sum(slab.batch for slab in slabs)
+        self.slack, self.longest = min(slab.slack for slab in slabs), max(slab.longest for slab in slabs)
+
     def drop_newest(self, count: int) -> None:
         """Removes the newest `count` rows of every segment; their room becomes slack again."""
         self.lengths -= count

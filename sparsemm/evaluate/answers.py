@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
 from sparsemm.cache.compressed import CompressedCache, compressed_cache
-from sparsemm.cache.prefill import prefill
+from sparsemm.cache.prefill import generate_together, prefill
 from sparsemm.cache.replay import replay_attention
 from sparsemm.cache.served import shape_of
 from sparsemm.errors import PromptTooLong
@@ -19,6 +20,8 @@ from sparsemm.evaluate.questions import Question
 from sparsemm.policies.policy import Policy
 from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs, move_inputs
+
+ROWS = 32  # rows that decode together at most, whatever the variants: with more, a step costs in proportion to its rows
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Batch:
         cut: number of columns after which the cache is compressed, or None for the whole prompt.
         replay: takes the model, and returns `replay` of `sparsemm.compressed_cache` for these prompts; called only for
             selectors that need it. None if there is none.
+        most_rows: most rows that decode together, those of several variants; never fewer than those of one.
     """
 
     index: list[int]
     inputs: Any
     cut: int | None = None
     replay: Callable[[Any], Sequence[torch.Tensor]] | None = None
+    most_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,27 +132,52 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     if batch.cut is None and len(policies) > 1:
         shared = prefill(model, inputs, _observed_rows(list(policies.values())))
 
-    def generate(name: str) -> Reply:
-        options: dict[str, Any] = {"storage": variants[name].storage, "hold_budget": variants[name].hold_budget}
-        options["replay"] = replay
-        try:
-            if shared is None:
-                cache = compressed_cache(model, policies[name], prompt_length=batch.cut, **options)
-                prompt = prefill(model, inputs, cache=cache)
-            else:
-                cache, prompt = shared.compress(policies[name], **options), shared
-        except PromptTooLong as error:
-            return Reply([], refused=str(error))
-        kept, slot_bytes = _kept_slots(cache), cache.slot_bytes()
-        return Reply(prompt.generate(cache, max_new_tokens)[:, prompt.length :].tolist(), kept, slot_bytes)
+    def generate_group(names: Sequence[str]) -> list[Reply]:
+        results: dict[str, Reply] = {}
+        prompts, caches = [], []
+        for name in names:
+            one = variants[name]
+            options: dict[str, Any] = {"storage": one.storage, "hold_budget": one.hold_budget, "replay": replay}
+            try:
+                if shared is None:
+                    cache = compressed_cache(model, policies[name], prompt_length=batch.cut, **options)
+                    prompt = prefill(model, inputs, cache=cache)
+                else:
+                    cache, prompt = shared.compress(policies[name], **options), shared
+            except PromptTooLong as error:
+                results[name] = Reply([], refused=str(error))
+                continue
+            results[name] = Reply([], _kept_slots(cache), cache.slot_bytes())
+            prompts.append(prompt)
+            caches.append(cache)
+        tokens = iter(generate_together(prompts, caches, max_new_tokens) if caches else ())
+        length = inputs["input_ids"].shape[1]
+        return [
+            one if one.refused else one._replace(tokens=next(tokens)[:, length:].tolist()) for one in results.values()
+        ]
 
-    return refused | replies(model, {name: partial(generate, name) for name in policies})
+    kinds = {name: (variants[name].storage, variants[name].hold_budget, one) for name, one in policies.items()}
+    most = max(1, min(batch.most_rows, ROWS) // len(batch.index))
+    groups = _groups(kinds, most if len(shape.layers) == shape.num_hidden_layers else 1)
+    results = share([partial(generate_group, names) for names in groups], processes(model))
+    replies: dict[str, Reply] = {}
+    for names, group in zip(groups, results, strict=True):
+        replies |= {name: Reply(*reply) for name, reply in zip(names, group, strict=True)}
+    return refused | {name: replies[name] for name in policies}
 
 
-def replies(model: Any, calls: Mapping[str, Callable[[], Reply]]) -> dict[str, Reply]:
-    """Calls every function and returns its reply. For a small model, processes share the calls."""
-    results = share(tuple(calls.values()), processes(model))
-    return {name: Reply(*result) for name, result in zip(calls, results, strict=True)}
+def _groups(kinds: Mapping[str, tuple[str, bool, Policy]], most: int) -> list[list[str]]:
+    """Returns names in groups whose caches can decode together: at most `most`, and about equally many in each.
+
+    Args:
+        kinds: name -> `storage` and `hold_budget` of a variant, and its policy.
+        most: variants in a group.
+    """
+    alike: dict[Any, list[str]] = {}
+    for name, (storage, held, policy) in kinds.items():
+        alike.setdefault((storage, (policy.selector, policy.window) if held else None), []).append(name)
+    parts = (np.array_split(names, -(-len(names) // most)) for names in alike.values())
+    return [part.tolist() for each in parts for part in each]
 
 
 def _kept_slots(cache: CompressedCache) -> list[int]:

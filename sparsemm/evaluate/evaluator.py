@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -187,6 +188,7 @@ class Evaluator:
                 limit = questions[index[0]].max_new_tokens or longest_answer(
                     self.processor, questions, self.params.evaluate.max_new_tokens
                 )
+                ready = replace(ready, most_rows=self.params.evaluate.batch_size)
                 replies = ask(self.model, ready, {name: variants[name] for name in missing}, limit)
                 for name, reply in replies.items():
                     if reply.refused:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from sparsemm.budgets import MOST_POWER
 from sparsemm.errors import BudgetError
 from sparsemm.params.stages import Method
 from sparsemm.params.strict import Count, WithoutRepeats
@@ -26,8 +27,11 @@ Allocation = Annotated[
 Selector = Annotated[str, Field(json_schema_extra={"enum": list(SELECTORS)})]
 
 
+Power = Annotated[float, Field(gt=0.0, le=MOST_POWER)]
+
+
 class TuneParams(WithoutRepeats):
-    """The search for a method: allocations x selectors x rho x window, on two thirds of the pages.
+    """The search for a method: allocations x selectors x rho x power x window, on two thirds of the pages.
 
     The winner of each scenario is then measured on the last third, which the search never saw.
     """
@@ -40,6 +44,7 @@ class TuneParams(WithoutRepeats):
     methods: tuple[Allocation, ...] = Field(("snapkv", "adakv", "sparsemm"), min_length=1, description="allocations")
     selectors: tuple[Selector, ...] = Field(("snapkv", "peak", "blend-echo", "critical"), min_length=1)
     rhos: tuple[Share, ...] = Field((0.1, 0.4), min_length=1, description="for the allocations that have such a share")
+    powers: tuple[Power, ...] = Field((1.0,), min_length=1, description="exponents of the head scores, in the same way")
     windows: tuple[Count, ...] = Field((), description="observation windows; default: the one of `allocate`")
     against: tuple[Method, ...] = Field(
         ("full", "sparsemm", "snapkv", "adakv", "random"), description="what the winner is compared with"

@@ -29,6 +29,7 @@ class Duo(SparseMM):
 
     selector: Selector = Recency()
     rho: float = field(default=0.0, init=False)
+    power: float = field(default=1.0, init=False)
     mode: str = field(default="exact", init=False)
     first: int = field(default=4, kw_only=True)
     whole_heads: ClassVar[bool] = True

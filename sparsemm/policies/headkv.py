@@ -26,6 +26,7 @@ class HeadKV(SparseMM):
     """
 
     rho: float = field(default=0.0, init=False)
+    power: float = field(default=1.0, init=False)
     mode: str = field(default="exact", init=False)
     beta: float = field(default=1.5, kw_only=True)
     summary: ClassVar[str] = "a part of the slots for every head, and a pool by the score of the head"

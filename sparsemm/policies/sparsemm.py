@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from sparsemm.budgets import Scores, Slots, allocate, allocate_paper
+from sparsemm.budgets import MOST_POWER, Scores, Slots, allocate, allocate_paper, raised
 from sparsemm.errors import BudgetError
 from sparsemm.policies.policy import ModelShape, Policy, check_share
 
@@ -52,20 +53,24 @@ class SparseMM(Policy):
     Attributes:
         scores: head scores: a ScoreTable, or a matrix (L, Hq) or (L, Hkv).
         rho: share beyond the window that is split evenly.
+        power: exponent of the scores before they are split by: below 1 heads get more alike, above 1 less.
         mode: "exact" (exact totals, overflow flows on) or "paper" (the public code's arithmetic).
     """
 
     scores: Any = field(default=None, repr=False, compare=False)
     rho: float = field(default=0.1, kw_only=True)
+    power: float = field(default=1.0, kw_only=True)
     mode: str = field(default="exact", kw_only=True)
     _seen: dict[int, Slots] = field(default_factory=dict, init=False, repr=False, compare=False)
     needs_scores: ClassVar[bool] = True
     summary: ClassVar[str] = "slots by visual score of the head."
 
     def __post_init__(self) -> None:
-        """As `Policy`; raises BudgetError for missing scores, rho outside [0, 1] and an unknown mode too."""
+        """As `Policy`; raises BudgetError for missing scores, and for an impossible rho, power or mode too."""
         super().__post_init__()
         check_share("rho", self.rho)
+        if not isinstance(self.power, Real) or not 0.0 < float(self.power) <= MOST_POWER:
+            raise BudgetError(f"power is {self.power!r}", hint=f"use a number above 0, up to {MOST_POWER:g}")
         if self.mode not in ("exact", "paper"):
             raise BudgetError(f"mode {self.mode!r} is unknown", hint="use exact or paper")
         if self.needs_scores and self.scores is None:
@@ -96,7 +101,7 @@ class SparseMM(Policy):
     def divide(self, length: int) -> Slots:
         """(L, Hkv) int64 slots for a prompt of `length` tokens, computed anew."""
         split = allocate if self.mode == "exact" else allocate_paper
-        return split(self.scores, self.budget, self.window, self.rho, length)
+        return split(raised(self.scores, self.power), self.budget, self.window, self.rho, length)
 
     def slots(self, layer: int, lengths: list[int], worth: torch.Tensor | None) -> Slots:
         """(B, Hkv) int64: the layer's row of the allocation for each prompt length."""

@@ -100,14 +100,15 @@ def _at_random(like: Heads, zero: Zero, same_layers: bool, layers: list[int], se
 
 def without_heads(model: Any, batch: Batch, variants: Mapping[str, Which], max_new_tokens: int) -> dict[str, Reply]:
     """Answers greedily with transformers' own cache, while the heads of every variant are switched off."""
-    from sparsemm.evaluate.answers import replies
+    from sparsemm.evaluate.answers import Reply
+    from sparsemm.processes import processes, share
     from sparsemm.prompts import move_inputs
 
     inputs = move_inputs(batch.inputs, model)
     off = {name: which(batch.index) for name, which in variants.items()}
-    return replies(
-        model, {name: partial(heads_off, _plain, one, model, inputs, max_new_tokens) for name, one in off.items()}
-    )
+    calls = [partial(heads_off, _plain, one, model, inputs, max_new_tokens) for one in off.values()]
+    results = share(calls, processes(model))
+    return {name: Reply(*result) for name, result in zip(off, results, strict=True)}
 
 
 def _plain(model: Any, inputs: dict[str, torch.Tensor], max_new_tokens: int) -> Reply:

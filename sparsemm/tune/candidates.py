@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sparsemm.params.tune import TuneParams
 from sparsemm.policies import method_options, selector_of
 
-OPTIONS = ("window", "rho")  # options that a search varies
+OPTIONS = ("window", "rho", "power")  # options that a search varies
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,11 @@ def make_candidates(options: TuneParams, usual: Mapping[str, Any]) -> list[Candi
     """
     candidates: dict[str, Candidate] = {}
     windows = options.windows or (usual["window"],)
-    for policy, selector, rho, window in product(options.methods, options.selectors, options.rhos, windows):
+    values = product(options.methods, options.selectors, options.rhos, options.powers, windows)
+    for policy, selector, rho, power, window in values:
         method = f"{policy}+{selector}"
         method = policy if selector_of(method) == selector_of(policy) else method
-        one = make_candidate(method, {"rho": rho, "window": window}, usual)
+        one = make_candidate(method, {"rho": rho, "power": power, "window": window}, usual)
         candidates.setdefault(one.name, one)
     return list(candidates.values())
 

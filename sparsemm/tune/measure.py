@@ -63,7 +63,7 @@ class Tuner(Evaluator):
         if len(self.records) < self.options.samples:
             what = f"{len(self.records)} records, {self.options.samples} wanted"
             raise DataError(what, where=str(self.pages), hint="lower tune.samples")
-        self.usual = {"window": allocate.window, "rho": allocate.rho, "mode": allocate.mode}
+        self.usual = {"window": allocate.window, "rho": allocate.rho, "power": 1.0, "mode": allocate.mode}
         known = [params.evaluate.model_dump(exclude={"tasks", "methods"}), self.options.tasks]
         super().__init__(params, key, root, "tune", self.usual, [self.pages], known, __name__)
 

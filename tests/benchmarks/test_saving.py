@@ -1,4 +1,4 @@
-"""What sharing prefills saves: timed both ways, and both ways have to say the same."""
+"""What shared work saves: timed in three ways, which have to say the same."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ def allocated(tmp_path_factory):
     return params, root
 
 
-def test_every_method_and_budget_is_timed_both_ways(allocated):
+def test_every_method_and_budget_is_timed_in_every_way(allocated):
     params, root = allocated
     found = saving.measure(params, KEY, root, samples=2, repeats=1)
     assert found["variants"] == 1 + len(params.allocate.budgets) and found["rows"] == 2
-    assert found["ratio"] == pytest.approx(found["separate_seconds"] / found["shared_seconds"], abs=0.01)
+    for way in ("shared", "together"):
+        ratio = found["separate_seconds"] / found[f"{way}_seconds"]
+        assert found["separate_over"][way] == pytest.approx(ratio, abs=0.01)
     assert found["shared_cpu_seconds"] > 0 and found["device"] and found["versions"]["torch"]
 
 
-def test_answers_that_differ_are_refused(allocated, monkeypatch):
+@pytest.mark.parametrize("way", ["together", "shared"])
+def test_answers_that_differ_are_refused(allocated, monkeypatch, way):
     def answer(model, batch, variants, most):
         replies = usual(model, batch, variants, most)
-        return {name: one._replace(tokens=[[len(variants)]]) for name, one in replies.items()}
+        changed = batch.most_rows > 0 if way == "together" else len(variants) > 1
+        return {name: one._replace(tokens=[[changed]]) for name, one in replies.items()}
 
     usual = saving.answer
     monkeypatch.setattr(saving, "answer", answer)
     params, root = allocated
-    with pytest.raises(DataError, match="not those of separate ones"):
+    with pytest.raises(DataError, match="depend on how methods share their work"):
         saving.measure(params, KEY, root, samples=2, repeats=1)

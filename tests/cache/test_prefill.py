@@ -76,8 +76,8 @@ def test_rows_that_have_ended_leave_the_batch(lab, monkeypatch, left, a_round, o
     inputs = padded(lab)
     free = lab.generate(inputs["input_ids"], lab.cache(**options))
     monkeypatch.setattr(lab.model.generation_config, "eos_token_id", [int(free[0, 30]), int(free[1, 33])])
-    monkeypatch.setattr("sparsemm.cache.prefill.COMPACT_BELOW", left)
-    monkeypatch.setattr("sparsemm.cache.prefill.ROUND_TOKENS", a_round)
+    monkeypatch.setattr("sparsemm.cache.generation.COMPACT_BELOW", left)
+    monkeypatch.setattr("sparsemm.cache.generation.ROUND_TOKENS", a_round)
     want = lab.generate(inputs["input_ids"], lab.cache(**options))
     cache = lab.cache(**options)
     for start in (prefill(lab.model, inputs, 4), prefill(lab.model, inputs, cache=cache)):
@@ -142,7 +142,7 @@ def test_rows_leave_sliding_layers_too(lab, monkeypatch):
             ids, past_key_values=sparsemm.compressed_cache(model, "full"), do_sample=False, max_new_tokens=12
         )
         monkeypatch.setattr(model.generation_config, "eos_token_id", [int(free[0, 31]), int(free[1, 34])])
-        monkeypatch.setattr("sparsemm.cache.prefill.ROUND_TOKENS", 2)
+        monkeypatch.setattr("sparsemm.cache.generation.ROUND_TOKENS", 2)
         cache = sparsemm.compressed_cache(model, "snapkv", 9, window=4)
         want = model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=12)
         start = prefill(model, {"input_ids": ids}, 4)

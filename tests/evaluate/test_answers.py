@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,31 @@ def test_policies_together_say_what_each_says_alone(tiny):
     together = ask(tiny, policies)
     assert together == [ask(tiny, [policy])[0] for policy in policies]
     assert len({str(one.tokens) for one in together}) > 1  # the methods do not all agree, so that equality says much
+
+
+@pytest.mark.parametrize("cut", [None, -3], ids=["whole", "cut"])
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(0, [1] * 8), (6, [2, 2, 1, 2, 1]), (12, [4, 1, 2, 1]), (1 << 20, [5, 2, 1])]
+)
+def test_variants_that_decode_together_say_what_each_says_alone(tiny, monkeypatch, cut, rows, sizes):
+    """Some are refused, and their group goes on without them. Those that store or evict in another way stay apart."""
+    model, processor = tiny("tiny-qwen2-vl")
+    batch = make_batch(processor, QUESTIONS, range(3))
+    batch = replace(batch, cut=None if cut is None else batch.inputs["input_ids"].shape[1] + cut, most_rows=rows)
+    budgets = {"full": 12, "sparsemm": 12, "random": 12, "snapkv": 12, "duo": 9, "adakv": 12, "fastv": 12}
+    variants = {one: Variant(make_policy(one, b, scores(tiny, 0), window=4)) for one, b in budgets.items()}
+    variants |= {f"{one}, 8 bits": replace(variants[one], storage="int8") for one in ("snapkv", "sparsemm")}
+    variants["snapkv, held"] = replace(variants["snapkv"], hold_budget=True)
+    alone = {name: answer(model, batch, {name: one}, 12)[name] for name, one in variants.items()}
+    together = []
+    real = answers.generate_together
+    monkeypatch.setattr(answers, "generate_together", lambda *args: together.append(len(args[1])) or real(*args))
+    monkeypatch.setattr(answers, "processes", lambda model: 1)
+    assert answer(model, batch, variants, 12) == alone
+    assert together == sizes and [name for name, one in alone.items() if one.refused] == ["duo", "fastv"]
+    assert len({str(one.tokens) for one in alone.values()}) > 3
+    monkeypatch.setattr(answers, "processes", lambda model: 2)
+    assert answer(model, batch, variants, 12) == alone
 
 
 def test_a_policy_that_knows_its_model_says_the_same(tiny):

@@ -70,7 +70,7 @@ def test_the_function_measures_what_the_stage_does(reader, scores, tmp_path):
 def test_what_cannot_be_compared_is_refused(reader, scores):
     with pytest.raises(DataError, match="no record"):
         sparsemm.evaluate_methods(*reader, [], scores=scores, budgets=[24])
-    with pytest.raises(BudgetError, match=r"option windw.*pooling_kernel, rho.*window"):
+    with pytest.raises(BudgetError, match=r"option windw.*pooling_kernel, power, rho.*window"):
         sparsemm.evaluate_methods(*reader, RECORDS, scores=scores, budgets=[24], windw=4)
     with pytest.raises(BudgetError, match="snapkv"):
         sparsemm.evaluate_methods(*reader, RECORDS, scores=scores, budgets=[24], methods=["snapvk"])

@@ -148,7 +148,9 @@ def test_impossible_scores_are_refused_before_any_prompt():
         policy_for("random", L, H, B, W, seed=-1)
     with pytest.raises(BudgetError, match="adapt is 1.5"):
         policy_for("sparsemm-adaptive", L, H, B, W, scores=np.ones((L, H)), adapt=1.5)
-    for name, given in (("rho", "0.1"), ("rho", np.nan), ("seed", "1"), ("seed", 1.0)):
+    values = [("rho", "0.1"), ("rho", np.nan), ("seed", "1"), ("seed", 1.0)]
+    values += [("power", one) for one in (0.0, -1.0, 17.0, np.nan, "1", None)]
+    for name, given in values:
         with pytest.raises(BudgetError, match=f"{name} is {given!r}"):
             policy_for("random", L, H, B, W, **{name: given})
     with pytest.raises(BudgetError, match="adapt is None"):
@@ -163,6 +165,17 @@ def test_a_policy_of_many_prompts_stays_small():
     assert policy.matrix(20) is policy.matrix(20)
 
 
+@pytest.mark.parametrize("method", ["sparsemm", "random", "sparsemm-adaptive"])
+def test_a_power_applies_to_the_scores_of_the_whole_model(method):
+    scores = np.random.default_rng(0).random((L, H))
+    squared = policy_for(method, L, H, B, W, scores=scores, power=2.0)
+    own = squared.scores if method == "random" else scores
+    plain = policy_for("sparsemm", L, H, B, W, scores=own**2)
+    assert (squared.matrix(50) == plain.matrix(50)).all()
+    assert (squared.matrix(50) != policy_for("sparsemm", L, H, B, W, scores=own).matrix(50)).any()
+    assert "power" not in method_options("headkv") | method_options("duo") | method_options("snapkv")
+
+
 def test_without_adapting_the_split_is_the_static_one():
     scores, observed = np.arange(1.0, L * H + 1).reshape(L, H), torch.rand(1, H, 50, dtype=torch.float32)
     static = policy_for("sparsemm", L, H, B, W, scores=scores)
@@ -171,9 +184,9 @@ def test_without_adapting_the_split_is_the_static_one():
 
 
 def test_options_are_the_fields_of_a_method_and_its_selector():
-    assert method_options("sparsemm") == {"window", "selector", "pooling_kernel", "rho", "mode"}
+    assert method_options("sparsemm") == {"window", "selector", "pooling_kernel", "rho", "power", "mode"}
     assert method_options("streaming") == {"window", "selector", "sinks"}
-    assert method_options("random") == {"window", "selector", "pooling_kernel", "rho", "mode", "seed"}
+    assert method_options("random") == {"window", "selector", "pooling_kernel", "rho", "power", "mode", "seed"}
     with pytest.raises(BudgetError, match="snapkv has no option rho.*snapkv has pooling_kernel, selector, window"):
         make_policy("snapkv", B, rho=0.2)
     with pytest.raises(BudgetError, match="did you mean snapkv"):

@@ -7,7 +7,7 @@ import pytest
 from sparsemm.params.tune import TuneParams
 from sparsemm.tune.candidates import make_candidates, plan_rounds
 
-USUAL = {"window": 4, "rho": 0.1}
+USUAL = {"window": 4, "rho": 0.1, "power": 1.0}
 
 
 def given(**values):
@@ -23,7 +23,15 @@ def test_every_combination_once_and_named_after_what_is_unusual():
     assert names[:4] == ["snapkv", "snapkv, window 8", "snapkv+peak", "snapkv+peak, window 8"]
     last = found[-1]
     assert (last.name, last.method) == ("sparsemm+peak, window 8, rho 0.4", "sparsemm+peak")
-    assert last.options == {"window": 8, "rho": 0.4} and found[0].options == {"window": 4}
+    assert last.options == {"window": 8, "rho": 0.4, "power": 1.0} and found[0].options == {"window": 4}
+
+
+def test_powers_are_tried_with_every_share_and_only_where_there_are_scores():
+    every = make_candidates(
+        given(methods=("snapkv", "sparsemm"), selectors=("snapkv",), rhos=(0.1, 0.4), powers=(1.0, 0.5)), USUAL
+    )
+    names = ["snapkv", "sparsemm", "sparsemm, power 0.5", "sparsemm, rho 0.4", "sparsemm, rho 0.4, power 0.5"]
+    assert [one.name for one in every] == names and every[-1].options == {"window": 4, "rho": 0.4, "power": 0.5}
 
 
 @pytest.mark.parametrize(

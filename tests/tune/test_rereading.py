@@ -115,7 +115,7 @@ class Crafted:
         options["methods"] = tuple(dict.fromkeys(name.partition("+")[0] for name in accuracies))
         options["selectors"] = tuple(dict.fromkeys(name.partition("+")[2] or "snapkv" for name in accuracies))
         self.options = TuneParams.model_validate(options)
-        self.usual = {"window": 4, "rho": 0.1}
+        self.usual = {"window": 4, "rho": 0.1, "power": 1.0}
         self.params = SimpleNamespace(evaluate=SimpleNamespace(bootstrap=200, seed=0))
         self.asked, self.pages = [], []
 
