@@ -1,7 +1,8 @@
 """Times the recipes of all models, from nothing, in a copy of the last commit: `python -m benchmarks.recipe_time`.
 
-That is one `dvc repro` of data sets, scores, budgets, the search with its proof, and the table of all methods (study
-`protocol`). docs/recipes.md states the figures, from artifacts/benchmarks/recipe-time.json, which `--json` prints.
+That is data sets, scores, budgets, the search with its proof, and the table of all methods (the study `protocol`), one
+stage after the other. docs/recipes.md states the figures, from artifacts/benchmarks/recipe-time.json, which `--json`
+prints.
 """
 
 from __future__ import annotations
@@ -27,9 +28,15 @@ COPY = HERE / "build" / "recipe-time"
 BEGINS = re.compile(r"Running stage '(.+)':")  # what DVC prints before a stage
 
 
-def targets(params: Params) -> list[str]:
-    """Returns what is asked for: the search and the table of every model, in the order of params.yaml."""
-    return [f"{stage}{key}" for key in params.models for stage in ("tune@", "study@protocol-")]
+def targets(params: Params) -> list[list[str]]:
+    """Returns the targets of `dvc repro`, command by command.
+
+    First the checkpoints, which no stage that loads them can name. Then the search and the table of every model, which
+    bring along all they need.
+    """
+    proofs = [f"{stage}{key}" for key in params.models for stage in ("tune@", "study@protocol-")]
+    checkpoints = [f"assemble@{key}" for key in params.assembled]
+    return [checkpoints, proofs] if checkpoints else [proofs]
 
 
 def measure(copy: Path) -> dict[str, Any]:
@@ -38,19 +45,20 @@ def measure(copy: Path) -> dict[str, Any]:
     Raises:
         subprocess.CalledProcessError: if a stage fails; what it printed went to stderr.
     """
-    command = ["dvc", "repro", *targets(load_params(copy / "params.yaml"))]
     environment = os.environ | {"PYTHONPATH": str(copy)}
     begins: list[tuple[str, float]] = []
     begin = time.monotonic()
-    with subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        for line in running.stdout:
-            print(line, end="", file=sys.stderr, flush=True)
-            if match := BEGINS.search(line):
-                begins.append((match[1], time.monotonic()))
+    for each in targets(load_params(copy / "params.yaml")):
+        command = ["dvc", "repro", *each]
+        with subprocess.Popen(command, cwd=copy, env=environment, stdout=subprocess.PIPE, text=True) as running:
+            assert running.stdout is not None
+            for line in running.stdout:
+                print(line, end="", file=sys.stderr, flush=True)
+                if match := BEGINS.search(line):
+                    begins.append((match[1], time.monotonic()))
+        if running.returncode:
+            raise subprocess.CalledProcessError(running.returncode, command)
     end = time.monotonic()
-    if running.returncode:
-        raise subprocess.CalledProcessError(running.returncode, command)
     ends = [at for _, at in begins[1:]] + [end]
     rows = [{"stage": name, "seconds": round(b - a, 1)} for (name, a), b in zip(begins, ends, strict=True)]
     return {"seconds": round(end - begin, 1), "rows": rows}

@@ -35,6 +35,8 @@ def join(caches: Sequence[CompressedCache]) -> CompressedCache:
         raise CacheError("these caches differ in storage, room, length or eviction", hint="join those that are alike")
     for layers in zip(*(cache.ragged for cache in caches), strict=True):
         _join_layers(*layers)
+        for layer in layers[1:]:
+            layer.reset()  # layer by layer, so that not everything is in memory twice
     if first.rope is not None:
         deltas = [cache.rope.deltas for cache in caches if cache.rope is not None and cache.rope.deltas is not None]
         first.rope.deltas = torch.cat(deltas) if deltas else None
