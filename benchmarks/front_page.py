@@ -186,14 +186,15 @@ def load() -> str:
 
 
 def both_tasks() -> str:
-    """Returns what reading and questions together keep of the full cache's accuracy, at the shares of `protocol`."""
+    """Returns what reading and questions together keep of the full cache's accuracy, at two shares of `protocol`."""
     measured = expectations.read(MODEL)
     assert measured is not None
+    shown = [row for row in measured.rows if row.level in expectations.SHARES]
     parts = []
     for name in ("sparsemm+blend-echo", "sparsemm", "snapkv"):
-        rows = {every_method.place(row): _percent(dict(row)) for row in measured.rows if row.setting == name}
+        rows = {every_method.place(row): _percent(dict(row)) for row in shown if row.setting == name}
         parts.append(f"`{name}` {' and '.join(rows.values())}")
-    places = " and ".join(dict.fromkeys(map(every_method.place, measured.rows)))
+    places = " and ".join(dict.fromkeys(map(every_method.place, shown)))
     text = f"Both tasks, per cent of the full cache's accuracy at {places} of each prompt: {', '.join(parts)}."
     return "\n".join(wrap(text, 120, break_on_hyphens=False)) + "\n"
 

@@ -1,6 +1,6 @@
 """Times the recipes of all models, from nothing, in a copy of the last commit: `python -m benchmarks.recipe_time`.
 
-That is data sets, scores, budgets, the search with its proof, and the table of all methods (the study `protocol`), one
+That is data sets, scores, the search with its proof, and the table of all methods (the study `protocol`), one
 stage after the other. docs/recipes.md states the figures, from artifacts/benchmarks/recipe-time.json, which `--json`
 prints.
 """
