@@ -61,7 +61,7 @@ def demo(params: Raw) -> None:
     params["profile"] |= {"lengths": [128, 512], "budget": 24}
     params["datasets"]["evaluation"]["samples"] = 18  # a third of them proves the recipe: fewer than six show nothing
     params["tune"] |= {"samples": 18, "tasks": ["read"], "budgets": [24]}
-    params["tune"] |= {"methods": ["sparsemm"], "selectors": ["snapkv", "blend-echo"]}
+    params["tune"] |= {"methods": ["sparsemm"], "selectors": ["snapkv", "blend-echo"], "powers": [1.0]}
 
 
 def _few(params: Raw, key: str, pages: int, methods: list[str]) -> None:
@@ -77,5 +77,5 @@ def _few(params: Raw, key: str, pages: int, methods: list[str]) -> None:
         study |= {name: value for name, value in smallest.items() if name in study}
     params["profile"] |= {"budget": smallest["budget"]}
     params["tune"] |= {"samples": 6, "scenarios": ["known"], "tasks": ["qa"], "budgets": smallest["budgets"]}
-    params["tune"] |= {"methods": ["snapkv", "sparsemm"], "selectors": ["peak"], "rhos": [0.1]}
+    params["tune"] |= {"methods": ["snapkv", "sparsemm"], "selectors": ["peak"], "rhos": [0.1], "powers": [1.0]}
     params["tune"] |= {"against": smallest["methods"]}

@@ -41,7 +41,15 @@ def place(tmp_path_factory):
     params["evaluate"] |= {"samples": 6, "batch_size": 4, "methods": ["full", "sparsemm", "snapkv"], "bootstrap": 100}
     rho = {"samples": 4, "tasks": ["qa"], "values": [0.5], "budget": 8}
     params["studies"] = {"derived": {"cost": {}}, "measured": {"rho": rho}}
-    params["tune"] |= {"samples": 6, "first": 2, "tasks": ["qa"], "budgets": [8], "rhos": [0.1], "selectors": ["peak"]}
+    params["tune"] |= {
+        "samples": 6,
+        "first": 2,
+        "tasks": ["qa"],
+        "budgets": [8],
+        "rhos": [0.1],
+        "powers": [1.0],
+        "selectors": ["peak"],
+    }
     params["profile"] |= {"lengths": [160], "new_tokens": 3, "repetitions": 1, "methods": ["full", "snapkv"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for dataset in params["datasets"]:
