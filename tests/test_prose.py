@@ -177,6 +177,10 @@ def controls() -> Iterator[str]:
     )
     yield f"With all heads on the runs read {whole} % of the words of 24 pages of both kinds"
     yield f"they read {top} %, without random heads of the same layers {random} %."
+    blind = load("artifacts/controls/random-tower.json")
+    assert blind["about"]["steps"] == 300
+    one, two = (percent(blind["held_out"][style]["word_accuracy"]) for style in STYLES)
+    yield f"`random-tower`, trained later, reads {one} % of the words with one column and {two} % with two."
     scored = {
         name: controls_tables.curve_table(ROOT / "artifacts" / "controls" / f"{name}.csv").scores for name in names
     }
