@@ -95,6 +95,14 @@ def reading() -> Iterator[str]:
     yield f"SnapKV reads {near(snapkv)} of them, and the same budgets given to random heads {near(random)}."
 
 
+def saving() -> Iterator[str]:
+    measured = load(f"artifacts/benchmarks/saving-{LLM}.json")
+    separate, shared, together = (measured[f"{way}_seconds"] for way in ("separate", "shared", "together"))
+    yield f"On {NUMBERS[measured['rows']]} pages of `{LLM}` its {measured['variants']} methods and budgets"
+    yield f"take {separate / together:.1f} times as long one after the other, each from a prefill of its own;"
+    yield f"from a shared prefill they still take {shared / together:.1f} times as long."
+
+
 def exponents() -> Iterator[str]:
     chosen = [
         choice["options"].get("power", 1.0)
@@ -403,6 +411,7 @@ CLAIMS: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "docs/pretrained.md": (pretrained, continued),
     "docs/checkpoints.md": (checkpoints,),
     "docs/chase.md": (chase,),
+    "docs/evaluate.md": (saving,),
     "docs/recipes.md": (recipe_time,),
     "docs/studies.md": (studies,),
 }
