@@ -21,7 +21,7 @@ from sparsemm.policies.policy import Policy
 from sparsemm.processes import processes, share
 from sparsemm.prompts import build_inputs, move_inputs
 
-ROWS = 32  # rows that decode together at most, whatever the variants: with more, a step costs in proportion to its rows
+ROWS = 32  # rows that decode together at most; with more, a CPU's step takes time in proportion to them
 
 
 @dataclass(frozen=True)
