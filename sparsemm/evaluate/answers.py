@@ -48,7 +48,7 @@ class Batch:
         cut: number of columns after which the cache is compressed, or None for the whole prompt.
         replay: takes the model, and returns `replay` of `sparsemm.compressed_cache` for these prompts; called only for
             selectors that need it. None if there is none.
-        most_rows: most rows that decode together, those of several variants; never fewer than those of one.
+        most_rows: how many rows of several variants may decode together; 0 means one variant at a time.
     """
 
     index: list[int]
@@ -112,8 +112,9 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
     """Returns greedy answers to one batch for every variant.
 
     Several variants of a whole prompt share one prefill that keeps everything, and each compresses from there. A single
-    variant is compressed layer by layer, which needs less memory. The answers are the same. A method for whose budget a
-    prompt is too long gives a refused `Reply`; the others answer.
+    variant is compressed layer by layer, which needs less memory. Variants with equal storage decode together, as long
+    as they have at most `batch.most_rows` and `ROWS` rows. The answers are the same. A method for whose budget a prompt
+    is too long gives a refused `Reply`; the others answer.
 
     Raises:
         BudgetError, ScoreTableError, CacheError: as in `sparsemm.compressed_cache`.
@@ -133,7 +134,7 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
         shared = prefill(model, inputs, _observed_rows(list(policies.values())))
 
     def generate_group(names: Sequence[str]) -> list[Reply]:
-        results: dict[str, Reply] = {}
+        own: dict[str, Reply] = {}
         prompts, caches = [], []
         for name in names:
             one = variants[name]
@@ -145,16 +146,14 @@ def answer(model: Any, batch: Batch, variants: Mapping[str, Variant], max_new_to
                 else:
                     cache, prompt = shared.compress(policies[name], **options), shared
             except PromptTooLong as error:
-                results[name] = Reply([], refused=str(error))
+                own[name] = Reply([], refused=str(error))
                 continue
-            results[name] = Reply([], _kept_slots(cache), cache.slot_bytes())
+            own[name] = Reply([], _kept_slots(cache), cache.slot_bytes())
             prompts.append(prompt)
             caches.append(cache)
         tokens = iter(generate_together(prompts, caches, max_new_tokens) if caches else ())
         length = inputs["input_ids"].shape[1]
-        return [
-            one if one.refused else one._replace(tokens=next(tokens)[:, length:].tolist()) for one in results.values()
-        ]
+        return [one if one.refused else one._replace(tokens=next(tokens)[:, length:].tolist()) for one in own.values()]
 
     kinds = {name: (variants[name].storage, variants[name].hold_budget, one) for name, one in policies.items()}
     most = max(1, min(batch.most_rows, ROWS) // len(batch.index))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sparsemm.cache.served import shape_of
@@ -119,6 +119,7 @@ def evaluate_methods(
         index = batches(questions, batch_size)
         for rows_of_batch in progress(index, len(index), f"evaluate {name}"):
             batch = make_batch(processor, questions, rows_of_batch, Reading(prompt, max_new_tokens))
+            batch = replace(batch, most_rows=batch_size)
             left = {one: variants[way] for one, way in names.items() if one not in refused}
             for one, reply in answer(model, batch, left, limit).items():
                 if reply.refused:
