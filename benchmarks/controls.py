@@ -32,7 +32,6 @@ from benchmarks.controls_tables import (
 )
 from sparsemm.align import stage as align_stage
 from sparsemm.assemble import stage as assemble_stage
-from sparsemm.assemble.base import Base
 from sparsemm.assemble.updates import UPDATES
 from sparsemm.chase import stage as chase_stage
 from sparsemm.chase.text import chase_text
@@ -84,10 +83,12 @@ class Run(Strict):
     precision: Literal["bf16", "fp32"] = Field("bf16", description="of the products; bf16 is slow without instructions")
     tower: str | None = Field(str(TOWER), description="checkpoint with the initial vision tower; null: random weights")
     continued: Continued | None = Field(None, description="null: the run starts from the language model")
+    architecture: str = Field(NAME, description="the classes around the language model")
 
     def written(self) -> dict[str, Any]:
-        """Returns the settings as the files of a run have them."""
-        return self.model_dump(exclude={"continued"} if self.continued is None else set())
+        """Returns the settings as the files of a run have them, without those that came later and are the default."""
+        later = {"continued": None, "architecture": NAME}
+        return self.model_dump(exclude={key for key, value in later.items() if getattr(self, key) == value})
 
 
 class Settings(Strict):
@@ -157,12 +158,12 @@ def train_run(
         options |= {"save_every": SAVE_STEPS, "every": 5}
         if more is not None:
             options |= {"parts": Parts(HERE / more.records, run.seed), "parts_share": more.share}
-        train(NAME, folder, steps=settings.steps, batch_size=settings.batch_size, seed=run.seed, **options)
+        train(run.architecture, folder, steps=settings.steps, batch_size=settings.batch_size, seed=run.seed, **options)
         return folder, settings.steps
     state = work / f".{name}.state.safetensors"
     if not state.is_file():
         return None
-    recipe = Tuning(NAME, run.seed, "cpu", **options)
+    recipe = Tuning(run.architecture, run.seed, "cpu", **options)
     steps = load_state(state, recipe.parameters(), recipe.optimizers)["step"]
     recipe.save(work / "unfinished" / name)
     return work / "unfinished" / name, steps
@@ -263,7 +264,7 @@ def run(
     Raises:
         ModelError: see `train_run`.
     """
-    tokenizer = Base(BASES[NAME].locate()).tokenizer()
+    tokenizer = BASES[NAME].base().tokenizer()
     prose = read_prose([folder for folder in FOLDERS if folder.is_dir()], tokenizer, *LITTLE_PROSE)
     for name in names:
         trained = train_run(name, settings, prose, work, unfinished)
@@ -274,7 +275,7 @@ def run(
             write_agreement(settings, work, artifacts)
     before, table = artifacts / f"{BEFORE}.json", work / "artifacts" / "scores" / f"{BEFORE}.safetensors"
     if not (before.is_file() and table.is_file()):
-        model = Base(BASES[NAME].locate()).model()
+        model = BASES[NAME].base().model()
         chase_text(model, tokenizer, **TEXTS).save(table)
         write_json(before, {"prose": round(held_out_loss(model, tokenizer, prose, FEW_WINDOWS), 4), "texts": TEXTS})
     write_agreement(settings, work, artifacts)

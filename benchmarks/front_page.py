@@ -228,6 +228,7 @@ BLOCKS = {  # document -> mark -> what stands between `<!-- mark -->` and `<!-- 
         ),
         "retrieval": differences("retrieval", "slots", lambda row: row.setting in (RETRIEVAL, BEFORE)),
         "later": differences("later", "slots", lambda row: (row.setting, row.condition) == (PAPER, IMAGE)),
+        "controls smolvlm": controls_tables.table(ROOT / "artifacts" / "smolvlm"),
         "oracle": selections(),
         "oracle qwen2": selections("tiny-qwen2-vl"),
         "oracle vicuna": selections("tiny-llava-next-vicuna"),

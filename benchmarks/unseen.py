@@ -38,7 +38,6 @@ from benchmarks.unseen_inputs import (
     spread_pages,
 )
 from benchmarks.unseen_tables import STORED, tables
-from sparsemm.assemble.base import Base
 from sparsemm.assemble.updates import read_pin
 from sparsemm.datasets.synthetic import CELL_HEIGHT, PageStyle, draw_record, page_text
 from sparsemm.errors import SparseMMError
@@ -288,7 +287,7 @@ def measure(
         return results
     with loaded(updates) as (model, processor):
         results = heading("unseen", model.device, model=updates.name) | results
-        base = Base(read_pin(updates).locate()).model() if set(missing) & set(TEXT_ONLY) else None
+        base = read_pin(updates).base().model() if set(missing) & set(TEXT_ONLY) else None
         for name in missing:
             part, count = PARTS[name]
             models = (model, base) if name in TEXT_ONLY else (model,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from sparsemm.errors import ModelError
 from sparsemm.files import sha256_file
 
-IMAGE_TOKEN = "<image>"  # follows the vocabulary of the base
+IMAGE_TOKEN = "<image>"
 _NORMAL, _CONTROL = 1, 3  # token types of GGUF
 _NAMES = {
     "attn_norm": "input_layernorm",
@@ -41,6 +42,11 @@ class Pin:
     version: str
     file: str  # path below site-packages
     sha256: str  # hex digest
+    tokens: tuple[str, ...] = (IMAGE_TOKEN,)  # special tokens that follow the vocabulary of the base
+
+    def base(self) -> Base:
+        """Reads the base. Raises ModelError: see `locate` and `Base`."""
+        return Base(self.locate(), self.tokens)
 
     def locate(self) -> Path:
         """Returns the path of the file, whose content is checked.
@@ -65,18 +71,18 @@ class Pin:
 
 
 class Base:
-    """A Llama model in a GGUF file: its config, tokenizer and weights.
+    """A Llama model in a GGUF file: its config, tokenizer and weights, all with additional special `tokens`.
 
     Raises ModelError if the package gguf is missing, or the file is not a GGUF file of a Llama model with a byte-level
     BPE tokenizer and tied embeddings.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tokens: Sequence[str] = (IMAGE_TOKEN,)) -> None:
         if importlib.util.find_spec("gguf") is None:
             raise ModelError("the package gguf is not installed", hint="run `uv pip install --no-deps gguf`")
         from gguf import GGUFReader
 
-        self.path = path
+        self.path, self.tokens = path, tuple(tokens)
         try:
             self.reader = GGUFReader(path)
         except (OSError, ValueError) as error:
@@ -87,10 +93,10 @@ class Base:
                 raise ModelError(f"{key} is {self.fields.get(key)!r}, not {value!r}", where=str(path))
 
     def config(self) -> LlamaConfig:
-        """Returns the text model's config, with `IMAGE_TOKEN` added to the vocabulary."""
+        """Returns the text model's config."""
         heads = self._field("llama.attention.head_count")
         return LlamaConfig(
-            vocab_size=len(self._field("tokenizer.ggml.tokens")) + 1,
+            vocab_size=len(self._field("tokenizer.ggml.tokens")) + len(self.tokens),
             hidden_size=self._field("llama.embedding_length"),
             intermediate_size=self._field("llama.feed_forward_length"),
             num_hidden_layers=self._field("llama.block_count"),
@@ -107,11 +113,14 @@ class Base:
         )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Returns the base's byte-level BPE tokenizer with `IMAGE_TOKEN`.
+        """Returns the base's byte-level BPE tokenizer.
 
         Unlike in the file, padding is the unknown token (<|endoftext|>) and not the end of a turn, because an answer's
         end would be taken for padding.
         """
+        return self._tokenizer(self.tokens)
+
+    def _tokenizer(self, added: Sequence[str]) -> PreTrainedTokenizerFast:
         tokens: list[str] = self._field("tokenizer.ggml.tokens")
         types: list[int] = self._field("tokenizer.ggml.token_type")
         pairs = [tuple(pair.split(" ", 1)) for pair in self._field("tokenizer.ggml.merges")]
@@ -121,7 +130,7 @@ class Base:
         )
         core.decoder = decoders.ByteLevel()
         special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-        core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*special, IMAGE_TOKEN)])
+        core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in (*special, *added)])
         unknown = tokens[self._field("tokenizer.ggml.unknown_token_id")]
         return PreTrainedTokenizerFast(
             tokenizer_object=core,
@@ -136,7 +145,8 @@ class Base:
     def weights(self) -> dict[str, torch.Tensor]:
         """Returns the dequantised fp32 weights by their names in transformers' LlamaModel.
 
-        The embedding has an additional row for `IMAGE_TOKEN`, the mean of the others.
+        The row of an added token in the embedding is the mean of the rows of the tokens that spell it, so that no two
+        are equal; that of `IMAGE_TOKEN`, which stands for what an image has there, is the mean of all rows.
         """
         from gguf.quants import dequantize
 
@@ -152,7 +162,9 @@ class Base:
                 values = interleaved_to_halves(values, heads["head_count" if part == "attn_q" else "head_count_kv"])
             weights[f"layers.{layer[1]}.{_NAMES[part]}.weight" if layer else f"{_NAMES[part]}.weight"] = values
         embedding = weights["embed_tokens.weight"]
-        weights["embed_tokens.weight"] = torch.cat([embedding, embedding.mean(0, keepdim=True)])
+        spell = self._tokenizer(()).encode
+        spelt = (embedding if token == IMAGE_TOKEN else embedding[spell(token)] for token in self.tokens)
+        weights["embed_tokens.weight"] = torch.cat([embedding, *(rows.mean(0, keepdim=True) for rows in spelt)])
         return weights
 
     def model(self) -> LlamaForCausalLM:

@@ -9,18 +9,18 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 
-from sparsemm.assemble.base import Base
 from sparsemm.assemble.updates import BASE, FROM_BASE, SCALE, UPDATES, load_tensors, read_pin
 from sparsemm.errors import ModelError, ParamsError
 from sparsemm.params import Params
 
-TEXT = "model.language_model."
-# Names of the parts in published LLaVA-NeXT checkpoints, which both transformers and vLLM read.
+TEXT = ("model.language_model.", "model.text_model.")  # of LLaVA-NeXT and of Idefics3
+# Names of the parts in published checkpoints, which both transformers and vLLM read; those of Idefics3 are as they are.
 _PUBLISHED = {
-    TEXT: "language_model.model.",
+    TEXT[0]: "language_model.model.",
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.image_newline": "image_newline",
+    "model.": "model.",
 }
 
 
@@ -45,7 +45,7 @@ def language_model_before(params: Params, key: str, root: Path = Path(".")) -> L
     """
     if key not in params.assembled:
         return None
-    return Base(read_pin(root / params.assembled[key].updates).locate()).model()
+    return read_pin(root / params.assembled[key].updates).base().model()
 
 
 def assemble(updates: Path, output: Path) -> None:
@@ -55,7 +55,7 @@ def assemble(updates: Path, output: Path) -> None:
     a whole. Raises ModelError if the base is not installed, or base and updates cannot be read or do not fit.
     """
     pin, tensors = read_pin(updates), load_tensors(updates)
-    base = Base(pin.locate())
+    base = pin.base()
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -77,13 +77,14 @@ def merged(base: dict[str, torch.Tensor], updates: dict[str, torch.Tensor], wher
 
     Args:
         base: fp32 weights of the language model, by their names in LlamaModel.
-        updates: trained tensors, by their names in the LLaVA-NeXT model; `X.up` and `X.down` belong to `X.weight`.
+        updates: trained tensors, by their names in the multimodal model; `X.up` and `X.down` belong to `X.weight`.
         where: name of the updates, for messages.
 
     Raises:
         ModelError: if an update has no weight of its shape in the base, or a weight does not fit into fp16.
     """
-    whole = {TEXT + name: value for name, value in base.items()}
+    text = next((text for text in TEXT if any(name.startswith(text) for name in updates)), TEXT[0])
+    whole = {text + name: value for name, value in base.items()}
     pairs = {name.removesuffix(".up"): value for name, value in updates.items() if name.endswith(".up")}
     for name, value in updates.items():
         layer = name.removesuffix(".down")

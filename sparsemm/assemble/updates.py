@@ -52,8 +52,9 @@ def write_updates(folder: Path, pin: Pin, model: Any, processor: Any, parameters
 def read_pin(folder: Path) -> Pin:
     """Reads the pin of the base from a folder of updates. Raises ModelError if base.json is missing or malformed."""
     try:
-        return Pin(**json.loads((folder / BASE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        fields = json.loads((folder / BASE).read_text(encoding="utf-8"))
+        return Pin(**fields | {"tokens": tuple(fields.get("tokens", Pin.tokens))})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{BASE} cannot be read: {error}", where=str(folder)) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +39,13 @@ QWEN_SIZES = {
     "small-qwen2-vl": QwenSizes(8, 16, 256, 512, (2, 3, 3), 2, 128),
 }
 
+# The special tokens of an Idefics3 processor besides the image's: the last ones stand before the tiles of a grid.
+IDEFICS3_TOKENS = (
+    "<fake_token_around_image>",
+    "<end_of_utterance>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)
 QWEN_SPECIAL = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 _WORDS = ("USER", "ASSISTANT", "Read", "the", "page", "What", "is", "follows", "user", "assistant", "INST")
 _TEMPLATES = {
@@ -151,6 +159,41 @@ def llava_next(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> 
         num_additional_image_tokens=1,
     )
     return transformers.LlavaNextForConditionalGeneration._from_config(config, dtype=torch.float32), processor
+
+
+def idefics3(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> tuple[Any, Any]:
+    """Builds an untrained Idefics3 model, whose class the first SmolVLM has too, with a small vision tower.
+
+    An image is cut into tiles as it is: it is not scaled to a size of its own before. The text config's vocabulary has
+    `IDEFICS3_TOKENS`. Returns the model and its processor.
+    """
+    vision = transformers.Idefics3VisionConfig(
+        hidden_size=96,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=TILE,
+        patch_size=PATCH,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+    )
+    config = transformers.Idefics3Config(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.get_vocab()["<image>"],
+        scale_factor=1,
+        tie_word_embeddings=True,
+    )
+    image_processor = transformers.Idefics3ImageProcessor(
+        do_resize=False,
+        max_image_size={"longest_edge": TILE},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    tokens = (TILE // PATCH) ** 2
+    processor = transformers.Idefics3Processor(image_processor, tokenizer, tokens, chat_template=template)
+    return transformers.Idefics3ForConditionalGeneration._from_config(config, dtype=torch.float32), processor
 
 
 def _shared(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

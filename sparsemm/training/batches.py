@@ -53,7 +53,7 @@ class Batch:
 
 
 def normalised(pixels: torch.Tensor) -> torch.Tensor:
-    """Converts the results of `llava_pixels` and `qwen_pixels` to fp32 in -1..1, in the real image processor's shape.
+    """Converts uint8 pixels of the functions below to fp32 in -1..1, in the real image processor's shape.
 
     (B, 1 + tiles, 1, 84, 84) uint8 -> (B, 1 + tiles, 3, 84, 84), (patches, 1, 49) uint8 -> (patches, 3 * 2 * 49).
     """
@@ -70,6 +70,12 @@ def llava_pixels(pages: np.ndarray) -> torch.Tensor:
     tiles = pages.reshape(-1, rows, TILE, columns, TILE).transpose(0, 1, 3, 2, 4).reshape(len(pages), -1, TILE, TILE)
     stacked = np.concatenate([small[:, None], tiles], axis=1)
     return torch.from_numpy(stacked)[:, :, None]
+
+
+def idefics3_pixels(pages: np.ndarray) -> torch.Tensor:
+    """Splits pages as `llava_pixels` does, but the whole page is last, and alone if it is no larger than a tile."""
+    pixels = llava_pixels(pages)
+    return pixels[:, 1:] if pixels.shape[1] == 2 else pixels.roll(-1, 1)
 
 
 def qwen_pixels(pages: np.ndarray) -> torch.Tensor:
@@ -126,7 +132,9 @@ class BatchMaker:
     def __init__(self, processor: Any, seed: int) -> None:
         self.processor, self.tokenizer, self.seed = processor, processor.tokenizer, seed
         self.qwen = hasattr(processor, "video_processor")
-        self.image_id: int = self.tokenizer.convert_tokens_to_ids("<|image_pad|>" if self.qwen else "<image>")
+        self.tiled = hasattr(processor, "image_seq_len")  # Idefics3
+        self.image_token: str = "<|image_pad|>" if self.qwen else "<image>"
+        self.image_id: int = self.tokenizer.convert_tokens_to_ids(self.image_token)
         self.drawn = 0
         self.rng = random.Random(f"batches/{seed}")
 
@@ -142,8 +150,8 @@ class BatchMaker:
         pairs = list(zip(questions(record), under[1::2], strict=True))
         return [(q.prompt, q.answer, where) for q, where in (self.rng.choice(pairs) for _ in range(count))]
 
-    def _tokens(self, turns: list[Turn], visual: int) -> tuple[list[int], list[int], list[int]]:
-        """Returns token ids, labels and pointers of a conversation; the image placeholder becomes `visual` tokens."""
+    def _tokens(self, turns: list[Turn], image: str) -> tuple[list[int], list[int], list[int]]:
+        """Returns token ids, labels and pointers of a conversation, with `image` in the place of the image token."""
         ids: list[int] = []
         labels: list[int] = []
         pointers: list[int] = []
@@ -156,21 +164,21 @@ class BatchMaker:
                 if answered:
                     messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
                 longer = self.processor.apply_chat_template(messages, add_generation_prompt=not answered)
-                new = self.tokenizer(longer[len(text) :], add_special_tokens=False).input_ids
+                written = longer[len(text) :].replace(self.image_token, image)
+                new = self.tokenizer(written, add_special_tokens=False).input_ids
                 text = longer
-                expanded = [t for token in new for t in ([token] * visual if token == self.image_id else [token])]
-                ids += expanded
+                ids += new
                 if not answered:
-                    labels += [IGNORE] * len(expanded)
-                    pointers += [IGNORE] * len(expanded)
+                    labels += [IGNORE] * len(new)
+                    pointers += [IGNORE] * len(new)
                     continue
-                end = expanded.index(self.tokenizer.eos_token_id)  # is a label; the newline after it is not
-                labels += expanded[: end + 1] + [IGNORE] * (len(expanded) - end - 1)
+                end = new.index(self.tokenizer.eos_token_id)  # is a label; the newline after it is not
+                labels += new[: end + 1] + [IGNORE] * (len(new) - end - 1)
                 character = 0
-                for token in expanded[:end]:
+                for token in new[:end]:
                     pointers.append(under[character] if under else IGNORE)
                     character += len(self.tokenizer.convert_ids_to_tokens(token))
-                pointers += [IGNORE] * (len(expanded) - end)
+                pointers += [IGNORE] * (len(new) - end)
         return ids, labels, pointers
 
     def make(self, size: int, style: PageStyle, read: bool, turns: int = 4) -> Batch:
@@ -188,17 +196,22 @@ class BatchMaker:
         lines = torch.from_numpy(np.stack([t[1] for t in targets]))
         rows, columns = lines.shape[1:]
         extra: dict[str, torch.Tensor] = {}
+        image = self.image_token * (rows * columns)
         if self.qwen:
-            visual = rows * columns
             extra["pixel_values"] = qwen_pixels(pages)
             extra["image_grid_thw"] = torch.tensor(
                 [[1, 2 * rows, 2 * columns]] * len(pages), dtype=torch.int64, device="cpu"
             )
+        elif self.tiled:
+            extra["pixel_values"] = idefics3_pixels(pages)
+            is_split = extra["pixel_values"].shape[1] > 1
+            shape = {"rows": [[is_split * rows * PATCH // TILE]], "cols": [[is_split * columns * PATCH // TILE]]}
+            image = self.processor.replace_image_token(shape, 0)
         else:
-            visual = (TILE // PATCH) ** 2 + rows * (columns + 1)  # thumbnail, then the grid with a newline per row
             extra["pixel_values"] = llava_pixels(pages)
             extra["image_sizes"] = torch.tensor([pages.shape[1:]] * len(pages), dtype=torch.int64, device="cpu")
-        rows_of_tokens = [self._tokens(conversation, visual) for conversation in turns]
+            image = self.image_token * ((TILE // PATCH) ** 2 + rows * (columns + 1))  # thumbnail; a newline per row
+        rows_of_tokens = [self._tokens(conversation, image) for conversation in turns]
         longest = max(len(row[0]) for row in rows_of_tokens)
         pad = self.tokenizer.pad_token_id
         # Right padding: under a causal mask no answer token sees it, so no attention mask is needed.

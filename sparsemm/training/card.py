@@ -21,7 +21,6 @@ import numpy as np
 from transformers import LlamaForCausalLM
 
 from sparsemm.align.stage import greedy_answers
-from sparsemm.assemble.base import Base
 from sparsemm.assemble.stage import assemble
 from sparsemm.assemble.updates import BASE, read_pin
 from sparsemm.datasets.records import Record
@@ -108,7 +107,7 @@ def loaded(folder: Path) -> Iterator[tuple[Any, Any]]:
 
 def prose_before(folder: Path, prose: Prose) -> float:
     """Measures the loss on held-out prose, in nats per character, of the base of a folder of updates."""
-    base = Base(read_pin(folder).locate())
+    base = read_pin(folder).base()
     model = LlamaForCausalLM(base.config()).eval()
     model.model.load_state_dict(base.weights())
     return held_out_loss(model, base.tokenizer(), prose, FEW_WINDOWS)

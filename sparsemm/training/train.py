@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from sparsemm.assemble.base import Base
 from sparsemm.training.architectures import base_name, build_tokenizer
 from sparsemm.training.batches import BatchMaker, PageFeed
 from sparsemm.training.card import write_card
@@ -203,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     prose = None
     if share:
         folders = args.prose or [folder for folder in FOLDERS if folder.is_dir()]
-        tokenizer = Base(pin.locate()).tokenizer() if pin else build_tokenizer(base_name(args.name))
+        tokenizer = pin.base().tokenizer() if pin else build_tokenizer(base_name(args.name))
         prose = read_prose(folders, tokenizer, *(LITTLE_PROSE if pin else ()))
         print(f"{args.name}: {prose.source['characters']} characters of prose", flush=True)
     run = train(

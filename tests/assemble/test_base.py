@@ -41,6 +41,23 @@ def test_the_model_read_computes_what_the_one_written_does(pin):
     assert base.config().rms_norm_eps == 1e-5  # not its float32
 
 
+def test_added_tokens_are_whole_and_their_rows_are_means_of_what_spells_them(pin):
+    base = replace(pin, tokens=("<image>", "<one>", "<two>")).base()
+    tokenizer, plain = base.tokenizer(), pin.base().tokenizer()
+    known = len(tiny_base.tokens())
+    assert tokenizer("<image><two>12<one>", add_special_tokens=False).input_ids == [
+        *(known, known + 2),
+        *tokenizer("12", add_special_tokens=False).input_ids,
+        known + 1,
+    ]
+    rows = base.weights()["embed_tokens.weight"]
+    assert len(rows) == base.config().vocab_size == len(tokenizer) == known + 3
+    assert torch.allclose(rows[known], rows[:known].mean(0))
+    for token, row in (("<one>", rows[known + 1]), ("<two>", rows[known + 2])):
+        assert torch.allclose(row, rows[plain(token, add_special_tokens=False).input_ids].mean(0))
+    assert torch.equal(rows[: known + 1], pin.base().weights()["embed_tokens.weight"])
+
+
 def test_the_tokenizer_merges_keeps_digits_apart_and_knows_the_image(pin):
     tokenizer = Base(pin.locate()).tokenizer()
     tokens = tokenizer.tokenize("<|im_start|>the the 12\n<image>")

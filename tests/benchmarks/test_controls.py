@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_is_measured_as_it_is_and_then_resumed(place, mon
 def training_of(settings, name):
     """What a run is trained with, all in one go."""
     one = settings.runs[name]
-    tokenizer = controls.Base(tuning.BASES[controls_tables.NAME].locate()).tokenizer()
+    tokenizer = tuning.BASES[controls_tables.NAME].base().tokenizer()
     options = {"prose": controls.read_prose([*controls.FOLDERS], tokenizer), "prose_share": one.prose_share}
     options |= {"tower": ROOT / one.tower, "rank": one.rank, "precision": "bf16", "stages": controls.STAGES}
     return options | {"steps": settings.steps, "batch_size": settings.batch_size, "seed": one.seed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from sparsemm.assemble.stage import assemble
 from sparsemm.assemble.updates import UPDATES
-from sparsemm.datasets.synthetic import PageStyle
+from sparsemm.datasets.synthetic import PageStyle, draw_record
 from sparsemm.errors import ModelError
+from sparsemm.models import load_model, new_entry
 from sparsemm.training import card, train, tuning
-from sparsemm.training.batches import IGNORE, BatchMaker
+from sparsemm.training.batches import IGNORE, READ_PROMPT, BatchMaker
 from sparsemm.training.prose import read_prose
 from sparsemm.training.train import learnt, main
 from sparsemm.training.tuning import STAGES, Tuning
@@ -46,6 +49,53 @@ def run(output: Path, **options: Any) -> dict[str, torch.Tensor]:
     """Train; the updates that were written."""
     train.train(NAME, output, batch_size=2, **FEW | options)
     return load_file(output / UPDATES)
+
+
+@pytest.fixture
+def tiled(monkeypatch):
+    """The name of a tiny language model behind the classes of Idefics3."""
+    pin = replace(tuning.BASES[NAME], tokens=tuning.BASES["smollm2-smolvlm"].tokens)
+    monkeypatch.setitem(tuning.BASES, "smollm2-smolvlm", pin)
+    return "smollm2-smolvlm"
+
+
+@pytest.mark.parametrize("style", [PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)), PageStyle(2, 12, (12, 24))])
+def test_batches_of_tiles_are_what_the_processor_makes_of_the_pages(tiled, style):
+    processor = Tuning(tiled, 0, "cpu", **FEW).processor
+    inputs = BatchMaker(processor, 5).make(2, style, True).to("cpu").inputs
+    records = [draw_record("train", 5, index, style) for index in range(2)]
+    content = [{"type": "image"}, {"type": "text", "text": READ_PROMPT}]
+    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    want = processor(text=[prompt] * 2, images=[[record.image] for record in records], return_tensors="pt")
+    assert torch.equal(inputs["input_ids"][:, : want["input_ids"].shape[1]], want["input_ids"])
+    assert torch.allclose(inputs["pixel_values"], want["pixel_values"], atol=0.01)  # rounded thumbnails
+    assert (style.columns == 1) == (inputs["pixel_values"].shape[1] == 1)
+
+
+def test_a_tower_without_a_class_token_starts_from_one_that_has_it(tiled):
+    one, other = Tuning(NAME, 0, "cpu", **FEW), Tuning(tiled, 0, "cpu", **FEW)
+    pixels = BatchMaker(other.processor, 7).make(4, PageStyle(1, 6, (3, 6)), True).to("cpu").inputs["pixel_values"]
+    with torch.inference_mode():
+        clip = one.model.model.vision_tower(pixels[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
+        tower = other.model.model.vision_model
+        patches = tower.embeddings(pixels[:, 0], torch.ones(4, 6, 6, dtype=torch.bool, device="cpu"))
+        similar = F.cosine_similarity(tower.encoder(patches).last_hidden_state, clip, dim=-1)
+    assert similar.mean() > 0.99
+
+
+def test_the_other_classes_learn_assemble_and_load(tiled, tmp_path):
+    train.train(tiled, tmp_path / tiled, steps=4, batch_size=2, **FEW)
+    updates = load_file(tmp_path / tiled / UPDATES)
+    assert {name.split(".")[1] for name in updates} == {"text_model", "vision_model", "connector"}
+    assert all(updates[name].any() for name in updates if name.endswith(".up"))
+    assemble(tmp_path / tiled, tmp_path / "whole")
+    entry = new_entry(str(tmp_path / "whole"), dtype="float32")
+    model, processor = load_model(entry)
+    assert entry.family == "idefics3" and len(processor.tokenizer) == model.config.text_config.vocab_size
+    trained = Tuning(tiled, 0, "cpu", initial=tmp_path / tiled, rank=2).model.eval()
+    inputs = BatchMaker(processor, 0).make(2, PageStyle(2, 6, (6, 12)), True).to("cpu").inputs
+    with torch.inference_mode():
+        assert torch.allclose(model(**inputs).logits, trained(**inputs).logits, atol=5e-3)
 
 
 def test_alignment_leaves_the_language_model_alone_and_then_low_rank_updates_move_it(tmp_path):
