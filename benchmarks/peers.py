@@ -168,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kvpress", metavar="PYTHON", help="interpreter of the other environment; none: ours alone")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="tokens of the prompts")
     args = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # as in the workers, for what the result says of the machine
     pythons = {"ours": sys.executable} | ({"kvpress": args.kvpress} if args.kvpress else {})
     try:
         with TemporaryDirectory() as folder:
