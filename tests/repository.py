@@ -1,4 +1,4 @@
-"""A small repository with the real dvc.yaml and a stand-in for the command that notes what was called."""
+"""A small repository with the stages of dvc.yaml and a stand-in for the command that notes what was called."""
 
 from __future__ import annotations
 
@@ -106,8 +106,17 @@ def few_studies(text: str, *few: str) -> str:
     return yaml.safe_dump(value, sort_keys=False)
 
 
+def without_code(text: str) -> str:
+    """dvc.yaml without the code that its stages depend on: DVC writes all of dvc.lock anew after every stage."""
+    value = yaml.safe_load(text)
+    for stage in value["stages"].values():
+        stage = stage.get("do", stage)
+        stage["deps"] = [one for one in stage["deps"] if not one.startswith(("sparsemm", "csrc"))]
+    return yaml.safe_dump(value, sort_keys=False)
+
+
 class Repository:
-    """A Git and DVC repository with the real dvc.yaml, whose stages are made by the stand-in.
+    """A Git and DVC repository with the stages of dvc.yaml, which are made by the stand-in.
 
     Its commands run with `environment`: the stand-in comes first on PATH, and what is given besides.
 
@@ -193,14 +202,19 @@ class Repository:
         return Repository(root, self.programs, **self.given)
 
 
-def make_template(folder: Path) -> Path:
-    """An initialised repository of two models, to be copied: git and DVC take seconds to make one."""
+def make_template(folder: Path, whole: bool = False) -> Path:
+    """An initialised repository of two models, to be copied: git and DVC take seconds to make one.
+
+    Its stages depend on code only if it is `whole`.
+    """
     root = folder / "repository"
     root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
+    if not whole:
+        (root / "dvc.yaml").write_text(without_code((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     given = few_studies(without_assembled(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8"))))
     (root / "params.yaml").write_text(given, encoding="utf-8")
     script = folder / "bin" / "sparsemm"

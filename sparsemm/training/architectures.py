@@ -173,15 +173,14 @@ def idefics3(text: Any, tokenizer: PreTrainedTokenizerFast, template: str) -> tu
         num_hidden_layers=2,
         num_attention_heads=4,
         image_size=TILE,
-        patch_size=PATCH,
+        patch_size=PATCH // 2,
         hidden_act="quick_gelu",
-        layer_norm_eps=1e-5,
     )
     config = transformers.Idefics3Config(
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.get_vocab()["<image>"],
-        scale_factor=1,
+        scale_factor=2,
         tie_word_embeddings=True,
     )
     image_processor = transformers.Idefics3ImageProcessor(

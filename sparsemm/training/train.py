@@ -1,7 +1,7 @@
 """Trains a checkpoint: `python -m sparsemm.training.train tiny-qwen2-vl --output FOLDER`.
 
-The tiny- and small- ones are trained from scratch. `smollm2-llava-next` starts from a pretrained language model; its
-training writes the updates that `sparsemm assemble` turns into a checkpoint.
+The tiny- and small- ones are trained from scratch. `smollm2-llava-next` and `smollm2-smolvlm` start from a pretrained
+language model; their training writes the updates that `sparsemm assemble` turns into a checkpoint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sparsemm.training.precision import EXACT, PRECISIONS, autocast
 from sparsemm.training.prose import FOLDERS, Prose, read_prose
 from sparsemm.training.scratch import Scratch
 from sparsemm.training.state import load_state, save_state
-from sparsemm.training.tuning import ALIGNMENT_STEPS, LITTLE_PROSE, RANK, TOWER, Tuning, base_of
+from sparsemm.training.tuning import ALIGNMENT_STEPS, LITTLE_PROSE, RANK, Tuning, base_of, tower_of
 
 SAVE_STEPS = 200  # steps between saved states
 
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the matrix products")
     parser.add_argument("--save-every", type=int, default=SAVE_STEPS, help="steps between two saved states")
     tuned = parser.add_argument_group("options for a pretrained language model")
-    tuned.add_argument("--tower", type=Path, default=TOWER, help="checkpoint with the initial vision tower")
+    tuned.add_argument("--tower", type=Path, help="checkpoint with the initial vision tower; default: a tiny one")
     tuned.add_argument("--rank", type=int, default=RANK, help="rank of the updates of its linear layers")
     tuned.add_argument("--alignment-steps", type=int, default=ALIGNMENT_STEPS, help="first steps, with it frozen")
     args = parser.parse_args(arguments)
@@ -205,6 +205,10 @@ def main(arguments: list[str] | None = None) -> None:
         tokenizer = pin.base().tokenizer() if pin else build_tokenizer(base_name(args.name))
         prose = read_prose(folders, tokenizer, *(LITTLE_PROSE if pin else ()))
         print(f"{args.name}: {prose.source['characters']} characters of prose", flush=True)
+    options: dict[str, Any] = {}
+    if pin:
+        options = {"rank": args.rank, "alignment_steps": args.alignment_steps}
+        options["tower"] = args.tower or tower_of(args.name)
     run = train(
         args.name,
         args.output,
@@ -221,7 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
         workers=(min(6, (os.cpu_count() or 1) - 1) if cuda else 0) if args.workers is None else args.workers,
         precision=args.precision,
         save_every=args.save_every,
-        **(dict(tower=args.tower, rank=args.rank, alignment_steps=args.alignment_steps) if pin else {}),
+        **options,
     )
     print(json.dumps(write_card(args.output, run, prose)["held_out"]))
 

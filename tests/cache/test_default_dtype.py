@@ -33,7 +33,7 @@ def test_every_method_says_the_same_under_every_default_dtype(kernels):
     assert [name for name in names if said[name] != said["float32"]] == []
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])  # less and more than float32
 def test_the_core_suites_pass_under_another_default_dtype(dtype):
     files = [f"tests/{name}" for name in CORE]
     done = run(

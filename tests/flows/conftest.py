@@ -66,18 +66,25 @@ def site(repository_template, prefect_api, tmp_path_factory):
     return folder
 
 
+def one_model(template, folder):
+    """A copy of the template without its second model: the time of DVC grows with the square of the stages."""
+    repository = copy_repository(template, folder)
+    repository.set_models("one")
+    return repository
+
+
 @pytest.fixture
 def deployed(site, repository_template, gpu_slots, monkeypatch):
-    """A fresh repository whose flows are deployed, and this process is set for it."""
+    """A fresh repository of one model whose flows are deployed, and this process is set for it."""
     for path in site.iterdir():
         shutil.rmtree(path)
-    return copy_repository(repository_template, site).enter(monkeypatch)
+    return one_model(repository_template, site).enter(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def quiet(repository_template, tmp_path_factory):
     """Hashes of a run in which nothing goes wrong: plain `dvc repro`."""
-    calm = copy_repository(repository_template, tmp_path_factory.mktemp("quiet"))
+    calm = one_model(repository_template, tmp_path_factory.mktemp("quiet"))
     calm.repro("-q")
     return calm.outputs()
 

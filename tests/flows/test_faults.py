@@ -164,6 +164,7 @@ def test_events_of_one_checkpoint_make_one_run(deployed, prefect_api):
 
 def test_a_stage_that_fills_the_disk(repository, quiet):
     """The results lie on a file system of a few pages; with room again everything is as after a quiet run."""
+    repository.set_models("one")
     target = repository.root / "artifacts"
     target.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=24k", "none", str(target)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 
 from sparsemm.assemble.stage import assemble
@@ -30,6 +32,7 @@ from tests.training.runs import check_resumed_run, same, write_prose
 NAME = "smollm2-llava-next"
 TOWER = Path(__file__).parents[2] / tuning.TOWER
 FEW = {"rank": 2, "tower": TOWER, "alignment_steps": 2}
+TILED = FEW | {"tower": TOWER.with_name("tiny-qwen2-vl")}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,7 @@ def tiled(monkeypatch):
 
 @pytest.mark.parametrize("style", [PageStyle(1, 6, (3, 6)), PageStyle(2, 6, (6, 12)), PageStyle(2, 12, (12, 24))])
 def test_batches_of_tiles_are_what_the_processor_makes_of_the_pages(tiled, style):
-    processor = Tuning(tiled, 0, "cpu", **FEW).processor
+    processor = Tuning(tiled, 0, "cpu", **TILED).processor
     inputs = BatchMaker(processor, 5).make(2, style, True).to("cpu").inputs
     records = [draw_record("train", 5, index, style) for index in range(2)]
     content = [{"type": "image"}, {"type": "text", "text": READ_PROMPT}]
@@ -72,19 +75,24 @@ def test_batches_of_tiles_are_what_the_processor_makes_of_the_pages(tiled, style
     assert (style.columns == 1) == (inputs["pixel_values"].shape[1] == 1)
 
 
-def test_a_tower_without_a_class_token_starts_from_one_that_has_it(tiled):
-    one, other = Tuning(NAME, 0, "cpu", **FEW), Tuning(tiled, 0, "cpu", **FEW)
-    pixels = BatchMaker(other.processor, 7).make(4, PageStyle(1, 6, (3, 6)), True).to("cpu").inputs["pixel_values"]
+def test_a_tower_starts_from_one_that_rotates(tiled, tiny):
+    """Where nothing is attended to, the two compute the same; patches come in blocks of 2 x 2 in Qwen2-VL."""
+    qwen, processor = tiny("tiny-qwen2-vl")
+    recipe, style = Tuning(tiled, 0, "cpu", **TILED), PageStyle(1, 6, (3, 6))
+    pixels = BatchMaker(recipe.processor, 7).make(1, style, True).to("cpu").inputs["pixel_values"][0]
+    inputs = BatchMaker(processor, 7).make(1, style, True).to("cpu").inputs
+    one, other = copy.deepcopy(qwen.model.visual), recipe.model.model.vision_model.eval()
+    for value in (part for tower in (one, other) for name, part in tower.named_parameters() if "attn" in name):
+        nn.init.zeros_(value)
     with torch.inference_mode():
-        clip = one.model.model.vision_tower(pixels[:, 0], output_hidden_states=True).hidden_states[-2][:, 1:]
-        tower = other.model.model.vision_model
-        patches = tower.embeddings(pixels[:, 0], torch.ones(4, 6, 6, dtype=torch.bool, device="cpu"))
-        similar = F.cosine_similarity(tower.encoder(patches).last_hidden_state, clip, dim=-1)
-    assert similar.mean() > 0.99
+        want = one.merger.ln_q(one(inputs["pixel_values"], inputs["image_grid_thw"]).last_hidden_state)
+        patches = other(pixels, torch.ones(1, 12, 12, dtype=torch.bool, device="cpu")).last_hidden_state
+    blocks = patches.view(6, 2, 6, 2, -1).transpose(1, 2).flatten(0, 3)
+    assert torch.allclose(blocks, want, atol=1e-4)
 
 
 def test_the_other_classes_learn_assemble_and_load(tiled, tmp_path):
-    train.train(tiled, tmp_path / tiled, steps=4, batch_size=2, **FEW)
+    train.train(tiled, tmp_path / tiled, steps=4, batch_size=2, **TILED)
     updates = load_file(tmp_path / tiled / UPDATES)
     assert {name.split(".")[1] for name in updates} == {"text_model", "vision_model", "connector"}
     assert all(updates[name].any() for name in updates if name.endswith(".up"))
@@ -172,12 +180,14 @@ def test_it_goes_on_from_updates_and_tells_what_it_can_do(folder, tmp_path, monk
     assert not list(tmp_path.glob(".*"))
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_what_does_not_fit_is_refused(tiled, tmp_path):
     run(tmp_path / "two", steps=1)
     with pytest.raises(ModelError, match="do not fit the model"):
         Tuning(NAME, 0, "cpu", initial=tmp_path / "two", rank=3)
     with pytest.raises(ModelError, match=r"has no vision tower of this size.*--tower"):
         Tuning(NAME, 0, "cpu", tower=TOWER.with_name("tiny-qwen2-vl"))
+    with pytest.raises(ModelError, match=r"has no vision tower of this size.*a small Qwen2-VL checkpoint"):
+        Tuning(tiled, 0, "cpu", tower=TOWER)
     with pytest.raises(ModelError, match="no base is known for 'tiny-qwen2-vl'"):
         Tuning("tiny-qwen2-vl", 0, "cpu")
 
