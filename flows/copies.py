@@ -41,7 +41,6 @@ def copy_of_head(root: Path, folder: Path, shrink: Callable[[Raw], None]) -> Pat
 def smallest(params: Raw) -> None:
     """Leaves one tiny model, and the least of everything that still goes through every stage."""
     _few(params, "tiny-qwen2-vl", pages=12, methods=["full", "sparsemm", "snapkv"])
-    params["assembled"] = {}
     params["chase"] |= {"batch_size": 4, "shard_size": 8}
     params["evaluate"] |= {"bootstrap": 200}
     params["profile"] |= {"lengths": [160], "new_tokens": 4, "repetitions": 1}
@@ -67,6 +66,7 @@ def demo(params: Raw) -> None:
 def _few(params: Raw, key: str, pages: int, methods: list[str]) -> None:
     entry = params["models"][key]
     params["models"] = {key: {name: entry[name] for name in ("checkpoint", "revision", "family", "dtype")}}
+    params["assembled"] = {name: one for name, one in params["assembled"].items() if name == key}
     params["datasets"]["calibration"]["samples"] = params["datasets"]["evaluation"]["samples"] = pages
     params["allocate"]["budgets"] = params["allocate"]["budgets"][-1:]
     params["evaluate"] |= {"samples": pages, "methods": methods}

@@ -143,6 +143,28 @@ def retrieval() -> Iterator[str]:
     yield f"(rank correlation of all heads {ranks[0]} and {ranks[1]}, `artifacts/studies/retrieval/{LLM}.csv`)"
 
 
+def words_read(run: dict[str, Any]) -> list[str]:
+    """What a run of the controls reads with one column and with two."""
+    held = [run["held_out"][style] for style in STYLES]
+    return [f"{percent(one['word_accuracy'])} % {ends(*one['word_accuracy_interval'])}" for one in held]
+
+
+def smolvlm() -> Iterator[str]:
+    run = load("artifacts/smolvlm/smolvlm.json")
+    assert run["about"]["steps"] == run["about"]["of_steps"] == 900
+    one, two = words_read(run)
+    yield f"It reads {one} of the words with one column and {two} with two"
+    yield f"its best 5 % of the heads hold {percent(run['scores']['top_share']['5%'])} % of the score"
+    less, low, high = (-value for value in run["masking"][controls_tables.DIFFERENCE])
+    yield f"it reads {percent(less)} points less {ends(high, low)} than without as many random ones of the same layers"
+    alike = read_rows(ROOT / "artifacts" / "smolvlm" / "agreement.csv", controls_tables.Agreement)
+    shared, most, ranks = (row for row in alike if {row.one, row.other} == {LLM, "smolvlm"})
+    yield f"it shares {shared.value:.0f} of its best 14 heads with the committed checkpoint"
+    yield f"and {most.value:.0f} of its best 27, where chance is {shared.chance:.1f} and {most.chance:.1f}"
+    yield f"rank correlation of all heads is {ranks.value:.2f} [{ranks.ci_low:.2f}, {ranks.ci_high:.2f}]"
+    assert controls_tables.property_of_the_model([shared, most, ranks], [run]) == "yes"
+
+
 def controls() -> Iterator[str]:
     names = ("seed-2", "seed-3", "other-tower", "no-prose", "full-tuning")
     runs = {name: load(f"artifacts/controls/{name}.json") for name in names}
@@ -188,14 +210,9 @@ def controls() -> Iterator[str]:
     blind = load("artifacts/controls/random-tower.json")
     differing = {name for name, value in blind["about"].items() if value != runs["seed-2"]["about"][name]}
     assert differing == {"tower", "updates_sha256"}
-
-    def read(run: dict[str, Any]) -> list[str]:
-        held = [run["held_out"][style] for style in STYLES]
-        return [f"{percent(one['word_accuracy'])} % {ends(*one['word_accuracy_interval'])}" for one in held]
-
-    one, two = read(blind)
+    one, two = words_read(blind)
     yield f"`random-tower`, trained later, reads {one} of the words with one column and {two} with two;"
-    one, two = read(runs["seed-2"])
+    one, two = words_read(runs["seed-2"])
     yield f"`seed-2`, which differs in nothing but a tower that had seen pages before, reads {one} and {two}."
     scored = {
         name: controls_tables.curve_table(ROOT / "artifacts" / "controls" / f"{name}.csv").scores for name in names
@@ -421,7 +438,7 @@ CLAIMS: dict[str, tuple[Callable[[], Iterator[str]], ...]] = {
     "README.md": (picture, install),
     "docs/tutorials/compress.md": (install_library,),
     "docs/tutorials/report.md": (make_report,),
-    "docs/results.md": (sparsity, reading, selection, retrieval, controls, exponents, small, protocol, speed),
+    "docs/results.md": (sparsity, reading, selection, retrieval, controls, smolvlm, exponents, small, protocol, speed),
     "docs/pretrained.md": (pretrained, continued),
     "docs/checkpoints.md": (checkpoints,),
     "docs/chase.md": (chase,),
@@ -448,7 +465,7 @@ def test_prose_says_what_the_artifacts_say(document, claims):
 NOT_PROSE = (  # or has a test of its own
     r"<!-- (?!end)[^>]*-->.*?<!-- end -->",  # made by a command
     r"^```.*?^```",  # snippets and commands: tests/test_tutorials.py
-    r"^\d+ November 2026, [^\n]*\n(?:[^\n]+\n)?\n(?:(?:- |  )[^\n]*\n)+",  # what was registered beforehand
+    r"^\d+ (?:November|December) 2026, [^\n]*\n(?:[^\n]+\n)?\n(?:(?:- |  )[^\n]*\n)+",  # what was registered beforehand
     r"^\|.*?\n\n",  # tables of names, and of published numbers
 )
 SETTINGS = (  # what a sentence is about, not what came out
@@ -462,7 +479,7 @@ SETTINGS = (  # what a sentence is about, not what came out
     r"(?:best|top) \d+ %",
     r"(?:[Aa]t|from|below|or) \d+ (?:%|and)",  # of a prompt
     r"\d+ (?:held-out |calibration )?pages|\d+(?:st|nd|rd|th) (?:to|page)|first \d+|the 48 of the tables",
-    r"\d+ dpi|\d+ bits|, 16\)",
+    r"\d+ dpi|\d+ bits|, 16\)|12 x 12 patches|8,192 positions",
 )
 
 

