@@ -98,7 +98,7 @@ def test_the_other_classes_learn_assemble_and_load(tiled, tmp_path):
     assert all(updates[name].any() for name in updates if name.endswith(".up"))
     assemble(tmp_path / tiled, tmp_path / "whole")
     entry = new_entry(str(tmp_path / "whole"), dtype="float32")
-    model, processor = load_model(entry)
+    model, processor = load_model(entry, device="cpu")
     assert entry.family == "idefics3" and len(processor.tokenizer) == model.config.text_config.vocab_size
     trained = Tuning(tiled, 0, "cpu", initial=tmp_path / tiled, rank=2).model.eval()
     inputs = BatchMaker(processor, 0).make(2, PageStyle(2, 6, (6, 12)), True).to("cpu").inputs
