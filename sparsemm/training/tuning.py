@@ -167,10 +167,10 @@ def without_rotation(qwen: dict[str, torch.Tensor], positions: int) -> dict[str,
     weights["embeddings.patch_embedding.bias"] = kernel.new_zeros(len(kernel))
     weights["embeddings.position_embedding.weight"] = kernel.new_zeros(positions, len(kernel))
     for name, value in qwen.items():
-        found = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", name)
-        if found is None:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.(\w+)", name)
+        if match is None:
             continue
-        layer, part, kind = found.groups()
+        layer, part, kind = match.groups()
         rows = {part: value} if part != "attn.qkv" else dict(zip(_ATTENTION, value.chunk(3), strict=True))
         weights |= {f"encoder.layers.{layer}.{_QWEN.get(k, k)}.{kind}": v for k, v in rows.items()}
     return weights
