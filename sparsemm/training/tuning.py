@@ -101,14 +101,20 @@ def add_low_rank(text: Any, rank: int) -> None:
                     setattr(part, name, LowRank(getattr(part, name), rank))
 
 
+def _recipe_of(name: str) -> str | None:
+    return next((recipe for recipe in BASES if name == recipe or name.startswith(f"{recipe}-")), None)
+
+
 def base_of(name: str) -> Pin | None:
     """Returns the base of a checkpoint whose name begins with one of `BASES`, or None if it has no base."""
-    return next((pin for base, pin in BASES.items() if name == base or name.startswith(f"{base}-")), None)
+    recipe = _recipe_of(name)
+    return BASES[recipe] if recipe else None
 
 
-def tower_of(name: str) -> Path:
-    """Returns the checkpoint of `TOWERS` for one that has a base."""
-    return next(tower for base, tower in TOWERS.items() if name == base or name.startswith(f"{base}-"))
+def tower_of(name: str) -> Path | None:
+    """Returns the checkpoint with the initial vision tower of one that has a base, or None if it has no base."""
+    recipe = _recipe_of(name)
+    return TOWERS[recipe] if recipe else None
 
 
 def build_on(pin: Pin, tower: Path | None, seed: int = 0) -> tuple[Any, Any]:

@@ -180,6 +180,12 @@ def test_it_goes_on_from_updates_and_tells_what_it_can_do(folder, tmp_path, monk
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("name", tuning.BASES)
+def test_every_recipe_has_a_tower_that_fits(tiled, name):
+    assert Tuning(f"{name}-mine", 0, "cpu", tower=TOWER.parents[2] / tuning.tower_of(f"{name}-mine"), rank=2).vision
+    assert tuning.tower_of("tiny-qwen2-vl") is None
+
+
 def test_what_does_not_fit_is_refused(tiled, tmp_path):
     run(tmp_path / "two", steps=1)
     with pytest.raises(ModelError, match="do not fit the model"):
