@@ -1,4 +1,4 @@
-"""Which files of this repository a result depends on: what dvc.yaml declares, and what half-done work is known by.
+"""Which files of this repository a result depends on: what stages run again for, and what half-done work is known by.
 
 The imports of a module are followed, also those inside functions; what cannot change a result is left out, with the
 reason beside it.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import io
 import json
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -85,8 +87,13 @@ def dependencies(*modules: str) -> tuple[str, ...]:
         files.update(file.relative_to(ROOT).as_posix() for file in (path, *also))
         pending += [_module(file) for file in also if file.suffix == ".py"]
         inner = runs_study or not _is_under(name, ("sparsemm.studies",))
-        pending += [other for other in imports(name, inner) if (name, other) not in NOT_FOLLOWED]
+        pending += [other for other in _imports(name, inner) if (name, other) not in NOT_FOLLOWED]
     return tuple(sorted(files))
+
+
+@cache
+def _imports(name: str, inner: bool) -> frozenset[str]:
+    return frozenset(imports(name, inner))
 
 
 def imports(name: str, inner: bool = True) -> Iterator[str]:
@@ -97,7 +104,7 @@ def imports(name: str, inner: bool = True) -> Iterator[str]:
     Of `from package import module` it is the module; a package counts where something of its own is taken.
     """
     path = _path(name)
-    pending: list[ast.AST] = [ast.parse(path.read_bytes())] if path else []
+    pending: list[ast.AST] = [_tree(path)] if path else []
     while pending:
         node = pending.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
@@ -113,32 +120,68 @@ def imports(name: str, inner: bool = True) -> Iterator[str]:
             yield from (one if _path(one) else str(node.module) for one in names)
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
 def identity(parts: Any, *modules: str) -> str:
     """Name of half-done work: of `parts` (JSON), and of what the code that these modules depend on does.
 
-    Partial results of other settings or code are never resumed. Comments, docstrings and layout of Python do not count.
+    Partial results of other settings or code are never resumed. Comments and docstrings of Python do not count.
     """
-    text = json.dumps([parts, _code(*modules)], sort_keys=True, default=str)
+    text = json.dumps([parts, digests(*modules)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digests(*modules: str) -> dict[str, str]:
+    """File -> the first 16 hex digits of its SHA-256, for every file that the results of these modules depend on.
+
+    Of Python files comments and docstrings do not count, on any version of Python.
+    """
+    return {name: _digest(name) for name in dependencies(*modules)}
+
+
 @cache
-def _code(*modules: str) -> str:
-    digest = hashlib.sha256()
-    for name in dependencies(*modules):
-        content = (ROOT / name).read_bytes()
-        digest.update(f"{name}\n".encode() + (_statements(content) if name.endswith(".py") else content))
-    return digest.hexdigest()
+def _digest(name: str) -> str:
+    content = (ROOT / name).read_bytes()
+    if name.endswith(".py"):
+        content = without_comments(content.decode()).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _statements(source: bytes) -> bytes:
-    """What Python code does: its syntax tree, without docstrings."""
-    tree = ast.parse(source)
+def without_comments(source: str) -> str:
+    """Python source without comments, docstrings and empty lines between statements.
+
+    It is cut from the text, since how syntax trees are printed differs between versions of Python.
+    """
+    lines = source.split("\n")
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    cut = [(token.start, token.end) for token in tokens if token.type == tokenize.COMMENT]
+    cut += [_span(text, lines) for text in _docstrings(ast.parse(source))]
+    touched = {token.start[0] for token in tokens if token.type == tokenize.NL}  # empty lines outside of strings
+    for (first, start), (last, end) in sorted(cut, reverse=True):
+        rest = lines[first - 1][:start] + lines[last - 1][end:]
+        lines[first - 1 : last] = [rest] + [""] * (last - first)
+        touched.update(range(first, last + 1))
+    kept = ((number, line) for number, line in enumerate(lines, 1) if number not in touched or line.strip())
+    return "\n".join(line.rstrip() if number in touched else line for number, line in kept)
+
+
+def _docstrings(tree: ast.AST) -> Iterator[ast.expr]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-    return ast.dump(tree).encode()
+            match node.body[:1]:
+                case [ast.Expr(value=ast.Constant(value=str()) as text)]:
+                    yield text
+
+
+def _span(node: ast.expr, lines: list[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Line and column (of characters, as tokens have it) where a node begins and ends."""
+    first, last = node.lineno, node.end_lineno or node.lineno
+    start = lines[first - 1].encode()[: node.col_offset].decode()
+    end = lines[last - 1].encode()[: node.end_col_offset].decode()
+    return (first, len(start)), (last, len(end))
 
 
 def _is_under(name: str, packages: Any) -> bool:

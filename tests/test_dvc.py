@@ -72,7 +72,8 @@ def test_a_new_model_makes_nothing_of_another_model_stale(tmp_path, repository_t
     assert pipeline.dvc("status", "--json").strip() == "{}"
     add_entry(path, "three", ModelParams(checkpoint="hub/three", revision="1", family="qwen2_vl"))
     stale = set(json.loads(pipeline.dvc("status", "--json")))
-    assert "report" in stale and all("three" in name for name in stale - {"report"})
+    assert {"inputs", "report"} <= stale and all("three" in name for name in stale - {"inputs", "report"})
+    pipeline.dvc("repro", "inputs")
     _, output = pipeline.try_dvc("repro", "--dry", "--keep-going")  # goes no further than the first file not made
     commands = [line for line in output.splitlines() if line.startswith("> ")]
     assert commands == ["> sparsemm align three", "> sparsemm align three --dataset small-type"]
@@ -113,7 +114,10 @@ def test_a_new_revision_runs_only_that_models_stages(pipeline):
 
 def test_an_edit_in_one_module_runs_only_who_uses_it(pipeline):
     path = pipeline.root / "sparsemm" / "profiling" / "latency.py"
-    path.write_text(path.read_text() + "# edited\n")
+    path.write_text(path.read_text() + "# a comment\n")
+    assert pipeline.repro() == Counter()
+    path.write_text(path.read_text() + "EDITED = True\n")
+    assert plan(pipeline.root).models == {"one": ("profile",), "two": ("profile",)}  # not only what DVC has written
     ran = pipeline.repro()
     assert {name.split()[0] for name in ran} <= {"profile", "study", "report"} and ran["profile one"] == 1
     assert "study rho one" not in ran
@@ -121,9 +125,24 @@ def test_an_edit_in_one_module_runs_only_who_uses_it(pipeline):
 
 def test_an_edit_of_a_study_or_its_entry_runs_that_study_alone(pipeline):
     path = pipeline.root / "sparsemm" / "studies" / "rho.py"
-    path.write_text(path.read_text() + "# edited\n")
+    path.write_text(path.read_text() + "EDITED = True\n")
     ran = pipeline.repro()
     assert ran["study rho one"] == 1 and set(ran) == {"study rho one", "study rho two", *ran.keys() & {"report "}}
+
+
+def test_a_model_with_other_settings_for_a_stage_runs_that_stage_alone(pipeline):
+    path = pipeline.root / "params.yaml"
+    before = path.read_text()
+    params = yaml.safe_load(before)
+    params["models"]["one"] |= {
+        "tune": {"samples": 6},
+        "note": "a note",
+        "studies": {"measured": {"rho": {"samples": 4}}},
+    }
+    path.write_text(yaml.safe_dump(params))
+    assert pipeline.repro() == Counter(["tune one", "study rho one", "report "])
+    path.write_text(before)
+    assert set(pipeline.repro()) <= {"report "}
 
 
 def test_another_data_set_to_chase_over_runs_its_stages_alone(pipeline):

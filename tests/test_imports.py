@@ -25,7 +25,7 @@ LAYERS = (
     "attention_probe",
     "cache",
     "align chase allocate assemble datasets training",
-    "evaluate profiling studies tune dependencies",
+    "evaluate profiling studies tune dependencies inputs",
     "registry pipeline watch doctor vllm backup",
     "report explorer",
     "commands cli",

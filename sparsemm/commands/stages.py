@@ -21,6 +21,7 @@ MODEL_STAGES = {  # name: module, help, files that it reads and files that it wr
     "explore": ("explorer.stage", "attention of single heads on some pages", "budgets/KEY.json", "explorer/KEY.json"),
 }
 OTHER_STAGES = {  # name: module, its function, and the positional arguments
+    "inputs": ("inputs", "run", {}),
     "download": ("datasets.download", "run", {"key": "data set key"}),
     "assemble": ("assemble.stage", "run", {"key": "key under assembled in params.yaml"}),
     "profile-shape": ("profiling.stage", "run_shape", {"name": "name of the shape"}),
@@ -32,6 +33,12 @@ DVC = " `dvc repro` runs it when it is stale; run directly, it uses the files th
 
 def add(commands: Commands) -> None:
     """Adds one command per stage."""
+    other_stage(
+        commands,
+        "inputs",
+        "note what each stage depends on besides data",
+        "Write what each stage depends on, code and model, to artifacts/inputs, and print what changed.",
+    )
     other_stage(
         commands,
         "download calibration",

@@ -12,10 +12,10 @@ from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
 from sparsemm.pipeline.locks import repository_locked
 from sparsemm.pipeline.process import run
-from sparsemm.pipeline.worktree import Line
+from sparsemm.pipeline.worktree import Line, own_code
 
 # Stages of the repository itself: they belong to no single model or, like `study-compared`, use outputs of such.
-SHARED = ("download", "assemble", "align-also", "chase-also", "profile-shape", "study-compared", "report")
+SHARED = ("inputs", "download", "assemble", "align-also", "chase-also", "profile-shape", "study-compared", "report")
 
 
 def stages(root: Path) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ class Plan:
 
     # model key -> its stale stages; stages that depend on them are stale too, but not listed
     models: dict[str, tuple[str, ...]]
-    # stale stages of no single model (download@..., chase-also@..., study-compared@..., report)
+    # stale stages of no single model (inputs, download@..., chase-also@..., study-compared@..., report)
     shared: tuple[str, ...]
 
     @property
@@ -56,12 +56,14 @@ class Plan:
 
 
 def plan(root: Path = Path("."), on_line: Line | None = None) -> Plan:
-    """Asks DVC which stages are stale. It waits while another process integrates.
+    """Asks DVC which stages are stale, by the present code and params. It waits while another process integrates.
 
     Raises PipelineError if DVC fails, and ParamsError if params.yaml is not valid.
     """
     keys, order = load_params(root / "params.yaml").models, stages(root)
     with repository_locked(root, on_line) as lock:
+        # DVC compares these files, and would write them only when it runs the stages.
+        run(["sparsemm", "inputs"], cwd=root, environment=own_code(root), on_line=on_line, keep=(lock,))
         output = run(["dvc", "status", "--json"], cwd=root, keep=(lock,))
     try:
         # DVC may print warnings before the line of JSON.

@@ -104,6 +104,11 @@ def reproduce(
 
     Raises PipelineError if a stage fails.
     """
-    variables = {"PYTHONPATH": str(folder.resolve()), "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"}
+    variables = own_code(folder) | {"SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1"} | (environment or {})
     command = ["dvc", "repro", *(["--pull"] if pull else []), *targets]
-    return run(command, cwd=folder, environment=variables | (environment or {}), on_line=on_line, keep=keep)
+    return run(command, cwd=folder, environment=variables, on_line=on_line, keep=keep)
+
+
+def own_code(folder: Path) -> dict[str, str]:
+    """Returns the variable that makes a command import the package of `folder`."""
+    return {"PYTHONPATH": str(folder.resolve())}

@@ -53,7 +53,7 @@ def gather(stages: Stages, params: Params, key: str, root: Path, folder: Path) -
     for name in (*FILES, *(RECIPE if f"tune@{key}" in stages.entries else ())):
         _copy(root, name.format(key=key), folder, stages.outs())
     for dataset in params.robustness:
-        if (outs := _further(stages, params, key, dataset)) is None:
+        if (outs := _further(stages, params, key, dataset, root)) is None:
             continue
         names = [name.format(key=key, dataset=dataset) for name in FURTHER]
         if all(_is(root / "artifacts" / name, outs.get(f"artifacts/{name}")) for name in names):
@@ -90,11 +90,11 @@ def _is(path: Path, md5: str | None) -> bool:
         return False
 
 
-def _further(stages: Stages, params: Params, key: str, dataset: str) -> dict[str, str] | None:
+def _further(stages: Stages, params: Params, key: str, dataset: str, root: Path) -> dict[str, str] | None:
     """Returns path -> md5 of what the stages over another data set wrote, or None if one is missing or out of date."""
     entries = [stages.also.get(f"{stage}@{key}-{dataset}") for stage in ALSO]
     ran: list[dict[str, Any]] = [entry for entry in entries if entry is not None]
-    if len(ran) < len(ALSO) or any(other_param(entry, params) for entry in ran):
+    if len(ran) < len(ALSO) or any(other_param(entry, params, root) for entry in ran):
         return None
     outs = {out["path"]: out["md5"] for entry in ran for out in entry["outs"]}
     deps: dict[str, str] = {}

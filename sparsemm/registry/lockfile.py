@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from sparsemm import inputs
 from sparsemm.errors import RegistryError
 from sparsemm.params import Params
 
@@ -91,19 +92,23 @@ def _entry(value: Any, where: str) -> dict[str, Any]:
     return entry
 
 
-def check_params(stages: Stages, params: Params) -> None:
-    """Checks that every stage ran with the current values of params.yaml.
+def check_params(stages: Stages, params: Params, root: Path) -> None:
+    """Checks that every stage ran with the current values of params.yaml, those of its model's entry included.
 
     Raises RegistryError if a stage ran with another value; it names the stage and the key.
     """
     for name, entry in stages.entries.items():
-        dotted = other_param(entry, params)
-        if dotted is not None:
-            raise RegistryError(f"{name} ran with another value of {dotted}", where="params.yaml", hint=STALE)
+        changed = other_param(entry, params, root)
+        if changed is not None:
+            raise RegistryError(f"{name} ran with another value of {changed}", where="params.yaml", hint=STALE)
 
 
-def other_param(entry: dict[str, Any], params: Params) -> str | None:
-    """Returns the first key of params.yaml whose value has changed since the stage ran, or None."""
+def other_param(entry: dict[str, Any], params: Params, root: Path) -> str | None:
+    """Returns the first key of params.yaml whose value has changed since the stage ran, or None.
+
+    What is of the model's entry is in a file of artifacts/inputs, whose name is returned if it is not the one that the
+    stage ran with.
+    """
     for dotted, ran in entry["params"].get("params.yaml", {}).items():
         value: Any = params
         try:
@@ -119,7 +124,31 @@ def other_param(entry: dict[str, Any], params: Params) -> str | None:
             same = False
         if not same:
             return str(dotted)
+    for dep in entry["deps"]:
+        folder, _, name = dep["path"].partition(f"{inputs.FOLDER.as_posix()}/")
+        if not folder and name and (changed := _other_setting(name, dep["md5"], params, root)):
+            return changed
     return None
+
+
+def _other_setting(name: str, md5: str, params: Params, root: Path) -> str | None:
+    """Returns the first value of a model's entry that is not the one in its file of artifacts/inputs, or None."""
+    path = inputs.FOLDER / name
+    try:
+        content = (root / path).read_bytes()
+        ran = json.loads(content)
+        now = inputs.settings(params)[name]
+        changed = [
+            f"{part}.{key}"
+            for part in now
+            for key in {*now[part], *ran[part]}
+            if now[part].get(key) != ran[part].get(key)
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return path.as_posix()
+    if hashlib.md5(content).hexdigest() != md5:  # noqa: S324
+        return path.as_posix()
+    return min(changed, default=None)
 
 
 def md5_of(path: Path) -> str:

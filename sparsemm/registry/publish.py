@@ -69,7 +69,7 @@ def publish(
     """
     name, model = model_name(key), params.model(key)
     stages = read_stages(root, key)
-    check_params(stages, params)
+    check_params(stages, params, root)
     with tempfile.TemporaryDirectory(prefix="sparsemm-") as temporary:
         folder = Path(temporary) / manifest.FOLDER
         table = gather(stages, params, key, root, folder)

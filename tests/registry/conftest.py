@@ -19,6 +19,7 @@ import yaml
 from sparsemm import allocate
 from sparsemm.chase.stage import write_curve
 from sparsemm.files import write_json
+from sparsemm.inputs import FOLDER, settings
 from sparsemm.params import load_params
 from sparsemm.registry.client import connect, default_store
 from sparsemm.registry.lockfile import md5_of
@@ -43,11 +44,11 @@ DEPS = {
     "profile": ["scores/{}.safetensors"],
 }
 RAN_WITH = {
-    "align": ["chase", "models.{}"],
-    "chase": ["chase", "models.{}"],
+    "align": ["chase"],
+    "chase": ["chase"],
     "allocate": ["allocate"],
-    "evaluate": ["models.{}", "chase.prompt", "evaluate"],
-    "profile": ["models.{}", "allocate", "evaluate.seed", "profile"],
+    "evaluate": ["chase.prompt", "evaluate"],
+    "profile": ["allocate", "evaluate.seed", "profile"],
 }
 
 
@@ -99,11 +100,17 @@ class Workspace:
         """Write the entries of one model as DVC would, from the files and params that are there."""
         path = self.root / "dvc.lock"
         value = yaml.safe_load(path.read_text()) if path.is_file() else {"schema": "2.0", "stages": {}}
-
         for stage in OUTS:
-            names = [[name.format(key) for name in some[stage]] for some in (DEPS, OUTS, RAN_WITH)]
-            value["stages"][f"{stage}@{key}"] = self._entry(f"sparsemm {stage} {key}", *names)
+            deps, outs, used = [[name.format(key) for name in some[stage]] for some in (DEPS, OUTS, RAN_WITH)]
+            entry = self._entry(f"sparsemm {stage} {key}", [*deps, self.inputs(stage, key)], outs, used)
+            value["stages"][f"{stage}@{key}"] = entry
         path.write_text(yaml.safe_dump(value), encoding="utf-8")
+
+    def inputs(self, stage, key):
+        """Write what a stage depends on besides data and code, and return the name of the file."""
+        name = f"{stage}/{key}.json"
+        write_json(self.root / FOLDER / name, {"code": {}} | settings(self.params)[name])
+        return f"{FOLDER.name}/{name}"
 
     def tuned(self, key, verdict="better", **options):
         """Write what the tune stage of one model writes, and its entry in dvc.lock."""
@@ -113,24 +120,26 @@ class Workspace:
         (folder / "recipes" / f"{key}.csv").write_text("model,setting\n", encoding="utf-8")
         path = self.root / "dvc.lock"
         value = yaml.safe_load(path.read_text())
-        names = [f"scores/{key}.safetensors"], [f"recipes/{key}.json", f"recipes/{key}.csv"]
-        value["stages"][f"tune@{key}"] = self._entry(f"sparsemm tune {key}", *names, [f"models.{key}", "tune"])
+        deps = [f"scores/{key}.safetensors", self.inputs("tune", key)]
+        outs = [f"recipes/{key}.json", f"recipes/{key}.csv"]
+        value["stages"][f"tune@{key}"] = self._entry(f"sparsemm tune {key}", deps, outs, ["tune"])
         path.write_text(yaml.safe_dump(value), encoding="utf-8")
 
     def also(self, key, dataset):
         """Write what the stages over a further data set write, and their entries in dvc.lock."""
         scores, align = (f"{stage}/also/{key}/{dataset}" for stage in ("scores", "align"))
         files = [f"{scores}{end}" for end in (".safetensors", ".json", ".csv", ".covariates.csv")]
-        used = [f"models.{key}", f"robustness.{dataset}", "chase"]
+        used = [f"robustness.{dataset}", "chase"]
         for name in (*files, f"{align}.parquet", f"{align}.json"):
             (self.root / "artifacts" / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / "artifacts" / name).write_text(f"{name} over {dataset}")
         path = self.root / "dvc.lock"
         value = yaml.safe_load(path.read_text())
         command = f"{key} --dataset {dataset}"
-        made = self._entry(f"sparsemm align {command}", [], [f"{align}.parquet", f"{align}.json"], used)
+        inputs = [self.inputs(stage, key) for stage in ("align", "chase")]
+        made = self._entry(f"sparsemm align {command}", inputs[:1], [f"{align}.parquet", f"{align}.json"], used)
         value["stages"][f"align-also@{key}-{dataset}"] = made
-        made = self._entry(f"sparsemm chase {command}", [f"{align}.parquet"], files, used)
+        made = self._entry(f"sparsemm chase {command}", [f"{align}.parquet", inputs[1]], files, used)
         value["stages"][f"chase-also@{key}-{dataset}"] = made
         path.write_text(yaml.safe_dump(value), encoding="utf-8")
 

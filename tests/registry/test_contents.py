@@ -65,7 +65,7 @@ def test_those_of_a_data_set_that_is_gone_stay_behind(made, version):
         lambda stages: stages["chase-also@m-small-type"]["deps"][0].update(md5="0" * 32),
         lambda stages: stages["chase-also@m-small-type"]["outs"][1].update(md5="0" * 32),
         lambda stages: stages["chase-also@m-small-type"]["outs"].pop(),
-        lambda stages: stages["chase-also@m-small-type"]["params"]["params.yaml"]["models.m"].update(revision="r0"),
+        lambda stages: stages["chase-also@m-small-type"]["deps"][1].update(md5="0" * 32),
         lambda stages: stages["align-also@m-small-type"]["params"]["params.yaml"]["chase"].update(prompt="Read."),
     ],
     ids=["never ran", "another alignment", "edited", "not written", "another revision", "another prompt"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from sparsemm.errors import RegistryError
+from sparsemm.files import write_json
 from sparsemm.registry.lockfile import check_params, md5_of, read_stages
 
 
@@ -80,18 +82,53 @@ def test_malformed_entries_are_refused(workspace, entry):
 def test_other_params_than_those_it_ran_with_are_refused(workspace):
     made = workspace("a", "b")
     stages = read_stages(made.root, "a")
-    check_params(stages, made.params)
+    check_params(stages, made.params, made.root)
     for section, name, value in (("chase", "prompt", "Say it."), ("profile", "budget", 12), ("evaluate", "seed", 1)):
         before = made.raw[section][name]
         made.raw[section][name] = value
         (made.root / "params.yaml").write_text(yaml.safe_dump(made.raw))
         with pytest.raises(RegistryError, match=f"another value of {section}"):
-            check_params(stages, made.params)
+            check_params(stages, made.params, made.root)
         made.raw[section][name] = before
     made.raw["models"]["b"]["revision"] = "r2"  # another model's entry
-    made.raw["models"]["a"]["note"] = ""  # a default, spelled out
+    made.raw["models"]["a"] |= {"note": "seen", "tune": {"samples": 6}}  # what none of these stages reads
     (made.root / "params.yaml").write_text(yaml.safe_dump(made.raw))
-    check_params(stages, made.params)
+    check_params(stages, made.params, made.root)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"revision": "r2"}, "align@a ran with another value of model.revision"),
+        ({"dtype": "bfloat16"}, "align@a ran with another value of model.dtype"),
+        ({"allocate": {"rho": 0.5}}, "allocate@a ran with another value of overrides.allocate"),
+        ({"profile": {"repetitions": 9}}, "profile@a ran with another value of overrides.profile"),
+    ],
+)
+def test_another_entry_of_the_model_than_it_ran_with_is_refused(workspace, entry, message):
+    made = workspace("a", "b")
+    stages = read_stages(made.root, "a")
+    made.raw["models"]["a"] |= entry
+    (made.root / "params.yaml").write_text(yaml.safe_dump(made.raw))
+    with pytest.raises(RegistryError, match=message):
+        check_params(stages, made.params, made.root)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"model": 1, "overrides": {}}'])
+def test_other_inputs_than_those_it_ran_with_are_refused(workspace, content):
+    made = workspace("a")
+    stages = read_stages(made.root, "a")
+    path = made.root / "artifacts" / "inputs" / "chase" / "a.json"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(RegistryError, match=r"chase@a ran with another value of artifacts/inputs/chase/a\.json"):
+        check_params(stages, made.params, made.root)
+    before = json.loads((made.root / "artifacts" / "inputs" / "align" / "a.json").read_text())
+    write_json(path, before | {"code": {"sparsemm/models.py": "edited"}})
+    with pytest.raises(RegistryError, match=r"chase@a ran with another value of artifacts/inputs/chase/a\.json"):
+        check_params(stages, made.params, made.root)
 
 
 def test_hashes_are_dvcs(tmp_path):
