@@ -42,13 +42,16 @@ check: setup
 # A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers. A crash of
 # compiled code ends the run: another process in its place can leave it waiting for ever.
 PYTEST := -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
+KERNEL_TESTS := tests/ops/test_cuda.py tests/ops/test_sanitizers.py
 test: setup
-	OMP_NUM_THREADS=1 python $(PYTEST) --no-loadscope-reorder --durations 20
+	OMP_NUM_THREADS=1 python $(PYTEST) --no-loadscope-reorder --durations 20 $(addprefix --ignore ,$(KERNEL_TESTS))
 
-# On a CUDA device, or where there is none on a stand-in for it: what is not about a device is left to `test`.
+# The kernels in their emulation and under sanitizers. Then the rest on a CUDA device, or where there is none on a stand-in
+# for it: what is not about a device is left to `test`.
 CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align benchmarks chase commands evaluate profiling \
 	studies training report/test_stage.py test_families.py test_models.py
 test-cuda: setup
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist load $(KERNEL_TESTS)
 	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 \
 		$(addprefix tests/,$(CUDA_TESTS))
 

@@ -122,17 +122,17 @@ def without_assembled(text: str) -> str:
 
 
 def few_studies(text: str, *few: str) -> str:
-    """params.yaml with a few studies, by default one that asks and one that reads: all of a group are made alike."""
+    """params.yaml with a few studies: all of a group are made alike."""
     value = yaml.safe_load(text)
     for group, studies in value["studies"].items():
-        value["studies"][group] = {name: one for name, one in studies.items() if name in (few or ("curve", "rho"))}
+        value["studies"][group] = {name: one for name, one in studies.items() if name in few}
     return yaml.safe_dump(value, sort_keys=False)
 
 
-def without_code(text: str) -> str:
-    """dvc.yaml whose first stage does not depend on code, so that it runs for new params alone."""
+def short(text: str) -> str:
+    """dvc.yaml without the search for a method, its first stage running for new params and not for new code."""
     value = yaml.safe_load(text)
-    del value["stages"]["inputs"]["deps"]
+    del value["stages"]["inputs"]["deps"], value["stages"]["tune"]
     return yaml.safe_dump(value, sort_keys=False)
 
 
@@ -226,7 +226,8 @@ class Repository:
 def make_template(folder: Path, whole: bool = False) -> Path:
     """An initialised repository of two models, to be copied: git and DVC take seconds to make one.
 
-    Its stages depend on code only if it is `whole`.
+    If it is `whole`, its pipeline is the real one with a study that asks and one that reads, and depends on code.
+    Otherwise it is `short` and has no studies.
     """
     root = folder / "repository"
     root.mkdir()
@@ -235,9 +236,10 @@ def make_template(folder: Path, whole: bool = False) -> Path:
     for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, root)
     if not whole:
-        (root / "dvc.yaml").write_text(without_code((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
-    given = few_studies(without_assembled(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8"))))
-    (root / "params.yaml").write_text(given, encoding="utf-8")
+        (root / "dvc.yaml").write_text(short((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
+    text = without_assembled(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    text = few_studies(text, *(("curve", "rho") if whole else ()))
+    (root / "params.yaml").write_text(text, encoding="utf-8")
     script = folder / "bin" / "sparsemm"
     script.parent.mkdir()
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))

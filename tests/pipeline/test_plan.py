@@ -1,3 +1,4 @@
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from queue import Queue
 
@@ -7,6 +8,7 @@ from sparsemm.errors import ParamsError, PipelineError
 from sparsemm.pipeline import plan as module
 from sparsemm.pipeline.integrate import integrate
 from sparsemm.pipeline.plan import plan, stages, targets
+from tests.repository import ROOT, few_studies
 from tests.servers import wait_for
 
 
@@ -28,8 +30,11 @@ def test_what_is_stale_before_and_after(repository):
     assert found.models == {"three": stages(repository.root)} and found.downloads == ()
 
 
-def test_targets_end_where_asked(repository):
-    root = repository.root
+def test_targets_end_where_asked(tmp_path):
+    root = tmp_path
+    shutil.copy(ROOT / "dvc.yaml", root)
+    text = few_studies((ROOT / "params.yaml").read_text(encoding="utf-8"), "curve", "rho")
+    (root / "params.yaml").write_text(text, encoding="utf-8")
     mine = ["align@k-1", "chase@k-1", "allocate@k-1", "evaluate@k-1", "profile@k-1", "tune@k-1", "explore@k-1"]
     assert targets(root, "k-1") == [*mine, "study@rho-k-1", "study-derived@curve-k-1"]
     assert targets(root, "k-1", "chase") == mine[:2]
