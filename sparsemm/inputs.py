@@ -67,14 +67,9 @@ def settings(params: Params) -> dict[str, dict[str, Any]]:
     result = {}
     for stage, folder, _, keys in _of_models(params):
         for key, entry in params.models.items():
-            model = {} if stage in WITHOUT_MODEL else {"model": identity_of(entry)}
+            model = {} if stage in WITHOUT_MODEL else {"model": entry.identity()}
             result[f"{folder}/{key}.json"] = model | {"overrides": overrides(entry, keys)}
     return result
-
-
-def identity_of(entry: ModelParams) -> dict[str, Any]:
-    """Returns which checkpoint a model is and how it is loaded: its entry without overrides and the note."""
-    return entry.model_dump(mode="json", exclude={"note", *OVERRIDDEN})
 
 
 def overrides(entry: ModelParams, keys: Names) -> dict[str, Any]:
@@ -96,14 +91,15 @@ def run(params: Params, root: Path = Path(".")) -> None:
     for path in sorted(folder.rglob("*.json")):
         if path.relative_to(folder).as_posix() not in wanted:
             path.unlink()
+    changes: dict[str, list[str]] = {}
     for name, content in wanted.items():
         before = _read(folder / name)
-        if before == content:
-            continue
-        if changes := list(_changes(before, content)):
-            more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
-            print(f"{name.removesuffix('.json')}: {', '.join(changes[:5])}{more}")
-        write_json(folder / name, content)
+        if before != content:
+            for change in _changes(before, content):
+                changes.setdefault(change, []).append(name.removesuffix(".json"))
+            write_json(folder / name, content)
+    for change, names in sorted(changes.items()):
+        print(f"{change}: {', '.join(_together(names, len(params.models)))}")
 
 
 def _of_models(params: Params) -> Iterator[tuple[str, str, Names, Names]]:
@@ -126,7 +122,18 @@ def _read(path: Path) -> Any:
 
 def _changes(before: Any, content: dict[str, Any]) -> Iterator[str]:
     """Yields the names of values that differ; nothing where there was no such file."""
-    for part in before if isinstance(before, dict) else ():
-        old, new = before[part], content.get(part, {})
-        if isinstance(old, dict):
-            yield from (name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
+    for part, new in content.items() if isinstance(before, dict) else ():
+        old = before.get(part)
+        names = {*new, *old} if isinstance(old, dict) else {*new}
+        changed = (name for name in sorted(names) if not isinstance(old, dict) or old.get(name) != new.get(name))
+        yield from (name if part == "code" else f"{part}.{name}" for name in changed)
+
+
+def _together(names: list[str], models: int) -> Iterator[str]:
+    """Yields stages of which all models are named, and else the names."""
+    stages = [name.rpartition("/")[0] for name in names]
+    for stage in dict.fromkeys(stages):
+        if stage and stages.count(stage) == models > 1:
+            yield stage
+        else:
+            yield from (name for name in names if name.rpartition("/")[0] == stage)

@@ -130,9 +130,11 @@ def few_studies(text: str, *few: str) -> str:
 
 
 def short(text: str) -> str:
-    """dvc.yaml without the search for a method, its first stage running for new params and not for new code."""
+    """dvc.yaml without studies and recipes, its first stage running for new params and not for new code."""
     value = yaml.safe_load(text)
     del value["stages"]["inputs"]["deps"], value["stages"]["tune"]
+    for folder in ("recipes", "studies"):
+        value["stages"]["report"]["deps"].remove(f"artifacts/{folder}")
     return yaml.safe_dump(value, sort_keys=False)
 
 

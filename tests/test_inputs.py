@@ -102,8 +102,18 @@ def test_it_says_what_changed_and_writes_nothing_else(tmp_path, monkeypatch, cap
     raw["models"]["tiny-qwen2-vl"] |= {"revision": "2", "tune": {"samples": 12}}
     run(parse_params(yaml.safe_dump(raw)), tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    assert "report: sparsemm/tables.py" in lines and "chase/tiny-qwen2-vl: revision" in lines
-    assert "tune/tiny-qwen2-vl: revision, tune" in lines and not any("smollm2" in line for line in lines)
+    assert lines[1:] == ["overrides.tune: tune/tiny-qwen2-vl", "sparsemm/tables.py: report"]
+    assert lines[0].startswith("model.revision: align/tiny-qwen2-vl, chase/tiny-qwen2-vl, evaluate/tiny-qwen2-vl, ")
     assert not former.exists() and json.loads((tmp_path / FOLDER / "assemble.json").read_text(encoding="utf-8"))
     for path, when in files.items():
         assert path.stat().st_mtime_ns == when or path.stem in ("tiny-qwen2-vl", "report", "assemble"), path
+
+
+def test_a_change_of_all_models_names_the_stage_alone(tmp_path, capsys):
+    run(PARAMS, tmp_path)
+    for path in (tmp_path / FOLDER / "chase").iterdir():
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["code"] |= {"sparsemm/gone.py": "0" * 16}
+        path.write_text(json.dumps(content), encoding="utf-8")
+    run(PARAMS, tmp_path)
+    assert capsys.readouterr().out == "sparsemm/gone.py: chase\n"

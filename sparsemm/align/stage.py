@@ -100,7 +100,7 @@ def run(params: Params, key: str, root: Path = Path("."), dataset: str | None = 
     source = root / "artifacts" / "datasets" / f"{chase.dataset}.parquet"
     records = read_records(source)
     shards = [records[i : i + chase.shard_size] for i in range(0, len(records), chase.shard_size)]
-    settings = [entry.model_dump(exclude={"note"}), chase.model_dump(), sha256_file(source)]
+    settings = [entry.identity(), chase.model_dump(), sha256_file(source)]
     work = work_folder(root, "align", key, dataset) / identity(settings, __name__)
     paths = [work / f"{i:05d}.json" for i in range(len(shards))]
     todo = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.is_file()]

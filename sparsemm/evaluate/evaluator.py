@@ -88,7 +88,7 @@ class Evaluator:
         if missing:
             raise DataError("there is no such file", where=missing[0], hint="run the download stage first")
         digests = [sha256_file(path) for path in (table, *inputs)]
-        parts = [params.model(key).model_dump(), params.chase.prompt, self.settings, known, digests]
+        parts = [params.model(key).identity(), params.chase.prompt, self.settings, known, digests]
         self.store = Store(root / "artifacts" / "work" / name / key / identity(parts, __name__, *modules))
 
     @cached_property

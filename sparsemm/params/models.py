@@ -48,6 +48,10 @@ class ModelParams(Strict):
     tune: Overrides = Field({}, description="the same for `tune`")
     studies: Overrides = Field({}, description="the same for `studies`")
 
+    def identity(self) -> dict[str, Any]:
+        """Returns which checkpoint it is and how it is loaded, as JSON: the entry without its note and overrides."""
+        return self.model_dump(mode="json", exclude={"note", *OVERRIDDEN})
+
 
 class AssembledParams(Strict):
     """A checkpoint that `sparsemm assemble` writes to artifacts/checkpoints/KEY."""
