@@ -14,7 +14,7 @@ def test_results_are_committed_once(repository):
     assert "dvc.lock" in tracked and "artifacts/scores/one.json" in tracked
     assert not [name for name in tracked if name.endswith((".parquet", ".safetensors"))]
     assert integrate(repository.root, [], "Results") is None
-    assert sum(repository.called().values()) == 21
+    assert sum(repository.called().values()) == 15
 
 
 def test_two_integrators_at_once_do_the_work_once(repository):
@@ -25,7 +25,7 @@ def test_two_integrators_at_once_do_the_work_once(repository):
     for thread in threads:
         thread.join()
     assert sorted(commit is None for commit in made) == [False, True]
-    assert sum(repository.called().values()) == 21
+    assert sum(repository.called().values()) == 15
 
 
 def test_a_failing_stage_commits_nothing(repository):

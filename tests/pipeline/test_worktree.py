@@ -25,7 +25,7 @@ def test_models_side_by_side_come_back_through_the_run_cache(repository):
     for thread in threads:
         thread.join()
     ran = repository.called()
-    assert ran["chase one"] == ran["chase two"] == 1 and sum(ran.values()) == 20
+    assert ran["chase one"] == ran["chase two"] == 1 and sum(ran.values()) == 14
     integrate(repository.root, [], "all")
     assert repository.called() == {"report ": 1}  # everything else came from the run cache
     assert repository.git("worktree", "list").count("\n") == 1
