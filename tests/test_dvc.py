@@ -117,7 +117,9 @@ def test_an_edit_in_one_module_runs_only_who_uses_it(pipeline):
     path.write_text(path.read_text() + "# a comment\n")
     assert pipeline.repro() == Counter()
     path.write_text(path.read_text() + "EDITED = True\n")
-    assert plan(pipeline.root).models == {"one": ("profile",), "two": ("profile",)}  # not only what DVC has written
+    lines = []
+    assert plan(pipeline.root, lines.append).models == {"one": ("profile",), "two": ("profile",)}
+    assert "sparsemm/profiling/latency.py: profile-shape, profile" in lines  # why they are stale
     ran = pipeline.repro()
     assert {name.split()[0] for name in ran} <= {"profile", "study", "report"} and ran["profile one"] == 1
     assert "study rho one" not in ran
