@@ -135,8 +135,8 @@ def _other_setting(name: str, md5: str, params: Params, root: Path) -> str | Non
     """Returns the first value of a model's entry that is not the one in its file of artifacts/inputs, or None."""
     path = inputs.FOLDER / name
     try:
-        content = (root / path).read_bytes()
-        ran = json.loads(content)
+        ran = json.loads((root / path).read_bytes())
+        same = md5_of(root / path) == md5
         now = inputs.settings(params)[name]
         changed = [
             f"{part}.{key}"
@@ -146,9 +146,7 @@ def _other_setting(name: str, md5: str, params: Params, root: Path) -> str | Non
         ]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return path.as_posix()
-    if hashlib.md5(content).hexdigest() != md5:  # noqa: S324
-        return path.as_posix()
-    return min(changed, default=None)
+    return min(changed, default=None) if same else path.as_posix()
 
 
 def md5_of(path: Path) -> str:
