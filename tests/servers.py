@@ -31,11 +31,12 @@ def wait_for(condition: Callable[[], object], what: str | Callable[[], str], sec
     Raises:
         AssertionError: if it does not in time.
     """
-    until = time.monotonic() + seconds
+    begun = time.monotonic()
     while not condition():
-        if time.monotonic() >= until:
+        waited = time.monotonic() - begun
+        if waited >= seconds:
             raise AssertionError(f"{what if isinstance(what, str) else what()}: not within {seconds} s")
-        time.sleep(0.1)
+        time.sleep(min(0.02 + waited / 10, 1.0))  # asking costs time of what is waited for
 
 
 def answers(url: str) -> bool:

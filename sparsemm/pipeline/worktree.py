@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sparsemm.errors import PipelineError
 from sparsemm.params import load_params
@@ -31,14 +32,30 @@ def check_clean(root: Path) -> None:
         raise PipelineError(f"uncommitted changes in {files}", where=str(root), hint=hint)
 
 
+def dvc_settings(root: Path) -> dict[str, Any]:
+    """Returns DVC's settings for a repository, those of the user and the system included, by their sections.
+
+    They are read here because DVC's commands take a second to start. Raises PipelineError if DVC cannot use them.
+    """
+    from dvc.config import Config, ConfigError
+
+    folder = root.resolve() / ".dvc"
+    if not folder.is_dir():
+        raise PipelineError("not a DVC repository", where=str(root), hint="run `dvc init`, or name the repository's root")
+    try:
+        return dict(Config(str(folder)))
+    except ConfigError as error:
+        raise PipelineError(f"DVC's settings: {error}", where=str(folder / "config"), hint="see `dvc config`") from error
+
+
 def cache_folder(root: Path) -> Path:
-    """Returns the folder of a repository's DVC cache, which all worktrees share."""
-    return Path(run(["dvc", "cache", "dir"], cwd=root).strip().splitlines()[-1]).resolve()
+    """Returns the folder of a repository's DVC cache, which all worktrees share. Raises as `dvc_settings` does."""
+    return Path(dvc_settings(root)["cache"].get("dir") or root / ".dvc" / "cache").resolve()
 
 
 def has_remote(root: Path) -> bool:
-    """Tells whether a DVC remote is configured."""
-    return bool(run(["dvc", "remote", "list"], cwd=root).strip())
+    """Tells whether a DVC remote is configured. Raises as `dvc_settings` does."""
+    return bool(dvc_settings(root)["remote"])
 
 
 @contextmanager
@@ -78,8 +95,12 @@ def _local_settings(root: Path, folder: Path) -> None:
         copied = folder / ".dvc" / "config.local"
         copied.write_text(local.read_text(encoding="utf-8"), encoding="utf-8")
         copied.chmod(0o600)
-    # The path is relative because DVC can only write ASCII settings, and parent folders may have any name.
-    run(["dvc", "cache", "dir", "--local", os.path.relpath(cache_folder(root), folder.resolve())], cwd=folder)
+    from dvc.config import Config
+
+    with Config(str(folder / ".dvc")).edit("local") as settings:
+        # The path is relative because DVC can only write ASCII settings, and parent folders may have any name. DVC takes
+        # it as relative to the current folder, and stores it as relative to the settings.
+        settings["cache"]["dir"] = os.path.relpath(cache_folder(root))
 
 
 def _link_checkpoints(root: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sparsemm.errors import PipelineError
 from sparsemm.pipeline.integrate import integrate
 from sparsemm.pipeline.plan import targets
-from sparsemm.pipeline.worktree import check_clean, has_remote, reproduce, worktree
+from sparsemm.pipeline.worktree import cache_folder, check_clean, has_remote, reproduce, worktree
 
 
 def model_in_worktree(repository, key):
@@ -97,6 +97,14 @@ def test_uncommitted_inputs_are_refused_and_named(repository):
     (repository.root / "sparsemm" / "budgets.py").write_text("# edited")
     with pytest.raises(PipelineError, match="sparsemm/budgets.py"):
         check_clean(repository.root)
+
+
+def test_settings_that_dvc_cannot_use_are_refused(repository, tmp_path):
+    with pytest.raises(PipelineError, match="not a DVC repository.*dvc init"):
+        has_remote(tmp_path)
+    (repository.root / ".dvc" / "config").write_text("[cache]\n    dir = [\nremote")
+    with pytest.raises(PipelineError, match="DVC's settings"):
+        cache_folder(repository.root)
 
 
 def test_a_remote_is_noticed_and_its_local_settings_are_copied(repository, tmp_path):

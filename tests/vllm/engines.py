@@ -275,6 +275,7 @@ def engine(name: str | Path, compress: dict[str, Any] | None, **options: Any) ->
     additional = {} if compress is None else {"additional_config": {"sparsemm": compress}}
     if not list(folder.glob("tokenizer*")):
         defaults["skip_tokenizer_init"] = True
+    gc.freeze()  # vLLM collects garbage ten times, and what is imported takes it a second each
     llm = LLM(str(folder), **defaults | additional | options)
     try:
         yield llm
