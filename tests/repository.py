@@ -101,6 +101,8 @@ for key, entry in params["models"].items():
     for group, studies in params["studies"].items():
         own = {"overrides": {}} | ({} if group == "derived" else model)
         files |= {f"study/{name}/{key}": own for name in studies}
+for name in ("recipes", "studies"):
+    pathlib.Path("artifacts", name).mkdir(parents=True, exist_ok=True)
 for name, content in files.items():
     path = pathlib.Path("artifacts/inputs") / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +135,6 @@ def short(text: str) -> str:
     """dvc.yaml without studies and recipes, its first stage running for new params and not for new code."""
     value = yaml.safe_load(text)
     del value["stages"]["inputs"]["deps"], value["stages"]["tune"]
-    for folder in ("recipes", "studies"):
-        value["stages"]["report"]["deps"].remove(f"artifacts/{folder}")
     return yaml.safe_dump(value, sort_keys=False)
 
 

@@ -41,11 +41,12 @@ def dvc_settings(root: Path) -> dict[str, Any]:
 
     folder = root.resolve() / ".dvc"
     if not folder.is_dir():
-        raise PipelineError("not a DVC repository", where=str(root), hint="run `dvc init`, or name the repository's root")
+        raise PipelineError("not a DVC repository", where=str(root), hint="run `dvc init`, or name its root")
     try:
         return dict(Config(str(folder)))
     except ConfigError as error:
-        raise PipelineError(f"DVC's settings: {error}", where=str(folder / "config"), hint="see `dvc config`") from error
+        hint = "mend the file; `dvc config --list` says when it is well"
+        raise PipelineError(f"DVC's settings: {error}", where=str(folder / "config"), hint=hint) from error
 
 
 def cache_folder(root: Path) -> Path:
@@ -98,8 +99,8 @@ def _local_settings(root: Path, folder: Path) -> None:
     from dvc.config import Config
 
     with Config(str(folder / ".dvc")).edit("local") as settings:
-        # The path is relative because DVC can only write ASCII settings, and parent folders may have any name. DVC takes
-        # it as relative to the current folder, and stores it as relative to the settings.
+        # The path is relative because DVC can only write ASCII settings, and parent folders may have any name. DVC
+        # takes it as relative to the current folder, and stores it as relative to the settings.
         settings["cache"]["dir"] = os.path.relpath(cache_folder(root))
 
 

@@ -74,7 +74,8 @@ def nothing_compiled():
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")  # its own
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of flex attention itself
 @pytest.mark.parametrize("name", ["sdpa", "eager", "flex_attention", "flash_attention_2"])
 @pytest.mark.parametrize("tokens", ["whole", "padded"])
 @pytest.mark.parametrize("options", [{}, {"prefill_chunk_size": 7}])

@@ -291,7 +291,6 @@ def engine(name: str | Path, compress: dict[str, Any] | None, **options: Any) ->
         llm.llm_engine.engine_core.shutdown()
         del llm
         cleanup_dist_env_and_memory()
-        gc.collect()
 
 
 def run(llm: Any, name: str, requests: list[Ask], **options: Any) -> list[list[int]]:
