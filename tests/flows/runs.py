@@ -23,7 +23,7 @@ def start(name, **parameters):
 
 
 def state(run):
-    """Type and name of a flow run's state: asked for often, and Prefect's client takes a tenth of a second to set up."""
+    """Type and name of a flow run's state: asked for often, and Prefect's client takes 0.1 s to set up."""
     with urllib.request.urlopen(f"{os.environ['PREFECT_API_URL']}/flow_runs/{run}", timeout=60) as reply:
         found = json.load(reply)["state"]
     return found["type"], found["name"]
