@@ -9,7 +9,7 @@ from uuid import UUID
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
-from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState
+from prefect.events.actions import ActionTypes, CallWebhook, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.types import SecretDict
 from pydantic import SecretStr
@@ -106,10 +106,15 @@ def save_webhook() -> UUID | None:
 
 
 def install_all(client: SyncPrefectClient, wanted: list[AutomationCore]) -> None:
-    """Installs the automations, and deletes those of earlier versions. Alerts that exist stay if none are wanted."""
+    """Installs the automations, and deletes those of earlier versions.
+
+    Alerts that exist stay if none are wanted, and so do the triggers of prefect.yaml, which `prefect deploy` replaces:
+    an arrival in between would be missed. Only their action tells them from ours: the server does not say whose one is.
+    """
     known = {automation.name for automation in wanted} | {ALERT_FAILED, ALERT_REFUSED}
     for existing in client.read_automations():
-        if existing.name.startswith(PREFIX) and existing.name not in known and not existing.owner_resource:
+        triggers_a_deployment = any(isinstance(action, RunDeployment) for action in existing.actions)
+        if existing.name.startswith(PREFIX) and existing.name not in known and not triggers_a_deployment:
             client.delete_automation(existing.id)
     for automation in wanted:
         install(client, automation)

@@ -45,7 +45,6 @@ OF_A_STUDY: dict[str, tuple[str, Names, Names]] = {
     "study-compared": ("compared", (STUDY, ASKS), (*ALLOCATE, *ANSWERS)),
     "study-derived": ("derived", (STUDY,), ("evaluate.bootstrap", "evaluate.seed", "profile.budget")),
 }
-REPORTED = ("align", "evaluate", "explorer", "profile", "recipes", "scores", "studies")  # folders of artifacts
 WITHOUT_MODEL = ("allocate", "study-derived")  # they read what other stages wrote
 
 
@@ -86,12 +85,7 @@ def overrides(entry: ModelParams, keys: Names) -> dict[str, Any]:
 
 
 def run(params: Params, root: Path = Path(".")) -> None:
-    """Writes the files that differ from those that exist, removes those of former stages, and prints what changed.
-
-    It also creates the folders that the report reads: DVC stops where one is missing, as where there is no study.
-    """
-    for name in REPORTED:
-        (root / "artifacts" / name).mkdir(parents=True, exist_ok=True)
+    """Writes the files that differ from those that exist, removes those of former stages, and prints what changed."""
     wanted = contents(params)
     folder = root / FOLDER
     for path in sorted(folder.rglob("*.json")):

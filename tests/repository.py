@@ -101,8 +101,6 @@ for key, entry in params["models"].items():
     for group, studies in params["studies"].items():
         own = {"overrides": {}} | ({} if group == "derived" else model)
         files |= {f"study/{name}/{key}": own for name in studies}
-for name in ("recipes", "studies"):
-    pathlib.Path("artifacts", name).mkdir(parents=True, exist_ok=True)
 for name, content in files.items():
     path = pathlib.Path("artifacts/inputs") / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,9 +130,10 @@ def few_studies(text: str, *few: str) -> str:
 
 
 def short(text: str) -> str:
-    """dvc.yaml without studies and recipes, its first stage running for new params and not for new code."""
+    """dvc.yaml without recipes, its first stage running for new params and not for new code."""
     value = yaml.safe_load(text)
     del value["stages"]["inputs"]["deps"], value["stages"]["tune"]
+    value["stages"]["report"]["deps"].remove("artifacts/recipes")
     return yaml.safe_dump(value, sort_keys=False)
 
 
@@ -235,8 +234,9 @@ def make_template(folder: Path, whole: bool = False) -> Path:
     root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
-        shutil.copy(ROOT / name, root)
+    (root / "artifacts" / "studies").mkdir(parents=True)
+    for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore", "artifacts/studies/.gitkeep"):
+        shutil.copy(ROOT / name, root / name)
     if not whole:
         (root / "dvc.yaml").write_text(short((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     text = without_assembled(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8")))

@@ -109,11 +109,6 @@ def test_it_says_what_changed_and_writes_nothing_else(tmp_path, monkeypatch, cap
         assert path.stat().st_mtime_ns == when or path.stem in ("tiny-qwen2-vl", "report", "assemble"), path
 
 
-def test_what_the_report_reads_exists_where_no_stage_has_run(tmp_path):
-    run(PARAMS, tmp_path)
-    assert all((tmp_path / path).exists() for path in STAGES["report"]["deps"])
-
-
 def test_a_change_of_all_models_names_the_stage_alone(tmp_path, capsys):
     run(PARAMS, tmp_path)
     for path in (tmp_path / FOLDER / "chase").iterdir():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.events.actions import RunDeployment
 
 from flows.alerts import ALERT_FAILED, ALERT_REFUSED, PREFIX, RESTART, SILENT, automations, install_all, save_webhook
 from flows.stages import REFUSED, REFUSED_PREFIX
@@ -76,14 +78,20 @@ def test_runs_of_others_are_not_reported(alerts):
     assert not texts(alerts, "of somebody else")
 
 
-def test_automations_of_earlier_versions_go_and_alerts_stay(alerts):
+def test_automations_of_earlier_versions_go_and_alerts_and_triggers_stay(alerts):
+    old, trigger = f"{PREFIX}crashed runs start again", f"{PREFIX}a trigger of prefect.yaml"
+
     def names():
-        with get_client(sync_client=True) as client:
-            return {a.name for a in client.read_automations() if a.name.startswith(PREFIX) and not a.owner_resource}
+        return {a.name for a in client.read_automations() if a.name.startswith(PREFIX)}
 
     with get_client(sync_client=True) as client:
-        (old,) = [a for a in automations(SILENCE) if a.name == RESTART]
-        client.create_automation(old.model_copy(update={"name": f"{PREFIX}crashed runs start again"}))
-        assert len(names()) == 5
+        before = names()
+        (restart,) = [a for a in automations(SILENCE) if a.name == RESTART]
+        client.create_automation(restart.model_copy(update={"name": old}))
+        runs = {"name": trigger, "actions": [RunDeployment(source="selected", deployment_id=uuid4())]}
+        created = client.create_automation(restart.model_copy(update=runs))
+        assert names() == before | {old, trigger}
         install_all(client, automations(SILENCE))
-    assert names() == {SILENT, RESTART, ALERT_FAILED, ALERT_REFUSED}
+        assert names() == before | {trigger}
+        client.delete_automation(created)
+    assert {SILENT, RESTART, ALERT_FAILED, ALERT_REFUSED} <= before
