@@ -130,10 +130,11 @@ def few_studies(text: str, *few: str) -> str:
 
 
 def short(text: str) -> str:
-    """dvc.yaml without recipes, its first stage running for new params and not for new code."""
+    """dvc.yaml without studies and recipes, its first stage running for new params and not for new code."""
     value = yaml.safe_load(text)
     del value["stages"]["inputs"]["deps"], value["stages"]["tune"]
-    value["stages"]["report"]["deps"].remove("artifacts/recipes")
+    for folder in ("recipes", "studies"):
+        value["stages"]["report"]["deps"].remove(f"artifacts/{folder}")
     return yaml.safe_dump(value, sort_keys=False)
 
 
@@ -234,9 +235,8 @@ def make_template(folder: Path, whole: bool = False) -> Path:
     root.mkdir()
     for name in ("sparsemm", "flows", "csrc"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (root / "artifacts" / "studies").mkdir(parents=True)
-    for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore", "artifacts/studies/.gitkeep"):
-        shutil.copy(ROOT / name, root / name)
+    for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, root)
     if not whole:
         (root / "dvc.yaml").write_text(short((ROOT / "dvc.yaml").read_text(encoding="utf-8")), encoding="utf-8")
     text = without_assembled(without_robustness((ROOT / "params.yaml").read_text(encoding="utf-8")))
