@@ -45,7 +45,7 @@ def dvc_settings(root: Path) -> dict[str, Any]:
     try:
         return dict(Config(str(folder)))
     except ConfigError as error:
-        hint = "mend the file; `dvc config --list` says when it is well"
+        hint = "correct the file; `dvc config --list` shows whether DVC can read it"
         raise PipelineError(f"DVC's settings: {error}", where=str(folder / "config"), hint=hint) from error
 
 
@@ -98,10 +98,11 @@ def _local_settings(root: Path, folder: Path) -> None:
         copied.chmod(0o600)
     from dvc.config import Config
 
+    # The path is relative because DVC can only write ASCII settings, and parent folders may have any name. DVC takes it
+    # as relative to the current folder, and stores it as relative to the settings.
+    shared = os.path.relpath(cache_folder(root))
     with Config(str(folder / ".dvc")).edit("local") as settings:
-        # The path is relative because DVC can only write ASCII settings, and parent folders may have any name. DVC
-        # takes it as relative to the current folder, and stores it as relative to the settings.
-        settings["cache"]["dir"] = os.path.relpath(cache_folder(root))
+        settings["cache"]["dir"] = shared
 
 
 def _link_checkpoints(root: Path, folder: Path) -> None:

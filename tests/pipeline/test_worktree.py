@@ -102,9 +102,11 @@ def test_uncommitted_inputs_are_refused_and_named(repository):
 def test_settings_that_dvc_cannot_use_are_refused(repository, tmp_path):
     with pytest.raises(PipelineError, match="not a DVC repository.*dvc init"):
         has_remote(tmp_path)
-    (repository.root / ".dvc" / "config").write_text("[cache]\n    dir = [\nremote")
+    (repository.root / ".dvc" / "config.local").write_text("[cache]\n    dir = [\nremote")
     with pytest.raises(PipelineError, match="DVC's settings"):
         cache_folder(repository.root)
+    with pytest.raises(PipelineError, match="DVC's settings"), worktree(repository.root, "one"):
+        pass
 
 
 def test_a_remote_is_noticed_and_its_local_settings_are_copied(repository, tmp_path):
