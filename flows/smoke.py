@@ -30,7 +30,7 @@ def main() -> None:
         os.environ.pop(name, None)
     os.environ["PREFECT_HOME"] = str(folder.parent / "smoke-prefect")
     database = sqlite_uri(folder.parent / "smoke-prefect" / "prefect.db")
-    os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = database.replace("sqlite:", "sqlite+aiosqlite:", 1)
+    os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:" + database.partition(":")[2]
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
     from prefect import flow

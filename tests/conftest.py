@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -75,6 +76,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if any(path.is_relative_to(place) for place in places):
                 item.add_marker(marker)
     items.sort(key=lambda item: next((i for i, name in enumerate(LONG) if item.path == folder / name), len(LONG)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_litter() -> Iterator[None]:
+    """No test leaves anything in the repository, except what git ignores by its name. Empty folders count, unlike in git."""
+    before = set(os.listdir(ROOT))
+    yield
+    new = sorted(set(os.listdir(ROOT)) - before)
+    ignored = subprocess.run(["git", "check-ignore", *new], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    assert not set(new) - set(ignored)
 
 
 @lru_cache(maxsize=8)

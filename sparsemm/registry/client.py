@@ -57,8 +57,10 @@ def files_folder(store: Path) -> Path:
 
 
 def sqlite_uri(file: Path) -> str:
-    """Returns the SQLAlchemy address of a SQLite file. A ? in the path is quoted, because options follow a ? there."""
-    return f"sqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
+    """Returns the SQLAlchemy address of a SQLite file. A ? in the path is quoted, because options follow a ? there; the
+    driver is named then, because MLflow makes a folder called "file:" for an address of this kind without it.
+    """
+    return f"sqlite+pysqlite:///file:{quote(str(file))}?uri=true" if "?" in str(file) else f"sqlite:///{file}"
 
 
 def registry_uri(explicit: str | None, params: Params | None = None, root: Path = Path(".")) -> str:
@@ -76,11 +78,11 @@ def registry_uri(explicit: str | None, params: Params | None = None, root: Path 
         host, secret = parts.hostname, parts.username is not None or parts.password is not None
     except ValueError as error:
         raise RegistryError("the tracking URI is not a URI") from error
-    if parts.scheme == "sqlite" and sqlite_file(uri):
+    if sqlite_file(uri):
         return uri
     if parts.scheme not in ("http", "https") or not host:
         hint = (
-            "use http(s)://host:port or sqlite:///file (sqlite:///file:/a%3Fb?uri=true if its path holds a ?); for "
+            "use http(s)://host:port or sqlite:///file (sqlite+pysqlite:///file:/a%3Fb?uri=true if its path holds a ?); for "
             "other databases start `sparsemm registry serve --store`"
         )
         raise RegistryError(f"unsupported kind of tracking URI: {parts.scheme or 'path'!r}", hint=hint)
@@ -92,7 +94,7 @@ def registry_uri(explicit: str | None, params: Params | None = None, root: Path 
 
 def sqlite_file(uri: str) -> Path | None:
     """Returns the database file of an address made by `sqlite_uri`, or None for any other address."""
-    if match := re.fullmatch(r"sqlite:///file:([^?]+)\?uri=true", uri):
+    if match := re.fullmatch(r"sqlite(?:\+pysqlite)?:///file:([^?]+)\?uri=true", uri):
         return Path(unquote(match[1]))
     return Path(uri.removeprefix("sqlite:///")) if re.fullmatch(r"sqlite:///(?!file:)[^:?][^?]*", uri) else None
 

@@ -48,7 +48,8 @@ def test_addresses_that_are_not_used_are_refused_without_repeating_their_secret(
 
 
 @pytest.mark.parametrize("name", ["what?", "a blank", "#1", "100%25%", "'q\"", "[a]*", "ü😀", "file:x"])
-def test_the_registry_is_in_its_folder_whatever_that_is_called(tmp_path, name):
+def test_the_registry_is_in_its_folder_whatever_that_is_called(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)  # where a path that is not understood would end up
     root = tmp_path / name
     uri = default_store(root)
     assert sqlite_file(uri) == root / "artifacts" / "registry" / "mlflow.db" and registry_uri(uri) == uri
