@@ -7,7 +7,7 @@ export UV_HTTP_TIMEOUT := 300
 # Tests start hundreds of processes, each of which would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo repro smoke check test test-cuda test-vllm lint audit setup docs vllm
+.PHONY: demo repro smoke check test test-cuda test-kernels test-device test-vllm lint audit setup docs vllm
 
 demo: setup
 	python -m examples.demo
@@ -44,16 +44,21 @@ check: setup
 # A thread of torch each, and a process more than the two cores it is meant for: many tests wait for servers. A crash of
 # compiled code ends the run: another process in its place can leave it waiting for ever.
 PYTEST := -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
-KERNEL_TESTS := tests/ops/test_cuda.py tests/ops/test_sanitizers.py
+KERNEL_TESTS := tests/ops/test_sanitizers.py tests/ops/test_cuda.py
 test: setup
 	OMP_NUM_THREADS=1 python $(PYTEST) --no-loadscope-reorder --durations 20 $(addprefix --ignore ,$(KERNEL_TESTS))
 
-# The kernels in their emulation and under sanitizers. Then the rest on a CUDA device, or where there is none on a stand-in
-# for it: what is not about a device is left to `test`.
+# What needs a CUDA device or something in its place: both of the next two.
+test-cuda: test-kernels test-device
+
+# The kernels in their emulation and under sanitizers.
+test-kernels: setup
+	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal $(KERNEL_TESTS)
+
+# On a CUDA device, or where there is none on a stand-in for it: what is not about a device is left to `test`.
 CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align benchmarks chase commands evaluate profiling \
 	studies training report/test_stage.py test_families.py test_models.py
-test-cuda: setup
-	OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist load $(KERNEL_TESTS)
+test-device: setup
 	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 $(addprefix tests/,$(CUDA_TESTS)) \
 		--deselect tests/evaluate/test_plugin.py::test_lmms_evals_command_line_says_what_the_stage_says
 

@@ -7,7 +7,9 @@
 // launch. What two threads do to one number without that is a race, in whatever order the fibers happened to run.
 #pragma once
 
+#undef _FORTIFY_SOURCE  // its longjmp takes another stack for a fault
 #include <link.h>
+#include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -24,6 +26,9 @@
 #include <thread>
 #include <vector>
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SANITIZED
+#endif
 #define __global__
 #define __device__
 #define __host__
@@ -51,10 +56,20 @@ struct Warp {
     int arrived = 0, turn = 0;
 };
 
+// Where a fiber stopped. swapcontext asks the system for the signals each time, so it is for a fiber's beginning, and for
+// the sanitizers, which know it.
+struct Context {
+    ucontext_t whole;
+    jmp_buf stopped;
+    bool begun = false;
+};
+
 struct Fiber {
-    ucontext_t context;
+    Context context;
     Index thread;
     bool done = false;
+    const int* awaited = nullptr;  // it has nothing to do while this number is `seen`
+    int seen = 0;
     void* sanitized = nullptr;
     char* fence = nullptr;  // what this thread had written is known to whoever acquires this
     struct { const void* atomic; int published; } observed[4];  // atomics since the last fence, and how many were there
@@ -64,7 +79,7 @@ struct Fiber {
 struct Block {
     Fiber fibers[kMostThreads];
     Warp warps[kMostThreads / 32];
-    ucontext_t scheduler;
+    Context scheduler;
     void* sanitized = nullptr;
     int threads = 0, at = 0, arrived = 0, turn = 0;
     Index block, grid;
@@ -97,11 +112,18 @@ EMULATOR void acquire(char* what) {
     __tsan_acquire(what);
 #endif
 }
-EMULATOR void change(ucontext_t* from, ucontext_t* to, void* sanitized) {
+EMULATOR void change(Context* from, Context* to, void* sanitized) {
 #ifdef __SANITIZE_THREAD__
     __tsan_switch_to_fiber(sanitized, __tsan_switch_to_fiber_no_sync);
 #endif
-    swapcontext(from, to);
+#ifdef SANITIZED
+    swapcontext(&from->whole, &to->whole);
+#else
+    from->begun = true;
+    if (_setjmp(from->stopped)) return;
+    if (to->begun) _longjmp(to->stopped, 1);
+    setcontext(&to->whole);
+#endif
 }
 EMULATOR void let_others() { change(&fiber().context, &block->scheduler, block->sanitized); }
 
@@ -111,7 +133,9 @@ EMULATOR void meet(int& arrived, int& turn, int all) {
         arrived = 0;
         ++turn;
     } else {
-        while (turn == mine) let_others();
+        fiber().awaited = &turn;
+        fiber().seen = mine;
+        let_others();
     }
 }
 EMULATOR void meet_warp() { meet(warp().arrived, warp().turn, 32); }
@@ -139,11 +163,19 @@ EMULATOR int fill_shared_memory(dl_phdr_info* library, size_t, void* own) {
 }
 static char own_address;
 
-EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::function<void()>& body) {
-    // From the system and back to it: memory that the next block gets has no history.
-    const int64_t bytes = sizeof(Block) + threads * kStack;
-    void* held = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+EMULATOR void* map(int64_t bytes) {
+    void* held = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (held == MAP_FAILED) stop("no memory for a block");
+    return held;
+}
+
+EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::function<void()>& body) {
+    constexpr int64_t kBytes = sizeof(Block) + kMostThreads * kStack;
+#ifdef SANITIZED
+    void* held = map(kBytes);  // from the system and back to it: memory that the next block gets has no history
+#else
+    static void* const held = map(kBytes);
+#endif
     block = new (held) Block;
     char* stacks = static_cast<char*>(held) + sizeof(Block);
     block->threads = threads;
@@ -161,10 +193,11 @@ EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::f
 #ifdef __SANITIZE_THREAD__
         f.sanitized = __tsan_create_fiber(0);
 #endif
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = stacks + t * kStack;
-        f.context.uc_stack.ss_size = kStack;
-        makecontext(&f.context, start, 0);
+        ucontext_t& whole = f.context.whole;
+        getcontext(&whole);
+        whole.uc_stack.ss_sp = stacks + t * kStack;
+        whole.uc_stack.ss_size = kStack;
+        makecontext(&whole, start, 0);
     }
     // A fiber that waits for one that has returned would wait for ever: a kernel with that fault hangs on a GPU too.
     for (int64_t idle = 0, left = threads; left;) {
@@ -172,9 +205,12 @@ EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::f
         const unsigned first = random(), step = random() | 1;  // odd: coprime to the threads of a block
         for (int n = 0; n < threads; ++n) {
             block->at = (first + n * step) % threads;
-            if (fiber().done) continue;
-            change(&block->scheduler, &fiber().context, fiber().sanitized);
-            left += !fiber().done;
+            Fiber& f = fiber();
+            if (!f.done && !(f.awaited && *f.awaited == f.seen)) {
+                f.awaited = nullptr;
+                change(&block->scheduler, &f.context, f.sanitized);
+            }
+            left += !f.done;
         }
         if (++idle > 10000000) stop("deadlock");
     }
@@ -187,7 +223,9 @@ EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::f
         finished.clear();
     }
 #endif
-    munmap(held, bytes);
+#ifdef SANITIZED
+    munmap(held, kBytes);
+#endif
     block = nullptr;
 }
 
