@@ -58,8 +58,10 @@ test-kernels: setup
 # On a CUDA device, or where there is none on a stand-in for it: what is not about a device is left to `test`.
 CUDA_TESTS := cuda_stand_in cache/test_device.py cache/test_graphs.py align benchmarks chase commands evaluate profiling \
 	studies training report/test_stage.py test_families.py test_models.py
+NOT_CUDA := $(addprefix tests/,benchmarks/test_controls.py benchmarks/test_peers.py training/test_card.py)
 test-device: setup
-	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 $(addprefix tests/,$(CUDA_TESTS)) \
+	OMP_NUM_THREADS=1 python tests/cuda_stand_in $(PYTEST) --durations 10 \
+		$(addprefix tests/,$(CUDA_TESTS)) $(addprefix --ignore ,$(NOT_CUDA)) \
 		--deselect tests/evaluate/test_plugin.py::test_lmms_evals_command_line_says_what_the_stage_says
 
 # vLLM wants other versions than the rest, so it has an environment of its own.

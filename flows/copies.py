@@ -39,7 +39,10 @@ def copy_of_head(root: Path, folder: Path, shrink: Callable[[Raw], None]) -> Pat
 
 
 def smallest(params: Raw) -> None:
-    """Leaves one tiny model, and the least of everything that still goes through every stage."""
+    """Leaves one tiny model, and the least of everything that still goes through every stage, with a study or more of
+    each group.
+    """
+    params["studies"]["measured"] = {"masking": params["studies"]["measured"]["masking"]}
     _few(params, "tiny-qwen2-vl", pages=12, methods=["full", "sparsemm", "snapkv"])
     params["chase"] |= {"batch_size": 4, "shard_size": 8}
     params["evaluate"] |= {"bootstrap": 200}

@@ -49,8 +49,8 @@ def test_a_copy_has_valid_small_params_and_no_results(original, tmp_path, shrink
     assert (original / "artifacts" / "table.csv").exists()
 
 
-def test_the_smoke_run_goes_through_every_study(original, tmp_path):
+def test_the_smoke_run_has_a_study_of_every_group(original, tmp_path):
     folder = copy_of_head(original, tmp_path / "copy", smallest)
     own = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["studies"]
     made = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))["studies"]
-    assert {group: list(one) for group, one in made.items()} == {group: list(one) for group, one in own.items()}
+    assert {group for group, one in made.items() if one} == {group for group, one in own.items() if one}
