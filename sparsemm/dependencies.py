@@ -112,12 +112,17 @@ def imports(name: str, inner: bool = True) -> Iterator[str]:
             continue
         if not inner and isinstance(node, ast.FunctionDef):
             continue
-        pending += ast.iter_child_nodes(node)
+        pending += _statements(node)
         if isinstance(node, ast.Import):
             yield from (one.name for one in node.names if _path(one.name))
         elif isinstance(node, ast.ImportFrom) and _path(node.module or ""):
             names = [f"{node.module}.{one.name}" for one in node.names]
             yield from (one if _path(one) else str(node.module) for one in names)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """What is directly below a node, without expressions: most of a tree, and neither imports nor definitions in them."""
+    return (one for one in ast.iter_child_nodes(node) if not isinstance(one, ast.expr))
 
 
 @cache
@@ -169,7 +174,10 @@ def without_comments(source: str) -> str:
 
 
 def _docstrings(tree: ast.AST) -> Iterator[ast.expr]:
-    for node in ast.walk(tree):
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        pending += _statements(node)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body[:1]:
                 case [ast.Expr(value=ast.Constant(value=str()) as text)]:

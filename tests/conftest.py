@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_litter() -> Iterator[None]:
-    """No test leaves anything in the repository, except what git ignores by its name. Empty folders count, unlike in git."""
+    """No test leaves anything in the repository that git does not ignore. Empty folders count, unlike in git."""
     before = set(os.listdir(ROOT))
     yield
     new = sorted(set(os.listdir(ROOT)) - before)
