@@ -121,7 +121,7 @@ def imports(name: str, inner: bool = True) -> Iterator[str]:
 
 
 def _statements(node: ast.AST) -> Iterator[ast.AST]:
-    """What is directly below a node, without expressions: most of a tree, and neither imports nor definitions in them."""
+    """What is directly below a node, without expressions: most of a tree, and without imports or definitions."""
     return (one for one in ast.iter_child_nodes(node) if not isinstance(one, ast.expr))
 
 

@@ -82,8 +82,8 @@ def registry_uri(explicit: str | None, params: Params | None = None, root: Path 
         return uri
     if parts.scheme not in ("http", "https") or not host:
         hint = (
-            "use http(s)://host:port or sqlite:///file (sqlite+pysqlite:///file:/a%3Fb?uri=true if its path holds a ?); "
-            "for other databases start `sparsemm registry serve --store`"
+            "use http(s)://host:port or sqlite:///file (sqlite+pysqlite:///file:/a%3Fb?uri=true if its path holds a ?)"
+            "; for other databases start `sparsemm registry serve --store`"
         )
         raise RegistryError(f"unsupported kind of tracking URI: {parts.scheme or 'path'!r}", hint=hint)
     if secret:
