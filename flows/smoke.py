@@ -32,7 +32,7 @@ def main() -> None:
     database = sqlite_uri(folder.parent / "smoke-prefect" / "prefect.db")
     os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = "sqlite+aiosqlite:" + database.partition(":")[2]
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-    os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"
+    os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "600"  # a machine may be busy
     from prefect import flow
     from prefect.client.orchestration import get_client
 
