@@ -170,11 +170,11 @@ EMULATOR void* map(int64_t bytes) {
 }
 
 EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::function<void()>& body) {
-    constexpr int64_t kBytes = sizeof(Block) + kMostThreads * kStack;
 #ifdef SANITIZED
-    void* held = map(kBytes);  // from the system and back to it: memory that the next block gets has no history
+    const int64_t bytes = sizeof(Block) + threads * kStack;
+    void* held = map(bytes);  // from the system and back to it: memory that the next block gets has no history
 #else
-    static void* const held = map(kBytes);
+    static void* const held = map(sizeof(Block) + kMostThreads * kStack);
 #endif
     block = new (held) Block;
     char* stacks = static_cast<char*>(held) + sizeof(Block);
@@ -224,7 +224,7 @@ EMULATOR void run_block(int64_t index, int64_t blocks, int threads, const std::f
     }
 #endif
 #ifdef SANITIZED
-    munmap(held, kBytes);
+    munmap(held, bytes);
 #endif
     block = nullptr;
 }
