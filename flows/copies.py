@@ -42,6 +42,7 @@ def smallest(params: Raw) -> None:
     """Leaves one tiny model, and the least of everything that still goes through every stage, with a study or more of
     each group.
     """
+    # One is enough: tests/studies/test_stage.py runs them all.
     params["studies"]["measured"] = {"masking": params["studies"]["measured"]["masking"]}
     _few(params, "tiny-qwen2-vl", pages=12, methods=["full", "sparsemm", "snapkv"])
     params["chase"] |= {"batch_size": 4, "shard_size": 8}

@@ -78,8 +78,8 @@ def registry_uri(explicit: str | None, params: Params | None = None, root: Path 
         host, secret = parts.hostname, parts.username is not None or parts.password is not None
     except ValueError as error:
         raise RegistryError("the tracking URI is not a URI") from error
-    if sqlite_file(uri):
-        return uri
+    if file := sqlite_file(uri):
+        return sqlite_uri(file)
     if parts.scheme not in ("http", "https") or not host:
         hint = (
             "use http(s)://host:port or sqlite:///file (sqlite+pysqlite:///file:/a%3Fb?uri=true if its path holds a ?)"
